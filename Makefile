@@ -1,0 +1,54 @@
+# Two commands do all the set-up on a fresh machine: `make bench` runs the main job, `make test` the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
+INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+BENCH ?= inception_v3 inception_v4 inception_resnet_v2
+ARGS ?=
+
+.PHONY: help bench test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make bench   time the models beside the installed peers; BENCH=... names the models, ARGS=... adds options"
+	@echo "make test    run the tests; ARGS=... goes to pytest"
+	@echo "make lint    run the formatters, linters and the type checker, as the tests do"
+	@echo "make format  format the sources"
+	@echo "make clean   remove what was built; $(VENV) stays"
+
+bench: $(VENV)/.bench
+	$(BIN)/inception-fast bench $(BENCH) $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_style.py $(ARGS)
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:
+	rm -rf build dist *.egg-info kernels/cpu/*.so $(VENV)/.bench $(VENV)/.test
+
+# torch goes first and alone with the build tools: the constraint keeps out a torch with gigabytes of CUDA, and the package is
+# then built in this environment, without an isolated one that would fetch its own.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools scikit-build-core pybind11 ninja
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.torch $(INPUTS)
+	$(PIP) --no-build-isolation --editable '.[bench]'
+	touch $@
+
+# facenet-pytorch asks for an old torch; what it needs of the others is there.
+$(VENV)/.test: $(VENV)/.torch $(INPUTS)
+	$(PIP) --no-build-isolation --editable '.[bench,hub,keras,lint,tensorflow,test]'
+	$(PIP) --no-deps facenet-pytorch
+	touch $@ $(VENV)/.bench

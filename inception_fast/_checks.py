@@ -1,0 +1,250 @@
+"""What the operations accept, checked once per signature, and the spec that each call becomes.
+
+The same functions serve real tensors (cached by signature) and fake ones, whose sizes may be symbols.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .dispatch import PoolProjectSpec
+from .kernels.spec import ConvSpec, PairSpec, PoolSpec, out_size
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Like(NamedTuple):
+    """What the checks read of a tensor."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+
+def like(tensor: Tensor) -> Like:
+    return Like(tensor.shape, tensor.dtype, tensor.device)
+
+
+Triple: TypeAlias = tuple[Like, Like, Like]  # weight, scale, shift
+
+
+def _value(condition: Any, message: Callable[[], str]) -> None:
+    torch._check_value(condition, message)
+
+
+def _type(condition: bool, message: Callable[[], str]) -> None:
+    torch._check_type(condition, message)
+
+
+def _dims(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def tensors(**named: Any) -> None:
+    """Raises TypeError for the first argument that is no tensor."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; allowed: torch.Tensor")
+
+
+def pair_of(value: int | Sequence[int], name: str) -> list[int]:
+    """[vertical, horizontal] of an int or a pair."""
+    both = [value, value] if isinstance(value, int) else list(value)
+    if len(both) != 2:
+        raise ValueError(f"{name} {value}; allowed: an int or a pair (vertical, horizontal)")
+    return both
+
+
+def four_sided(padding: int | Sequence[int]) -> list[int]:
+    """[top, bottom, left, right] of an int, a pair (vertical, horizontal) or the four."""
+    sides = [padding] if isinstance(padding, int) else list(padding)
+    if len(sides) == 4:
+        return sides
+    if len(sides) not in (1, 2):
+        raise ValueError(f"padding {padding}; allowed: an int, (vertical, horizontal) or (top, bottom, left, right)")
+    return [sides[0], sides[0], sides[-1], sides[-1]]
+
+
+def check_residual_scale(residual: Any, residual_scale: float) -> None:
+    if residual is None and residual_scale != 1.0:
+        raise ValueError(f"residual_scale {residual_scale} without a residual; allowed: 1.0")
+
+
+def _check_x(x: Like) -> None:
+    _type(x.dtype in DTYPES, lambda: f"x of dtype {x.dtype}; allowed: {', '.join(map(str, DTYPES))}")
+    _value(len(x.shape) == 4, lambda: f"x of shape {_dims(x.shape)}; allowed: four dimensions, [n, c, h, w]")
+    _value(x.shape[0] >= 1, lambda: f"an empty batch, x of shape {_dims(x.shape)}; allowed: n >= 1")
+    for size in x.shape[1:]:
+        _value(size >= 1, lambda: f"an empty map, x of shape {_dims(x.shape)}; allowed: sizes >= 1")
+
+
+def _check_params(x: Like, params: Triple, channels: int, suffix: str = "") -> None:
+    """weight [oc, channels, kh, kw] of x's dtype, scale and shift [oc] of the epilogue's, all on x's device."""
+    weight, scale, shift = params
+    name = f"w{suffix}" if suffix else "weight"
+    shape = weight.shape
+    _check_tensor(x, name, weight, (x.dtype,))
+    _value(len(shape) == 4 and min(shape) >= 1, lambda: f"{name} of shape {_dims(shape)}; allowed: [oc, c, kh, kw]")
+    _value(
+        shape[1] == channels,
+        lambda: f"{channels} input channels for {name} {_dims(shape)}; allowed: {shape[1]} channels",
+    )
+    wide = (torch.float32, torch.float64) if x.dtype is torch.float64 else (torch.float32,)
+    _check_vector(x, f"scale{suffix}", scale, wide, shape[0])
+    _check_vector(x, f"shift{suffix}", shift, wide, shape[0])
+
+
+def _check_vector(x: Like, name: str, tensor: Like, dtypes: tuple[torch.dtype, ...], length: int) -> None:
+    shape = tensor.shape
+    _check_tensor(x, name, tensor, dtypes)
+    _value(len(shape) == 1 and shape[0] == length, lambda: f"{name} of shape {_dims(shape)}; allowed: [{length}]")
+
+
+def _check_tensor(x: Like, name: str, tensor: Like, dtypes: tuple[torch.dtype, ...]) -> None:
+    allowed = " or ".join(map(str, dtypes))
+    _type(tensor.dtype in dtypes, lambda: f"{name} of dtype {tensor.dtype}; allowed with x of {x.dtype}: {allowed}")
+    _value(tensor.device == x.device, lambda: f"{name} on {tensor.device}; allowed: {x.device}, where x is")
+
+
+def _check_window(x: Like, kernel: Shape, stride: Shape, padding: Shape) -> Shape:
+    """[oh, ow] of a kernel that fits."""
+    _value(len(stride) == 2 and min(stride) >= 1, lambda: f"stride {stride}; allowed: two ints >= 1")
+    _value(
+        len(padding) == 4 and min(padding) >= 0,
+        lambda: f"padding {padding}; allowed: four ints >= 0, (top, bottom, left, right)",
+    )
+    _, _, h, w = x.shape
+    top, bottom, left, right = padding
+    for size, reach in ((h + top + bottom, kernel[0]), (w + left + right, kernel[1])):
+        _value(
+            size >= reach,
+            lambda: f"kernel {_dims(kernel)} on x {_dims(x.shape)} padded by {padding}; allowed: up to the padded map",
+        )
+    return out_size(h, kernel[0], stride[0], top, bottom), out_size(w, kernel[1], stride[1], left, right)
+
+
+class Conv(NamedTuple):
+    """A call of conv_bn_relu."""
+
+    x: Like
+    params: Triple
+    residual: Like | None
+    stride: Shape
+    padding: Shape
+    relu: bool
+
+    def shape(self) -> Shape:
+        """Checks the call; [n, oc, oh, ow]."""
+        x, weight = self.x, self.params[0]
+        _check_x(x)
+        _check_params(x, self.params, x.shape[1])
+        oh, ow = _check_window(x, weight.shape[2:], self.stride, self.padding)
+        y = (x.shape[0], weight.shape[0], oh, ow)
+        residual = self.residual
+        if residual is not None:
+            _check_tensor(x, "residual", residual, (x.dtype,))
+            _value(len(residual.shape) == 4, lambda: f"residual of shape {_dims(residual.shape)}; allowed: {_dims(y)}")
+            for seen, allowed in zip(residual.shape, y, strict=True):
+                _value(seen == allowed, lambda: f"residual of shape {_dims(residual.shape)}; allowed: {_dims(y)}")
+        return y
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - keyed by the call's values, bounded
+    def spec(self) -> ConvSpec:
+        self.shape()
+        return _conv_spec(self.x, self.params[0], self.stride, self.padding, self.relu, self.residual is not None)
+
+
+class Pair(NamedTuple):
+    """A call of asymmetric_pair ("chain") or parallel_split ("split")."""
+
+    kind: str
+    x: Like
+    first: Triple
+    second: Triple
+
+    def shape(self) -> Shape:
+        """Checks the call; [n, oc, h, w], padded SAME."""
+        x, w1, w2 = self.x, self.first[0], self.second[0]
+        chain = self.kind == "chain"
+        _check_x(x)
+        _check_params(x, self.first, x.shape[1], "1")
+        _check_params(x, self.second, w1.shape[0] if chain else x.shape[1], "2")
+        a, b = tuple(w1.shape[2:]), tuple(w2.shape[2:])
+        _value(
+            1 in a and a == b[::-1] and max(a) % 2 == 1,
+            lambda: f"kernels {a[0]}x{a[1]} and {b[0]}x{b[1]}; allowed: 1xn and nx1, in either order, n odd",
+        )
+        return (x.shape[0], w2.shape[0] + (0 if chain else w1.shape[0]), x.shape[2], x.shape[3])
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
+    def spec(self) -> PairSpec:
+        self.shape()
+        w1, w2 = self.first[0], self.second[0]
+        middle = self.x._replace(shape=(self.x.shape[0], w1.shape[0], *self.x.shape[2:]))
+        first = _conv_spec(self.x, w1, (1, 1), same_padding(w1.shape), True, False)
+        second_x = middle if self.kind == "chain" else self.x
+        return PairSpec(first, _conv_spec(second_x, w2, (1, 1), same_padding(w2.shape), True, False), self.kind)
+
+
+class PoolProject(NamedTuple):
+    """A call of pool_project."""
+
+    x: Like
+    params: Triple
+    kernel: Shape
+    stride: Shape
+    padding: Shape  # (vertical, horizontal)
+    count_include_pad: bool
+
+    def shape(self) -> Shape:
+        """Checks the call; [n, oc, oh, ow]."""
+        x, weight = self.x, self.params[0]
+        _check_x(x)
+        _check_params(x, self.params, x.shape[1])
+        kh, kw = weight.shape[2:]
+        _value((kh, kw) == (1, 1), lambda: f"weight of kernel {kh}x{kw}; allowed: 1x1")
+        kernel, padding = self.kernel, self.padding
+        _value(len(kernel) == 2 and min(kernel) >= 1, lambda: f"kernel_size {kernel}; allowed: two ints >= 1")
+        _value(
+            len(padding) == 2 and all(0 <= p <= k // 2 for p, k in zip(padding, kernel, strict=True)),
+            lambda: f"padding {padding}; allowed: from 0 to half of kernel_size {kernel}",
+        )
+        oh, ow = _check_window(x, kernel, self.stride, tuple(four_sided(padding)))
+        return (x.shape[0], weight.shape[0], oh, ow)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
+    def spec(self) -> PoolProjectSpec:
+        """The convolution goes first where that is less work: it always commutes with an average."""
+        n, oc, oh, ow = self.shape()
+        x, weight = self.x, self.params[0]
+        _, c, h, w = x.shape
+        conv_first = oc <= c and self.stride == (1, 1)
+        padding: Any = tuple(four_sided(self.padding))
+        sizes = (n, h, w, oc) if conv_first else (n, h, w, c)
+        kh, kw = self.kernel
+        stride: Any = self.stride
+        pool = PoolSpec(*sizes, kh, kw, stride, padding, "avg", self.count_include_pad, dtype=dtype_name(x.dtype))
+        conv_x = x if conv_first else x._replace(shape=(n, c, oh, ow))
+        return PoolProjectSpec(pool, _conv_spec(conv_x, weight, (1, 1), (0, 0, 0, 0), True, False), conv_first)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def same_padding(weight_shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) that keeps the map's size under an odd kernel."""
+    kh, kw = weight_shape[2:]
+    return (kh // 2, kh // 2, kw // 2, kw // 2)
+
+
+def _conv_spec(x: Like, weight: Like, stride: Any, padding: Any, relu: bool, residual: bool) -> ConvSpec:
+    n, c, h, w = x.shape
+    oc, _, kh, kw = weight.shape
+    return ConvSpec(n, h, w, c, oc, kh, kw, stride, padding, 1, relu, residual, dtype_name(x.dtype))

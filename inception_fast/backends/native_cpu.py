@@ -1,0 +1,229 @@
+"""The "cpu" backend: one-step plans of the native kernels, compiled once per shape and weights.
+
+Weights are packed in `prepare` and never again until a weight, scale or shift changes: replaced, written in place, or
+written behind torch's back (`Stamp`). Safe from any number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dispatch import PoolProjectSpec, Spec
+from ..kernels import cpu
+from ..kernels.plan import (
+    ALIGNMENT,
+    Buffer,
+    ConvStep,
+    ImportStep,
+    Output,
+    PairStep,
+    Plan,
+    PoolStep,
+    Step,
+    View,
+)
+from ..kernels.spec import ConvSpec, PairSpec
+from . import Params
+from .stamp import Stamp, can_stamp
+
+CACHE_BYTES = 1 << 30  # packed weights kept at most, beside the newest plan
+
+Layout = tuple[bool, bool]  # whether x and the residual are dense NHWC
+
+
+class Prepared(NamedTuple):
+    compiled: cpu.CompiledPlan
+    shape: tuple[int, int, int, int]  # of y, logically NCHW
+
+
+class Entry(NamedTuple):
+    prepared: Prepared
+    stamps: tuple[Stamp, ...]
+
+
+class PlanCache:
+    """Compiled plans by spec, layout and weights, while these live; the least recently used leave above `limit`."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._entries: OrderedDict[tuple[Any, ...], Entry] = OrderedDict()
+        # Re-entrant: a dying weight calls back wherever its last reference falls, be it inside this class.
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> Prepared | None:
+        """The plan under `key` if `tensors` hold what they held when it was compiled."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+        if all(map(Stamp.holds, entry.stamps, tensors)):
+            return entry.prepared
+        self._drop(key)
+        return None
+
+    def put(self, key: tuple[Any, ...], tensors: tuple[Tensor, ...], prepared: Prepared) -> None:
+        def dropped(_: Any) -> None:
+            self._drop(key)
+
+        entry = Entry(prepared, tuple(Stamp(tensor, dropped) for tensor in tensors))
+        with self._lock:
+            self._drop(key)
+            self._entries[key] = entry
+            self._bytes += prepared.compiled.packed_bytes
+            while self._bytes > self._limit and len(self._entries) > 1:
+                self._drop(next(iter(self._entries)))
+
+    def clear(self) -> None:
+        with self._lock:
+            while self._entries:
+                self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: tuple[Any, ...]) -> None:
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._bytes -= entry.prepared.compiled.packed_bytes
+
+
+plans = PlanCache()
+
+
+def reasons(spec: Spec) -> list[str]:
+    if isinstance(spec, PoolProjectSpec):
+        return list(dict.fromkeys(cpu.reasons(spec.conv) + cpu.reasons(spec.pool)))
+    return cpu.reasons(spec)
+
+
+def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float) -> Prepared:
+    """The compiled plan for these weights, from the cache when they have not changed."""
+    layout = (_is_nhwc(x), residual is None or _is_nhwc(residual))
+    tensors = tuple(tensor for triple in params for tensor in triple)
+    key = (spec, layout, residual_scale, *map(id, tensors))
+    prepared = plans.get(key, tensors)
+    if prepared is None:
+        plan = _PlanWriter(layout).write(spec, params, residual_scale)
+        n, oh, ow, oc = _output_shape(spec)
+        prepared = Prepared(cpu.compile(plan), (n, oc, oh, ow))
+        if all(map(can_stamp, tensors)):
+            plans.put(key, tensors, prepared)
+    return prepared
+
+
+def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
+    compiled, (n, c, h, w) = prepared
+    out = torch.empty((n, c, h, w), memory_format=memory_format)
+    direct = memory_format is torch.channels_last or c == 1 or h * w == 1
+    nhwc = out if direct else torch.empty((n, c, h, w), memory_format=torch.channels_last)
+    arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8)
+    aligned = -(-arena.data_ptr() // ALIGNMENT) * ALIGNMENT
+    inputs = []
+    for t in (x, residual):
+        if t is not None:
+            n_stride, c_stride, h_stride, w_stride = t.stride()
+            inputs.append((t.data_ptr(), "float32", (n_stride, c_stride, h_stride, w_stride)))
+    compiled.run(inputs, [nhwc.data_ptr()], aligned, torch.get_num_threads())
+    return out if direct else out.copy_(nhwc)
+
+
+def _is_nhwc(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _output_shape(spec: Spec) -> tuple[int, int, int, int]:
+    """[n, oh, ow, oc] of what the spec writes."""
+    if isinstance(spec, ConvSpec):
+        return spec.n, spec.oh, spec.ow, spec.oc
+    if isinstance(spec, PairSpec):
+        n, oh, ow, oc = _output_shape(spec.second)
+        return n, oh, ow, oc + (spec.first.oc if spec.kind == "split" else 0)
+    assert isinstance(spec, PoolProjectSpec)
+    last = spec.pool if spec.conv_first else spec.conv
+    return last.n, last.oh, last.ow, spec.conv.oc
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+class _PlanWriter:
+    """Writes the plan of a single operation."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._buffers: list[Buffer] = []
+        self._steps: list[Step] = []
+        self._inputs: list[tuple[int, int, int, int]] = []
+        self._arena = 0
+
+    def write(self, spec: Spec, params: Params, residual_scale: float) -> Plan:
+        first = spec.first if isinstance(spec, PairSpec) else spec
+        if isinstance(first, PoolProjectSpec):
+            first = first.conv if first.conv_first else first.pool
+        x = self._input(first.n, first.h, first.w, first.c)
+        y = self._buffer(*_output_shape(spec), "output", 0)
+        if isinstance(spec, PairSpec):
+            self._pair(spec, params, x, y)
+        elif isinstance(spec, PoolProjectSpec):
+            self._pool_project(spec, params[0], x, y)
+        else:
+            assert isinstance(spec, ConvSpec)
+            residual = self._input(spec.n, spec.oh, spec.ow, spec.oc) if spec.residual else None
+            step = _conv("conv", spec, params[0], x, y, spec.relu)
+            fields = {**vars(step), "residual": residual, "residual_scale": residual_scale}
+            self._steps.append(ConvStep(**fields))
+        return Plan(tuple(self._buffers), tuple(self._steps), tuple(self._inputs), self._arena)
+
+    def _pair(self, spec: PairSpec, params: Params, x: View, y: View) -> None:
+        a = spec.first
+        chain = spec.kind == "chain"
+        middle = self._scratch(a.n, a.oh, a.ow, a.oc) if chain else View(y.buffer, 0, a.oc)
+        first = _conv("first", a, params[0], x, middle, True)
+        y = y if chain else View(y.buffer, a.oc, spec.second.oc)
+        second = _conv("second", spec.second, params[1], middle if chain else x, y, True)
+        self._steps.append(PairStep("pair", spec.kind, first, second))
+
+    def _pool_project(self, spec: PoolProjectSpec, params: tuple[Tensor, Tensor, Tensor], x: View, y: View) -> None:
+        conv, pool = spec.conv, spec.pool
+        if spec.conv_first:
+            weight, scale, shift = params
+            middle = self._scratch(conv.n, conv.oh, conv.ow, conv.oc)
+            self._steps.append(_conv("conv", conv, (weight, scale, torch.zeros_like(shift)), x, middle, False))
+            self._steps.append(PoolStep("pool", pool, middle, y, shift=_array(shift), relu=True))
+        else:
+            middle = self._scratch(pool.n, pool.oh, pool.ow, pool.c)
+            self._steps.append(PoolStep("pool", pool, x, middle))
+            self._steps.append(_conv("conv", conv, params, middle, y, True))
+
+    def _buffer(self, n: int, h: int, w: int, c: int, kind: str, position: int) -> View:
+        self._buffers.append(Buffer(n, h, w, c, kind, position))
+        return View(len(self._buffers) - 1, 0, c)
+
+    def _scratch(self, n: int, h: int, w: int, c: int) -> View:
+        view = self._buffer(n, h, w, c, "arena", self._arena)
+        self._arena += -(-self._buffers[-1].bytes // ALIGNMENT) * ALIGNMENT
+        return view
+
+    def _input(self, n: int, h: int, w: int, c: int) -> View:
+        position = len(self._inputs)
+        self._inputs.append((n, c, h, w))
+        if self._layout[position]:
+            return self._buffer(n, h, w, c, "input", position)
+        view = self._scratch(n, h, w, c)
+        self._steps.append(ImportStep("import", position, view))
+        return view
+
+
+def _conv(name: str, spec: ConvSpec, params: tuple[Tensor, Tensor, Tensor], x: View, y: View, relu: bool) -> ConvStep:
+    weight, scale, shift = map(_array, params)
+    return ConvStep(name, spec, x, weight, scale, shift, (Output(y, relu),))

@@ -1,0 +1,53 @@
+"""The command line: `inception-fast COMMAND`, also `python -m inception_fast COMMAND`. One file a command."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from .common import BROKEN_PIPE, INTERRUPTED, OK, USAGE, CommandError, Parser, one_line
+
+COMMANDS = ("info", "list", "classify", "bench", "convert", "train", "compare")
+MODULES = {"list": "listing"}  # a submodule named list would hide the built-in here
+
+
+def build_parser() -> Parser:
+    """The parser of every command. A command is a module of its name with add(parser) and run(args) -> exit code."""
+    from .. import __version__
+
+    about = "Fast, exact Inception models: run them, time them, convert their weights."
+    parser = Parser(prog="inception-fast", description=about)
+    parser.add_argument("--version", action="version", version=f"inception-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name in COMMANDS:
+        module = importlib.import_module(f".{MODULES.get(name, name)}", __name__)
+        summary = str(module.__doc__).splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 done, 1 a wrong result, 2 a request that cannot be served, 130 interrupted."""
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        args = build_parser().parse_args(arguments)
+        args.argv = arguments
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except CommandError as error:
+        print(f"inception-fast: error: {one_line(error)}", file=sys.stderr)
+        return USAGE
+    except SystemExit as stop:  # --help and --version
+        return stop.code if isinstance(stop.code, int) else OK
+    except KeyboardInterrupt:
+        print("inception-fast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; the interpreter would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE

@@ -1,0 +1,42 @@
+"""Convert weights between layouts, into a safetensors file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from .common import OK, add_json, print_json, serving
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a weight file, a TensorFlow checkpoint or hf:<repo>")
+    parser.add_argument("target", metavar="DST", help="the .safetensors file to write")
+    parser.add_argument("--model", metavar="NAME", help="the model SRC must hold (default: recognised)")
+    parser.add_argument("--layout", metavar="NAME", help="the layout to write (only inception_fast, the default)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Says what was written; JSON: `source target layout model options data_config tensors parameters`."""
+    from ..weights import convert
+
+    with serving(f"convert {args.source}"):
+        source = convert(args.source, args.target, args.model, args.layout)
+    tensors = source.state_dict()
+    report = {
+        "source": args.source,
+        "target": args.target,
+        "layout": source.layout,
+        "model": source.model,
+        "options": source.options,
+        "data_config": dataclasses.asdict(source.data_config) if source.data_config else None,
+        "tensors": len(tensors),
+        "parameters": sum(t.numel() for t in tensors.values()),
+    }
+    if args.json:
+        print_json(report)
+    else:
+        options = ", ".join(f"{key}={value}" for key, value in source.options.items())
+        print(f"{args.source}: {source.layout} weights of {source.model} ({options})")
+        print(f"written: {args.target}, {report['tensors']} tensors, {report['parameters']} numbers")
+    return OK

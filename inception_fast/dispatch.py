@@ -1,0 +1,220 @@
+"""Which backend runs an operation, and why not the others.
+
+A backend is a module with three functions: `reasons(spec)` (an empty list means it can run), `prepare(spec, params,
+...)` (packs weights, cached) and `run(prepared, x, ...)`. Nothing here is traced: operations choose when they meet real
+tensors.
+
+CPU tensors take the first of cpu, torch that can run; CUDA tensors the first of cuda, triton, torch. "torch" is the
+library path, "reference" runs only when named. A tensor that has to leave the native kernels for another reason than
+its dtype (the CPU kernels are float32) warns, once per operation and reason; `explain` shows every reason at any time.
+A named backend never falls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import threading
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from .kernels.spec import ConvSpec, PairSpec, PoolSpec
+
+ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
+DEVICES = {
+    "cpu": ("cpu",),
+    "cuda": ("cuda",),
+    "triton": ("cuda",),
+    "torch": ("cpu", "cuda"),
+    "reference": ("cpu", "cuda"),
+}
+BACKENDS = tuple(DEVICES)
+ADAPTERS = {"cpu": "native_cpu", "torch": "library", "reference": "truth"}
+DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Available:
+    """A backend that can run here; truthy. `detail`: its best instruction set or its version."""
+
+    detail: str
+
+    def __bool__(self) -> Literal[True]:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Available({json.dumps(self.detail, ensure_ascii=False)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unavailable:
+    """A backend that cannot run here; falsy. `reason`: why."""
+
+    reason: str
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __repr__(self) -> str:
+        return f"Unavailable({json.dumps(self.reason, ensure_ascii=False)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolProjectSpec:
+    """Average pool, 1x1 convolution, scale, shift, ReLU. With `conv_first` the pool meets the output channels."""
+
+    pool: PoolSpec
+    conv: ConvSpec
+    conv_first: bool
+
+
+Status: TypeAlias = Available | Unavailable
+Spec: TypeAlias = ConvSpec | PairSpec | PoolSpec | PoolProjectSpec
+
+_OPERATION = {ConvSpec: "conv", PairSpec: "pair", PoolSpec: "pool", PoolProjectSpec: "pool_project"}
+_named: ContextVar[str | None] = ContextVar("inception_fast_backend", default=None)
+_warned: set[tuple[type, str]] = set()
+_warned_lock = threading.Lock()
+
+
+def backend_status() -> dict[str, Status]:
+    """Every backend by name: Available(detail) or Unavailable(reason). Probed once; no CUDA call, no Triton import.
+
+    Raises ValueError when INCEPTION_FAST_ISA names a tier that this machine cannot run.
+    """
+    return dict(_probe())
+
+
+@functools.cache
+def _probe() -> dict[str, Status]:
+    return {
+        "cpu": _probe_cpu(),
+        "cuda": _probe_gpu("cuda"),
+        "triton": _probe_gpu("triton"),
+        "torch": Available(str(torch.__version__)),
+        "reference": Available("float64, only by name"),
+    }
+
+
+def _probe_cpu() -> Status:
+    try:
+        cpu = importlib.import_module(".kernels.cpu", __package__)
+    except ImportError as error:
+        return Unavailable(str(error))
+    return Available(cpu.default_tier())
+
+
+def _probe_gpu(name: str) -> Status:
+    """Reads files and module specs only: cuInit would break a later fork, and importing Triton takes seconds."""
+    if not any(Path(file).exists() for file in DRIVER_FILES):
+        return Unavailable("no NVIDIA driver")
+    if torch.version.cuda is None:
+        return Unavailable(f"torch {torch.__version__} is built without CUDA")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return Unavailable("triton is not installed; `pip install inception-fast[triton]`")
+    return Unavailable(f"this version has no {name} kernels")
+
+
+def check_name(name: str | None) -> None:
+    """Raises ValueError for a backend name that does not exist."""
+    if name is not None and name not in DEVICES:
+        raise ValueError(f"unknown backend {name!r}; allowed: {', '.join(BACKENDS)}")
+
+
+def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
+    """Inside the `with`, in this thread or task, operations run on the backend `name` or raise; None: as if outside.
+
+    Example:
+        with use_backend("torch"):
+            y = model(x)
+    """
+    check_name(name)
+    return _use(name)
+
+
+@contextlib.contextmanager
+def _use(name: str | None) -> Iterator[None]:
+    token = _named.set(name)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def current_backend() -> str | None:
+    """The name given to the innermost `use_backend`, or None."""
+    return _named.get()
+
+
+@functools.cache
+def adapter(name: str) -> Any:
+    """The module with `reasons`, `prepare` and `run` of a backend that has one."""
+    return importlib.import_module(f".backends.{ADAPTERS[name]}", __package__)
+
+
+def explain(
+    spec: Spec, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
+) -> dict[str, list[str]]:
+    """Why each backend cannot run `spec` on `device`; an empty list means that it can. `dtype` replaces the spec's."""
+    kind = torch.device(device).type
+    if dtype is not None:
+        spec = with_dtype(spec, str(dtype).removeprefix("torch."))
+    return {name: _reasons(name, status, spec, kind) for name, status in _probe().items()}
+
+
+def _reasons(name: str, status: Status, spec: Spec, kind: str) -> list[str]:
+    if isinstance(status, Unavailable):
+        return [status.reason]
+    if kind not in DEVICES[name]:
+        return [f"runs on {' and '.join(DEVICES[name])} tensors, not on {kind}"]
+    return adapter(name).reasons(spec)
+
+
+def with_dtype(spec: Any, dtype: str) -> Any:
+    """`spec` for another dtype."""
+    fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    parts = {key: with_dtype(part, dtype) for key, part in fields.items() if isinstance(part, (ConvSpec, PoolSpec))}
+    return dataclasses.replace(spec, **parts) if parts else dataclasses.replace(spec, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(spec: Spec, kind: str, name: str | None = None) -> str:
+    """The backend for `spec` on a device of type `kind`: `name`, or the first of the order that can run.
+
+    Raises ValueError for an unknown name, RuntimeError with every backend's reasons when none, or not the named one,
+    can run.
+    """
+    check_name(name)
+    found = explain(spec, kind)
+    candidates = ORDER.get(kind, ()) if name is None else (name,)
+    chosen = next((candidate for candidate in candidates if not found[candidate]), None)
+    if chosen is None:
+        wanted = "no backend" if name is None else f"backend {name!r} cannot run; no other"
+        lines = "".join(f"\n  {key}: {'; '.join(why) or 'can run'}" for key, why in found.items())
+        raise RuntimeError(f"{wanted} is chosen for {spec} on {kind}:{lines}")
+    if name is None and chosen == "torch":
+        _warn_of_library_path(spec, kind)
+    return chosen
+
+
+def _warn_of_library_path(spec: Spec, kind: str) -> None:
+    reasons = explain(with_dtype(spec, "float32"), kind)
+    native = [name for name in ORDER[kind] if name != "torch"]
+    if not all(reasons[name] for name in native):
+        return
+    why = "; ".join(f"{name}: {', '.join(reasons[name])}" for name in native)
+    with _warned_lock:
+        if (type(spec), why) in _warned:
+            return
+        _warned.add((type(spec), why))
+    message = f"inception_fast runs {_OPERATION[type(spec)]} through torch, slower than its kernels ({why})"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

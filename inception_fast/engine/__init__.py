@@ -1,0 +1,12 @@
+"""The inference engine: capture, exact rewrites, one plan over one arena, one native call.
+
+fast_model = inception_fast.optimize(model, example)
+print(fast_model.report())
+"""
+
+from __future__ import annotations
+
+from .report import NodeReport, Report, StepReport
+from .runner import OptimizedModule, optimize
+
+__all__ = ["NodeReport", "OptimizedModule", "Report", "StepReport", "optimize"]

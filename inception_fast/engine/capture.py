@@ -1,0 +1,277 @@
+"""From any module that torch.export takes to the engine's graph."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
+from torch.utils import _pytree as pytree
+
+from . import graph as ir
+from .call import Call, Unsupported, hint_shape, sizes_of
+from .interpret import evaluate
+from .translate import TRANSLATORS
+
+_ASSERTIONS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
+
+
+class CaptureError(ValueError):
+    """The module, or the module at these input sizes, cannot be turned into a graph."""
+
+
+class _Mutates(Exception):
+    """An in-place call whose target has other names too: the program needs torch's functionalisation first."""
+
+
+def snapshot(module: nn.Module) -> nn.Module:
+    """A copy of the module tree in eval mode that shares every parameter and buffer with `module`."""
+    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    try:
+        twin: nn.Module = copy.deepcopy(module, dict(shared))
+    except Exception as error:
+        raise CaptureError(
+            f"{type(module).__name__} cannot be copied ({error}); allowed: modules that copy.deepcopy takes"
+        ) from error
+    return twin.eval()
+
+
+def canonical(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One spelling of a call: what may be positional is positional. Raises TypeError like the call itself."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    return bound.args, bound.kwargs
+
+
+def batch_of(leaves: Sequence[Any]) -> int:
+    """Size of the first dimension of the first tensor with at least one dimension."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
+    raise CaptureError("no tensor with a batch dimension among the inputs; allowed: at least one")
+
+
+def capture(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
+) -> tuple[ir.Graph, pytree.TreeSpec]:
+    """The graph of `module(*args, **kwargs)` in eval mode, and its result's structure.
+
+    With `dynamic` the graph serves every batch of two and more.
+
+    Where the module does not allow a free batch size, the graph is of the example's alone, and says so in `dynamic`.
+    Raises CaptureError where torch.export does not take the module.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    shapes: ShapesCollection | None = None
+    if dynamic:
+        leaves = _batch_of_two(leaves)
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        shapes = ShapesCollection()
+        for leaf in {
+            id(x): x for x in leaves if isinstance(x, Tensor) and x.dim() and x.shape[0] == batch_of(leaves)
+        }.values():
+            shapes[leaf] = {0: Dim.AUTO}
+    with torch.no_grad():
+        program = _export(module, args, kwargs, shapes)
+        try:
+            graph = _translate(program)
+        except _Mutates:
+            graph = _translate(program.run_decompositions({}))
+    tree = program.call_spec.out_spec
+    assert tree is not None
+    return graph, tree
+
+
+def _batch_of_two(leaves: list[Any]) -> list[Any]:
+    """The leaves with a batch of one doubled: torch.export takes a size of one for a constant."""
+    if batch_of(leaves) != 1:
+        return leaves
+    return [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 else x for x in leaves]
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    try:
+        return export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {cause}") from error
+
+
+def _translate(program: ExportedProgram) -> ir.Graph:
+    builder = _Builder(program)
+    for node in program.graph.nodes:
+        builder.add(node)
+    return builder.graph
+
+
+class _Builder:
+    """Walks a captured program once; `values` maps its nodes to ours, to tuples of ours, or to plain Python values."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = ir.Graph()
+        self.values: dict[FxNode, Any] = {}
+        self.sizes: dict[ir.Node, tuple[Any, ...]] = {}
+        self.seen: set[FxNode] = set()
+        self.same: dict[FxNode, list[FxNode]] = {}  # nodes whose results in-place calls made one tensor
+        signature = program.graph_signature
+        self.specs = {s.arg.name: s for s in signature.input_specs}
+        users = [s for s in signature.input_specs if s.kind == InputKind.USER_INPUT]
+        self.positions = {s.arg.name: i for i, s in enumerate(users)}
+        for out in signature.output_specs:
+            if out.kind not in (OutputKind.USER_OUTPUT,):
+                raise CaptureError(
+                    f"the module writes to {out.target!r}, as batch norm in training mode does; allowed: inference "
+                    "in eval mode, without changes to inputs or buffers"
+                )
+
+    def add(self, node: FxNode) -> None:
+        if node.op == "placeholder":
+            self.values[node] = self._placeholder(node)
+        elif node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.program.graph_module)
+            self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
+        elif node.op == "call_function":
+            self._call(node)
+        elif node.op == "output":
+            self.graph.outputs = list(self._resolve(node.args[0]))
+        else:
+            raise CaptureError(f"captured node {node.format_node()}; allowed: calls of functions")
+        self.seen.add(node)
+
+    def _constant(self, name: str, value: Tensor) -> ir.Node:
+        op = ir.Constant(value.detach(), value.dtype)
+        return self.graph.append(ir.Node(name, op, shape=tuple(value.shape), dtype=value.dtype))
+
+    def _placeholder(self, node: FxNode) -> Any:
+        spec = self.specs[node.name]
+        if spec.kind == InputKind.USER_INPUT:
+            value = node.meta["val"]
+            if not isinstance(value, Tensor):
+                return value
+            shape = hint_shape(value)
+            sizes = sizes_of(value)
+            self.graph.dynamic |= bool(sizes) and not isinstance(sizes[0], int)
+            op = ir.Input(self.positions[node.name])
+            made = self.graph.append(ir.Node(node.name, op, shape=shape, dtype=value.dtype))
+            self.graph.inputs.append(made)
+            self.sizes[made] = sizes
+            return made
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            state = self.program.state_dict if spec.target in self.program.state_dict else self.program.constants
+            return self._constant(node.name, state[spec.target])
+        raise CaptureError(f"captured input of kind {spec.kind.name}; allowed: tensors, parameters and buffers")
+
+    def _resolve(self, value: Any) -> Any:
+        return pytree.tree_map_only(FxNode, lambda n: self.values[n], value)
+
+    def _call(self, node: FxNode) -> None:
+        target, mutated = self._out_of_place(node)
+        value = node.meta.get("val")
+        path = _module_path(node)
+        shape = hint_shape(value) if isinstance(value, Tensor) else None
+        self.graph.captured[node.name] = ir.Captured(node.name, str(node.target), path, shape)
+        args, kwargs = self._resolve((node.args, node.kwargs))
+        if getattr(target, "_opname", "") in _ASSERTIONS:
+            self.graph.notes[node.name] = "a check made at capture"
+            self.values[node] = None
+            return
+        if target is operator.getitem and isinstance(args[0], (tuple, list)):
+            result = args[0][args[1]]
+            self.graph.notes[node.name] = "part of a captured result"
+        else:
+            result = self._make(Call(self.graph, self.sizes, node.name, target, (args, kwargs), value, path))
+        self.values[node] = result
+        for other in mutated:
+            self.values[other] = result
+
+    def _out_of_place(self, node: FxNode) -> tuple[Any, list[FxNode]]:
+        """The call's out-of-place form, and the nodes whose later readers must see its result.
+
+        Raises _Mutates where a captured view could see the change too.
+        """
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            return target, []
+        name = target._schema.name.split("::")[1]
+        packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+        pure = getattr(packet, target._overloadname, None)
+        base = node.args[0] if node.args else None
+        if pure is None or not isinstance(base, FxNode) or base.op != "call_function" or _aliases(base):
+            raise _Mutates
+        group = self.same.setdefault(base, [base])
+        if any(_aliases(user) for member in group for user in member.users if user in self.seen):
+            raise _Mutates
+        self.same[node] = group
+        group.append(node)
+        return pure, group
+
+    def _make(self, call: Call) -> Any:
+        used = [a for a in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(a, ir.Node)]
+        try:
+            if used and all(isinstance(a.op, ir.Constant) for a in used):
+                raise Unsupported("arithmetic on parameters that gives no tensor")
+            translate = TRANSLATORS.get(str(call.target))
+            if translate is None:
+                raise Unsupported(f"no native step for {call.target}")
+            return translate(call)
+        except Unsupported as reason:
+            return self._torch(call, str(reason))
+
+    def _torch(self, call: Call, reason: str) -> ir.Node:
+        inputs: list[ir.Node] = []
+
+        def hold(node: ir.Node) -> ir.Ref:
+            inputs.append(node)
+            return ir.Ref(len(inputs) - 1)
+
+        args, kwargs = pytree.tree_map_only(ir.Node, hold, (call.args, call.kwargs))
+        op = ir.Torch(call.target, args, kwargs, reason)
+        folded = None
+        if all(isinstance(i.op, ir.Constant) for i in inputs) and _repeatable(call.target):
+            folded = evaluate(op, [evaluate(i.op, [], torch.float64) for i in inputs], torch.float64)
+        if isinstance(folded, Tensor) and isinstance(call.value, Tensor):
+            self.graph.notes[call.name] = "computed from parameters alone, once"
+            return call.node(ir.Constant(folded, call.value.dtype))
+        return call.node(op, *inputs)
+
+
+def _repeatable(target: Any) -> bool:
+    """Whether a call gives the same result every time."""
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def _module_path(node: FxNode) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _aliases(node: FxNode) -> bool:
+    """Whether the node's result may share memory with its inputs."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    schema = node.target._schema
+    out_of_place = not any(r.alias_info for r in schema.returns)
+    maybe_view = node.target._opname in (
+        "reshape",
+        "flatten",
+        "contiguous",
+        "to",
+        "dropout",
+        "type_as",
+        "expand_as",
+        "chunk",
+    )
+    return (not out_of_place and not schema.is_mutable) or maybe_view

@@ -1,0 +1,152 @@
+"""torch.compile(module, backend="inception_fast"): the engine behind the habit users have."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx, nn
+from torch._guards import tracing
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .session import Session, version
+
+# What an input of Dynamo's graph may be, besides a size of another.
+PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
+
+
+def compile_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    """The callable that Dynamo runs in place of `gm`: inference only, on the CPU, for any batch that Dynamo hands over.
+
+    Parameters arrive as attributes of `gm` or among its inputs. Raises RuntimeError where gradients are asked for.
+    """
+    if options:
+        raise ValueError(f"options {sorted(options)}; backend 'inception_fast' takes none")
+    tensors = [*(x for x in example_inputs if isinstance(x, Tensor)), *gm.parameters(), *gm.buffers()]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise RuntimeError(
+            "backend 'inception_fast' only infers, and gradients are asked for: call module.eval() and run it "
+            "under torch.no_grad() or torch.inference_mode()"
+        )
+    if any(isinstance(x, FakeTensor) for x in tensors):
+        raise RuntimeError("backend 'inception_fast' plans for real tensors; fake ones came")
+    run = _Replanned(gm, example_inputs)
+    # A capture inside a compilation must not leave its own guards in it.
+    with _disable_current_modes(), tracing(None):
+        run.prepare(example_inputs)
+    return torch.compiler.disable(run)
+
+
+class _Replanned:
+    """Keeps a session for the parameters of the last call, and makes a new one when they were written or replaced."""
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+        self.gm = gm
+        self.places = _places(gm, example_inputs)
+        self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
+        self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
+        self.numbers = [i for i, place in enumerate(self.places) if place == NUMBER]
+        self.lock = threading.Lock()
+        self.session: Session | None = None
+        self.state: list[tuple[Tensor, Any]] = []
+        self.values: list[float] = []
+
+    def __call__(self, *args: Any) -> Any:
+        session = self.session
+        if session is None or not self._current(args):
+            session = self.prepare(args)
+        return session(tuple(args[i] for i in self.inputs), {})
+
+    def _current(self, args: Sequence[Any]) -> bool:
+        """Whether the session was made of these very parameters and numbers."""
+        same = all(args[i] is t for i, (t, _) in zip(self.fixed, self.state, strict=False))
+        written = any(version(t) != then for t, then in self.state)
+        return same and not written and [args[i].item() for i in self.numbers] == self.values
+
+    def prepare(self, args: Sequence[Any]) -> Session:
+        with self.lock:
+            tensors = [*(args[i] for i in self.fixed), *self.gm.parameters(), *self.gm.buffers()]
+            self.state = [(t, version(t)) for t in tensors]
+            self.values = [args[i].item() for i in self.numbers]
+            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
+            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu")
+            session.plan(session.signature.example)
+            self.session = session
+            return session
+
+
+class _Number:
+    """Stands for a tensor of one number that the graph only asks for that number."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def item(self) -> float:
+        return self.value
+
+
+class _Bound(nn.Module):
+    """`gm` with its parameters and numbers in place, as a module of its true inputs alone."""
+
+    def __init__(
+        self, gm: fx.GraphModule, places: Sequence[Any], parameters: Sequence[Tensor], numbers: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.gm, self.places, self.numbers = gm, list(places), list(numbers)
+        for i, value in enumerate(parameters):
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(f"parameter{i}", value)
+            else:
+                self.register_buffer(f"parameter{i}", value)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        queues: dict[str, Any] = {
+            PARAMETER: (getattr(self, f"parameter{i}") for i in range(self.places.count(PARAMETER))),
+            NUMBER: map(_Number, self.numbers),
+            INPUT: iter(inputs),
+        }
+        args: list[Any] = []
+        for place in self.places:
+            if isinstance(place, str):
+                args.append(next(queues[place]))
+            else:
+                args.append(inputs[place[0]].shape[place[1]] if isinstance(place, tuple) else place.value)
+        return self.gm(*args)
+
+
+class _Literal:
+    """A number that Dynamo hands over and that is no size of an input."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _places(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
+    """For each of the graph's inputs: PARAMETER, INPUT, NUMBER, (input, dimension) of a size, or a literal."""
+    nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    places: list[Any] = []
+    sizes: dict[str, tuple[int, int]] = {}
+    for node, example in zip(nodes, example_inputs, strict=True):
+        places.append(_place(node, example))
+        if places[-1] == INPUT:
+            shape = node.meta["example_value"].shape if "example_value" in node.meta else ()
+            number = places.count(INPUT) - 1
+            sizes.update({str(d.node.expr): (number, i) for i, d in enumerate(shape) if isinstance(d, SymInt)})
+    for i, place in enumerate(places):
+        if isinstance(place, SymInt):
+            places[i] = sizes.get(str(place.node.expr)) or _Literal(int(place))
+    return places
+
+
+def _place(node: fx.Node, example: Any) -> Any:
+    if isinstance(example, SymInt):
+        return example
+    if not isinstance(example, Tensor):
+        return _Literal(example)
+    if isinstance(example, nn.Parameter) or "_dynamo_static_input_type" in node.meta.get("tensor_dict", {}):
+        return PARAMETER
+    asked = all(user.op == "call_method" and user.target == "item" for user in node.users)
+    return NUMBER if not example.dim() and node.users and asked else INPUT

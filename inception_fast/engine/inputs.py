@@ -1,0 +1,123 @@
+"""What a module was optimised for, and the check of every call against it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .capture import batch_of
+
+Key = tuple[tuple[tuple[int, ...], torch.dtype, torch.device, torch.layout], ...]
+
+
+def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor is the one argument, a tuple or list all positional ones, a dict all by keyword."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+class Signature:
+    """The structure of the example's arguments. Batches are free together; height and width of maps are free.
+
+    Maps of `image_channels` channels may come as uint8 images too; 0 for none.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image_channels: int) -> None:
+        self._python = inspect.signature(module.forward)
+        self.example, self.spec = self._flatten(args, kwargs)
+        self.batch = batch_of(self.example)
+        self.image_channels = image_channels
+        self.one_tensor = isinstance(self.example[0], Tensor) and self.spec == pytree.tree_structure(((0,), {}))
+        self.check(self.example)
+
+    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+        bound = self._python.bind(*args, **kwargs)
+        return pytree.tree_flatten((bound.args, dict(sorted(bound.kwargs.items()))))
+
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The call's flattened arguments, unchecked. Raises TypeError or ValueError for another structure."""
+        if self.one_tensor and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            return [args[0]]
+        leaves, spec = self._flatten(args, kwargs)
+        if spec != self.spec:
+            raise ValueError(f"arguments of structure {spec}; allowed: the example's, {self.spec}")
+        return leaves
+
+    def check(self, leaves: Sequence[Any]) -> None:
+        """Raises ValueError naming what was seen and what is allowed."""
+        batch = None
+        for i, (leaf, example) in enumerate(zip(leaves, self.example, strict=True)):
+            where = f"input {i}" if len(self.example) > 1 else "input"
+            if not isinstance(example, Tensor):
+                continue
+            self._check_tensor(where, leaf, example)
+            if self._batched(example):
+                if batch not in (None, leaf.shape[0]):
+                    raise ValueError(f"{where}: batch of {leaf.shape[0]}; allowed: {batch}, as the inputs before it")
+                batch = leaf.shape[0]
+
+    def _batched(self, example: Tensor) -> bool:
+        return example.dim() > 0 and example.shape[0] == self.batch
+
+    def _check_tensor(self, where: str, leaf: Any, example: Tensor) -> None:
+        if not isinstance(leaf, Tensor):
+            raise ValueError(f"{where}: {type(leaf).__name__}; allowed: a torch.Tensor")
+        if leaf.device != example.device or leaf.layout != torch.strided:
+            raise ValueError(f"{where}: {leaf.layout} on {leaf.device}; allowed: torch.strided on {example.device}")
+        dtypes = self._dtypes(example)
+        if leaf.dtype not in dtypes:
+            raise ValueError(f"{where}: dtype {leaf.dtype}; allowed: {' or '.join(map(str, dtypes))}")
+        free = [self._free(example, d) for d in range(example.dim())]
+        fits = leaf.dim() == example.dim() and all(
+            f or s == e for f, s, e in zip(free, leaf.shape, example.shape, strict=True)
+        )
+        if not fits or 0 in leaf.shape:
+            names = ["n" if d == 0 else "hw"[d - 2] if f else str(example.shape[d]) for d, f in enumerate(free)]
+            names = [str(example.shape[0]) if d == 0 and not free[0] else name for d, name in enumerate(names)]
+            note = " with each size at least 1" if any(free) else ""
+            raise ValueError(f"{where}: shape {tuple(leaf.shape)}; allowed: ({', '.join(names)}){note}")
+
+    def check_values(self, leaves: Sequence[Any]) -> None:
+        """What shapes do not tell: ValueError for other numbers than the example's, RuntimeError for gradients."""
+        for i, (leaf, example) in enumerate(zip(leaves, self.example, strict=True)):
+            if isinstance(example, Tensor) and isinstance(leaf, Tensor):
+                if leaf.requires_grad and torch.is_grad_enabled():
+                    raise RuntimeError(
+                        f"input {i} requires gradients; optimised modules only infer: call them under torch.no_grad()"
+                    )
+            elif type(leaf) is not type(example) or leaf != example:
+                allowed = "a torch.Tensor" if isinstance(example, Tensor) else f"{example!r}, as in the example"
+                raise ValueError(f"input {i}: {leaf!r}; allowed: {allowed}")
+
+    def _dtypes(self, example: Tensor) -> tuple[torch.dtype, ...]:
+        images = example.dim() == 4 and example.is_floating_point() and example.shape[1] == self.image_channels
+        return (example.dtype, torch.uint8) if images else (example.dtype,)
+
+    def _free(self, example: Tensor, dim: int) -> bool:
+        return self._batched(example) if dim == 0 else example.dim() == 4 and dim > 1
+
+    def batch_of(self, leaves: Sequence[Any]) -> int:
+        return next(
+            x.shape[0] for x, e in zip(leaves, self.example, strict=True) if isinstance(e, Tensor) and self._batched(e)
+        )
+
+    def resized(self, batch: int) -> list[Any]:
+        """Leaves of the example's shapes, with another batch; only their shapes and dtypes count."""
+        return [
+            x.new_zeros(batch, *x.shape[1:]) if isinstance(x, Tensor) and self._batched(x) else x for x in self.example
+        ]
+
+    def arguments(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = pytree.tree_unflatten(list(leaves), self.spec)
+        return args, kwargs
+
+
+def key_of(leaves: Sequence[Any]) -> Key:
+    """What a program depends on: the tensors' shapes and dtypes, and what else must be as in the example."""
+    return tuple((tuple(x.shape), x.dtype, x.device, x.layout) for x in leaves if isinstance(x, Tensor))

@@ -1,0 +1,214 @@
+"""Compiled programs: native calls and torch calls over one leased arena."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..kernels import cpu
+from ..kernels.plan import ALIGNMENT, ConvStep, PairStep, View
+from . import graph as ir
+from . import interpret
+from .plan import Program, Tap, TorchItem
+from .segment import NativeItem
+
+IDLE_ARENAS = 4
+
+
+class Executable(Protocol):
+    """What a call needs of a backend's program."""
+
+    def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
+        """The module's flattened outputs; with `seconds`, native steps append their names and times."""
+
+
+class ArenaPool:
+    """Memory for calls in flight: each leases one arena alone, so that calls may run at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Tensor] = []
+
+    def lease(self, size: int) -> Tensor:
+        """[>= size] uint8, aligned for the native kernels."""
+        with self._lock:
+            fitting = [a for a in self._idle if a.numel() >= size]
+            if fitting:
+                best = min(fitting, key=Tensor.numel)
+                self._idle = [a for a in self._idle if a is not best]
+                return best
+        whole = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        start = -whole.data_ptr() % ALIGNMENT
+        return whole[start : start + size]
+
+    def give_back(self, arena: Tensor) -> None:
+        with self._lock:
+            self._idle = sorted([*self._idle, arena], key=Tensor.numel)[-IDLE_ARENAS:]
+
+
+def convolutions(program: Program) -> list[list[ConvStep]]:
+    """The convolutions of each native call, in order, parts of pairs apart."""
+    found: list[list[ConvStep]] = []
+    for item in program.items:
+        if isinstance(item, NativeItem):
+            parts = [(s.first, s.second) if isinstance(s, PairStep) else (s,) for s in item.plan.steps]
+            found.append([s for part in parts for s in part if isinstance(s, ConvStep)])
+    return found
+
+
+def same_weights(a: Program, b: Program) -> bool:
+    """Whether two programs would pack the same numbers in the same order, whatever their sizes."""
+    left, right = convolutions(a), convolutions(b)
+    return [len(x) for x in left] == [len(x) for x in right] and all(
+        _same_convolution(x, y) for xs, ys in zip(left, right, strict=True) for x, y in zip(xs, ys, strict=True)
+    )
+
+
+def _same_convolution(a: ConvStep, b: ConvStep) -> bool:
+    def layout(step: ConvStep) -> tuple[object, ...]:
+        return step.weight.shape, step.spec.groups, [(o.view.channels, o.relu) for o in step.outputs]
+
+    arrays = ((a.weight, b.weight), (a.scale, b.scale), (a.shift, b.shift))
+    return layout(a) == layout(b) and all(x.ctypes.data == y.ctypes.data or np.array_equal(x, y) for x, y in arrays)
+
+
+class Interpreted:
+    """A graph run by torch, for the backends "torch" (in float32) and "reference" (in float64, rounded at the end)."""
+
+    def __init__(self, graph: ir.Graph, dtype: torch.dtype) -> None:
+        self.graph, self.dtype = graph, dtype
+
+    def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
+        with torch.no_grad():
+            found = interpret.run(self.graph, inputs, self.dtype)
+        return [_as(node, value) for node, value in zip(self.graph.outputs, found, strict=True)]
+
+
+def _as(node: Any, value: Any) -> Any:
+    """The value in its captured dtype, in memory of its own where it would be an input's or a parameter's."""
+    if not isinstance(node, ir.Node) or not isinstance(value, Tensor):
+        return value
+    made_here = not isinstance(node.op, (ir.Input, ir.Constant))
+    return value.to(node.dtype) if made_here or value.dtype != node.dtype else value.clone()
+
+
+class Compiled:
+    """A program whose native calls are compiled. Any number of threads may run it at once.
+
+    With `like`, compiled with the same weights for other sizes, it shares that one's packed weights, on the same tier.
+    """
+
+    def __init__(self, program: Program, pool: ArenaPool, like: Compiled | None = None) -> None:
+        self.program, self.pool = program, pool
+        self.native: dict[int, cpu.CompiledPlan] = {}
+        shared = iter(() if like is None else like.native.values())
+        for i, item in enumerate(program.items):
+            if isinstance(item, NativeItem):
+                first = next(shared, None)
+                self.native[i] = cpu.compile(item.plan, first.tier if first else None, like=first)
+        outputs = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
+        self.outputs = [(b.n, b.h, b.w, b.c) for b in outputs]
+        self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
+        self.dead = _dead_after(program)
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(c.packed_bytes for c in self.native.values())
+
+    def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
+        arena = self.pool.lease(self.program.arena_bytes)
+        try:
+            with torch.no_grad():
+                return _Run(self, inputs, arena, seconds).run()
+        finally:
+            self.pool.give_back(arena)
+
+
+def _dead_after(program: Program) -> list[list[ir.Node]]:
+    """For each item, the values from outside the arena that nothing after it reads."""
+    last: dict[ir.Node, int] = {}
+    for i, item in enumerate(program.items):
+        used = item.node.inputs if isinstance(item, TorchItem) else item.sources
+        last.update({node: i for node in used if isinstance(node, ir.Node) and node not in program.taps})
+    for output in program.outputs:
+        if isinstance(output, ir.Node):
+            last.pop(output, None)
+    return [[node for node, i in last.items() if i == item] for item in range(len(program.items))]
+
+
+class _Run:
+    """One call: `bases` are the output buffers as [n, h, w, c], `values` what lives outside the arena."""
+
+    def __init__(
+        self, compiled: Compiled, inputs: Sequence[Any], arena: Tensor, seconds: list[tuple[str, float]] | None
+    ) -> None:
+        self.compiled, self.program, self.arena, self.seconds = compiled, compiled.program, arena, seconds
+        self.bases = [torch.empty(sizes, dtype=torch.float32, device="cpu") for sizes in compiled.outputs]
+        self.values: dict[ir.Node, Any] = {node: inputs[i] for node, i in compiled.inputs}
+        self.threads = torch.get_num_threads()
+
+    def run(self) -> list[Any]:
+        for i, item in enumerate(self.program.items):
+            if isinstance(item, TorchItem):
+                self._torch(item)
+            else:
+                self._native(i, item)
+            for node in self.compiled.dead[i]:
+                del self.values[node]
+        return [self._output(o) for o in self.program.outputs]
+
+    def _output(self, output: Any) -> Any:
+        if isinstance(output, Tap):
+            return self._tensor(output)
+        return _as(output, self.values[output]) if isinstance(output, ir.Node) else output
+
+    def _base(self, number: int) -> Tensor:
+        """Program buffer `number` as [n, h, w, c]."""
+        b = self.program.buffers[number]
+        if b.kind == "output":
+            return self.bases[b.position]
+        return self.arena[b.position : b.position + b.bytes].view(torch.float32).view(b.n, b.h, b.w, b.c)
+
+    def _tensor(self, tap: Tap) -> Tensor:
+        view: View = tap.view
+        part = self._base(view.buffer)
+        if view.channels != part.shape[3]:
+            part = part[..., view.offset : view.offset + view.channels]
+        part = part.permute(0, 3, 1, 2)
+        return part if len(tap.shape) == 4 else part.reshape(tap.shape)
+
+    def _native(self, index: int, item: NativeItem) -> None:
+        arguments: list[Any] = []
+        alive = []
+        for source, (n, c, h, w) in zip(item.sources, item.plan.inputs, strict=True):
+            if isinstance(source, int):
+                x = self._base(source).permute(0, 3, 1, 2)
+            else:
+                x = self.values[source].detach().resolve_neg()
+                x = x if x.dim() == 4 else x.reshape(n, c, h, w)
+            alive.append(x)
+            arguments.append((x.data_ptr(), "uint8" if x.dtype == torch.uint8 else "float32", x.stride()))
+        pointers = [self.bases[o].data_ptr() for o in item.outputs]
+        native = self.compiled.native[index]
+        if self.seconds is None:
+            native.run(arguments, pointers, self.arena.data_ptr(), self.threads)
+        else:
+            times = native.run_timed(arguments, pointers, self.arena.data_ptr(), self.threads)
+            self.seconds += zip((s.name for s in item.plan.steps), times, strict=True)
+
+    def _torch(self, item: TorchItem) -> None:
+        node = item.node
+        inputs = [self._tensor(self.program.taps[i]) if i in self.program.taps else self.values[i] for i in node.inputs]
+        result = interpret.evaluate(node.op, inputs)
+        self.values[node] = pytree.tree_map_only(Tensor, self._own, result)
+
+    def _own(self, value: Tensor) -> Tensor:
+        """The value in memory that later steps do not overwrite."""
+        inside = value.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
+        return value.clone() if inside else value

@@ -1,0 +1,154 @@
+"""The public entry: `optimize` and the module it returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .. import dispatch
+from .inputs import arguments_of
+from .report import Report, make_report
+from .session import Session
+
+BACKENDS = ("cpu", "torch", "reference")
+DTYPES = (torch.float32,)
+
+
+class OptimizedModule(nn.Module):
+    """A module's inference, one fused plan for each input size; made by `optimize`. Threads may call it at once."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        super().train(False)
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns for these arguments, in fresh tensors; maps are channels_last."""
+        return self._session(args, kwargs)
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """What became of every captured node, for the example's sizes or those of the given arguments."""
+        if args or kwargs:
+            leaves = self._session.signature.leaves(args, kwargs)
+        else:
+            leaves = self._session.signature.example
+        executable, captured = self._session.executable(leaves)
+        return make_report(self._session.name, self._session.backend, executable, captured, leaves)
+
+    def time_steps(self, *args: Any, **kwargs: Any) -> list[tuple[str, float]]:
+        """Runs once and returns (step name, seconds) of every native step, in order."""
+        seconds: list[tuple[str, float]] = []
+        self._session(args, kwargs, seconds)
+        return seconds
+
+    @property
+    def backend(self) -> str:
+        return self._session.backend
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batches planned so far, of all input sizes."""
+        return sorted({key[0][0][0] for key in self._session.programs() if key and key[0][0]})
+
+    def extra_repr(self) -> str:
+        return f"{self._session.name}, backend={self.backend!r}, batch_sizes={self.batch_sizes}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        return OptimizedModule(copy.deepcopy(self._session, memo))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "optimised modules hold native code and cannot be pickled; pickle the original and optimise it again"
+        )
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        if mode:
+            raise RuntimeError("optimised modules only infer; train the original module and optimise it again")
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("optimised modules hold packed parameters only; take the original module's state_dict()")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(
+            "optimised modules hold packed parameters only; load into the original module and optimise it again"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
+        probe = fn(torch.empty(1))
+        if probe.device.type != "cpu" or probe.dtype != torch.float32:
+            raise RuntimeError(
+                f"optimised modules stay at torch.float32 on cpu, asked for {probe.dtype} on {probe.device}; "
+                "move the original module and optimise it again"
+            )
+        return self
+
+
+def optimize(
+    module: nn.Module,
+    example_inputs: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    batch_sizes: Sequence[int] | None = None,
+) -> OptimizedModule:
+    """A module that computes what `module` computes in eval mode, as one fused plan; `module` itself stays as it is.
+
+    Args:
+        module: any module that torch.export can capture, with float32 parameters on the CPU.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        dtype: None or torch.float32.
+        backend: None or "cpu": the native kernels. "torch", "reference" (float64 inside): the same graph by torch.
+        batch_sizes: batches to plan now, None for the example's; others are planned when they come.
+
+    Raises TypeError or ValueError for what cannot be served, RuntimeError where the backend cannot run here.
+
+    Example:
+        fast_model = optimize(model, torch.randn(1, 3, 299, 299), batch_sizes=[1, 8])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module of type {type(module).__name__}; allowed: torch.nn.Module")
+    if isinstance(module, OptimizedModule):
+        raise ValueError("module is optimised already; allowed: the original module")
+    name = _checked_backend(backend)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype}; backend {name!r} runs {', '.join(map(str, DTYPES))}")
+    _check_parameters(module)
+    _check_batch_sizes(batch_sizes)
+    session = Session(module, *arguments_of(example_inputs), name)
+    for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
+        session.plan(session.signature.resized(batch))
+    return OptimizedModule(session)
+
+
+def _checked_backend(backend: str | None) -> str:
+    dispatch.check_name(backend)
+    name = backend or dispatch.current_backend() or "cpu"
+    status = dispatch.backend_status()[name]
+    if not status:
+        raise RuntimeError(f"backend {name!r} cannot run here: {status.reason}")  # type: ignore[union-attr]
+    if name not in BACKENDS:
+        raise RuntimeError(f"backend {name!r} runs no plans yet; allowed: {', '.join(BACKENDS)}")
+    return name
+
+
+def _check_parameters(module: nn.Module) -> None:
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise ValueError(f"{name} is not initialised; allowed: modules that ran once")
+        wrong_type = value.is_floating_point() and value.dtype not in DTYPES
+        if wrong_type or value.is_complex() or value.device.type != "cpu":
+            raise ValueError(f"{name} is {value.dtype} on {value.device}; allowed: torch.float32 on cpu")
+
+
+def _check_batch_sizes(batch_sizes: Sequence[int] | None) -> None:
+    if batch_sizes is None:
+        return
+    wrong = [b for b in batch_sizes if not isinstance(b, int) or isinstance(b, bool) or b < 1]
+    if wrong or not len(batch_sizes):
+        raise ValueError(f"batch_sizes {list(batch_sizes)}; allowed: integers of at least 1, one or more")

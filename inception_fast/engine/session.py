@@ -1,0 +1,166 @@
+"""Everything an optimised module keeps: the captured graphs, the compiled programs, and when to make new ones."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..kernels import cpu
+from . import graph as ir
+from .capture import CaptureError, capture, snapshot
+from .inputs import Key, Signature, key_of
+from .normalisation import image_affine, take_bytes
+from .passes import optimise
+from .plan import Program, lower
+from .program import ArenaPool, Compiled, Executable, Interpreted, same_weights
+
+KEPT_PROGRAMS = 16  # of those planned on demand; sizes asked for at the start stay
+
+
+class Captured:
+    """One capture: as it came, and rewritten, with how often each pass fired. `tree` is the structure of the result."""
+
+    def __init__(self, raw: ir.Graph, tree: pytree.TreeSpec) -> None:
+        self.raw, self.tree = raw, tree
+        self.graph, self.fired = optimise(raw)
+
+
+class Session:
+    """Thread-safe. `module` is only read; its parameters are shared, never written."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
+        self.name, self.backend = type(module).__name__, backend
+        self.module = snapshot(module)
+        self.affine = image_affine(module)
+        self.signature = Signature(self.module, args, kwargs, len(self.affine[0]) if self.affine else 0)
+        self._versions = [(t, version(t)) for t in (*self.module.parameters(), *self.module.buffers())]
+        self._lock = threading.RLock()
+        self._pool = ArenaPool()
+        self._captured: dict[Any, Captured] = {}
+        self._fixed: dict[Key, tuple[Executable, Captured]] = {}
+        self._recent: OrderedDict[Key, tuple[Executable, Captured]] = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A session of its own that shares what never changes: parameters, graphs and compiled programs."""
+        twin = copy.copy(self)
+        with self._lock:
+            twin._lock = threading.RLock()
+            twin._captured, twin._fixed = dict(self._captured), dict(self._fixed)
+            twin._recent = OrderedDict(self._recent)
+        return twin
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None = None
+    ) -> Any:
+        leaves = self.signature.leaves(args, kwargs)
+        executable, captured = self.executable(leaves)
+        return pytree.tree_unflatten(executable.run(leaves, seconds), captured.tree)
+
+    def plan(self, leaves: Sequence[Any]) -> Key:
+        """Makes the program for these inputs and keeps it for good."""
+        key = key_of(leaves)
+        with self._lock:
+            if key not in self._fixed:
+                self._fixed[key] = self._make(leaves)
+        return key
+
+    def executable(self, leaves: Sequence[Any]) -> tuple[Executable, Captured]:
+        """The program for these inputs, made now where there is none. Raises ValueError where they do not fit."""
+        key = key_of(leaves)
+        found = self._fixed.get(key) or self._recent.get(key)
+        if found is None:
+            self.signature.check(leaves)
+        self.signature.check_values(leaves)
+        if key in self._fixed:
+            return self._fixed[key]
+        with self._lock:
+            if key not in self._recent:
+                self._recent[key] = self._make(leaves)
+                while len(self._recent) > KEPT_PROGRAMS:
+                    self._recent.popitem(last=False)
+            self._recent.move_to_end(key)
+            return self._recent[key]
+
+    def programs(self) -> dict[Key, tuple[Executable, Captured]]:
+        with self._lock:
+            return {**self._fixed, **self._recent}
+
+    def _make(self, leaves: Sequence[Any]) -> tuple[Executable, Captured]:
+        captured = self._capture(leaves)
+        if self.backend == "cpu":
+            program = self._lower(captured.graph, leaves)
+            return Compiled(program, self._pool, self._like(program)), captured
+        return Interpreted(captured.graph, torch.float64 if self.backend == "reference" else torch.float32), captured
+
+    def _like(self, program: Program) -> Compiled | None:
+        """A program whose packed weights this one can share."""
+        made = (e for e, _ in self.programs().values() if isinstance(e, Compiled))
+        return next((m for m in made if same_weights(m.program, program)), None)
+
+    def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
+        try:
+            return lower(graph, leaves, cpu.reasons)
+        except RuntimeError as error:
+            raise ValueError(f"{self.name} cannot run inputs of {_sizes(leaves)}: {error}") from error
+
+    def _capture(self, leaves: Sequence[Any]) -> Captured:
+        """The graph for these inputs. A batch of one is captured apart: torch.export takes it for a constant.
+
+        Where both captures came out the same, the first serves all batches, so that they share their parameters.
+        """
+        self._check_unchanged()
+        sizes = [(tuple(x.shape[1:]), x.dtype) for x in leaves if isinstance(x, Tensor)]
+        batch = self.signature.batch_of(leaves)
+        key = (batch == 1, *sizes)
+        for found in (self._captured.get(key), self._captured.get((batch, *sizes))):
+            if found is not None:
+                return found
+        captured = self._capture_now(leaves, batch)
+        other = self._captured.get((batch != 1, *sizes))
+        if other is not None and (batch == 1 or captured.raw.dynamic) and ir.same(captured.graph, other.graph):
+            captured = other
+        alone = batch != 1 and not captured.raw.dynamic and captured is not other
+        self._captured[(batch, *sizes) if alone else key] = captured
+        return captured
+
+    def _capture_now(self, leaves: Sequence[Any], batch: int) -> Captured:
+        floats, is_image = self._as_floats(leaves)
+        if is_image:
+            assert self.affine is not None
+            plain = self._capture(floats)
+            return Captured(take_bytes(plain.raw, self.affine), plain.tree)
+        try:
+            return Captured(*capture(self.module, *self.signature.arguments(floats), dynamic=batch != 1))
+        except CaptureError as error:
+            raise CaptureError(f"inputs of {_sizes(leaves)}: {error}") from error
+
+    def _as_floats(self, leaves: Sequence[Any]) -> tuple[list[Any], bool]:
+        """The leaves with bytes where the example has floats as floats, and whether there were any."""
+        found, changed = list(leaves), False
+        for i, (leaf, example) in enumerate(zip(leaves, self.signature.example, strict=True)):
+            if isinstance(leaf, Tensor) and leaf.dtype != example.dtype:
+                found[i], changed = leaf.to(example.dtype), True
+        return found, changed
+
+    def _check_unchanged(self) -> None:
+        if any(version(t) != then for t, then in self._versions):
+            raise RuntimeError(
+                f"the parameters of {self.name} changed after it was optimised, so a program for another input "
+                "size would mix old and new ones; call optimize again"
+            )
+
+
+def version(tensor: Tensor) -> tuple[int, int]:
+    """Changes with every write to the tensor."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _sizes(leaves: Sequence[Any]) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in leaves if isinstance(x, Tensor))

@@ -1,0 +1,249 @@
+"""Trainable drop-in layers. Training is plain torch; with frozen statistics each is one fused operation.
+
+A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
+Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
+statistic or parameter changed. Where a child is not plain (hooked, parametrised, of another class) it is called as it
+is. `torch.export` sees plain convolutions and batch norms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import ops
+from .backends.stamp import Stamp, can_stamp
+
+__all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
+
+IntPair: TypeAlias = int | tuple[int, int]
+ORDERS = ("1xn_nx1", "nx1_1xn")
+
+
+def conv_problem(conv: nn.Module) -> str | None:
+    """Why the fused operations cannot take a convolution's place; None when they can."""
+    if type(conv) is not nn.Conv2d:
+        return f"convolution of class {type(conv).__name__}; allowed: torch.nn.Conv2d"
+    if conv.groups != 1:
+        return f"groups {conv.groups}; allowed: 1"
+    if conv.dilation != (1, 1):
+        return f"dilation {conv.dilation}; allowed: (1, 1)"
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return f"padding {conv.padding!r} of mode {conv.padding_mode!r}; allowed: numbers, 'zeros'"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its `forward`."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def fusable(conv: nn.Module, bn: nn.Module) -> bool:
+    """Whether conv and bn may run as scale * conv + shift: both plain, statistics frozen."""
+    return (
+        type(bn) is nn.BatchNorm2d
+        and not bn.training
+        and bn.running_mean is not None
+        and conv_problem(conv) is None
+        and not (has_hooks(conv) or has_hooks(bn))
+        and not torch.compiler.is_exporting()
+    )
+
+
+def scale_and_shift(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Batch norm with its frozen statistics, and the convolution's bias, as [oc] scale and shift; differentiable.
+
+    Computed in float64 and rounded once to float32 (float64 for a float64 layer).
+    """
+    mean, var = bn.running_mean, bn.running_var
+    assert mean is not None and var is not None
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    scale = (var.double() + bn.eps).rsqrt()
+    scale = scale if bn.weight is None else bn.weight.double() * scale
+    offset = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
+    shift = offset * scale if bn.bias is None else bn.bias.double() + offset * scale
+    return scale.to(wide), shift.to(wide)
+
+
+class Fold:
+    """`scale_and_shift`, kept until a parameter or statistic changes. A copied or unpickled one starts empty."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[float, tuple[Stamp | None, ...], tuple[Tensor, Tensor]] | None = None
+
+    def __reduce__(self) -> tuple[type[Fold], tuple[()]]:
+        return Fold, ()
+
+    def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            return scale_and_shift(conv, bn)
+        learned = (bn.weight, bn.bias, conv.bias)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
+            return scale_and_shift(conv, bn)
+        sources = (*learned, bn.running_mean, bn.running_var)
+        kept = self._kept
+        if kept is not None and kept[0] == bn.eps and kept[2][0].device == conv.weight.device:
+            if all(map(_unchanged, kept[1], sources)):
+                return kept[2]
+        # Ordinary tensors even inside inference mode: a later call outside of it may need them in a graph.
+        with torch.inference_mode(False), torch.no_grad():
+            values = scale_and_shift(conv, bn)
+        if all(t is None or can_stamp(t) for t in sources):
+            self._kept = bn.eps, tuple(None if t is None else Stamp(t) for t in sources), values
+        return values
+
+
+def _unchanged(stamp: Stamp | None, tensor: Tensor | None) -> bool:
+    if stamp is None or tensor is None:
+        return stamp is None and tensor is None
+    return stamp.holds(tensor)
+
+
+class ConvBNReLU(nn.Module):
+    """y = relu(bn(conv(x))): [n, cin, h, w] -> [n, cout, oh, ow]. Children `conv` (without bias) and `bn`.
+
+    Example:
+        layer = ConvBNReLU(16, 32, kernel_size=3, padding=1).eval()
+        y = layer(torch.rand(1, 16, 8, 8))
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
+        self._fold = Fold()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_bn_relu(x, self.conv, self.bn, self._fold)
+
+    def fused_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """weight, scale and shift of the fused operation."""
+        return (self.conv.weight, *self._fold(self.conv, self.bn))
+
+
+def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
+    """relu(bn(conv(x))), fused where that is the same."""
+    if not fusable(conv, bn):
+        return F.relu(bn(conv(x)), inplace=True)
+    padding: Any = conv.padding
+    return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+
+
+class _Two(nn.Module):
+    """Two ConvBNReLU children, `first` and `second`, which one operation may run together."""
+
+    first: ConvBNReLU
+    second: ConvBNReLU
+
+    def _fusable(self) -> bool:
+        layers = (self.first, self.second)
+        return all(fusable(layer.conv, layer.bn) and not has_hooks(layer) for layer in layers)
+
+
+class AsymmetricPair(_Two):
+    """A 1xn and an nx1 ConvBNReLU in a row, padded SAME: [n, cin, h, w] -> [n, cout, h, w].
+
+    Args:
+        mid: channels between the two.
+        n: the kernel's length, odd.
+        order: "1xn_nx1" or "nx1_1xn".
+    """
+
+    def __init__(self, cin: int, mid: int, cout: int, n: int, order: str = "1xn_nx1") -> None:
+        super().__init__()
+        if order not in ORDERS:
+            raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
+        _check_length(n)
+        wide = order == ORDERS[0]
+        self.first = _row(cin, mid, n) if wide else _column(cin, mid, n)
+        self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._fusable():
+            return self.second(self.first(x))
+        return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
+
+
+class ParallelSplit(_Two):
+    """A 1xn and an nx1 ConvBNReLU side by side, padded SAME: [n, cin, h, w] -> [n, cout1 + cout2, h, w].
+
+    Args:
+        cout1: output channels of the 1xn layer, `first`.
+        cout2: those of the nx1 layer, `second`; as many as cout1 by default.
+        n: the kernel's length, odd.
+    """
+
+    def __init__(self, cin: int, cout1: int, cout2: int | None = None, n: int = 3) -> None:
+        super().__init__()
+        _check_length(n)
+        self.first = _row(cin, cout1, n)
+        self.second = _column(cin, cout1 if cout2 is None else cout2, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._fusable():
+            return torch.cat((self.first(x), self.second(x)), 1)
+        return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
+
+
+class PoolProject(nn.Module):
+    """y = relu(bn(conv1x1(avg_pool(x)))): [n, cin, h, w] -> [n, cout, oh, ow]. Children `conv` and `bn`.
+
+    Fused, the convolution goes before the pool where that is less work; the result is the same but for rounding.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel_size: IntPair = 3,
+        stride: IntPair = 1,
+        padding: IntPair = 1,
+        count_include_pad: bool = False,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.count_include_pad = count_include_pad
+        self.conv = nn.Conv2d(cin, cout, 1, bias=False)
+        self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
+        self._fold = Fold()
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, bn = self.conv, self.bn
+        pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
+        pool["count_include_pad"] = self.count_include_pad
+        if not fusable(conv, bn):
+            return F.relu(bn(conv(F.avg_pool2d(x, **pool))), inplace=True)
+        return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
+
+    def extra_repr(self) -> str:
+        window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{window}, count_include_pad={self.count_include_pad}"
+
+
+def _check_length(n: int) -> None:
+    if n < 1 or n % 2 == 0:
+        raise ValueError(f"kernel length {n}; allowed: an odd number, so that SAME padding is symmetric")
+
+
+def _row(cin: int, cout: int, n: int) -> ConvBNReLU:
+    return ConvBNReLU(cin, cout, (1, n), padding=(0, n // 2))
+
+
+def _column(cin: int, cout: int, n: int) -> ConvBNReLU:
+    return ConvBNReLU(cin, cout, (n, 1), padding=(n // 2, 0))

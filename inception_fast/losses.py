@@ -1,0 +1,39 @@
+"""Losses of the Inception papers, thin over torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["AuxiliaryLoss", "LabelSmoothingCrossEntropy"]
+
+
+class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
+    """torch's cross entropy with smoothed labels: a share `smoothing` of each target is spread over all classes.
+
+    logits [n, classes]; target [n] class indices or [n, classes] probabilities. The Inception-v3 paper takes 0.1.
+    """
+
+    def __init__(self, smoothing: float = 0.1, weight: Tensor | None = None, reduction: str = "mean") -> None:
+        if not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"smoothing {smoothing}; allowed: 0 <= smoothing < 1")
+        super().__init__(weight=weight, reduction=reduction, label_smoothing=smoothing)
+
+
+class AuxiliaryLoss(nn.Module):
+    """`loss` of the main logits plus `weight` times the loss of each auxiliary head's.
+
+    Takes what a model in training mode returns: logits, or a sequence (logits, auxiliary logits, ...) without None.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] | None = None, weight: float = 0.4) -> None:
+        super().__init__()
+        self.loss = LabelSmoothingCrossEntropy() if loss is None else loss
+        self.weight = weight
+
+    def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return self.loss(outputs, target)
+        main, *auxiliary = outputs
+        return self.loss(main, target) + self.weight * sum(self.loss(logits, target) for logits in auxiliary)

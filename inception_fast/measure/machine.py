@@ -1,0 +1,92 @@
+"""Where a number was measured: machine, versions, commit. Every figure that is kept carries this beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino", "tensorflow", "numpy", "pillow")
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, read from its metadata without importing it; None when it is absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name, or the architecture where the system does not tell it."""
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many logical processors this process may use: containers and taskset see fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_gb() -> float | None:
+    """Physical memory in GiB, where the system tells it."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def commit(folder: Path | None = None) -> str | None:
+    """The git commit of the checkout this package runs from, with "-dirty" on local changes; None when installed."""
+    folder = folder or Path(__file__).resolve().parent
+    if _git(folder, "ls-files", "--error-unmatch", "machine.py") is None:
+        return None
+    head = _git(folder, "rev-parse", "HEAD")
+    if head is None:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return head.strip() + ("-dirty" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def provenance(threads: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a result file says of its origin; `arguments` are those after `inception-fast`."""
+    import torch
+
+    from .. import __version__
+
+    return {
+        "machine": f"{cpu_model()}, {cores()} cores",
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "memory_gb": memory_gb(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "threads": threads,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": {"inception_fast": __version__} | {p: v for p in PACKAGES if (v := version(p))},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["inception-fast", *arguments]),
+    }

@@ -1,0 +1,141 @@
+"""The one timer: runtimes take turns in rounds, so that a slow minute of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+FEWEST = 3  # rounds, below which a median means nothing
+LEVEL = 0.02  # of false alarms in a family of comparisons
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: rounds until `seconds` have passed, never fewer than `least` nor more than `most` of them.
+
+    On a machine too slow for that it stops at `patience` times `seconds`, with three rounds at least.
+
+    Fewer than nine rounds cannot establish anything against four peers. Before its timed call each runtime runs
+    `settle` untimed ones, because the runtime before it left its own data in the caches and its own threads spinning.
+    """
+
+    seconds: float = 10.0
+    least: int = 9
+    most: int = 50
+    patience: float = 6.0
+    warmup: int = 2
+    settle: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(f"rounds {self.least} to {self.most}; allowed: 1 <= least <= most")
+        if self.seconds <= 0 or min(self.warmup, self.settle) < 0:
+            raise ValueError(f"{self}; allowed: seconds > 0, warmup and settle >= 0")
+
+    def share(self, done: int, spent: float) -> float:
+        """How much of the measuring is over after `done` rounds in `spent` seconds; from 1 on it ends."""
+        on_time = min(spent / self.seconds, done / self.least)
+        late = min(spent / (self.patience * self.seconds), done / FEWEST)
+        return max(done / self.most, on_time, late)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Seconds a call: the median, the distance between the quartiles, the fastest, and how many were taken."""
+
+    median: float
+    iqr: float
+    best: float
+    count: int
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Median and interquartile range (linear between the sorted samples); one sample has an IQR of 0."""
+    if not samples:
+        raise ValueError("no samples; allowed: at least one")
+    ordered = sorted(samples)
+    iqr = quantile(ordered, 0.75) - quantile(ordered, 0.25)
+    return Summary(statistics.median(ordered), iqr, ordered[0], len(ordered))
+
+
+def quantile(ordered: Sequence[float], fraction: float) -> float:
+    """Linear interpolation between the two sorted samples around `fraction`."""
+    position = fraction * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    plan: Plan,
+    *,
+    clock: Clock = time.perf_counter,
+    on_round: Callable[[float], None] | None = None,
+) -> dict[str, list[float]]:
+    """Times every call once a round, in an order shuffled anew each round; sample i of every name is of round i.
+
+    `on_round` hears after each round which share of the plan is done.
+    """
+    if not calls:
+        return {}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    for call in calls.values():
+        for _ in range(plan.warmup):
+            call()
+    start = clock()
+    for done in range(1, plan.most + 1):
+        shuffle(order)
+        for name in order:
+            samples[name].append(_time(calls[name], plan.settle, clock))
+        share = plan.share(done, clock() - start)
+        if on_round is not None:
+            on_round(min(1.0, share))
+        if share >= 1:
+            break
+    return samples
+
+
+def _time(call: Call, settle: int, clock: Clock) -> float:
+    for _ in range(settle):
+        call()
+    start = clock()
+    call()
+    return clock() - start
+
+
+def noise_floor(samples: Sequence[float]) -> float:
+    """Relative difference of the medians of the odd and the even rounds of one runtime: what equal code shows here."""
+    if len(samples) < 2:
+        return math.inf
+    even, odd = statistics.median(samples[::2]), statistics.median(samples[1::2])
+    return abs(even - odd) / min(even, odd)
+
+
+def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p-value that neither of two runtimes, timed in the same rounds, is the faster (ties are dropped)."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} samples; allowed: the same rounds of both")
+    wins = sum(x < y for x, y in zip(a, b, strict=True))
+    losses = sum(x > y for x, y in zip(a, b, strict=True))
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which of several p-values are established at `level` for the family as a whole (Holm's step-down)."""
+    established = [False] * len(p_values)
+    for step, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > level / (len(p_values) - step):
+            break
+        established[index] = True
+    return established

@@ -1,0 +1,136 @@
+"""The trunk of a network as a table of named steps: checks of the input, endpoints, a net that returns maps only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Steps = tuple[tuple[str | None, str], ...]
+"""(endpoint name or None, module path) in execution order."""
+
+
+def table(text: str) -> Steps:
+    """Steps from lines of "endpoint module", one word where both are the same, "-" for a step without endpoint."""
+    rows = [line.split() for line in text.strip().splitlines()]
+    return tuple((None if row[0] == "-" else row[0], row[-1]) for row in rows)
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """One dict per stride with `num_chs`, `reduction` and `module`: a list, with timm's accessors."""
+
+    def channels(self) -> list[int]:
+        return [row["num_chs"] for row in self]
+
+    def reduction(self) -> list[int]:
+        return [row["reduction"] for row in self]
+
+    def module_name(self) -> list[str]:
+        return [row["module"] for row in self]
+
+
+def check_input(x: Tensor, name: str, in_chans: int, min_size: int) -> None:
+    """Raises ValueError, TypeError for the dtype, where `x` is not a floating [n, in_chans, h, w] of at least min_size.
+
+    Sizes that a tracer left symbolic are not looked at: they would become guards, or constants, of the graph.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"{name} got a tensor of shape {tuple(x.shape)}; allowed: rank 4, [n, {in_chans}, h, w]")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: a floating point dtype")
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return
+    if x.shape[1] != in_chans:
+        raise ValueError(f"{name} got {x.shape[1]} channels, shape {tuple(x.shape)}; allowed: [n, {in_chans}, h, w]")
+    h, w = x.shape[2:]
+    if any(isinstance(size, int) and size < min_size for size in (h, w)):
+        raise ValueError(f"{name} got an image of {h}x{w}; allowed: {min_size}x{min_size} or larger")
+    if not torch.compiler.is_compiling() and x.shape[0] == 0:
+        raise ValueError(f"{name} got an empty batch of shape {tuple(x.shape)}; allowed: at least one image")
+
+
+class InputTransform(nn.Module):
+    """Turns an image normalised by ImageNet's statistics into x / 127.5 - 1, as torchvision's models do."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.empty(1, 3, 1, 1), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+                self.scale[:, channel] = std / 0.5
+                self.shift[:, channel] = (mean - 0.5) / 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class TrunkNet(nn.Module):
+    """Runs `steps` one after the other on a checked input and can keep the maps of named endpoints."""
+
+    def __init__(self, name: str, in_chans: int, min_size: int, transform: nn.Module | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.in_chans = in_chans
+        self.min_size = min_size
+        self.input_transform = transform
+        self.steps: Steps = ()
+
+    def run(self, x: Tensor, keep: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last map of the trunk, and those of the endpoints or module paths in `keep`."""
+        check_input(x, self.name, self.in_chans, self.min_size)
+        if self.input_transform is not None:
+            x = self.input_transform(x)
+        kept: dict[str, Tensor] = {}
+        for endpoint, path in self.steps:
+            x = self.get_submodule(path)(x)
+            if endpoint in keep:
+                kept[str(endpoint)] = x
+            elif path in keep:
+                kept[path] = x
+        return x, kept
+
+
+class FeatureNet(TrunkNet):
+    """[n, c, h, w] -> the maps of the chosen strides. Shares the trunk of `net`, under the same names.
+
+    Raises ValueError for indices outside the net's feature maps.
+    """
+
+    def __init__(self, net: TrunkNet, info: FeatureInfo, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__(net.name, net.in_chans, net.min_size, net.input_transform)
+        count = len(info)
+        chosen = range(count) if out_indices is None else out_indices
+        seen = f"out_indices {tuple(chosen)} of {self.name}"
+        if not all(isinstance(index, int) and -count <= index < count for index in chosen):
+            raise ValueError(f"{seen}; allowed: integers from {-count} to {count - 1}")
+        self.out_indices = tuple(index % count for index in chosen)
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(f"{seen}; allowed: at least one, each once, in rising order")
+        self.feature_info = FeatureInfo(info[index] for index in self.out_indices)
+        paths = [path for _, path in net.steps]
+        self.steps = net.steps[: paths.index(self.feature_info[-1]["module"]) + 1]
+        for _, path in self.steps:
+            self._adopt(path, net.get_submodule(path))
+
+    def _adopt(self, path: str, module: nn.Module) -> None:
+        parent: nn.Module = self
+        *parents, leaf = path.split(".")
+        for name in parents:
+            if not hasattr(parent, name):
+                parent.add_module(name, nn.Module())
+            parent = getattr(parent, name)
+        parent.add_module(leaf, module)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        paths = self.feature_info.module_name()
+        _, kept = self.run(x, paths)
+        return [kept[path] for path in paths]

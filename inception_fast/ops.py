@@ -1,0 +1,318 @@
+"""The fused operations as PyTorch operators: schemas, checks, fakes, gradients, autocast and FLOP counts.
+
+    y = conv_bn_relu(x, weight, scale, shift, stride=1, padding=(0, 3))
+
+x is logically NCHW in any layout. y is channels_last when x is channels_last-contiguous and not also contiguous, else
+contiguous. weight has x's dtype; scale and shift are float32 (also float64 with float64). Sums are kept in float32 and
+rounded once, at the store. Gradients reach x, weight, scale, shift and residual, any number of times. Works under
+autocast, torch.compile and export.
+
+`backend`: None leaves the choice to `dispatch`, a name (see `backend_status`) runs there or raises RuntimeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import _gradients, dispatch
+from ._checks import Conv, Pair, PoolProject, check_residual_scale, four_sided, like, pair_of, tensors
+from .backends import Params
+
+__all__ = ["asymmetric_pair", "conv_bn_relu", "parallel_split", "pool_project"]
+
+Ints: TypeAlias = int | Sequence[int]
+
+NAMESPACE = "inception_fast"
+_CONV = "Tensor x, Tensor weight, Tensor scale, Tensor shift"
+_PAIR = "Tensor x, Tensor w1, Tensor scale1, Tensor shift1, Tensor w2, Tensor scale2, Tensor shift2"
+SCHEMAS = {
+    "conv_bn_relu": f"({_CONV}, Tensor? residual, int[] stride, int[] padding, bool relu=True, "
+    "float residual_scale=1.0, str? backend=None) -> Tensor",
+    "asymmetric_pair": f"({_PAIR}, str? backend=None) -> Tensor",
+    "parallel_split": f"({_PAIR}, str? backend=None) -> Tensor",
+    "pool_project": f"({_CONV}, int[] kernel_size, int[] stride, int[] padding, bool count_include_pad=False, "
+    "str? backend=None) -> Tensor",
+}
+
+
+def conv_bn_relu(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    stride: Ints,
+    padding: Ints,
+    relu: bool = True,
+    residual: Tensor | None = None,
+    residual_scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """y = act(residual + residual_scale * (scale * conv(x, weight) + shift)), act = ReLU or the identity.
+
+    x [n, c, h, w], weight [oc, c, kh, kw], scale and shift [oc], residual and y [n, oc, oh, ow].
+
+    Args:
+        padding: an int, (vertical, horizontal) or (top, bottom, left, right).
+        residual_scale: only with a residual.
+
+    Raises ValueError or TypeError naming what was seen and what is allowed.
+    """
+    tensors(x=x, weight=weight, scale=scale, shift=shift, residual=x if residual is None else residual)
+    strides, sides = pair_of(stride, "stride"), four_sided(padding)
+    call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend)
+    return _run(_ops.conv_bn_relu.default, call)
+
+
+def asymmetric_pair(
+    x: Tensor,
+    w1: Tensor,
+    scale1: Tensor,
+    shift1: Tensor,
+    w2: Tensor,
+    scale2: Tensor,
+    shift2: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """y = relu(scale2 * conv(relu(scale1 * conv(x, w1) + shift1), w2) + shift2), SAME padding, stride 1.
+
+    w1 [mid, c, 1, n] and w2 [oc, mid, n, 1], or w1 [mid, c, n, 1] and w2 [oc, mid, 1, n]; n is odd. Whether the
+    intermediate of a float16 or bfloat16 pair is rounded once or kept in float32 is the backend's choice.
+    """
+    tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
+    return _run(_ops.asymmetric_pair.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
+
+
+def parallel_split(
+    x: Tensor,
+    w1: Tensor,
+    scale1: Tensor,
+    shift1: Tensor,
+    w2: Tensor,
+    scale2: Tensor,
+    shift2: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """y = concat(relu(scale1 * conv(x, w1) + shift1), relu(scale2 * conv(x, w2) + shift2)), SAME padding, stride 1.
+
+    w1 [oc1, c, 1, n] and w2 [oc2, c, n, 1], or the other way round; n is odd; y [n, oc1 + oc2, h, w].
+    """
+    tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
+    return _run(_ops.parallel_split.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
+
+
+def pool_project(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Ints = 1,
+    count_include_pad: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """y = relu(scale * conv(avg_pool(x), weight) + shift), weight [oc, c, 1, 1].
+
+    An average commutes with a 1x1 convolution, so the convolution goes first where the pool then meets fewer channels.
+    """
+    tensors(x=x, weight=weight, scale=scale, shift=shift)
+    kernel, strides = pair_of(kernel_size, "kernel_size"), pair_of(stride, "stride")
+    pads = pair_of(padding, "padding")
+    call = (x, weight, scale, shift, kernel, strides, pads, count_include_pad, backend)
+    return _run(_ops.pool_project.default, call)
+
+
+def _run(operator: Any, arguments: tuple[Any, ...]) -> Tensor:
+    """Goes past the autograd kernel when no gradient can be asked for: being Python, it costs as much as the rest."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def _conv_call(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    relu: bool = True,
+    residual_scale: float = 1.0,
+    backend: str | None = None,
+) -> Conv:
+    check_residual_scale(residual, residual_scale)
+    params = (like(weight), like(scale), like(shift))
+    return Conv(like(x), params, None if residual is None else like(residual), tuple(stride), tuple(padding), relu)
+
+
+def _pair_call(kind: str, x: Tensor, *params: Any) -> Pair:
+    w1, scale1, shift1, w2, scale2, shift2 = map(like, params[:6])
+    return Pair(kind, like(x), (w1, scale1, shift1), (w2, scale2, shift2))
+
+
+def _pool_project_call(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    count_include_pad: bool = False,
+    backend: str | None = None,
+) -> PoolProject:
+    params = (like(weight), like(scale), like(shift))
+    return PoolProject(like(x), params, tuple(kernel_size), tuple(stride), tuple(padding), count_include_pad)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Strides of single-element dimensions mean nothing: a map that is contiguous both ways gives a contiguous y."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+def _launch(
+    spec: dispatch.Spec,
+    x: Tensor,
+    params: Params,
+    backend: str | None,
+    residual: Tensor | None = None,
+    residual_scale: float = 1.0,
+) -> Tensor:
+    name = dispatch.choose(spec, x.device.type, backend if backend is not None else dispatch.current_backend())
+    kernels = dispatch.adapter(name)
+    prepared = kernels.prepare(spec, params, x, residual, residual_scale)
+    return kernels.run(prepared, x, residual, _memory_format(x))
+
+
+def _conv_kernel(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    relu: bool = True,
+    residual_scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    call = _conv_call(x, weight, scale, shift, residual, stride, padding, relu, residual_scale)
+    return _launch(call.spec(), x, ((weight, scale, shift),), backend, residual, residual_scale)
+
+
+def _pair_kernel(kind: str) -> Any:
+    def kernel(x: Tensor, *rest: Any) -> Tensor:
+        backend = rest[6] if len(rest) == 7 else None
+        return _launch(_pair_call(kind, x, *rest).spec(), x, (rest[:3], rest[3:6]), backend)
+
+    return kernel
+
+
+def _pool_project_kernel(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    count_include_pad: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    call = _pool_project_call(x, weight, scale, shift, kernel_size, stride, padding, count_include_pad)
+    return _launch(call.spec(), x, ((weight, scale, shift),), backend)
+
+
+def _fake(call: Any) -> Any:
+    """The shape, dtype and strides of a call's result, from its checks."""
+
+    def fake(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        shape = call(x, *rest, **options).shape()
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+    return fake
+
+
+def _autocast(name: str, kind: str) -> Any:
+    """Casts x, weights and residual as torch casts a convolution's; scale and shift stay float32."""
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{kind.upper()}"))
+    kept = {position for position, part in enumerate(SCHEMAS[name].split(",")) if " scale" in part or " shift" in part}
+
+    def cast(*arguments: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(kind)
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return getattr(_ops, name)(
+                *(
+                    value.to(dtype)
+                    if isinstance(value, Tensor) and position not in kept and value.dtype is not torch.float64
+                    else value
+                    for position, value in enumerate(arguments)
+                )
+            )
+
+    return cast
+
+
+def _conv_flops(x: Any, weight: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
+    n, _, oh, ow = out_shape
+    return 2 * n * oh * ow * torch.Size(weight).numel()
+
+
+def _pair_flops(x: Any, w1: Any, scale1: Any, shift1: Any, w2: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
+    return _conv_flops(x, w1, out_shape=out_shape) + _conv_flops(x, w2, out_shape=out_shape)
+
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_PARTS: dict[str, tuple[Any, Any, Any, Any, Any]] = {
+    "conv_bn_relu": (_conv_kernel, _conv_call, _gradients.conv_setup, _gradients.conv_backward, _conv_flops),
+    "asymmetric_pair": (
+        _pair_kernel("chain"),
+        lambda *arguments: _pair_call("chain", *arguments),
+        _gradients.pair_setup,
+        _gradients.chain_backward,
+        _pair_flops,
+    ),
+    "parallel_split": (
+        _pair_kernel("split"),
+        lambda *arguments: _pair_call("split", *arguments),
+        _gradients.pair_setup,
+        _gradients.split_backward,
+        _pair_flops,
+    ),
+    "pool_project": (
+        _pool_project_kernel,
+        _pool_project_call,
+        _gradients.pool_project_setup,
+        _gradients.pool_project_backward,
+        _conv_flops,
+    ),
+}
+
+
+def _register() -> Any:
+    for name, (kernel, call, setup, backward, flops) in _PARTS.items():
+        qualified = f"{NAMESPACE}::{name}"
+        _library.define(name + SCHEMAS[name], tags=_TAGS)
+        for kind in ("cpu", "cuda"):
+            _library.impl(name, kernel, kind.upper())
+            _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
+        torch.library.register_fake(qualified, _fake(call), lib=_library)
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+        register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
+    return torch.ops.inception_fast
+
+
+_ops = _register()

@@ -1,0 +1,186 @@
+"""Several variants on the same data, order, seeds and budget: their curves as rows, and where they end with the
+spread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..measure.results import write_json
+from .checkpoint import Checkpoints
+from .log import read_log
+from .loop import SUMMARY, Options, train
+from .settings import Settings
+from .trainer import Say
+
+COLUMNS = ("step", "loss", "cross_entropy", "accuracy", "seconds")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contestant. options: of the network; settings: fields of `Settings` it changes; recipe: fields of the
+    recipe.
+    """
+
+    label: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, base: Settings, seed: int) -> Settings:
+        """The settings of its run with one seed."""
+        recipe = replace(base.recipe, **self.recipe)
+        fields = {"options": {**base.options, **self.options}, **self.settings}
+        return replace(base, model=self.model, seed=seed, recipe=recipe, **fields)
+
+
+def parse_variant(text: str) -> Variant:
+    """ "inception_v1" or "inception_v1:classic=true:drop_rate=0.1": a model with options, the text its label.
+
+    >>> parse_variant("inception_v1:classic=true").options
+    {'classic': True}
+    """
+    model, *pairs = text.split(":")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"variant {text!r}; allowed: MODEL or MODEL:KEY=VALUE:KEY=VALUE")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    if not model:
+        raise ValueError(f"variant {text!r} names no model; allowed: MODEL or MODEL:KEY=VALUE")
+    return Variant(text, model, options)
+
+
+def compare(
+    variants: Sequence[Variant],
+    base: Settings,
+    seeds: int,
+    out: Path | str,
+    options: Options | None = None,
+    *,
+    say: Say = lambda text: None,
+    on_row: Callable[[dict[str, Any], str], None] = lambda row, name: None,
+    about: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains every variant with seeds 0 to `seeds` - 1 (counted from base's) and returns what OUT/compare.json holds.
+
+    Runs that OUT already holds are not run again, one that was killed goes on, and after each run the files are whole.
+    A run whose loss stops being a number ends there and counts as such.
+
+    Raises:
+        ValueError: no variant, two with one label, settings that cannot be used, or OUT holds runs with other settings.
+    """
+    labels = [variant.label for variant in variants]
+    if not variants or len(set(labels)) < len(labels):
+        raise ValueError(f"variants {', '.join(labels) or '(none)'}; allowed: at least one, each once")
+    if seeds < 1:
+        raise ValueError(f"seeds {seeds}; allowed: 1 or more")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out {out} is a file; name a folder")
+    runs: list[dict[str, Any]] = []
+    document: dict[str, Any] = {}
+    for seed in range(base.seed, base.seed + seeds):
+        for variant in variants:
+            runs.append(_run(variant, variant.apply(base, seed), out, options or Options(), say, on_row))
+            origin = {"provenance": provenance, "about": about, "settings": base.as_json(), "variants": labels}
+            document = origin | _results(runs)
+            write_json(out / "compare.json", document)
+            write_page(document, out)
+    return document
+
+
+def write_page(document: dict[str, Any], out: Path) -> None:
+    from ..measure.results import write_atomically
+    from .page import page
+
+    text = page(document)
+    write_atomically(out / "index.html", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def run_folder(out: Path, label: str, seed: int) -> Path:
+    """Where a variant's run with one seed lies."""
+    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', label)}-seed{seed}"
+
+
+def _run(
+    variant: Variant,
+    settings: Settings,
+    out: Path,
+    options: Options,
+    say: Say,
+    on_row: Callable[[dict[str, Any], str], None],
+) -> dict[str, Any]:
+    folder = run_folder(out, variant.label, settings.seed)
+    name = f"{variant.label} seed {settings.seed}"
+    summary = _finished(folder, settings)
+    if summary is None:
+        say(f"{name}: training")
+        control = replace(options, resume=folder.is_dir(), export=False)
+        summary = train(settings, folder, control, say=say, on_row=lambda row: on_row(row, name))
+        kept = Checkpoints(folder)
+        for step in kept.steps():
+            kept.path(step).unlink()
+    else:
+        say(f"{name}: already done")
+    return {"label": variant.label, "seed": settings.seed, "folder": folder, "summary": summary}
+
+
+def _finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """The summary of a run that has ended; ValueError where it is one of other settings."""
+    path = folder / SUMMARY
+    if not path.exists():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(settings.as_json()))
+    for key, value in wanted.items():
+        if summary["settings"].get(key) != value:
+            held = summary["settings"].get(key)
+            raise ValueError(f"{folder} holds a run with {key} {held!r}, not {value!r}; name another --out")
+    return summary
+
+
+def _results(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the networks are, where each run ended, and every step of every run."""
+    rows: list[dict[str, Any]] = []
+    ends: list[dict[str, Any]] = []
+    networks: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        summary = run["summary"]
+        networks[run["label"]] = {
+            "network": summary["settings"]["model"],
+            "options": summary["settings"]["options"],
+            "parameters": summary["parameters"],
+            "macs_per_image": summary["macs_per_image"],
+            "flops_per_step": summary["flops_per_step"],
+        }
+        for row in read_log(run["folder"]):
+            kept = {key: row[key] for key in COLUMNS}
+            flops = row["step"] * summary["flops_per_step"]
+            rows.append({"model": run["label"], "seed": run["seed"]} | kept | {"flops": flops})
+        judged = summary["evaluation"] or {}
+        ends.append(
+            {
+                "model": run["label"],
+                "seed": run["seed"],
+                "status": summary["status"],
+                "steps": summary["steps"],
+                "loss": summary["loss"],
+                "accuracy": summary["accuracy"],
+                "held_out_loss": judged.get("loss"),
+                "held_out_accuracy": judged.get("accuracy"),
+                "seconds": summary["seconds"],
+            }
+        )
+    return {"networks": networks, "runs": ends, "rows": rows}

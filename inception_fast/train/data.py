@@ -1,0 +1,164 @@
+"""Labelled images to train on: scikit-learn's digits, folders, Hugging Face data sets; their split, and the tensors
+of a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .augment import augment
+from .stream import Key, Stream
+
+HELD_OUT = 5  # every fifth image of a class is kept for evaluation where the data set does not say which
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message is one line that names it and says what to do."""
+
+
+class Source(Protocol):
+    """Images with labels. `natural`: photographs, for which the papers' augmentation is meant."""
+
+    name: str
+    classes: tuple[str, ...]
+    labels: list[int]
+    natural: bool
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image; raises DataError where it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source with the indices to train on and those held out. bad: what was found broken and left out, in words."""
+
+    source: Source
+    train: Sequence[int]
+    held_out: Sequence[int]
+    bad: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Changes with the classes, the labels, their order and the split, not with where the data lies."""
+        digest = hashlib.sha256(repr((self.source.classes, list(self.train), list(self.held_out))).encode())
+        digest.update(np.asarray(self.source.labels, dtype=np.int64).tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Digits:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels: the data set that is always at hand."""
+
+    name = "digits"
+    classes = tuple("0123456789")
+    natural = False
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise DataError(
+                f"the digits need scikit-learn ({error}); pip install scikit-learn, or name a folder"
+            ) from error
+        found = load_digits()
+        self.pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+        self.labels = [int(label) for label in found.target]
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index]).convert("RGB")
+
+
+def load_data(
+    name: str, bad: str = "refuse", cache: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Data:
+    """The data set `name`: "digits", "hf:NAME" or a folder.
+
+    bad: "refuse" raises on broken images, empty classes and labels out of range, "skip" leaves them out and counts
+    them.
+    cache: a file in which the verdict on a folder's images is kept, so that a resumed run does not read them all again.
+
+    Raises:
+        DataError: naming what is missing or broken.
+    """
+    if name == "digits":
+        source: Source = Digits()
+        train, held_out = split(source.labels)
+        return Data(source, train, held_out)
+    if name.startswith("hf:"):
+        from .hub import load_hub
+
+        return load_hub(name, bad)
+    from .folder import load_folder
+
+    return load_folder(Path(name), bad, cache, say)
+
+
+def split(labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indices to train on and, for evaluation, every fifth of each class in order of appearance."""
+    seen: dict[int, int] = {}
+    train: list[int] = []
+    held_out: list[int] = []
+    for index, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        (train if seen[label] % HELD_OUT else held_out).append(index)
+    return train, held_out
+
+
+class Pixels(Dataset[tuple[Tensor, int]]):
+    """Keys to (image, label): uint8 [3, size, size]. Without `seed`, whole images by index."""
+
+    def __init__(self, source: Source, size: int, kind: str = "none", seed: int | None = None) -> None:
+        self.source, self.size, self.kind, self.seed = source, size, kind, seed
+
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
+        if isinstance(key, tuple):
+            epoch, index = key
+            rng = np.random.default_rng([self.seed or 0, epoch, index])
+        else:
+            index, rng = key, np.random.default_rng(0)
+        image = augment(self.kind, self.source.image(index), self.size, rng)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), self.source.labels[index]
+
+
+class Normalise:
+    """uint8 [n, 3, h, w] to float32, channels last: (x / 255 - mean) / std on the device."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.to(self.mean.device, memory_format=torch.channels_last, non_blocking=True)
+        return x.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+
+def training_loader(data: Data, stream: Stream, size: int, kind: str, workers: int) -> DataLoader[Any]:
+    """Batches (uint8 [n, 3, size, size], int64 [n]) of the stream; their content does not depend on `workers`."""
+    if kind == "auto":
+        kind = "paper" if data.source.natural else "shift"
+    pixels = Pixels(data.source, size, kind, stream.seed)
+    return _loader(pixels, batch_sampler=stream, workers=workers)
+
+
+def evaluation_loader(data: Data, images: int, batch_size: int, size: int, workers: int) -> DataLoader[Any]:
+    """Batches of at most `images` held-out images, evenly spread over them, whole and in order."""
+    count = min(images, len(data.held_out))
+    chosen = [data.held_out[i * len(data.held_out) // count] for i in range(count)]
+    batches = [chosen[i : i + batch_size] for i in range(0, count, batch_size)]
+    return _loader(Pixels(data.source, size), batch_sampler=batches, workers=workers)
+
+
+def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]:
+    # Its own generator: a loader that draws from torch's global one would move the numbers of the model's randomness.
+    return DataLoader(
+        pixels, batch_sampler=batch_sampler, num_workers=workers, generator=torch.Generator().manual_seed(0)
+    )

@@ -1,0 +1,174 @@
+"""Several processes as one: `torchrun` starts them, this module lets N of them compute what one would on the whole
+batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; the leader (rank 0) alone writes and speaks."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leader(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes; leaves `values` alone."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def agree(self, value: int) -> int:
+        """The leader's value, on every process."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(shared, 0)
+        return int(shared.item())
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The others enter when the leader has left: what it found out, they read from its files."""
+        if not self.leader:
+            dist.barrier()
+        yield
+        if self.leader and self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str | None = None) -> Iterator[World]:
+    """The world that torchrun's environment describes; one process without it. device: "cpu", "cuda", None for the
+    best there is.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda'; allowed here: cpu, torch sees no GPU")
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    if size == 1:
+        yield World(device=place)
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again after one of its workers died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, for the gradient too: each process's loss depends on every process's summand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of the whole batch over all processes, equal shares each, on any device.
+
+    `torch.nn.SyncBatchNorm` does this on GPUs only. Names in the state dict are those of `nn.BatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        mean = _Sum.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return centred * scale[:, None, None]
+        return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Turns every plain `nn.BatchNorm2d` of `model` into a `GlobalBatchNorm2d` with the same tensors and settings."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = GlobalBatchNorm2d
+
+
+class SharedDropout(TorchFunctionMode):
+    """Draws dropout masks for the whole batch and takes this process's rows, so that N processes drop what one
+    would.
+    """
+
+    def __init__(self, seed: int, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.generator = torch.Generator(world.device).manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.dropout:
+            return func(*args, **(kwargs or {}))
+        return self._dropout(*args, **(kwargs or {}))
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return input
+        rows = input.shape[0]
+        shape = (rows * self.world.size, *input.shape[1:])
+        drawn = torch.rand(shape, generator=self.generator, device=input.device)
+        mask = drawn[self.world.rank * rows : (self.world.rank + 1) * rows] >= p
+        return input * (mask.to(input.dtype) / (1 - p))
+
+
+def wrap(model: nn.Module, world: World, batch_norm: str) -> nn.Module:
+    """The module to call in training: gradients averaged over the processes; `batch_norm` as in `Settings`."""
+    if batch_norm == "frozen":
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+    if world.size == 1:
+        return model
+    if batch_norm == "sync":
+        share_statistics(model)
+    places = [world.device] if world.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=places, broadcast_buffers=batch_norm == "local")

@@ -1,0 +1,121 @@
+"""A folder with a folder for each class, looked through before training starts so that no broken file ends it later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from ..images import SUFFIXES, ImageError, load_image
+from ..measure.results import write_json
+from .data import Data, DataError, split
+
+PARTS = ("train", "val")
+
+
+class ImageFolder:
+    """`paths` relative to `root`, with their labels."""
+
+    natural = True
+
+    def __init__(self, root: Path, classes: Sequence[str], paths: Sequence[str], labels: Sequence[int]) -> None:
+        self.name, self.root = str(root), root
+        self.classes, self.paths, self.labels = tuple(classes), list(paths), list(labels)
+
+    def image(self, index: int) -> Image.Image:
+        try:
+            return load_image(self.root / self.paths[index])
+        except ImageError as error:
+            raise DataError(str(error)) from error
+
+
+def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], None]) -> Data:
+    """ROOT/class/image, every fifth of a class held out, or ROOT/train/class/image and ROOT/val/class/image."""
+    if not root.exists():
+        raise DataError(
+            f"data {str(root)!r}: no such folder; allowed: digits, a folder with a folder for each class, hf:NAME"
+        )
+    if not root.is_dir():
+        raise DataError(f"data {root} is a file; name a folder with a folder for each class")
+    parts = [root / part for part in PARTS] if all((root / part).is_dir() for part in PARTS) else [root]
+    names = sorted({p.name for part in parts for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")})
+    found = {(part, name): _images(part / name) for part in parts for name in names}
+    files = [path for paths in found.values() for path in paths]
+    if not files:
+        raise DataError(
+            f"data {root} holds no image in a folder of its class; looked for {' '.join(SUFFIXES)} in ROOT/class/"
+        )
+    broken = _broken(root, files, cache, say)
+    sound = {key: [path for path in paths if _key(root, path) not in broken] for key, paths in found.items()}
+    problems = list(broken.values())
+    problems += [f"class {name!r} has no sound image in {parts[0]}" for name in names if not sound[parts[0], name]]
+    _judge(problems, bad)
+    classes = [name for name in names if sound[parts[0], name]]
+    if len(classes) < 2:
+        raise DataError(
+            f"data {root} holds images of {len(classes)} class ({', '.join(classes)}); allowed: two classes or more"
+        )
+    return _assemble(root, parts, classes, sound, problems)
+
+
+def _assemble(
+    root: Path, parts: list[Path], classes: list[str], sound: dict[tuple[Path, str], list[Path]], problems: list[str]
+) -> Data:
+    rows = [
+        [(_key(root, path), label) for label, name in enumerate(classes) for path in sound[part, name]]
+        for part in parts
+    ]
+    flat = [row for part in rows for row in part]
+    source = ImageFolder(root, classes, [path for path, _ in flat], [label for _, label in flat])
+    if len(parts) == 1:
+        train, held_out = split(source.labels)
+    else:
+        train, held_out = list(range(len(rows[0]))), list(range(len(rows[0]), len(flat)))
+    return Data(source, train, held_out, tuple(problems))
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _key(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _judge(problems: list[str], bad: str) -> None:
+    if problems and bad == "refuse":
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise DataError(f"{len(problems)} faults in the data: {shown} (--bad-data skip leaves them out)")
+
+
+def _broken(root: Path, files: list[Path], cache: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+    """What is wrong with which image. Every file is decoded once; a cache written for the same files saves that."""
+    stats = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path in files for s in (path.stat(),)]
+    digest = hashlib.sha256(repr(stats).encode()).hexdigest()
+    if cache is not None and cache.exists():
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        if known.get("files") == digest:
+            broken: dict[str, str] = known["broken"]
+            return broken
+    say(f"looking at {len(files)} images")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = dict(zip((_key(root, path) for path in files), pool.map(_fault, files), strict=True))
+    found = {key: fault for key, fault in verdicts.items() if fault}
+    if cache is not None:
+        write_json(cache, {"files": digest, "broken": found})
+    return found
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        load_image(path)
+    except ImageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,94 @@
+"""Hugging Face data sets, through the `datasets` package where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .data import Data, DataError, split
+from .folder import _judge
+
+INSTALL = "pip install 'inception-fast[train]', or pip install datasets"
+TRAIN_PARTS, HELD_OUT_PARTS = ("train",), ("validation", "valid", "val", "test")
+
+
+class HubData:
+    """Rows of one or two parts of a data set, one after the other."""
+
+    natural = True
+
+    def __init__(
+        self, name: str, classes: Sequence[str], parts: Sequence[Any], columns: tuple[str, str], labels: list[int]
+    ) -> None:
+        self.name, self.classes, self.labels = name, tuple(classes), labels
+        self.parts, self.columns = list(parts), columns
+
+    def image(self, index: int) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                found: Image.Image = part[index][self.columns[0]]
+                return found.convert("RGB")
+            index -= len(part)
+        raise DataError(f"image {index} beyond the end of {self.name}")
+
+
+def load_hub(name: str, bad: str) -> Data:
+    """ "hf:NAME": a data set of the hub, or a folder that `save_to_disk` wrote, with one image and one label column."""
+    parts = _parts(name)
+    train = next((parts[key] for key in TRAIN_PARTS if key in parts), None)
+    if train is None:
+        raise DataError(f"data {name} has the parts {', '.join(parts)}; allowed: one called train")
+    held_out = next((parts[key] for key in HELD_OUT_PARTS if key in parts), None)
+    columns = _columns(name, train.features)
+    chosen = [train] if held_out is None else [train, held_out]
+    labels = [int(label) for part in chosen for label in part[columns[1]]]
+    names = getattr(train.features[columns[1]], "names", None)
+    classes = list(names) if names else [str(label) for label in range(max(labels) + 1)]
+    wrong = [i for i, label in enumerate(labels) if not 0 <= label < len(classes)]
+    problems = [f"image {i} of {name} has label {labels[i]}; allowed: 0 to {len(classes) - 1}" for i in wrong]
+    _judge(problems, bad)
+    source = HubData(name, classes, chosen, columns, labels)
+    if held_out is None:
+        first, second = split(labels)
+    else:
+        first, second = list(range(len(train))), list(range(len(train), len(labels)))
+    left_out = set(wrong)
+    return Data(
+        source, [i for i in first if i not in left_out], [i for i in second if i not in left_out], tuple(problems)
+    )
+
+
+def _parts(name: str) -> dict[str, Any]:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(f"data {name} needs the datasets package ({error}); {INSTALL}") from error
+    where = name.removeprefix("hf:")
+    if not where:
+        raise DataError("data 'hf:' names no data set; allowed: hf:NAME")
+    try:
+        found = datasets.load_from_disk(where) if Path(where).is_dir() else datasets.load_dataset(where)
+    except Exception as error:  # the package raises a class of its own for each of many ways to fail
+        text = " ".join(str(error).split())
+        raise DataError(f"data {name} cannot be loaded ({text[:200] or type(error).__name__})") from error
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _columns(name: str, features: Any) -> tuple[str, str]:
+    """(image column, label column): the first of the type Image, and the first of the type ClassLabel or called
+    label.
+    """
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"] + [
+        c for c in ("label", "labels") if c in kinds
+    ]
+    if not images or not labels:
+        raise DataError(
+            f"data {name} has the columns {kinds}; allowed: one of the type Image and one of the type ClassLabel"
+        )
+    return images[0], labels[0]

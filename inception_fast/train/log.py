@@ -1,0 +1,67 @@
+"""A run's log: a JSON object a line, a line a step; TensorBoard beside it where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..measure.results import write_atomically
+
+NAME = "log.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log; a last line that a killed process left half written is not one."""
+    path = folder / NAME
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        rows.append(row)
+    return rows
+
+
+class Log:
+    """Appends to DIR/log.jsonl from `step` on: rows of later steps, which a resumed run computes again, are dropped."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
+        path = folder / NAME
+        lines = [json.dumps(row) + "\n" for row in read_log(folder) if row["step"] <= step]
+        write_atomically(path, lambda scratch: scratch.write_text("".join(lines), encoding="utf-8"))
+        self.file = open(path, "a", encoding="utf-8")
+        self.board: Any = _board(folder, step) if tensorboard else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"{self.file.name} cannot be written ({error.strerror}); make room, then resume") from error
+        if self.board is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self.board.add_scalar(f"train/{key}", value, row["step"])
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"--tensorboard needs tensorboard ({error}); pip install 'inception-fast[train]'") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,275 @@
+"""`train`: from settings to a folder with log, checkpoints, weights, summary and plot; again, with `resume`, from
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ..measure.results import write_json
+from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
+from .data import Data, DataError, load_data, training_loader
+from .distributed import World, join, restarted
+from .log import NAME, Log, read_log
+from .settings import Settings, difference
+from .stream import Stream
+from .trainer import Diverged, Say, Trainer
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not change a run's curve. eval_images: how many held-out images the end is judged on, 0 for no
+    judgement.
+
+    export: leave model.safetensors behind."""
+
+    checkpoint_every: int = 100
+    keep: int = LEAST_KEPT
+    resume: bool = False
+    workers: int | None = None
+    eval_images: int = 500
+    tensorboard: bool = False
+    device: str | None = None
+    export: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("checkpoint_every", 1), ("keep", LEAST_KEPT), ("eval_images", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} {getattr(self, name)}; allowed: {low} or more")
+        if self.workers is not None and not 0 <= self.workers <= 256:
+            raise ValueError(f"workers {self.workers}; allowed: 0 to 256")
+
+
+@dataclass
+class Run:
+    """Everything one run works with."""
+
+    settings: Settings
+    options: Options
+    out: Path
+    world: World
+    data: Data
+    trainer: Trainer
+    checkpoints: Checkpoints
+    say: Say
+    seconds: float = 0.0  # spent on steps, in this process and those before it
+
+
+def train(
+    settings: Settings,
+    out: Path | str,
+    options: Options | None = None,
+    *,
+    say: Say = lambda text: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Trains and returns the summary, also in OUT/summary.json. `say` gets remarks, `on_row` each step's row of
+    OUT/log.jsonl.
+
+    Under torchrun every process calls this with the same arguments; the first writes. SIGINT and SIGTERM end it after
+    a last checkpoint.
+
+    Raises:
+        ValueError: the settings, the data or the checkpoint to resume from cannot be used.
+        OSError: the log cannot be written.
+        KeyboardInterrupt: a signal asked for the end.
+    """
+    options = options or Options()
+    with torch.random.fork_rng(devices=[]), join(options.device) as world:
+        quiet: Say = say if world.leader else lambda text: None
+        run = _prepare(settings, Path(out), options, world, quiet)
+        status = _fit(run, on_row if world.leader else lambda row: None)
+        summary = _summary(run, status) if world.leader else {}
+        return summary
+
+
+def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
+    resume = options.resume or restarted()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out {out} is a file; name a folder")
+    checkpoints = Checkpoints(out, options.keep, say)
+    if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
+        raise ValueError(f"{out} holds a run already; resume it, or name another folder")
+    with world.leader_first():
+        data = load_data(settings.data, settings.bad_data, out / "data-check.json" if out.is_dir() else None, say)
+    for fault in data.bad[:10]:
+        say(f"left out: {fault}")
+    if data.bad:
+        say(f"{len(data.bad)} faults in {data.source.name}; {len(data.train)} images to train on")
+    run = Run(settings, options, out, world, data, Trainer(settings, data, world, say), checkpoints, say)
+    out.mkdir(parents=True, exist_ok=True)
+    if resume:
+        _resume(run)
+    return run
+
+
+def _resume(run: Run) -> None:
+    """Loads the newest sound checkpoint, the same on every process; without any the run starts at the beginning and
+    says so.
+    """
+    found = run.checkpoints.load() if run.world.leader else None
+    step = run.world.agree(found[1]["step"] if found else 0)
+    if not step:
+        run.say(f"no checkpoint in {run.out} yet: starting at the beginning")
+        return
+    if found is None:
+        found = read(run.checkpoints.path(step))
+    tensors, state = found
+    odd = difference(state["settings"], run.settings)
+    if odd is None and state["data"] != run.data.fingerprint():
+        odd = "its data has other images, labels or classes"
+    if odd:
+        raise CheckpointError(f"the checkpoint in {run.out} is of another run: {odd}")
+    if step > run.settings.steps:
+        raise CheckpointError(
+            f"the checkpoint in {run.out} is of step {step}; allowed: steps {step} or more, not {run.settings.steps}"
+        )
+    run.trainer.load(tensors, step)
+    run.seconds = state["seconds"]
+    if state["threads"] != torch.get_num_threads() or state["processes"] != run.world.size:
+        run.say("other threads or processes than before: the curve may differ in its last bits")
+    run.say(f"resuming after step {step}")
+
+
+def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
+    """Makes the steps that are left. Returns "done" or "diverged at step N"."""
+    s, trainer = run.settings, run.trainer
+    start = trainer.steps_done
+    stream = Stream(run.data.train, s.batch_size, s.seed, start, s.steps, run.world.rank, run.world.size)
+    loader = training_loader(run.data, stream, s.image_size, s.augment, _workers(run))
+    saved = start
+    with _log(run) as log, _stop_asked(run.world) as stop:
+        clock = time.perf_counter()
+        for images, labels in _readable(loader):
+            try:
+                row = trainer.step(images, labels, stream.epoch(trainer.steps_done))
+            except Diverged as error:
+                run.say(str(error))
+                return f"diverged at step {error.step}"
+            now = time.perf_counter()
+            run.seconds, took, clock = run.seconds + now - clock, now - clock, now
+            done = trainer.steps_done
+            row = {"step": done, "epoch": stream.epoch(done)} | row
+            row |= {"seconds": run.seconds, "images_per_second": s.batch_size / max(took, 1e-9)}
+            if run.world.leader:
+                log(row)
+                on_row(row)
+            if done % run.options.checkpoint_every == 0 or done == s.steps or stop():
+                saved = _save(run, done) or saved
+            if stop() and done < s.steps:
+                run.say(f"stopped after step {done}; resume goes on after step {saved}")
+                raise KeyboardInterrupt
+    return "done"
+
+
+def _readable(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches. An image that broke after the check is named without the traceback that a worker wraps round it."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from error
+
+
+def _save(run: Run, step: int) -> int | None:
+    """Writes a checkpoint; returns its step, or None where the disk refused."""
+    if not run.world.leader:
+        return None
+    state = {
+        "step": step,
+        "settings": run.settings.as_json(),
+        "data": run.data.fingerprint(),
+        "seconds": run.seconds,
+        "threads": torch.get_num_threads(),
+        "processes": run.world.size,
+    }
+    return step if run.checkpoints.save(step, run.trainer.tensors(), state) else None
+
+
+def _workers(run: Run) -> int:
+    """Processes that prepare images: photographs are worth some, the 8x8 digits none."""
+    if run.options.workers is not None:
+        return run.options.workers
+    return min(4, torch.get_num_threads()) if run.data.source.natural else 0
+
+
+@contextmanager
+def _log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The writer of rows; on all processes but the leader one that writes nothing."""
+    if not run.world.leader:
+        yield lambda row: None
+        return
+    with Log(run.out, run.trainer.steps_done, run.options.tensorboard) as log:
+        yield log.write
+
+
+@contextmanager
+def _stop_asked(world: World) -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came: noted, so that the step at work ends whole. torchrun ends its processes in its
+    own way.
+    """
+    asked: list[int] = []
+    if world.size > 1 or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:  # the second time means at once
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(run: Run, status: str) -> dict[str, Any]:
+    """Judges the result, writes weights, summary and plot."""
+    from .report import export_weights, plot_run
+
+    rows = read_log(run.out)
+    last = rows[-20:]
+    trainer = run.trainer
+    summary: dict[str, Any] = {
+        "status": status,
+        "settings": run.settings.as_json(),
+        "data": {
+            "name": run.data.source.name,
+            "classes": list(run.data.source.classes),
+            "train": len(run.data.train),
+            "held_out": len(run.data.held_out),
+            "left_out": len(run.data.bad),
+            "fingerprint": run.data.fingerprint(),
+        },
+        "steps": trainer.steps_done,
+        "parameters": trainer.parameters,
+        "auxiliary_heads": trainer.aux,
+        "macs_per_image": trainer.macs,
+        "flops_per_step": 6 * trainer.macs * run.settings.batch_size,
+        "loss": sum(row["loss"] for row in last) / len(last) if last else None,
+        "accuracy": sum(row["accuracy"] for row in last) / len(last) if last else None,
+        "evaluation": trainer.evaluate(run.data, run.options.eval_images, _workers(run)),
+        "seconds": run.seconds,
+        "processes": run.world.size,
+        "threads": torch.get_num_threads(),
+        "files": [NAME],
+    }
+    weights = export_weights(trainer, run.out) if run.options.export else None
+    summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
+    summary["files"] += [run.checkpoints.path(step).name for step in run.checkpoints.steps()]
+    write_json(run.out / SUMMARY, summary)
+    return summary

@@ -1,0 +1,111 @@
+"""A comparison as one HTML file that needs nothing else: the claim, a table of ends, curves against steps, time and
+work.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from .charts import COLOURS, Line, chart, number, smooth
+
+STYLE = (
+    "body{font:14px/1.5 sans-serif;max-width:1440px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
+    "table{border-collapse:collapse}td,th{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}.key{display:inline-block;width:.8em;height:.8em;margin-right:.4em}"
+    ".charts{display:flex;flex-wrap:wrap}p.small{color:#666;font-size:12px}"
+)
+AXES = (("step", "steps"), ("seconds", "seconds of training"), ("flops", "floating-point operations of training"))
+POINTS = 200  # a line of more would show no more
+
+
+def page(document: dict[str, Any]) -> str:
+    """The whole file."""
+    about = document["about"] or {}
+    title = about.get("title") or "Comparison of " + ", ".join(document["variants"])
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(document["variants"])}
+    charts = [
+        chart(f"{name} against {axis}", text, _lines(document, axis, key, colours))
+        for name, key in (("Loss", "loss"), ("Accuracy", "accuracy"))
+        for axis, text in AXES
+    ]
+    claim = f"<p>{html.escape(about['claim'])} ({html.escape(about['source'])})</p>" if about else ""
+    settings = ", ".join(f"{key} {value}" for key, value in _shown(document["settings"]).items())
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>{claim}{_table(document, colours)}"
+        f'<div class="charts">{"".join(charts)}</div>'
+        f'<p class="small">Lines: means over the seeds of the batch\'s values, smoothed over a twentieth of the run; '
+        "bands: lowest to highest seed. Loss is what is minimised, label smoothing and auxiliary heads in it; held-out "
+        "figures are those of the averaged weights. Work counts six operations for each multiply-add of the forward "
+        "pass.</p>"
+        f'<p class="small">{html.escape(settings)}</p></body></html>\n'
+    )
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = settings["recipe"]
+    kept = {key: settings[key] for key in ("data", "steps", "batch_size", "image_size", "augment", "dtype")}
+    return kept | {"recipe": recipe["name"], "optimizer": recipe["optimizer"], "learning rate": recipe["lr"]}
+
+
+def _table(document: dict[str, Any], colours: dict[str, str]) -> str:
+    heads = ("variant", "parameters", "multiply-adds", "seeds", "last loss", "last accuracy", "held-out accuracy")
+    rows = []
+    for label in document["variants"]:
+        runs = [run for run in document["runs"] if run["model"] == label]
+        if not runs:
+            continue
+        network = document["networks"][label]
+        diverged = sum(run["status"] != "done" for run in runs)
+        cells = (
+            f'<span class="key" style="background:{colours[label]}"></span>{html.escape(label)}',
+            f"{network['parameters']:,}",
+            number(float(f"{network['macs_per_image']:.3g}")),
+            f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""),
+            spread([run["loss"] for run in runs]),
+            spread([run["accuracy"] for run in runs], percent=True),
+            spread([run["held_out_accuracy"] for run in runs], percent=True),
+            spread([1000 * run["seconds"] / run["steps"] for run in runs if run["steps"]]),
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{text}</th>" for text in (*heads, "ms a step"))
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def spread(values: Sequence[float | None], percent: bool = False) -> str:
+    """Mean and half the distance between highest and lowest: "0.52 ± 0.03"; "-" without values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean, half = sum(known) / len(known), (max(known) - min(known)) / 2
+    if percent:
+        return f"{100 * mean:.1f} %" + (f" ± {100 * half:.1f}" if len(known) > 1 else "")
+    return f"{mean:.4g}" + (f" ± {half:.2g}" if len(known) > 1 else "")
+
+
+def _lines(document: dict[str, Any], axis: str, key: str, colours: dict[str, str]) -> list[Line]:
+    lines = []
+    window = max(document["settings"]["steps"] // 20, 1)
+    for label in document["variants"]:
+        curves = _curves(document["rows"], label)
+        length = min((len(curve) for curve in curves), default=0)
+        if not length:
+            continue
+        kept = range(0, length, -(-length // POINTS))
+        values = [smooth([row[key] for row in curve[:length]], window) for curve in curves]
+        columns = [[curve[i] for curve in values] for i in kept]
+        x = [sum(curve[i][axis] for curve in curves) / len(curves) for i in kept]
+        mean = [sum(column) / len(column) for column in columns]
+        low, high = ([min(c) for c in columns], [max(c) for c in columns]) if len(curves) > 1 else ([], [])
+        lines.append(Line(label, x, mean, low, high, colours[label]))
+    return lines
+
+
+def _curves(rows: Sequence[dict[str, Any]], label: str) -> list[list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["model"] == label:
+            found.setdefault(row["seed"], []).append(row)
+    return list(found.values())

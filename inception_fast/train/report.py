@@ -1,0 +1,61 @@
+"""What a finished run leaves beside its log: weights that `create_model` loads, and a picture of its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..measure.results import write_atomically
+from .charts import COLOURS, Line, chart, smooth
+from .networks import TINY
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def export_weights(trainer: Trainer, folder: Path) -> Path | None:
+    """Writes FOLDER/model.safetensors for `create_model(name, weights=...)`; None for the small network, which is not
+    among the models.
+
+    Holds the averaged weights, the options of the network, and the image size it was trained at.
+    """
+    if trainer.settings.model == TINY:
+        return None
+    from ..weights import Source
+    from ..weights.convert import write
+    from ..weights.torch_files import OPTIONS
+
+    model: Any = trainer.model
+    options = {key: value for key, value in asdict(model.options).items() if key in OPTIONS and value is not None}
+    size = trainer.settings.image_size
+    config = replace(model.data_config, input_size=(model.in_chans, size, size))
+    tensors = {name: value.detach().cpu() for name, value in trainer.weights().items()}
+    path = folder / "model.safetensors"
+    write(path, Source("inception_fast", trainer.settings.model, options, config, tensors, str(path)), tensors)
+    return path
+
+
+def plot_run(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Writes FOLDER/curves.svg: loss, accuracy and learning rate against steps."""
+    steps = [row["step"] for row in rows]
+    window = max(len(rows) // 50, 1)
+    panels: list[str] = []
+    for title, key in (("Loss", "loss"), ("Accuracy of the batch", "accuracy"), ("Learning rate", "lr")):
+        values = [row[key] for row in rows]
+        line = Line(key, steps, values if key == "lr" else smooth(values, window), colour=COLOURS[len(panels)])
+        panels.append(chart(title, "step", [line]))
+    path = folder / "curves.svg"
+    text = side_by_side(panels)
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    return path
+
+
+def side_by_side(panels: Sequence[str]) -> str:
+    """Several charts as one SVG file."""
+    from .charts import HEIGHT, WIDTH
+
+    inner = "".join(f'<g transform="translate({i * WIDTH},0)">{panel}</g>' for i, panel in enumerate(panels))
+    size = f'width="{WIDTH * len(panels)}" height="{HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inner}</svg>\n'

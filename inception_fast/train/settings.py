@@ -1,0 +1,91 @@
+"""What decides a run's curve, and what does not: plain data, validated at once, stored in every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .recipe import PAPER, Recipe
+
+AUGMENTS = ("auto", "paper", "shift", "none")
+AUX = ("auto", "on", "off")
+BATCH_NORMS = ("sync", "local", "frozen")
+DTYPES = ("float32", "bfloat16")
+BAD_DATA = ("refuse", "skip")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. Two runs with equal settings have equal curves, bit for bit on one machine with as many threads.
+
+    model: a name for `create_model`, or "tiny_inception"; `options` are its keyword arguments. weights: where to
+    start from.
+    data: "digits", a folder with a folder for each class, or "hf:NAME".
+    batch_size: over all processes. init_scale: factor on the initial weights of every convolution and linear layer.
+    batch_norm: "sync" takes the statistics of the whole batch over all processes, "local" of each one's part,
+    "frozen" learns none.
+    """
+
+    model: str
+    data: str = "digits"
+    steps: int = 1000
+    batch_size: int = 32
+    image_size: int = 299
+    seed: int = 0
+    recipe: Recipe = PAPER
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    augment: str = "auto"
+    aux: str = "auto"
+    batch_norm: str = "sync"
+    dtype: str = "float32"
+    bad_data: str = "refuse"
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 65536),
+            ("image_size", 1, 4096),
+            ("seed", 0, 2**31 - 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} {value!r}; allowed: an integer from {low} to {high}")
+        for name, allowed in (
+            ("augment", AUGMENTS),
+            ("aux", AUX),
+            ("batch_norm", BATCH_NORMS),
+            ("dtype", DTYPES),
+            ("bad_data", BAD_DATA),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if not 0 < self.init_scale < 1e6:
+            raise ValueError(f"init_scale {self.init_scale!r}; allowed: more than 0, below 1000000")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def difference(old: dict[str, Any], new: Settings) -> str | None:
+    """What keeps a run with settings `old` (as JSON) from going on with `new`: the first field that differs, in
+    words, or None.
+
+    More or fewer steps are allowed where the learning rate does not depend on their number.
+    """
+    wanted = new.as_json()
+    for item in fields(new):
+        before, after = old.get(item.name), wanted[item.name]
+        if item.name == "recipe":
+            before, after = _first_difference(before or {}, after)
+        if before != after and not (item.name == "steps" and not new.recipe.needs_length):
+            return f"{item.name} is {before!r} there and {after!r} here"
+    return None
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[Any, Any]:
+    for key, value in new.items():
+        if old.get(key) != value:
+            return {key: old.get(key)}, {key: value}
+    return None, None

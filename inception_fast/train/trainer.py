@@ -1,0 +1,184 @@
+"""One run's model, optimizer and average, and what a step does to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..measure.flops import layers, totals
+from .data import Data, Normalise, evaluation_loader
+from .distributed import SharedDropout, World, wrap
+from .networks import build, scale_weights
+from .optim import WeightAverage, build_optimizer, load_optimizer_tensors, optimizer_tensors
+from .settings import Settings
+from .stream import mix
+
+Say = Callable[[str], None]
+
+
+class Diverged(ArithmeticError):
+    """The loss or its gradient stopped being a number; `step` is the one that could not be made."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: the {what} is not a finite number; a lower learning rate may help")
+        self.step = step
+
+
+class Trainer:
+    """The state of a run between two steps; `tensors` and `load` are all of it."""
+
+    def __init__(self, settings: Settings, data: Data, world: World, say: Say) -> None:
+        if settings.batch_size % world.size:
+            raise ValueError(
+                f"batch size {settings.batch_size} over {world.size} processes; allowed: a multiple of {world.size}"
+            )
+        self.settings, self.world = settings, world
+        self.classes = len(data.source.classes)
+        self.model, self.aux, costs = self._build(say)
+        self.macs, self.parameters = costs
+        if settings.init_scale != 1:
+            scale_weights(self.model, settings.init_scale)
+        self.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.called = wrap(self.model, world, settings.batch_norm)
+        self.optimizer = build_optimizer(settings.recipe, self.model)
+        self.average = WeightAverage(self.model, settings.recipe.ema) if settings.recipe.ema else None
+        config: Any = self.model.data_config
+        self.normalise = Normalise(config.mean, config.std, world.device)
+        self.steps_done = 0
+
+    def _build(self, say: Say) -> tuple[nn.Module, bool, tuple[int, int]]:
+        """(model, whether it has auxiliary heads, (multiply-adds of an image in training, parameters)); raises
+        ValueError for bad sizes.
+        """
+        s = self.settings
+        tries = {"on": (True,), "off": (False,), "auto": (True, False)}[s.aux]
+        for aux in tries:
+            torch.manual_seed(s.seed)
+            try:
+                model = build(s.model, self.classes, s.options, s.weights, aux)
+                return model, aux, self._costs(model)
+            except ValueError as error:
+                if aux is tries[-1]:
+                    raise
+                reason = str(error)
+        raise AssertionError(reason)
+
+    def _costs(self, model: nn.Module) -> tuple[int, int]:
+        s = self.settings
+        images = s.batch_size // (self.world.size if s.batch_norm == "local" else 1)
+        model.train()
+        macs, parameters = totals(layers(model, torch.empty(images, 3, s.image_size, s.image_size, device="meta")))
+        return macs // images, parameters
+
+    def step(self, images: Tensor, labels: Tensor, epoch: float) -> dict[str, float]:
+        """One update from this process's share of the batch: uint8 [n, 3, h, w], int64 [n]. Returns what the log keeps.
+
+        Raises:
+            Diverged: before any weight was changed.
+        """
+        s, recipe = self.settings, self.settings.recipe
+        seed = mix(s.seed, self.steps_done)
+        torch.manual_seed(seed)
+        lr = recipe.learning_rate(self.steps_done, s.steps, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._train_mode()
+        labels = labels.to(self.world.device, non_blocking=True)
+        with SharedDropout(seed, self.world), self._autocast():
+            loss, logits = self._loss(self.called(self.normalise(images)), labels)
+        plain = F.cross_entropy(logits.detach().float(), labels)
+        correct = (logits.detach().argmax(1) == labels).float().mean()
+        means = self.world.mean(torch.stack([loss.detach().float(), plain, correct])).tolist()
+        if not math.isfinite(means[0]):
+            raise Diverged(self.steps_done + 1, "loss")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf))
+        if not math.isfinite(norm):
+            raise Diverged(self.steps_done + 1, "gradient")
+        self.optimizer.step()
+        self.steps_done += 1
+        if self.average is not None:
+            self.average.update(self.steps_done)
+        return {"loss": means[0], "cross_entropy": means[1], "accuracy": means[2], "lr": lr, "grad_norm": norm}
+
+    def _train_mode(self) -> None:
+        self.called.train()
+        if self.settings.batch_norm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _autocast(self) -> torch.autocast:
+        half = self.settings.dtype == "bfloat16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=half)
+
+    def _loss(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(what is minimised, logits of the main head)."""
+        logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        recipe = self.settings.recipe
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        for other in others:
+            loss = loss + recipe.aux_weight * F.cross_entropy(
+                other.float(), labels, label_smoothing=recipe.label_smoothing
+            )
+        return loss, logits
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights, or the plain ones of a recipe without an average: what evaluation and export use."""
+        return self.model.state_dict() if self.average is None else self.average.tensors
+
+    @torch.no_grad()
+    def evaluate(self, data: Data, images: int, workers: int) -> dict[str, Any] | None:
+        """Loss (plain cross entropy) and accuracy of `weights` on at most `images` held-out ones; None where there
+        are none.
+        """
+        if not min(images, len(data.held_out)):
+            return None
+        loss, correct, count = 0.0, 0, 0
+        self.model.eval()
+        for x, labels in evaluation_loader(data, images, self.settings.batch_size, self.settings.image_size, workers):
+            labels = labels.to(self.world.device)
+            with self._autocast():
+                logits = torch.func.functional_call(self.model, self.weights(), self.normalise(x)).float()
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
+        mean = loss / count
+        return {"images": count, "loss": mean if math.isfinite(mean) else None, "accuracy": correct / count}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Model, average and optimizer, under one prefix each."""
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        if self.average is not None:
+            parts["average"] = self.average.tensors
+        return {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
+
+    def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Undoes `tensors`. Raises ValueError, naming the first key or shape that differs, for those of another
+        network.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        targets = {"model": self.model.state_dict()}
+        if self.average is not None:
+            targets["average"] = self.average.tensors
+        for part, target in targets.items():
+            odd = sorted(target.keys() ^ parts[part].keys()) or [
+                n for n in target if target[n].shape != parts[part][n].shape
+            ]
+            if odd:
+                raise ValueError(f"the checkpoint is of another network: its {part} differs at {odd[0]}")
+        with torch.no_grad():
+            for part, target in targets.items():
+                for name, value in target.items():
+                    value.copy_(parts[part][name])
+        load_optimizer_tensors(self.optimizer, self.model, parts["optimizer"])
+        self.steps_done = step

@@ -1,0 +1,134 @@
+"""What a weight file turns into: tensors under our names, the options that fit them, and a strict load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .names import AUX, CLASSIFIERS
+
+if TYPE_CHECKING:
+    from ..models import DataConfig
+
+BACKGROUND_CLASSES = 1001
+"""Classes of TF-slim's ImageNet nets: index 0 is the background, label i sits at i + 1."""
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used: truncated, foreign, of another architecture, or one that would run code."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights of one file, under our state-dict names.
+
+    layout: "slim", "keras", "torchvision", "timm", "facenet-pytorch", "pytorch-fid" or "inception_fast".
+    options: arguments for `create_model` that make the network these weights were trained in.
+    data_config: how the images were prepared, where the layout tells.
+    """
+
+    layout: str
+    model: str
+    options: dict[str, Any]
+    data_config: DataConfig | None
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    origin: str = ""
+
+    @property
+    def file_classes(self) -> int:
+        """Width of the classifier in the file, the background class included; 0 where it has none."""
+        return head_classes(self.model, self.tensors)
+
+    def state_dict(self, num_classes: int | None = None, aux: bool = True) -> dict[str, Tensor]:
+        """The tensors for a net of `num_classes` classes: by default the file's own, without the background.
+
+        Another number leaves the classifiers out. `aux=False` leaves out the auxiliary heads.
+        """
+        wanted = self.options["num_classes"] if num_classes is None else num_classes
+        heads = CLASSIFIERS[self.model]
+        result = {}
+        for key, tensor in self.tensors.items():
+            if not aux and key.startswith(tuple(f"{head}." for head in AUX.get(self.model, ()))):
+                continue
+            if key.rpartition(".")[0] in heads and wanted != self.file_classes:
+                if wanted == self.options["num_classes"] == self.file_classes - 1:
+                    result[key] = tensor[1:]
+                continue
+            result[key] = tensor
+        return result
+
+    def load(self, model: nn.Module) -> None:
+        """Copies the weights into `model`; where its number of classes differs, all but the classifiers.
+
+        Raises WeightsError naming the first key or shape that differs; the model is untouched then.
+        """
+        target = model.state_dict()
+        classes, aux = int(model.num_classes), bool(getattr(model, "aux_logits", False))  # type: ignore[arg-type]
+        tensors = self.state_dict(classes, aux)
+        kept = classes in (self.file_classes, self.options["num_classes"])
+        self.check(target, tensors, () if kept else CLASSIFIERS[self.model])
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                target[key].copy_(tensor)
+
+    def check(self, target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], free: tuple[str, ...] = ()) -> None:
+        """Raises WeightsError at the first key of `target` that `tensors` lacks or shapes otherwise, then at one left.
+
+        The layers in `free` may be absent, and so may BN's batch counters, which only training without momentum reads.
+        """
+        for key, value in target.items():
+            if key in tensors:
+                seen, allowed = tuple(tensors[key].shape), tuple(value.shape)
+                if seen != allowed:
+                    raise WeightsError(f"{self.origin}: {key} has shape {seen}; allowed for {self.model}: {allowed}")
+            elif not key.endswith(".num_batches_tracked") and key.rpartition(".")[0] not in free:
+                hint = ""
+                if key.startswith(tuple(f"{head}." for head in AUX.get(self.model, ()))):
+                    hint = " (the file has no auxiliary heads: aux_logits=False loads it)"
+                raise WeightsError(
+                    f"{self.origin}: {key}, shape {tuple(value.shape)}, of {self.model} is missing{hint}"
+                )
+        for key in tensors:
+            if key not in target:
+                raise WeightsError(
+                    f"{self.origin}: {key} does not belong to {self.model}; its first key is {next(iter(target))}"
+                )
+
+
+def head_classes(model: str, tensors: Mapping[str, Tensor]) -> int:
+    """Width of the main classifier, 0 where there is none."""
+    weight = tensors.get(f"{CLASSIFIERS[model][0]}.weight")
+    return 0 if weight is None else weight.shape[0]
+
+
+def has_aux(model: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors hold auxiliary heads."""
+    return any(key.startswith(f"{head}.") for head in AUX.get(model, ()) for key in tensors)
+
+
+def data_config(layout: str, model: str) -> DataConfig | None:
+    """How the images of a layout's weights were prepared; None where the family's own habit is the answer.
+
+    torchvision's weights expect ImageNet statistics with `transform_input` in front of the net; without it, as here, x
+    / 127.5 - 1.
+    """
+    from ..models import DataConfig, facenet_config, inception_config
+
+    size = 224 if model in ("inception_v1", "inception_v2") else 299
+    half = (0.5, 0.5, 0.5)
+    if model == "inception_resnet_v1":
+        return facenet_config() if layout in ("slim", "facenet-pytorch") else None
+    if layout == "timm":
+        return inception_config(size, 0.8975 if model == "inception_resnet_v2" else 0.875)
+    if layout in ("slim", "keras", "torchvision"):
+        return DataConfig(half, half, (3, size, size), 0.875, "bilinear")
+    return DataConfig(half, half, (3, size, size), 1.0, "bilinear") if layout == "pytorch-fid" else None
+
+
+def model_mismatch(origin: str, key: str, held: str, asked: str) -> WeightsError:
+    """The error for a file that holds another variant than the one asked for, shown by `key`."""
+    return WeightsError(f"{origin} holds {held}, as {key} shows; allowed: weights of {asked}")

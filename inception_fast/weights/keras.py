@@ -1,0 +1,239 @@
+"""Keras InceptionV3 and InceptionResNetV2: `.h5`, `.weights.h5` and `.keras` of Keras 2 and 3, read by h5py alone.
+
+Most layers there are unnamed, `conv2d_7`: the numbers count up in the order of creation, which is slim's, while files
+list layers in topological order. Kernels are [kh, kw, cin, cout], dense ones [cin, cout]. BN has no scale; the
+background class is already gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._source import Source, WeightsError, data_config, head_classes, model_mismatch
+from .names import Layer, layers, normalised
+
+Variables = dict[str, dict[str, Tensor]]
+"""Layer name -> variable name -> value."""
+
+CONV = re.compile(r"conv2d(?:_(\d+))?$")
+NORM = re.compile(r"batch_normalization(?:_v\d)?(?:_(\d+))?$")
+UP = re.compile(r"block(35|17|8)_(\d+)_conv$")
+NUMBERED = {  # the order of a layer's variables, by their count, in the formats that only number them
+    "batch_normalization": {
+        3: ("beta", "moving_mean", "moving_variance"),
+        4: ("gamma", "beta", "moving_mean", "moving_variance"),
+    },
+    "conv2d": {1: ("kernel",), 2: ("kernel", "bias")},
+    "dense": {1: ("kernel",), 2: ("kernel", "bias")},
+}
+WEIGHTS_MEMBER = "model.weights.h5"
+
+
+def read(path: Path, asked: str | None) -> Source:
+    """Reads a file of any of the formats. Raises WeightsError for one that is damaged or holds another network."""
+    try:
+        h5py: Any = importlib.import_module("h5py")
+    except ImportError as error:
+        raise ImportError(f"{path} is a Keras file; to read it: pip install inception-fast[keras-files]") from error
+    origin = str(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content: Any = io.BytesIO(archive.read(WEIGHTS_MEMBER))
+        else:
+            content = path
+        with h5py.File(content, "r") as file:
+            variables, named = _variables(file, h5py.Dataset)
+    except WeightsError as error:
+        raise WeightsError(f"{origin}: {error}") from error
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
+    model = _recognise(origin, variables, named, asked)
+    tensors = _tensors(origin, model, variables if named else _rename(origin, model, variables))
+    options = {"num_classes": head_classes(model, tensors), "convention": "tf", "aux_logits": False, "bn_eps": 1e-3}
+    return Source("keras", model, options, data_config("keras", model), tensors, origin)
+
+
+def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:
+    """All variables but the optimizer's, and whether the layers have their own names (not class and position)."""
+    found: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+
+    def visit(path: str, node: Any) -> None:
+        parts = path.split("/")
+        if parts[0] in ("optimizer", "optimizer_weights"):
+            return
+        if isinstance(node, dataset):
+            if parts[-2:-1] == ["vars"]:
+                found.setdefault("/".join(parts[:-2]), {})[parts[-1]] = node
+            elif len(parts) > 1:
+                found.setdefault(parts[-2], {})[parts[-1].partition(":")[0]] = node
+        elif parts[-1] == "vars" and "name" in node.attrs:
+            names["/".join(parts[:-1])] = str(node.attrs["name"])
+
+    file.visititems(visit)
+    numbered = any("0" in values for values in found.values())
+    result: Variables = {}
+    for place, values in found.items():
+        layer = names.get(place, place.rpartition("/")[2])
+        order = _order(place.rpartition("/")[2], len(values)) if numbered else tuple(values)
+        if order is None:
+            continue
+        keys = map(str, range(len(order))) if numbered else order
+        result[layer] = {name: torch.from_numpy(values[key][...]) for name, key in zip(order, keys, strict=True)}
+    return result, not numbered or all(place in names for place in found)
+
+
+def _order(layer: str, count: int) -> tuple[str, ...] | None:
+    kind = re.sub(r"(_v\d)?(_\d+)?$", "", layer)
+    if kind not in NUMBERED:
+        return None
+    if count not in NUMBERED[kind]:
+        raise WeightsError(f"{layer} has {count} variables; allowed: {' or '.join(map(str, NUMBERED[kind]))}")
+    return NUMBERED[kind][count]
+
+
+def _numbers(variables: Variables, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
+    matches = ((pattern.match(name), name) for name in variables)
+    return sorted((int(match[1] or 0), name) for match, name in matches if match)
+
+
+def _recognise(origin: str, variables: Variables, named: bool, asked: str | None) -> str:
+    resnet = any(UP.match(name) or name == "conv_7b" for name in variables)
+    if not named:
+        resnet = any("bias" in values for name, values in variables.items() if CONV.match(name))
+    first = min(variables, default="(nothing)")
+    convs = _numbers(variables, CONV)
+    model = "inception_resnet_v2" if resnet else "inception_v3"
+    if not convs:
+        raise WeightsError(
+            f"{origin}: {first} is no layer of an Inception net; allowed: conv2d, conv2d_1 ... of Keras' Inception nets"
+        )
+    if asked is not None and asked != model:
+        raise model_mismatch(origin, next((name for name in variables if UP.match(name)), convs[0][1]), model, asked)
+    return model
+
+
+def _unnamed(model: str) -> list[Layer]:
+    """The layers that Keras numbers, in creation order."""
+    return [layer for layer in layers(model) if layer.kind == "bn" and not layer.aux and layer.path != "conv2d_7b"]
+
+
+def _sequence(origin: str, model: str, variables: Variables, pattern: re.Pattern[str], count: int) -> list[str]:
+    """Exactly `count` names in the order of their numbers, without a gap."""
+    numbers = _numbers(variables, pattern)
+    for (before, _), (after, name) in pairwise(numbers):
+        if after != before + 1:
+            raise WeightsError(f"{origin}: {name} follows number {before}, so {model} lacks a layer between them")
+    if len(numbers) != count:
+        last = numbers[-1][1] if numbers else "(nothing)"
+        raise WeightsError(f"{origin}: {len(numbers)} layers like {last}; allowed for {model}: {count}")
+    return [name for _, name in numbers]
+
+
+def _tensors(origin: str, model: str, variables: Variables) -> dict[str, Tensor]:
+    unnamed = _unnamed(model)
+    convs = _sequence(origin, model, variables, CONV, len(unnamed))
+    norms = _sequence(origin, model, variables, NORM, len(unnamed))
+    pairs = dict(zip((layer.path for layer in unnamed), zip(convs, norms, strict=True), strict=True))
+    used = {"predictions", *convs, *norms}
+    result: dict[str, Tensor] = {}
+    for layer in layers(model):
+        if layer.aux or (layer.kind == "linear" and "predictions" not in variables):
+            continue
+        conv, norm = pairs.get(layer.path) or _own_name(layer)
+        used |= {conv, norm}
+        result |= dict(_layer(origin, layer, variables, conv, norm))
+    for name in sorted(set(variables) - used):
+        raise WeightsError(
+            f"{origin}: layer {name} does not belong to {model}; allowed: Keras' application, with its head or without"
+        )
+    return result
+
+
+def _own_name(layer: Layer) -> tuple[str, str]:
+    """Names of the layers that Keras does not number."""
+    if layer.kind == "linear":
+        return "predictions", ""
+    if layer.path == "conv2d_7b":
+        return "conv_7b", "conv_7b_bn"
+    block, index = layer.scope.split("/")[-2:-1][0], 0
+    if block == "Block8":
+        return "block8_10_conv", ""
+    name, _, index = block.partition("_")  # type: ignore[assignment]
+    return f"{name}_{index}_conv", ""
+
+
+def _layer(origin: str, layer: Layer, variables: Variables, conv: str, norm: str) -> Iterator[tuple[str, Tensor]]:
+    def get(name: str, variable: str) -> Tensor:
+        if variable not in variables.get(name, {}):
+            raise WeightsError(f"{origin}: {name}/{variable} is missing")
+        return variables[name][variable]
+
+    weight, bn = normalised(layer)
+    kernel = get(conv, "kernel")
+    rank = 2 if layer.kind == "linear" else 4
+    if kernel.ndim != rank:
+        raise WeightsError(f"{origin}: {conv}/kernel has shape {tuple(kernel.shape)}; allowed: rank {rank}")
+    yield f"{weight}.weight", kernel.T if rank == 2 else kernel.permute(3, 2, 0, 1)
+    if not bn:
+        yield f"{weight}.bias", get(conv, "bias")
+        return
+    beta = get(norm, "beta")
+    yield f"{bn}.weight", variables[norm].get("gamma", torch.ones_like(beta))
+    yield f"{bn}.bias", beta
+    yield f"{bn}.running_mean", get(norm, "moving_mean")
+    yield f"{bn}.running_var", get(norm, "moving_variance")
+
+
+def _rename(origin: str, model: str, variables: Variables) -> Variables:
+    """Own names for layers that older Keras saved under class and position in `model.layers`."""
+    listed = _listing(model)
+    unnamed = {layer.path: index for index, layer in enumerate(_unnamed(model))}
+    convs = _sequence(origin, model, variables, CONV, len(listed))
+    norms = _sequence(origin, model, variables, NORM, sum(layer.kind == "bn" for layer in listed))
+    result: Variables = {}
+    remaining = iter(norms)
+    for layer, conv in zip(listed, convs, strict=True):
+        index = unnamed.get(layer.path)
+        name, norm = _own_name(layer) if index is None else (f"conv2d_{index}", f"batch_normalization_{index}")
+        result[name] = variables[conv]
+        if norm:
+            result[norm] = variables[next(remaining)]
+    if "dense" in variables:
+        result["predictions"] = variables["dense"]
+    return result
+
+
+def _listing(model: str) -> list[Layer]:
+    """The convolutions in the order of Keras' `model.layers`: by distance to the output, then by branch."""
+    blocks: dict[str, list[tuple[int, int, Layer]]] = {}
+    for layer in (layer for layer in layers(model) if not layer.aux and layer.kind != "linear"):
+        scope = layer.scope.partition("/Branch_")[0] if "/Branch_" in layer.scope else layer.scope
+        blocks.setdefault(scope, []).append((_distance(model, layer), len(blocks.get(scope, [])), layer))
+    return [row[2] for block in blocks.values() for row in sorted(block, key=lambda row: (-row[0], row[1]))]
+
+
+def _distance(model: str, layer: Layer) -> int:
+    """Keras layers between a convolution and the concatenation that ends its block."""
+    if "/Branch_" not in layer.scope:
+        return 0
+    branch = layer.scope.rpartition("/")[0]
+    inside = [other for other in layers(model) if other.scope.rpartition("/")[0] == branch]
+    split = [other for other in inside if other.path[-2:] in ("2a", "2b", "3a", "3b") and model == "inception_v3"]
+    if layer in split:
+        return 3
+    after = inside[inside.index(layer) + 1 :]
+    # Convolution, batch norm and activation each; the two halves of a split lie side by side, before a concatenation of
+    # their own.
+    return 2 + 3 * len([other for other in after if other not in split[1:]]) + (1 if split else 0)

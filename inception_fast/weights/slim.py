@@ -1,0 +1,189 @@
+"""TF-slim checkpoints of both formats: V1, one file, and V2, `.index` beside `.data-*`. Read through tensorflow.
+
+Layouts: convolutions [kh, kw, cin, cout], depthwise [kh, kw, cin, multiplier], fully connected [cin, cout]; logits of
+v1 to v3 are 1x1 convolutions. BN has no scale (gamma) unless the net was built with one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from .names import AUX, ROOTS, Layer, layers, normalised
+
+LEAVES = (
+    "weights",
+    "biases",
+    "depthwise_weights",
+    "pointwise_weights",
+    "beta",
+    "gamma",
+    "moving_mean",
+    "moving_variance",
+)
+"""Last parts of the names of model variables; optimizer slots and averages end in something else."""
+
+Read = Callable[[str], Tensor]
+
+
+def prefix_of(path: Path) -> Path | None:
+    """The checkpoint that `path`, a prefix, an index or data file, or a folder, stands for; None for any other path."""
+    if path.is_dir():
+        listed = path / "checkpoint"
+        if listed.is_file():
+            for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("model_checkpoint_path:"):
+                    # An absolute path in the file is that of the machine which wrote it: the name alone counts.
+                    return path / os.path.basename(line.partition(":")[2].strip().strip('"'))
+        found = sorted(path.glob("*.index"))
+        return found[0].with_suffix("") if len(found) == 1 else None
+    if path.suffix == ".index" or ".data-" in path.suffix:
+        return path.with_suffix("")
+    return path if path.is_file() or Path(f"{path}.index").is_file() else None
+
+
+def read(prefix: Path, asked: str | None) -> Source:
+    """Reads the checkpoint of that prefix. Raises FileNotFoundError for missing parts, else WeightsError."""
+    origin = str(prefix)
+    _check_parts(prefix)
+    reader = _open(prefix)
+    shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
+    model = _recognise(origin, shapes, asked)
+
+    def tensor(name: str) -> Tensor:
+        try:
+            return torch.from_numpy(reader.get_tensor(name).copy())
+        except Exception as error:  # TensorFlow has one exception class per status code
+            raise WeightsError(
+                f"{origin}: {name} cannot be read, the checkpoint is damaged: {_first_line(error)}"
+            ) from error
+
+    names = {name for name in shapes if name.rpartition("/")[2] in LEAVES}
+    stem = "separable" if f"{ROOTS[model]}/Conv2d_1a_7x7/depthwise_weights" in names else "plain"
+    tensors, used = _convert(origin, model, stem, names, tensor)
+    for name in sorted(names - used):
+        if name.startswith(f"{ROOTS[model]}/"):
+            raise WeightsError(
+                f"{origin}: {name}, shape {tuple(shapes[name])}, does not belong to TF-slim's {ROOTS[model]}"
+            )
+    return _source(origin, model, stem, tensors)
+
+
+def _check_parts(prefix: Path) -> None:
+    if prefix.is_file():
+        return
+    index = Path(f"{prefix}.index")
+    if not index.is_file():
+        raise FileNotFoundError(f"no checkpoint at {prefix}: looked for {prefix} (V1) and {index} (V2)")
+    if not list(prefix.parent.glob(f"{prefix.name}.data-*")):
+        raise FileNotFoundError(f"checkpoint {index} has no data: looked for {prefix}.data-00000-of-00001")
+
+
+def _open(prefix: Path) -> Any:
+    try:
+        # The full module is heavy and asks for attention by logging: load it for a checkpoint only.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        tensorflow = importlib.import_module("tensorflow")
+    except ImportError as error:
+        raise ImportError(
+            f"{prefix} is a TensorFlow checkpoint; to read it: pip install inception-fast[tensorflow]"
+        ) from error
+    try:
+        return tensorflow.train.load_checkpoint(str(prefix))
+    except Exception as error:
+        raise WeightsError(f"{prefix} is not a readable TensorFlow checkpoint: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _recognise(origin: str, shapes: dict[str, list[int]], asked: str | None) -> str:
+    held = {root: model for model, root in ROOTS.items()}
+    for name in sorted(shapes):
+        model = held.get(name.partition("/")[0])
+        if model is not None:
+            if asked is not None and model != asked:
+                raise model_mismatch(origin, name, model, asked)
+            return model
+    first = min(shapes, default="(nothing)")
+    allowed = ROOTS[asked] if asked else ", ".join(held)
+    raise WeightsError(
+        f"{origin}: {first} is no variable of an Inception net; allowed: names that begin with {allowed}"
+    )
+
+
+def _convert(origin: str, model: str, stem: str, names: set[str], tensor: Read) -> tuple[dict[str, Tensor], set[str]]:
+    """Our tensors and the names that they came from."""
+    table = layers(model, stem)
+    result: dict[str, Tensor] = {}
+    used: set[str] = set()
+    optional = {layer.path for layer in table if layer.aux}
+    if model == "inception_resnet_v1":
+        optional.add("logits")
+
+    def get(scope: str, leaf: str) -> Tensor:
+        name = f"{scope}/{leaf}"
+        if name not in names:
+            raise WeightsError(f"{origin}: {name} of TF-slim's {ROOTS[model]} is missing")
+        used.add(name)
+        return tensor(name)
+
+    for layer in table:
+        scope = layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[model]}/{layer.scope}"
+        if layer.path in optional and not any(name.startswith(f"{scope}/") for name in names):
+            continue
+        for key, value in _layer(layer, scope, names, get).items():
+            result[key] = value
+    return result, used
+
+
+def _layer(layer: Layer, scope: str, names: set[str], get: Callable[[str, str], Tensor]) -> dict[str, Tensor]:
+    if layer.kind == "separable":
+        depthwise = get(scope, "depthwise_weights").permute(2, 3, 0, 1)  # [cin, multiplier, kh, kw]
+        return {
+            f"{layer.path}.depthwise.weight": depthwise.reshape(-1, 1, *depthwise.shape[2:]),
+            f"{layer.path}.pointwise.weight": get(scope, "pointwise_weights").permute(3, 2, 0, 1),
+            f"{layer.path}.pointwise.bias": get(scope, "biases"),
+        }
+    weight, bn = normalised(layer)
+    result = {f"{weight}.weight": _weight(get(scope, "weights"), linear=layer.kind.startswith("linear"))}
+    if not bn:
+        result[f"{weight}.bias"] = get(scope, "biases")
+        return result
+    norm = f"{scope}/BatchNorm"
+    beta = get(norm, "beta")
+    result[f"{bn}.weight"] = get(norm, "gamma") if f"{norm}/gamma" in names else torch.ones_like(beta)
+    result[f"{bn}.bias"] = beta
+    result[f"{bn}.running_mean"] = get(norm, "moving_mean")
+    result[f"{bn}.running_var"] = get(norm, "moving_variance")
+    return result
+
+
+def _weight(value: Tensor, linear: bool) -> Tensor:
+    if not linear:
+        return value.permute(3, 2, 0, 1)
+    return value.reshape(value.shape[-2:]).T if value.ndim == 4 and value.shape[:2] == (1, 1) else value.T
+
+
+def _source(origin: str, model: str, stem: str, tensors: dict[str, Tensor]) -> Source:
+    classes = head_classes(model, tensors)
+    options: dict[str, Any] = {
+        "num_classes": classes - 1 if classes == BACKGROUND_CLASSES and model != "inception_resnet_v1" else classes,
+        "convention": "tf",
+        "bn_eps": 1e-3,
+    }
+    if model in AUX:
+        options["aux_logits"] = has_aux(model, tensors)
+    if model == "inception_v2":
+        options["stem"] = stem
+    if model == "inception_resnet_v1":
+        options["embedding_size"] = tensors["last_linear.weight"].shape[0]
+    return Source("slim", model, options, data_config("slim", model), tensors, origin)

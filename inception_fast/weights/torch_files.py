@@ -1,0 +1,234 @@
+"""State dicts: `.safetensors`, ours with metadata or anyone's, and `.pth`/`.pt`, read without running code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from .names import AUX, ROOTS
+
+FID_CLASSES = 1008
+"""Classes of the graph of 2015-12-05 behind the FID score; no other published net has this number."""
+
+MARKS = (
+    ("inception_v1", re.compile(r"inception3a\.")),
+    ("inception_v2", re.compile(r"Mixed_3[bc]\.|Mixed_4[a-e]\.")),
+    ("inception_v3", re.compile(r"Mixed_[567][a-e]\.branch(\dx\d|_pool)")),
+    ("inception_v4", re.compile(r"features\.\d+\.(conv\.)?(branch\d|conv\.weight|bn\.)")),
+    ("inception_resnet_v1", re.compile(r"repeat_3\.\d\.branch")),
+    ("inception_resnet_v2", re.compile(r"(mixed_5b|repeat_2\.\d)\.branch|stem\.\d\.branch")),
+)
+"""Keys that only one variant has, the first match decides."""
+
+LAYOUTS = {
+    "inception_v1": "torchvision",
+    "inception_v2": "inception_fast",
+    "inception_v3": "timm",
+    "inception_v4": "timm",
+    "inception_resnet_v1": "facenet-pytorch",
+    "inception_resnet_v2": "timm",
+}
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "num_classes": (int,),
+    "in_chans": (int,),
+    "convention": (str,),
+    "aux_logits": (bool,),
+    "bn_eps": (float,),
+    "classic": (bool,),
+    "fid": (bool,),
+    "stem": (str,),
+    "widths": (str,),
+    "embedding_size": (int,),
+    "transform_input": (bool,),
+}
+"""What the metadata of our own files may ask of `create_model`."""
+
+FORMAT = "1"
+
+
+def read_safetensors(path: Path, asked: str | None) -> Source:
+    """Reads a safetensors file; metadata of ours decides, else the keys. Raises WeightsError as all readers do."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("layout") == "inception_fast":
+        return _own(str(path), metadata, tensors, asked)
+    return recognise(str(path), tensors, asked)
+
+
+def read_pickle(path: Path, asked: str | None) -> Source:
+    """Reads a `.pth` or `.pt` file with torch's restricted unpickler: nothing in it is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged or hostile pickle can fail in any way; whichever it is, the file is refused
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(
+            f"{path} does not load as plain tensors; allowed: torch.save(model.state_dict(), ...), no code ({reason})"
+        ) from error
+    return recognise(str(path), _state_dict(str(path), content), asked)
+
+
+def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, out of trainers' wrappers and without the prefixes of wrapping modules."""
+    while isinstance(content, Mapping) and (
+        inner := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    ):
+        content = content[inner]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{origin} holds a {type(content).__name__}; allowed: a state dict")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{origin}: {key!r} is a {type(value).__name__}; allowed: tensors under names")
+    tensors = dict(content)
+    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+    return tensors
+
+
+def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Source:
+    """Variant, layout and options of a state dict, from its keys and shapes.
+
+    torchvision and timm name v3 alike: with an auxiliary head it counts as torchvision's. 1008 classes without one is
+    the FID net.
+    """
+    model, mark = _find_model(tensors)
+    if model is None:
+        first = next(iter(tensors), "(nothing)")
+        raise WeightsError(
+            f"{origin}: {first} is no key of an Inception net; allowed: weights of {asked or ', '.join(ROOTS)}"
+        )
+    if asked is not None and asked != model:
+        raise model_mismatch(origin, mark, model, asked)
+    if model == "inception_resnet_v2" and "classif.weight" not in tensors:
+        tensors = {re.sub(r"^last_linear\.", "classif.", key): value for key, value in tensors.items()}
+    layout = LAYOUTS[model]
+    options = _options(model, tensors)
+    if options.get("fid"):
+        layout = "pytorch-fid"
+    elif model == "inception_v3" and options["aux_logits"]:
+        layout = "torchvision"
+    config = data_config(layout, model)
+    if config is not None:
+        config = config.with_channels(options.get("in_chans", 3))
+    return Source(layout, model, options, config, tensors, origin)
+
+
+def _find_model(tensors: Mapping[str, Tensor]) -> tuple[str | None, str]:
+    for model, pattern in MARKS:
+        for key in tensors:
+            if pattern.match(key):
+                return model, key
+    return None, ""
+
+
+def _options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    classes = head_classes(model, tensors)
+    options: dict[str, Any] = {
+        "num_classes": classes,
+        "convention": "torch" if model in ("inception_v1", "inception_v3") else "tf",
+        "bn_eps": 1e-3,
+    }
+    if model in AUX:
+        options["aux_logits"] = has_aux(model, tensors)
+    if model in ("inception_v4", "inception_resnet_v2") and classes == BACKGROUND_CLASSES:
+        options["num_classes"] = classes - 1
+    if model == "inception_v1":
+        options["classic"] = "conv1.conv.bias" in tensors and "conv1.bn.weight" not in tensors
+    elif model == "inception_v2":
+        options["stem"] = "plain" if "Conv2d_1a_7x7.conv.weight" in tensors else "separable"
+    elif model == "inception_v3" and classes == FID_CLASSES and not options["aux_logits"]:
+        options |= {"fid": True, "convention": "tf"}
+    elif model == "inception_resnet_v1":
+        embedding = tensors.get("last_linear.weight")
+        options |= {"widths": "paper"} if embedding is None else {"embedding_size": embedding.shape[0]}
+    elif model == "inception_resnet_v2":
+        options["widths"] = "paper" if any(key.startswith("stem.") for key in tensors) else "slim"
+    channels = _in_chans(tensors)
+    return options if channels == 3 else options | {"in_chans": channels}
+
+
+def _in_chans(tensors: Mapping[str, Tensor]) -> int:
+    """Channels of the image: the first layer that can tell them; 3 where none does."""
+    if "Conv2d_1a_7x7.depthwise.weight" in tensors:
+        return tensors["Conv2d_1a_7x7.depthwise.weight"].shape[0] // 8
+    firsts = ("conv1", "Conv2d_1a_7x7", "Conv2d_1a_3x3", "features.0", "conv2d_1a", "stem.0")
+    weights = (tensors.get(f"{first}.conv.weight") for first in firsts)
+    return next((weight.shape[1] for weight in weights if weight is not None and weight.ndim == 4), 3)
+
+
+def own_metadata(source: Source, options: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file of ours: strings all, as safetensors asks."""
+    config = source.data_config
+    return {
+        "format": "pt",
+        "layout": "inception_fast",
+        "version": FORMAT,
+        "model": source.model,
+        "source_layout": source.layout,
+        "convention": str(options["convention"]),
+        "bn_eps": repr(options["bn_eps"]),
+        "num_classes": str(options["num_classes"]),
+        "options": json.dumps(dict(options), sort_keys=True),
+        "data_config": json.dumps(None if config is None else vars(config), sort_keys=True),
+    }
+
+
+def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], asked: str | None) -> Source:
+    model, version = metadata.get("model"), metadata.get("version")
+    if version != FORMAT:
+        raise WeightsError(
+            f"{origin}: metadata version {version!r}; allowed: {FORMAT!r}, written by `inception-fast convert`"
+        )
+    if model not in ROOTS:
+        raise WeightsError(f"{origin}: metadata model {model!r}; allowed: {', '.join(ROOTS)}")
+    if asked is not None and asked != model:
+        raise model_mismatch(origin, "its metadata", model, asked)
+    try:
+        options, config = json.loads(metadata["options"]), json.loads(metadata["data_config"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{origin}: metadata is damaged, {error!r}; allowed: options and data_config as JSON"
+        ) from error
+    needed = ("num_classes", "convention", "bn_eps")
+    if not isinstance(options, dict) or not set(needed) <= set(options):
+        raise WeightsError(f"{origin}: metadata options {options!r}; allowed: an object with {', '.join(needed)}")
+    for key, value in options.items():
+        if key not in OPTIONS or type(value) not in OPTIONS[key]:
+            raise WeightsError(
+                f"{origin}: metadata option {key}={value!r}; allowed: {', '.join(OPTIONS)}, of their types"
+            )
+    return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin)
+
+
+def parse_config(origin: str, config: Any) -> Any:
+    """A DataConfig out of JSON, ours or timm's `pretrained_cfg`; None for null. Raises WeightsError for the rest."""
+    from ..models import DataConfig
+
+    if config is None:
+        return None
+    try:
+        size = tuple(int(value) for value in config["input_size"])
+        mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
+        crop, interpolation = float(config["crop_pct"]), str(config["interpolation"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{origin}: data config {config!r} is damaged: {error!r}") from error
+    if len(size) != 3 or len(mean) != size[0] or len(std) != size[0] or not 0 < crop <= 1 or min(std) <= 0:
+        raise WeightsError(
+            f"{origin}: data config {config!r}; allowed: input_size (c, h, w), c means, c std > 0, 0 < crop_pct <= 1"
+        )
+    return DataConfig(mean, std, (size[0], size[1], size[2]), crop, interpolation)

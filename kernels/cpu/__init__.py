@@ -1,0 +1,209 @@
+"""The native CPU backend: compiles a `Plan` for one instruction-set tier, runs it in one call without Python inside.
+
+compiled = compile(plan)
+compiled.run([(x.data_ptr(), "float32", x.stride())], [y.data_ptr()], arena.data_ptr(), threads=2)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from ..plan import ConvStep, EltwiseStep, ImportStep, LrnStep, NormalizeStep, PairStep, Plan, PoolStep, Step, View
+from ..spec import ConvSpec, PairSpec, PoolSpec
+
+try:
+    from . import _native
+except ImportError as error:
+    raise ImportError(
+        f"the native kernels of inception_fast are not built ({error}); run `pip install -e .` in the checkout"
+    ) from error
+
+ISA_VARIABLE = "INCEPTION_FAST_ISA"
+
+InputArgument = tuple[int, str, tuple[int, int, int, int]]
+
+
+def tiers() -> tuple[str, ...]:
+    """Tiers this machine can run, slowest first."""
+    return tuple(_native.tiers())
+
+
+def default_tier() -> str:
+    """The tier named by INCEPTION_FAST_ISA, else the best. Raises ValueError when the named one cannot run here."""
+    name = os.environ.get(ISA_VARIABLE)
+    if not name:
+        return tiers()[-1]
+    return _checked_tier(name, f"{ISA_VARIABLE}={name}")
+
+
+def reasons(spec: ConvSpec | PairSpec | PoolSpec) -> list[str]:
+    """Why this backend cannot run the operator; empty when it can."""
+    if isinstance(spec, PairSpec):
+        return [f"{name}: {why}" for name in ("first", "second") for why in reasons(getattr(spec, name))]
+    found = []
+    if spec.dtype != "float32":
+        found.append(f"dtype {spec.dtype}; the CPU kernels take float32")
+    largest = max(spec.h, spec.w, spec.c, spec.kh, spec.kw, spec.n, *spec.padding)
+    if isinstance(spec, ConvSpec) and spec.oc * (spec.c // spec.groups) * spec.kh * spec.kw >= 2**31:
+        found.append("2^31 or more weights; the CPU kernels count them in 32 bits")
+    if largest >= 2**20:
+        found.append(f"a size of {largest}; the CPU kernels take sizes below 2^20")
+    return found
+
+
+class CompiledPlan:
+    """A plan with packed weights. Any number of threads may run it at once."""
+
+    def __init__(self, native: _native.Plan) -> None:
+        self._native = native
+
+    @property
+    def tier(self) -> str:
+        return self._native.tier
+
+    @property
+    def packed_bytes(self) -> int:
+        return self._native.packed_bytes
+
+    @property
+    def arena_bytes(self) -> int:
+        return self._native.arena_bytes
+
+    def run(self, inputs: Sequence[InputArgument], outputs: Sequence[int], arena: int, threads: int) -> None:
+        """Runs every step.
+
+        Args:
+            inputs: data pointer, dtype ("float32" or "uint8") and element strides of logical n, c, h, w, of each input.
+            outputs: pointers of dense NHWC float32 memory, by the output buffers' positions.
+            arena: pointer to `arena_bytes` bytes, 64-byte aligned; not shared with a call that is still running.
+            threads: how many threads to use, this one included.
+        """
+        self._native.run(inputs, outputs, arena, threads)
+
+    def run_timed(
+        self, inputs: Sequence[InputArgument], outputs: Sequence[int], arena: int, threads: int
+    ) -> list[float]:
+        """`run`, returning the seconds each step took, in the order of the plan's steps."""
+        return self._native.run_timed(inputs, outputs, arena, threads)
+
+
+def compile(plan: Plan, tier: str | None = None, like: CompiledPlan | None = None) -> CompiledPlan:
+    """Packs the weights for a tier; the plan's arrays may be freed afterwards.
+
+    With `like`, a compiled plan of the same weights at another batch size, its packed weights are shared and those of
+    `plan` are not read; only that the convolutions are the same is checked.
+
+    Raises ValueError naming the step, what was seen and what is allowed when the plan does not fit its buffers.
+    """
+    builder = _native.Builder(
+        default_tier() if tier is None else _checked_tier(tier, f"tier {tier!r}"), plan.arena_bytes
+    )
+    for n, c, h, w in plan.inputs:
+        builder.input(n, c, h, w)
+    for buffer in plan.buffers:
+        builder.buffer(buffer.n, buffer.h, buffer.w, buffer.c, buffer.kind, buffer.position)
+    for step in plan.steps:
+        _add(builder, step)
+    return CompiledPlan(builder.build(None if like is None else like._native))
+
+
+def _checked_tier(name: str, seen: str) -> str:
+    if name not in tiers():
+        raise ValueError(f"{seen}; this machine can run: {', '.join(tiers())}")
+    return name
+
+
+def _add(builder: _native.Builder, step: Step) -> None:
+    if not isinstance(step, get_args(Step)):
+        raise TypeError(f"step of type {type(step).__name__}; allowed: {', '.join(s.__name__ for s in get_args(Step))}")
+    builder.step(step.name)
+    if isinstance(step, ConvStep):
+        _add_conv(builder, step)
+    elif isinstance(step, PairStep):
+        _add_pair(builder, step)
+    elif isinstance(step, PoolStep):
+        _add_pool(builder, step)
+    elif isinstance(step, ImportStep):
+        scale, shift = _optional(step, "scale"), _optional(step, "shift")
+        builder.import_(step.source, _view(step.y), scale, shift)
+    elif isinstance(step, EltwiseStep):
+        scale, shift = _optional(step, "scale"), _optional(step, "shift")
+        residual = None if step.residual is None else _view(step.residual)
+        builder.eltwise(_view(step.x), _view(step.y), scale, shift, step.relu, residual, step.residual_scale)
+    elif isinstance(step, LrnStep):
+        builder.lrn(_view(step.x), _view(step.y), step.size, step.alpha, step.beta, step.k)
+    elif isinstance(step, NormalizeStep):
+        builder.normalize(_view(step.x), _view(step.y), step.eps)
+
+
+def _add_conv(builder: _native.Builder, step: ConvStep) -> None:
+    spec = step.spec
+    _check_spec(step.name, spec)
+    builder.conv(
+        sizes=(spec.n, spec.h, spec.w, spec.c, spec.oc, spec.kh, spec.kw),
+        stride=spec.stride,
+        padding=spec.padding,
+        groups=spec.groups,
+        x=_view(step.x),
+        weight=_array(step, "weight"),
+        scale=_array(step, "scale"),
+        shift=_array(step, "shift"),
+        outputs=[(*_view(output.view), output.relu) for output in step.outputs],
+        residual=None if step.residual is None else _view(step.residual),
+        residual_scale=step.residual_scale,
+    )
+
+
+def _add_pair(builder: _native.Builder, step: PairStep) -> None:
+    """A pair is its two convolutions in one step; a kernel that fuses them takes their place here."""
+    first, second = step.first, step.second
+    if step.kind == "chain" and (len(first.outputs) != 1 or second.x != first.outputs[0].view):
+        raise ValueError(f"step {step.name!r}: second reads {second.x}; allowed: the one output of first")
+    if step.kind == "split" and second.x != first.x:
+        raise ValueError(f"step {step.name!r}: second reads {second.x}; allowed: {first.x}, as first does")
+    PairSpec(first.spec, second.spec, step.kind)
+    _add_conv(builder, first)
+    _add_conv(builder, second)
+
+
+def _add_pool(builder: _native.Builder, step: PoolStep) -> None:
+    spec = step.spec
+    _check_spec(step.name, spec)
+    builder.pool(
+        (spec.n, spec.h, spec.w, spec.c, spec.kh, spec.kw),
+        spec.stride,
+        spec.padding,
+        spec.overhang,
+        spec.kind == "max",
+        spec.count_include_pad,
+        _view(step.x),
+        _view(step.y),
+        _optional(step, "shift"),
+        step.relu,
+    )
+
+
+def _check_spec(name: str, spec: ConvSpec | PoolSpec) -> None:
+    found = reasons(spec)
+    if found:
+        raise ValueError(f"step {name!r}: {'; '.join(found)}")
+
+
+def _view(view: View) -> tuple[int, int, int]:
+    return (view.buffer, view.offset, view.channels)
+
+
+def _array(step: Step, field: str) -> np.ndarray:
+    array = getattr(step, field)
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        seen = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"step {step.name!r}: {field} of {seen}; allowed: a float32 NumPy array")
+    return np.ascontiguousarray(array)
+
+
+def _optional(step: Step, field: str) -> np.ndarray | None:
+    return None if getattr(step, field) is None else _array(step, field)

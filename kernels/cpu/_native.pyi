@@ -1,0 +1,72 @@
+from collections.abc import Sequence
+
+import numpy as np
+
+CHUNK: int
+
+_View = tuple[int, int, int]
+_Input = tuple[int, str, tuple[int, int, int, int]]
+
+def tiers() -> list[str]: ...
+
+class Plan:
+    def run(self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /) -> None: ...
+    def run_timed(
+        self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /
+    ) -> list[float]: ...
+    @property
+    def tier(self) -> str: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+
+class Builder:
+    def __init__(self, tier: str, arena_bytes: int, /) -> None: ...
+    def input(self, n: int, c: int, h: int, w: int, /) -> None: ...
+    def buffer(self, n: int, h: int, w: int, c: int, kind: str, position: int, /) -> None: ...
+    def step(self, name: str, /) -> None: ...
+    def conv(
+        self,
+        *,
+        sizes: tuple[int, int, int, int, int, int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        groups: int,
+        x: _View,
+        weight: np.ndarray,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        outputs: Sequence[tuple[int, int, int, bool]],
+        residual: _View | None,
+        residual_scale: float,
+    ) -> None: ...
+    def pool(
+        self,
+        sizes: tuple[int, int, int, int, int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        overhang: tuple[int, int],
+        maximum: bool,
+        count_include_pad: bool,
+        x: _View,
+        y: _View,
+        shift: np.ndarray | None,
+        relu: bool,
+        /,
+    ) -> None: ...
+    def eltwise(
+        self,
+        x: _View,
+        y: _View,
+        scale: np.ndarray | None,
+        shift: np.ndarray | None,
+        relu: bool,
+        residual: _View | None,
+        residual_scale: float,
+        /,
+    ) -> None: ...
+    def import_(self, source: int, y: _View, scale: np.ndarray | None, shift: np.ndarray | None, /) -> None: ...
+    def lrn(self, x: _View, y: _View, size: int, alpha: float, beta: float, k: float, /) -> None: ...
+    def normalize(self, x: _View, y: _View, eps: float, /) -> None: ...
+    def build(self, like: Plan | None) -> Plan: ...

@@ -1,0 +1,200 @@
+// The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32 and C-contiguous.
+#include "build.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
+
+namespace py = pybind11;
+using namespace inception_fast::cpu;
+
+namespace {
+
+using Array = py::array_t<float>;
+using ViewTuple = std::tuple<int32_t, int32_t, int32_t>;
+using OutputTuple = std::tuple<int32_t, int32_t, int32_t, bool>;
+using InputTuple = std::tuple<uintptr_t, std::string, std::array<int64_t, 4>>;
+
+ViewSpec view_of(const ViewTuple &v) { return {std::get<0>(v), std::get<1>(v), std::get<2>(v)}; }
+
+std::optional<ViewSpec> view_of(const std::optional<ViewTuple> &v) {
+  return v ? std::optional<ViewSpec>(view_of(*v)) : std::nullopt;
+}
+
+void expect_dense(const Array &array, const char *role) {
+  if (!(array.flags() & py::array::c_style))
+    throw std::invalid_argument(std::string(role) + " is not C-contiguous; allowed: C-contiguous float32");
+}
+
+Vector vector_of(const std::optional<Array> &array, const char *role) {
+  if (!array)
+    return {};
+  expect_dense(*array, role);
+  if (array->ndim() != 1)
+    throw std::invalid_argument(std::string(role) + " has " + std::to_string(array->ndim()) +
+                                " dimensions; allowed: 1");
+  return {array->data(), array->size()};
+}
+
+const Tier &tier_named(const std::string &name) {
+  std::string allowed;
+  for (const Tier *tier : runnable_tiers()) {
+    if (name == tier->name)
+      return *tier;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(tier->name);
+  }
+  throw std::invalid_argument("tier '" + name + "'; this machine can run: " + allowed);
+}
+
+std::vector<std::string> tiers() {
+  std::vector<std::string> names;
+  for (const Tier *tier : runnable_tiers())
+    names.emplace_back(tier->name);
+  return names;
+}
+
+Input input_of(const InputTuple &from) {
+  const auto &[pointer, dtype, strides] = from;
+  if (dtype != "float32" && dtype != "uint8")
+    throw std::invalid_argument("input of dtype " + dtype + "; allowed: float32, uint8");
+  return {reinterpret_cast<const void *>(pointer), dtype == "uint8", strides[0], strides[1], strides[2], strides[3]};
+}
+
+void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
+         uintptr_t arena, int threads, double *seconds) {
+  std::vector<Input> from;
+  for (const InputTuple &input : inputs)
+    from.push_back(input_of(input));
+  std::vector<float *> to;
+  for (uintptr_t output : outputs)
+    to.push_back(reinterpret_cast<float *>(output));
+  py::gil_scoped_release release;
+  plan.run(from, to, reinterpret_cast<float *>(arena), threads, seconds);
+}
+
+// Keeps the weight arrays alive until they are packed.
+class PyBuilder {
+public:
+  PyBuilder(const std::string &tier, int64_t arena_bytes)
+      : builder_(std::make_unique<Builder>(tier_named(tier), arena_bytes)) {}
+
+  void input(int32_t n, int32_t c, int32_t h, int32_t w) { get().input({n, c, h, w}); }
+
+  void buffer(int32_t n, int32_t h, int32_t w, int32_t c, const std::string &kind, int64_t position) {
+    BufferKind which = BufferKind::arena;
+    if (kind == "input")
+      which = BufferKind::input;
+    else if (kind == "output")
+      which = BufferKind::output;
+    else if (kind != "arena")
+      throw std::invalid_argument("buffer of kind '" + kind + "'; allowed: arena, input, output");
+    get().buffer({n, h, w, c, which, position});
+  }
+
+  void step(const std::string &name) { get().step(name); }
+
+  void conv(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
+            int32_t groups, const ViewTuple &x, const Array &weight, const Array &scale, const Array &shift,
+            const std::vector<OutputTuple> &outputs, const std::optional<ViewTuple> &residual, float residual_scale) {
+    expect_dense(weight, "weight");
+    Vector scales = vector_of(scale, "scale"), shifts = vector_of(shift, "shift");
+    std::vector<int64_t> shape(weight.shape(), weight.shape() + weight.ndim());
+    std::vector<OutputSpec> specs;
+    for (const auto &[buffer, offset, channels, relu] : outputs)
+      specs.push_back({{buffer, offset, channels}, relu});
+    auto left = view_of(residual);
+    const auto &[n, h, w, c, oc, kh, kw] = sizes;
+    ConvArrays from{{weight.data(), scales.data, shifts.data}, shape, scales.length, shifts.length};
+    get().conv({n, h, w, c, oc, kh, kw, stride, padding, groups}, view_of(x), from, specs, left ? &*left : nullptr,
+               residual_scale);
+    arrays_.insert(arrays_.end(), {weight, scale, shift});
+  }
+
+  void pool(const std::array<int32_t, 6> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
+            std::array<int32_t, 2> overhang, bool maximum, bool count_include_pad, const ViewTuple &x,
+            const ViewTuple &y, const std::optional<Array> &shift, bool relu) {
+    const auto &[n, h, w, c, kh, kw] = sizes;
+    get().pool({n, h, w, c, kh, kw, stride, padding, overhang, maximum, count_include_pad}, view_of(x), view_of(y),
+               vector_of(shift, "shift"), relu);
+  }
+
+  void eltwise(const ViewTuple &x, const ViewTuple &y, const std::optional<Array> &scale,
+               const std::optional<Array> &shift, bool relu, const std::optional<ViewTuple> &residual,
+               float residual_scale) {
+    auto left = view_of(residual);
+    get().eltwise(view_of(x), view_of(y), vector_of(scale, "scale"), vector_of(shift, "shift"), relu,
+                  left ? &*left : nullptr, residual_scale);
+  }
+
+  void import(int32_t source, const ViewTuple &y, const std::optional<Array> &scale,
+              const std::optional<Array> &shift) {
+    get().import(source, view_of(y), vector_of(scale, "scale"), vector_of(shift, "shift"));
+  }
+
+  void lrn(const ViewTuple &x, const ViewTuple &y, int32_t size, float alpha, float beta, float k) {
+    get().lrn(view_of(x), view_of(y), size, alpha, beta, k);
+  }
+
+  void normalize(const ViewTuple &x, const ViewTuple &y, float eps) { get().normalize(view_of(x), view_of(y), eps); }
+
+  std::unique_ptr<Plan> build(const Plan *like) {
+    std::unique_ptr<Plan> plan;
+    Builder &builder = get();
+    {
+      py::gil_scoped_release release;
+      plan = builder.build(like);
+    }
+    builder_.reset();
+    arrays_.clear();
+    return plan;
+  }
+
+private:
+  Builder &get() {
+    if (!builder_)
+      throw std::runtime_error("the plan is built; a builder serves once");
+    return *builder_;
+  }
+
+  std::unique_ptr<Builder> builder_;
+  std::vector<Array> arrays_;
+};
+
+} // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.def("tiers", &tiers);
+  m.attr("CHUNK") = CHUNK;
+
+  py::class_<Plan>(m, "Plan")
+      .def("run", [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
+                     uintptr_t arena, int threads) { run(plan, inputs, outputs, arena, threads, nullptr); })
+      .def("run_timed",
+           [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
+              uintptr_t arena, int threads) {
+             std::vector<double> seconds(plan.steps());
+             run(plan, inputs, outputs, arena, threads, seconds.data());
+             return seconds;
+           })
+      .def_property_readonly("tier", [](const Plan &plan) { return plan.tier().name; })
+      .def_property_readonly("packed_bytes", &Plan::packed_bytes)
+      .def_property_readonly("arena_bytes", &Plan::arena_bytes);
+
+  py::class_<PyBuilder>(m, "Builder")
+      .def(py::init<const std::string &, int64_t>())
+      .def("input", &PyBuilder::input)
+      .def("buffer", &PyBuilder::buffer)
+      .def("step", &PyBuilder::step)
+      .def("conv", &PyBuilder::conv, py::arg("sizes"), py::arg("stride"), py::arg("padding"), py::arg("groups"),
+           py::arg("x"), py::arg("weight").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
+           py::arg("outputs"), py::arg("residual"), py::arg("residual_scale"))
+      .def("pool", &PyBuilder::pool)
+      .def("eltwise", &PyBuilder::eltwise)
+      .def("import_", &PyBuilder::import)
+      .def("lrn", &PyBuilder::lrn)
+      .def("normalize", &PyBuilder::normalize)
+      .def("build", &PyBuilder::build, py::arg("like").none(true));
+}

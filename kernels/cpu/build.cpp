@@ -1,0 +1,376 @@
+#include "build.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <stdexcept>
+
+namespace inception_fast::cpu {
+
+namespace {
+
+// Work below these is done before a second thread is awake.
+constexpr int64_t SERIAL_MACS = 200'000;
+constexpr int64_t SERIAL_FLOATS = 10'000;
+constexpr int64_t WEIGHT_LIMIT = std::numeric_limits<int32_t>::max();
+
+std::string numbers(const std::vector<int64_t> &values) {
+  std::string out = "(";
+  for (int64_t value : values)
+    out += (out.size() > 1 ? ", " : "") + std::to_string(value);
+  return out + ")";
+}
+
+int32_t out_size(int32_t size, int32_t kernel, int32_t stride, int64_t padding) {
+  return static_cast<int32_t>((size + padding - kernel) / stride + 1);
+}
+
+int64_t weight_count(const ConvOp &op) { return int64_t(op.oc) * (op.c / op.groups) * op.kh * op.kw; }
+
+} // namespace
+
+Builder::Builder(const Tier &tier, int64_t arena_bytes) : plan_(new Plan), ledger_(plan_->buffers_) {
+  plan_->tier_ = &tier;
+  plan_->arena_bytes_ = arena_bytes;
+  expect(arena_bytes >= 0, "arena of " + std::to_string(arena_bytes) + " bytes", "0 or more");
+}
+
+void Builder::refuse(const std::string &seen, const std::string &allowed) const {
+  std::string where = plan_->names_.empty() ? "plan" : "step '" + plan_->names_.back() + "'";
+  throw std::invalid_argument(where + ": " + seen + "; allowed: " + allowed);
+}
+
+void Builder::expect(bool condition, const std::string &seen, const std::string &allowed) const {
+  if (!condition)
+    refuse(seen, allowed);
+}
+
+void Builder::input(Shape s) {
+  expect(s.n >= 0 && s.c >= 1 && s.h >= 1 && s.w >= 1, "input shape " + numbers({s.n, s.c, s.h, s.w}),
+         "n >= 0, c h w >= 1");
+  plan_->inputs_.push_back(s);
+}
+
+void Builder::buffer(Buffer b) {
+  std::string name = "buffer " + std::to_string(plan_->buffers_.size());
+  expect(b.n >= 0 && b.h >= 1 && b.w >= 1 && b.c >= 1, name + " of shape " + numbers({b.n, b.h, b.w, b.c}),
+         "n >= 0, h w c >= 1");
+  std::string place = name + " at " + std::to_string(b.position);
+  if (b.kind == BufferKind::arena) {
+    expect(b.position >= 0 && b.position % 64 == 0, place, "a multiple of 64 bytes");
+    expect(b.position + b.bytes() <= plan_->arena_bytes_, place + " of " + std::to_string(b.bytes()) + " bytes",
+           "inside the arena of " + std::to_string(plan_->arena_bytes_) + " bytes");
+  } else if (b.kind == BufferKind::input) {
+    int64_t count = static_cast<int64_t>(plan_->inputs_.size());
+    expect(b.position >= 0 && b.position < count, place, "one of " + std::to_string(count) + " inputs");
+    const Shape &s = plan_->inputs_[b.position];
+    expect(s.n == b.n && s.h == b.h && s.w == b.w && s.c == b.c, name + " of shape " + numbers({b.n, b.h, b.w, b.c}),
+           "that of its input, " + numbers({s.n, s.h, s.w, s.c}));
+  } else {
+    for (const Buffer &other : plan_->buffers_)
+      expect(other.kind != BufferKind::output || other.position != b.position, place + " among the outputs",
+             "a position of its own");
+  }
+  plan_->buffers_.push_back(b);
+}
+
+void Builder::step(std::string name) { plan_->names_.push_back(std::move(name)); }
+
+View Builder::view(const ViewSpec &v, const std::string &role) const {
+  int64_t count = static_cast<int64_t>(plan_->buffers_.size());
+  expect(v.buffer >= 0 && v.buffer < count, role + " in buffer " + std::to_string(v.buffer),
+         "one of " + std::to_string(count) + " buffers");
+  int32_t c = plan_->buffers_[v.buffer].c;
+  View out{v.buffer, v.offset, v.channels, c};
+  expect(v.offset >= 0 && v.channels >= 1 && v.channels <= c - v.offset, role + " " + text(out),
+         "at least one of its channels [0, " + std::to_string(c) + ")");
+  return out;
+}
+
+void Builder::expect_map(const View &v, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const {
+  const Buffer &b = plan_->buffers_[v.buffer];
+  expect(b.n == n && b.h == h && b.w == w && v.channels == c,
+         role + " of shape " + numbers({b.n, b.h, b.w, v.channels}), numbers({n, h, w, c}));
+}
+
+void Builder::expect_same_map(const View &x, const View &y) const {
+  const Buffer &b = plan_->buffers_[x.buffer];
+  expect_map(y, "output", b.n, b.h, b.w, x.channels);
+}
+
+const float *Builder::constant(Vector values, int32_t channels, const std::string &role) {
+  if (values.data == nullptr)
+    return nullptr;
+  expect(values.length == channels, role + " of length " + std::to_string(values.length), std::to_string(channels));
+  plan_->constants_.emplace_back(new float[channels]);
+  float *copy = plan_->constants_.back().get();
+  std::copy_n(values.data, channels, copy);
+  return copy;
+}
+
+void Builder::add(Op op, const std::vector<View> &reads, const std::vector<View> &writes, bool in_place, int64_t work) {
+  expect(!plan_->names_.empty(), "an operator outside a step", "operators after step()");
+  std::string where = "step '" + plan_->names_.back() + "'";
+  for (size_t i = 0; i < writes.size(); ++i) {
+    for (size_t j = 0; j < i; ++j)
+      expect(!ledger_.overlap(writes[i], writes[j]), "outputs " + text(writes[j]) + " and " + text(writes[i]),
+             "outputs that do not overlap");
+    for (size_t j = 0; j < reads.size(); ++j) {
+      const View &x = reads[j], &y = writes[i];
+      // A pixel's value may replace the one it was made of: element by element, or a residual's.
+      bool same = x.buffer == y.buffer && x.offset == y.offset && x.channels == y.channels;
+      expect(!ledger_.overlap(x, y) || (same && (in_place || j > 0)), "output " + text(y) + " over operand " + text(x),
+             "memory that the step does not read");
+    }
+  }
+  for (const View &view : reads)
+    ledger_.read(view, where);
+  for (const View &view : writes)
+    ledger_.write(view, where);
+  op.step = plan_->steps() - 1;
+  op.serial = work <= (std::holds_alternative<ConvOp>(op.kernel) ? SERIAL_MACS : SERIAL_FLOATS);
+  op.fence = ledger_.fence(reads, writes, op.serial);
+  plan_->ops_.push_back(std::move(op));
+}
+
+void Builder::expect_conv(const ConvSpec &s, const ConvArrays &arrays) const {
+  expect(std::min({s.h, s.w, s.c, s.oc, s.kh, s.kw, s.stride[0], s.stride[1], s.groups}) >= 1,
+         "sizes " + numbers({s.h, s.w, s.c, s.oc, s.kh, s.kw, s.stride[0], s.stride[1], s.groups}), "1 or more");
+  expect(*std::min_element(s.padding.begin(), s.padding.end()) >= 0, "negative padding", "0 or more");
+  expect(s.c % s.groups == 0 && s.oc % s.groups == 0, std::to_string(s.groups) + " groups", "a divisor of c and oc");
+  expect(int64_t(s.h) + s.padding[0] + s.padding[1] >= s.kh && int64_t(s.w) + s.padding[2] + s.padding[3] >= s.kw,
+         "kernel " + numbers({s.kh, s.kw}), "not larger than the padded map");
+  std::vector<int64_t> shape{s.oc, s.c / s.groups, s.kh, s.kw};
+  expect(arrays.weight_shape == shape, "weight of shape " + numbers(arrays.weight_shape), numbers(shape));
+  expect(int64_t(s.kh) * s.kw * shape[1] <= WEIGHT_LIMIT / s.oc, "weight of shape " + numbers(shape),
+         "fewer than 2^31 elements");
+  expect(arrays.scale_length == s.oc, "scale of length " + std::to_string(arrays.scale_length), std::to_string(s.oc));
+  expect(arrays.shift_length == s.oc, "shift of length " + std::to_string(arrays.shift_length), std::to_string(s.oc));
+}
+
+std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const {
+  std::vector<Range> ranges;
+  int64_t columns = 0;
+  for (const OutputSpec &output : outputs) {
+    Range range{view(output.view, "output"), output.relu};
+    expect_map(range.y, "output", op.n, op.oh, op.ow, range.y.channels);
+    columns += range.y.channels;
+    ranges.push_back(range);
+  }
+  expect(columns == op.oc, "outputs of " + std::to_string(columns) + " channels", std::to_string(op.oc));
+  return ranges;
+}
+
+// The panels, the chunks and how threads and tiles walk them.
+void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &ranges) {
+  const Tier &tier = *plan_->tier_;
+  plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
+  plan_->chunks_.push_back(chunks_of(op.c / op.groups, op.kh * op.kw));
+  op.panels = plan_->panels_.back().data();
+  op.chunks = plan_->chunks_.back().data();
+  op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
+  op.chunk_count = static_cast<int32_t>(plan_->chunks_.back().size());
+  // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
+  op.columns = op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
+  // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
+  int64_t x = int64_t(op.n) * op.h * op.w * op.c, pixels = int64_t(op.n) * op.oh * op.ow;
+  op.by_panel = weight_count(op) > x || pixels < 64 * tier.rows;
+  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, tier.conv_scratch(op));
+}
+
+void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
+                   const ViewSpec *residual, float residual_scale) {
+  expect_conv(s, arrays);
+  ConvOp op{};
+  op.n = s.n, op.h = s.h, op.w = s.w, op.c = s.c, op.oc = s.oc, op.kh = s.kh, op.kw = s.kw, op.groups = s.groups;
+  op.stride_h = s.stride[0], op.stride_w = s.stride[1], op.top = s.padding[0], op.left = s.padding[2];
+  op.oh = out_size(s.h, s.kh, s.stride[0], int64_t(s.padding[0]) + s.padding[1]);
+  op.ow = out_size(s.w, s.kw, s.stride[1], int64_t(s.padding[2]) + s.padding[3]);
+  op.x = view(x, "input");
+  expect_map(op.x, "input", s.n, s.h, s.w, s.c);
+  std::vector<Range> ranges = ranges_of(op, outputs);
+  std::vector<View> reads{op.x}, writes;
+  for (const Range &range : ranges)
+    writes.push_back(range.y);
+  op.residual.buffer = -1;
+  op.residual_scale = residual_scale;
+  if (residual) {
+    expect(outputs.size() == 1, "a residual with " + std::to_string(outputs.size()) + " outputs", "one output");
+    op.residual = view(*residual, "residual");
+    expect_map(op.residual, "residual", s.n, op.oh, op.ow, s.oc);
+    reads.push_back(op.residual);
+  }
+  schedule(op, s, ranges);
+  packings_.push_back({plan_->ops_.size(), plan_->panels_.size() - 1, packed_, arrays.from});
+  packed_ += (packed_size(op, plan_->panels_.back(), plan_->tier_->lanes) + 15) / 16 * 16;
+  add({op, 0, false, false}, reads, writes, false, weight_count(op) * op.n * op.oh * op.ow);
+}
+
+void Builder::pool(const PoolSpec &s, ViewSpec x, ViewSpec y, Vector shift, bool relu) {
+  expect(std::min({s.h, s.w, s.c, s.kh, s.kw, s.stride[0], s.stride[1]}) >= 1,
+         "sizes " + numbers({s.h, s.w, s.c, s.kh, s.kw, s.stride[0], s.stride[1]}), "1 or more");
+  auto [top, bottom, left, right] = s.padding;
+  expect(std::min({top, bottom, left, right, s.overhang[0], s.overhang[1]}) >= 0, "negative padding or overhang",
+         "0 or more");
+  expect(std::max(top, bottom) < s.kh && std::max(left, right) < s.kw, "padding " + numbers({top, bottom, left, right}),
+         "less than the kernel " + numbers({s.kh, s.kw}));
+  int64_t pad_h = int64_t(top) + bottom + s.overhang[0], pad_w = int64_t(left) + right + s.overhang[1];
+  expect(s.h + pad_h >= s.kh && s.w + pad_w >= s.kw, "kernel " + numbers({s.kh, s.kw}),
+         "not larger than the padded map");
+  PoolOp op{};
+  op.n = s.n, op.h = s.h, op.w = s.w, op.c = s.c, op.kh = s.kh, op.kw = s.kw;
+  op.stride_h = s.stride[0], op.stride_w = s.stride[1];
+  op.top = top, op.bottom = bottom, op.left = left, op.right = right;
+  op.oh = out_size(s.h, s.kh, s.stride[0], pad_h), op.ow = out_size(s.w, s.kw, s.stride[1], pad_w);
+  op.maximum = s.maximum, op.count_include_pad = s.count_include_pad, op.relu = relu;
+  op.x = view(x, "input");
+  op.y = view(y, "output");
+  expect_map(op.x, "input", s.n, s.h, s.w, s.c);
+  expect_map(op.y, "output", s.n, op.oh, op.ow, s.c);
+  op.shift = constant(shift, s.c, "shift");
+  add({op, 0, false, false}, {op.x}, {op.y}, false, int64_t(s.n) * op.oh * op.ow * s.c * s.kh * s.kw);
+}
+
+void Builder::eltwise(ViewSpec x, ViewSpec y, Vector scale, Vector shift, bool relu, const ViewSpec *residual,
+                      float residual_scale) {
+  EltwiseOp op{};
+  op.x = view(x, "input");
+  op.y = view(y, "output");
+  expect_same_map(op.x, op.y);
+  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.scale = constant(scale, op.x.channels, "scale");
+  op.shift = constant(shift, op.x.channels, "shift");
+  op.relu = relu;
+  op.residual.buffer = -1;
+  op.residual_scale = residual_scale;
+  std::vector<View> reads{op.x};
+  if (residual) {
+    op.residual = view(*residual, "residual");
+    expect_same_map(op.x, op.residual);
+    reads.push_back(op.residual);
+  }
+  add({op, 0, false, false}, reads, {op.y}, true, op.pixels * op.x.channels);
+}
+
+void Builder::import(int32_t source, ViewSpec y, Vector scale, Vector shift) {
+  int64_t count = static_cast<int64_t>(plan_->inputs_.size());
+  expect(source >= 0 && source < count, "input " + std::to_string(source),
+         "one of " + std::to_string(count) + " inputs");
+  const Shape &s = plan_->inputs_[source];
+  ImportOp op{};
+  op.source = source, op.n = s.n, op.h = s.h, op.w = s.w;
+  op.y = view(y, "output");
+  expect_map(op.y, "output", s.n, s.h, s.w, s.c);
+  op.scale = constant(scale, s.c, "scale");
+  op.shift = constant(shift, s.c, "shift");
+  add({op, 0, false, false}, {}, {op.y}, false, int64_t(s.n) * s.h * s.w * s.c);
+}
+
+void Builder::lrn(ViewSpec x, ViewSpec y, int32_t size, float alpha, float beta, float k) {
+  LrnOp op{};
+  op.x = view(x, "input");
+  op.y = view(y, "output");
+  expect_same_map(op.x, op.y);
+  expect(size >= 1 && size <= (1 << 20), "window of " + std::to_string(size) + " channels", "1 to 1048576");
+  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.size = size, op.alpha = alpha, op.beta = beta, op.k = k;
+  size_t row = sizeof(float) * (size_t(op.x.channels) + size + plan_->tier_->lanes);
+  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, row);
+  add({op, 0, false, false}, {op.x}, {op.y}, true, op.pixels * op.x.channels * 4);
+}
+
+void Builder::normalize(ViewSpec x, ViewSpec y, float eps) {
+  NormalizeOp op{};
+  op.x = view(x, "input");
+  op.y = view(y, "output");
+  expect_same_map(op.x, op.y);
+  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.eps = eps;
+  add({op, 0, false, false}, {op.x}, {op.y}, true, op.pixels * op.x.channels);
+}
+
+std::vector<int64_t> Builder::packing() const {
+  std::vector<int64_t> out;
+  for (const Packing &packing : packings_) {
+    const ConvOp &op = std::get<ConvOp>(plan_->ops_[packing.op].kernel);
+    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups});
+    for (const Panel &panel : plan_->panels_[packing.panels])
+      out.insert(out.end(), {panel.packed, panel.column, panel.width});
+  }
+  return out;
+}
+
+void Builder::pack_all() {
+  plan_->packed_ = std::make_shared<Memory>(packed_ * sizeof(float));
+  struct Item {
+    const Packing *packing;
+    const ConvOp *op;
+    const Panel *panel;
+  };
+  struct Work {
+    std::vector<Item> items;
+    std::vector<std::atomic<bool>> finite;
+    std::atomic<size_t> next{0};
+    float *to;
+    int lanes;
+  };
+  Work work;
+  work.finite = std::vector<std::atomic<bool>>(plan_->ops_.size()); // by operator; only convolutions are used
+  work.to = plan_->packed_->data();
+  work.lanes = plan_->tier_->lanes;
+  for (const Packing &packing : packings_) {
+    const ConvOp &op = std::get<ConvOp>(plan_->ops_[packing.op].kernel);
+    work.finite[packing.op] = true;
+    for (const Panel &panel : plan_->panels_[packing.panels])
+      work.items.push_back({&packing, &op, &panel});
+  }
+  auto body = [](void *context, const Worker &, Barrier &) {
+    Work &work = *static_cast<Work *>(context);
+    for (size_t i = work.next++; i < work.items.size(); i = work.next++) {
+      const Item &item = work.items[i];
+      float *to = work.to + item.packing->position + item.panel->packed;
+      if (!pack(*item.op, *item.panel, item.packing->from, work.lanes, to))
+        work.finite[item.packing->op] = false;
+    }
+  };
+  int threads = packed_ > (1 << 18) ? std::min(available_cores(), 16) : 1;
+  Lease team(threads, 0);
+  team->run(threads, body, &work);
+  for (const Packing &packing : packings_)
+    plan_->finite_.push_back(work.finite[packing.op]);
+}
+
+void Builder::point_at_weights() {
+  for (size_t i = 0; i < packings_.size(); ++i) {
+    ConvOp &op = std::get<ConvOp>(plan_->ops_[packings_[i].op].kernel);
+    op.packed = plan_->packed_->data() + packings_[i].position;
+    op.skip = plan_->finite_[i];
+  }
+}
+
+std::unique_ptr<Plan> Builder::build(const Plan *like) {
+  int64_t outputs = 0, high = -1;
+  for (const Buffer &buffer : plan_->buffers_)
+    if (buffer.kind == BufferKind::output) {
+      ++outputs;
+      expect(buffer.position >= 0, "output position " + std::to_string(buffer.position), "0 or more");
+      high = std::max(high, buffer.position);
+    }
+  expect(high + 1 == outputs, "output position " + std::to_string(high),
+         "positions without a gap, below " + std::to_string(outputs));
+  ledger_.finish();
+  plan_->packing_ = packing();
+  if (like) {
+    expect(like->tier_ == plan_->tier_ && like->packing_ == plan_->packing_,
+           "weights of a plan with other convolutions",
+           "those of a plan with the same ones, for tier " + std::string(plan_->tier_->name));
+    plan_->packed_ = like->packed_;
+    plan_->finite_ = like->finite_;
+  } else {
+    pack_all();
+  }
+  point_at_weights();
+  return std::move(plan_);
+}
+
+} // namespace inception_fast::cpu

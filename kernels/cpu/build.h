@@ -1,0 +1,102 @@
+// Builds a plan from its description, refusing every step that does not fit its buffers.
+#pragma once
+
+#include "pack.h"
+#include "plan.h"
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace inception_fast::cpu {
+
+// As in plan.py; the pitch comes from the buffer.
+struct ViewSpec {
+  int32_t buffer, offset, channels;
+};
+
+// Values for `length` channels, or nothing.
+struct Vector {
+  const float *data = nullptr;
+  int64_t length = 0;
+};
+
+struct ConvSpec {
+  int32_t n, h, w, c, oc, kh, kw;
+  std::array<int32_t, 2> stride;
+  std::array<int32_t, 4> padding; // top, bottom, left, right
+  int32_t groups;
+};
+
+struct PoolSpec {
+  int32_t n, h, w, c, kh, kw;
+  std::array<int32_t, 2> stride;
+  std::array<int32_t, 4> padding;
+  std::array<int32_t, 2> overhang;
+  bool maximum, count_include_pad;
+};
+
+struct OutputSpec {
+  ViewSpec view;
+  bool relu;
+};
+
+// The arrays' own sizes, to be compared with the spec.
+struct ConvArrays {
+  Weights from;
+  std::vector<int64_t> weight_shape;
+  int64_t scale_length, shift_length;
+};
+
+class Builder {
+public:
+  Builder(const Tier &tier, int64_t arena_bytes);
+
+  void input(Shape shape);
+  void buffer(Buffer buffer);
+  // The operators that follow belong to this step.
+  void step(std::string name);
+
+  // The arrays must stay where they are until build().
+  void conv(const ConvSpec &spec, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
+            const ViewSpec *residual, float residual_scale);
+  void pool(const PoolSpec &spec, ViewSpec x, ViewSpec y, Vector shift, bool relu);
+  void eltwise(ViewSpec x, ViewSpec y, Vector scale, Vector shift, bool relu, const ViewSpec *residual,
+               float residual_scale);
+  void import(int32_t source, ViewSpec y, Vector scale, Vector shift);
+  void lrn(ViewSpec x, ViewSpec y, int32_t size, float alpha, float beta, float k);
+  void normalize(ViewSpec x, ViewSpec y, float eps);
+
+  // Packs the weights, or takes those of `like`: a plan for the same tier and the same weights, at another size. Only
+  // that they fit is checked. The builder is empty afterwards.
+  std::unique_ptr<Plan> build(const Plan *like);
+
+private:
+  struct Packing {
+    size_t op, panels;
+    int64_t position;
+    Weights from;
+  };
+
+  [[noreturn]] void refuse(const std::string &seen, const std::string &allowed) const;
+  void expect(bool condition, const std::string &seen, const std::string &allowed) const;
+  View view(const ViewSpec &spec, const std::string &role) const;
+  void expect_map(const View &view, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const;
+  void expect_same_map(const View &x, const View &y) const;
+  void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
+  std::vector<Range> ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const;
+  void schedule(ConvOp &op, const ConvSpec &spec, const std::vector<Range> &ranges);
+  const float *constant(Vector values, int32_t channels, const std::string &role);
+  void add(Op op, const std::vector<View> &reads, const std::vector<View> &writes, bool in_place, int64_t work);
+  std::vector<int64_t> packing() const;
+  void pack_all();
+  void point_at_weights();
+
+  std::unique_ptr<Plan> plan_;
+  Ledger ledger_;
+  std::vector<Packing> packings_;
+  int64_t packed_ = 0;
+};
+
+} // namespace inception_fast::cpu

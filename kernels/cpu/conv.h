@@ -1,0 +1,379 @@
+// y = act(residual + residual_scale * (scale * conv(x, w) + shift)), act = ReLU or the identity, per output column
+// range.
+//
+// x is NHWC [n, h, w, c], packed w is [panel][kh * kw * c / groups][columns], y is NHWC, each range of columns its own
+// view. Numbers: K runs over taps row by row, then channels, in every case. A fixed `Chunk` of it is summed from zero,
+// chunks are added in order, so a value depends on nothing but its own operands: not on tile, block, thread or batch.
+//
+// Implicit GEMM without a copy of x. A tile is `rows` pixels of the flattened output map by a panel of two vectors of
+// columns, held in registers. Per tile a list of `Segment`s says where its pixels' operands lie: one per tap, or one
+// for several taps where they are neighbours in memory. A pixel whose tap lies on padding points at zeros; a tap that
+// lies on padding for the whole tile is left out. The list is made once per block of tiles and serves every panel.
+// Within a panel, chunks are outermost, so that a chunk of weights stays in the level 1 cache while the block's tiles
+// pass.
+#pragma once
+
+#include "spec.h"
+
+namespace inception_fast::cpu {
+namespace {
+
+constexpr int MAX_VECTORS = 2;
+constexpr int64_t BLOCK_BYTES = 256 << 10; // of x behind a block: it should stay in the level 2 cache
+constexpr int64_t BLOCK_MIN = 12, BLOCK_MAX = 48;
+constexpr int64_t SEGMENTS_MAX = 1024;
+
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t greater(int64_t a, int64_t b) { return a < b ? b : a; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Segment {
+  int64_t k;
+  int64_t length;
+  const float *x[Isa::rows];
+};
+
+// The working memory of one thread: everything is indexed by the tile's place in its block.
+struct Block {
+  int64_t tiles;     // room
+  Segment *segments; // of all tiles, in tile and then in K order
+  int32_t *begin;    // [tiles][chunks + 1] into segments
+  int64_t *pixels;   // [tiles][rows] flattened output positions
+  float *sums;       // [tiles][rows][MAX_VECTORS * lanes]
+};
+
+inline int64_t tile_count(const ConvOp &op) { return ceil_div(int64_t(op.n) * op.oh * op.ow, Isa::rows); }
+
+inline int64_t segments_per_tile(const ConvOp &op) {
+  int64_t count = 0;
+  for (int i = 0; i < op.chunk_count; ++i)
+    count += op.chunks[i].tap1 - op.chunks[i].tap0;
+  return count;
+}
+
+inline int64_t block_tiles(const ConvOp &op) {
+  int64_t bytes = int64_t(4) * Isa::rows * op.c * op.stride_h * op.stride_w;
+  int64_t room = lesser(BLOCK_MAX, greater(BLOCK_MIN, BLOCK_BYTES / bytes));
+  room = lesser(room, greater(1, SEGMENTS_MAX / segments_per_tile(op)));
+  return greater(1, lesser(room, tile_count(op)));
+}
+
+inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+inline size_t lay_out(const ConvOp &op, unsigned char *scratch, Block &block) {
+  size_t at = 0;
+  auto take = [&](size_t bytes) {
+    unsigned char *p = scratch + at;
+    at += aligned(bytes);
+    return p;
+  };
+  size_t tiles = block.tiles = block_tiles(op);
+  block.sums = reinterpret_cast<float *>(take(tiles * Isa::rows * MAX_VECTORS * Isa::lanes * sizeof(float)));
+  block.segments = reinterpret_cast<Segment *>(take(tiles * segments_per_tile(op) * sizeof(Segment)));
+  block.pixels = reinterpret_cast<int64_t *>(take(tiles * Isa::rows * sizeof(int64_t)));
+  block.begin = reinterpret_cast<int32_t *>(take(tiles * (op.chunk_count + 1) * sizeof(int32_t)));
+  return at;
+}
+
+size_t conv_scratch(const ConvOp &op) {
+  Block block;
+  return lay_out(op, nullptr, block);
+}
+
+// Where one tile's pixels are: the position of tap (0, 0), which may lie outside the map.
+struct Tile {
+  int rows;
+  int32_t y[Isa::rows], x[Isa::rows];
+  const float *at[Isa::rows];
+  int32_t y_low, y_high, x_low, x_high;
+};
+
+inline void place(const ConvOp &op, const float *x, int64_t tile, int64_t *pixels, Tile &t) {
+  int64_t map = int64_t(op.oh) * op.ow, m = tile * Isa::rows;
+  t.rows = static_cast<int>(lesser(Isa::rows, op.n * map - m));
+  int64_t image = m / map, rest = m % map;
+  int32_t inner = op.columns ? op.oh : op.ow;
+  int32_t i = static_cast<int32_t>(rest % inner), o = static_cast<int32_t>(rest / inner);
+  t.y_low = t.x_low = INT32_MAX;
+  t.y_high = t.x_high = INT32_MIN;
+  for (int r = 0; r < t.rows; ++r) {
+    int32_t oy = op.columns ? i : o, ox = op.columns ? o : i;
+    pixels[r] = (image * op.oh + oy) * op.ow + ox;
+    int32_t iy = t.y[r] = oy * op.stride_h - op.top, ix = t.x[r] = ox * op.stride_w - op.left;
+    t.at[r] = x + ((image * op.h + iy) * op.w + ix) * op.x.pitch;
+    t.y_low = iy < t.y_low ? iy : t.y_low;
+    t.y_high = iy > t.y_high ? iy : t.y_high;
+    t.x_low = ix < t.x_low ? ix : t.x_low;
+    t.x_high = ix > t.x_high ? ix : t.x_high;
+    if (++i == inner) {
+      i = 0;
+      if (++o == (op.columns ? op.ow : op.oh)) {
+        o = 0;
+        ++image;
+      }
+    }
+  }
+}
+
+// Points the segment at tap (kh, kw) from channel c on. Returns whether any pixel of the tile has the tap on the map.
+inline bool aim(const ConvOp &op, const Tile &t, int32_t kh, int32_t kw, int32_t c, Segment &segment) {
+  int64_t offset = (int64_t(kh) * op.w + kw) * op.x.pitch + c;
+  bool any = false;
+  for (int r = 0; r < t.rows; ++r) {
+    bool in = uint32_t(t.y[r] + kh) < uint32_t(op.h) && uint32_t(t.x[r] + kw) < uint32_t(op.w);
+    segment.x[r] = in ? t.at[r] + offset : ZEROS;
+    any |= in;
+  }
+  return any;
+}
+
+inline Segment *list(const ConvOp &op, const Tile &t, const Chunk &chunk, Segment *segment) {
+  int32_t channels = op.c / op.groups;
+  bool x_inside = t.x_low >= 0 && t.x_high + op.kw <= op.w;
+  bool neighbours = x_inside && op.x.pitch == channels;
+  for (int32_t tap = chunk.tap0; tap < chunk.tap1;) {
+    int32_t kh = tap / op.kw, kw = tap % op.kw;
+    int32_t taps = 1;
+    bool any = true;
+    if (x_inside && t.y_low + kh >= 0 && t.y_high + kh < op.h) {
+      int64_t offset = (int64_t(kh) * op.w + kw) * op.x.pitch + chunk.c0;
+      for (int r = 0; r < t.rows; ++r)
+        segment->x[r] = t.at[r] + offset;
+      if (neighbours && chunk.tap1 - chunk.tap0 > 1)
+        taps = static_cast<int32_t>(lesser(op.kw - kw, chunk.tap1 - tap));
+    } else {
+      any = aim(op, t, kh, kw, chunk.c0, *segment) || !op.skip;
+    }
+    segment->k = int64_t(tap) * channels + chunk.c0;
+    segment->length = taps > 1 ? int64_t(taps) * channels : chunk.c1 - chunk.c0;
+    segment += any;
+    tap += taps;
+  }
+  return segment;
+}
+
+inline void build(const ConvOp &op, const float *x, int64_t tile0, int64_t tile1, Block &block) {
+  Segment *segment = block.segments;
+  int32_t *begin = block.begin;
+  for (int64_t tile = tile0; tile < tile1; ++tile) {
+    Tile t;
+    place(op, x, tile, block.pixels + (tile - tile0) * Isa::rows, t);
+    for (int i = 0; i < op.chunk_count; ++i) {
+      *begin++ = static_cast<int32_t>(segment - block.segments);
+      segment = list(op, t, op.chunks[i], segment);
+    }
+    *begin++ = static_cast<int32_t>(segment - block.segments);
+  }
+}
+
+// One chunk of one panel over some tiles of a block.
+struct Job {
+  const Block *block;
+  int32_t begin, begin_pitch; // this chunk's column of block->begin
+  const float *weights, *scale, *shift;
+  float *y;
+  const float *residual;
+  int64_t y_pitch, residual_pitch;
+  float residual_scale;
+  int width;
+  bool relu, first, last;
+};
+
+template <int NV> inline typename Isa::V read(const float *p, int v, int width) {
+  int count = width - v * Isa::lanes;
+  return count < Isa::lanes ? Isa::load_some(p + v * Isa::lanes, count) : Isa::load(p + v * Isa::lanes);
+}
+
+template <int NV> inline void finish(const Job &job, int64_t pixel, const Isa::V (&sum)[NV]) {
+  float *y = job.y + pixel * job.y_pitch;
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) {
+    Isa::V value = Isa::fma(sum[v], Isa::load(job.scale + v * Isa::lanes), Isa::load(job.shift + v * Isa::lanes));
+    if (job.residual) {
+      Isa::V left = read<NV>(job.residual + pixel * job.residual_pitch, v, job.width);
+      value = Isa::fma(Isa::set(job.residual_scale), value, left);
+    }
+    if (job.relu)
+      value = Isa::relu(value);
+    int count = job.width - v * Isa::lanes;
+    if (count < Isa::lanes)
+      Isa::store_some(y + v * Isa::lanes, value, count);
+    else
+      Isa::store(y + v * Isa::lanes, value);
+  }
+}
+
+template <int R, int NV>
+inline void multiply(const Segment *segment, const Segment *end, const float *weights, Isa::V (&sum)[R][NV]) {
+  for (; segment != end; ++segment) {
+    const float *x[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      x[r] = segment->x[r];
+    const float *w = weights + segment->k * (NV * Isa::lanes);
+    int64_t length = segment->length;
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < length; ++k, w += NV * Isa::lanes) {
+      Isa::V b[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        b[v] = Isa::load(w + v * Isa::lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        Isa::V a = Isa::set(x[r][k]);
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v)
+          sum[r][v] = Isa::fma(a, b[v], sum[r][v]);
+      }
+    }
+  }
+}
+
+template <int R, int NV> __attribute__((noinline)) void tiles(const Job &job, int64_t tile0, int64_t tile1) {
+  const Block &block = *job.block;
+  for (int64_t tile = tile0; tile < tile1; ++tile) {
+    const int32_t *begin = block.begin + tile * job.begin_pitch + job.begin;
+    if (begin[0] == begin[1] && !job.first && !job.last)
+      continue;
+    Isa::V sum[R][NV];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        sum[r][v] = Isa::zero();
+    multiply<R, NV>(block.segments + begin[0], block.segments + begin[1], job.weights, sum);
+    float *sums = block.sums + tile * (Isa::rows * MAX_VECTORS * Isa::lanes);
+    if (!job.first) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v)
+          sum[r][v] = Isa::load(sums + (r * NV + v) * Isa::lanes) + sum[r][v];
+    }
+    if (job.last) {
+      const int64_t *pixels = block.pixels + tile * Isa::rows;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        finish<NV>(job, pixels[r], sum[r]);
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v)
+          Isa::store(sums + (r * NV + v) * Isa::lanes, sum[r][v]);
+    }
+  }
+}
+
+// The last tile of the map may hold fewer pixels than the others.
+template <int R, int NV> inline void partial(const Job &job, int64_t tile, int rows) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      tiles<R, NV>(job, tile, tile + 1);
+    else
+      partial<R - 1, NV>(job, tile, rows);
+  }
+}
+
+template <int NV> inline void sweep(const Job &job, int64_t tile0, int64_t tile1, int last_rows) {
+  int64_t full = last_rows < Isa::rows ? tile1 - 1 : tile1;
+  tiles<Isa::rows, NV>(job, tile0, full);
+  if (full < tile1)
+    partial<Isa::rows - 1, NV>(job, full, last_rows);
+}
+
+inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, const Block &block, int64_t tile0,
+                      int64_t tile1, int last_rows) {
+  int64_t columns = int64_t(panel.vectors) * Isa::lanes;
+  int64_t depth = int64_t(op.kh) * op.kw * (op.c / op.groups);
+  Job job;
+  job.block = &block;
+  job.begin_pitch = op.chunk_count + 1;
+  job.weights = op.packed + panel.packed;
+  job.scale = job.weights + depth * columns;
+  job.shift = job.scale + columns;
+  job.y = call.bases[panel.y.buffer] + panel.y.offset;
+  job.y_pitch = panel.y.pitch;
+  job.residual = op.residual.buffer < 0 ? nullptr : call.bases[op.residual.buffer] + op.residual.offset + panel.column;
+  job.residual_pitch = op.residual.pitch;
+  job.residual_scale = op.residual_scale;
+  job.width = panel.width;
+  job.relu = panel.relu;
+  for (int i = 0; i < op.chunk_count; ++i) {
+    job.begin = i;
+    job.first = i == 0;
+    job.last = i + 1 == op.chunk_count;
+    if (panel.vectors == 2)
+      sweep<2>(job, tile0, tile1, last_rows);
+    else
+      sweep<1>(job, tile0, tile1, last_rows);
+  }
+}
+
+// A thread's part: a range of the products of tiles by vectors, counted panel by panel, or a range of tiles.
+struct Part {
+  int64_t tiles, low, high;
+  bool by_panel;
+
+  int64_t cut(const Panel &panel, int64_t at) const {
+    if (!by_panel)
+      return at;
+    int64_t inside = ceil_div(at - panel.first * tiles, panel.vectors);
+    return lesser(tiles, greater(0, inside));
+  }
+  int64_t begin(const Panel &panel) const { return cut(panel, low); }
+  int64_t end(const Panel &panel) const { return cut(panel, high); }
+};
+
+inline Part part_of(const ConvOp &op, const Worker &worker) {
+  const Panel &last = op.panels[op.panel_count - 1];
+  Part part;
+  part.tiles = tile_count(op);
+  part.by_panel = op.by_panel;
+  int64_t units = part.tiles * (op.by_panel ? last.first + last.vectors : 1);
+  part.low = units * worker.index / worker.count;
+  part.high = units * (worker.index + 1) / worker.count;
+  return part;
+}
+
+// The panels [from, to) of one group on the tiles [tile0, tile1) of one block.
+inline void run_block(const ConvOp &op, const Call &call, const Part &part, Block &block, int from, int to,
+                      int64_t tile0, int64_t tile1) {
+  int64_t m = int64_t(op.n) * op.oh * op.ow;
+  bool built = false;
+  for (int p = from; p < to; ++p) {
+    int64_t low = greater(tile0, part.begin(op.panels[p])), high = lesser(tile1, part.end(op.panels[p]));
+    if (low >= high)
+      continue;
+    if (!built) {
+      int64_t channel = int64_t(op.panels[p].group) * (op.c / op.groups);
+      build(op, call.bases[op.x.buffer] + op.x.offset + channel, tile0, tile1, block);
+      built = true;
+    }
+    int last_rows = static_cast<int>(lesser(Isa::rows, m - (high - 1) * Isa::rows));
+    run_panel(op, call, op.panels[p], block, low - tile0, high - tile0, last_rows);
+  }
+}
+
+void conv(const ConvOp &op, const Call &call, const Worker &worker) {
+  Part part = part_of(op, worker);
+  if (part.low >= part.high)
+    return;
+  Block block;
+  lay_out(op, worker.scratch, block);
+  int64_t begin = part.by_panel ? 0 : part.low, end = part.by_panel ? part.tiles : part.high;
+  int64_t blocks = ceil_div(end - begin, block.tiles);
+  for (int64_t i = 0; i < blocks; ++i) {
+    int64_t tile0 = begin + (end - begin) * i / blocks, tile1 = begin + (end - begin) * (i + 1) / blocks;
+    for (int from = 0; from < op.panel_count;) {
+      int to = from + 1;
+      while (to < op.panel_count && op.panels[to].group == op.panels[from].group)
+        ++to;
+      run_block(op, call, part, block, from, to, tile0, tile1);
+      from = to;
+    }
+  }
+}
+
+} // namespace
+} // namespace inception_fast::cpu

@@ -1,0 +1,53 @@
+// Follows who wrote which channels of which buffer while a plan is built, so that a plan that reads what was never
+// written, or was overwritten since, is refused, and so that steps wait for each other only where their memory meets.
+#pragma once
+
+#include "spec.h"
+
+#include <string>
+#include <vector>
+
+namespace inception_fast::cpu {
+
+enum class BufferKind { arena, input, output };
+
+struct Buffer {
+  int32_t n, h, w, c;
+  BufferKind kind;
+  int64_t position; // a byte offset in the arena, else an index
+
+  int64_t pixels() const { return int64_t(n) * h * w; }
+  int64_t bytes() const { return 4 * pixels() * c; }
+};
+
+class Ledger {
+public:
+  explicit Ledger(const std::vector<Buffer> &buffers) : buffers_(buffers) {}
+
+  bool overlap(const View &a, const View &b) const;
+  // Raises std::invalid_argument when some of the channels hold nothing.
+  void read(const View &view, const std::string &what);
+  // Raises std::invalid_argument when the buffer is an input.
+  void write(const View &view, const std::string &what);
+  // Raises std::invalid_argument when an output buffer is not written in full.
+  void finish();
+
+  // Whether an operator with these views must wait for those since the last wait. Operators of one thread keep their
+  // order.
+  bool fence(const std::vector<View> &reads, const std::vector<View> &writes, bool serial);
+
+private:
+  struct Access {
+    View view;
+    bool write, serial;
+  };
+  std::vector<bool> &filled(int32_t buffer);
+
+  const std::vector<Buffer> &buffers_;
+  std::vector<std::vector<bool>> filled_;
+  std::vector<Access> pending_;
+};
+
+std::string text(const View &view);
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,34 @@
+// Weights in the order in which the convolution kernel reads them.
+#pragma once
+
+#include "spec.h"
+
+#include <vector>
+
+namespace inception_fast::cpu {
+
+// The stretches of K = kh * kw * channels that are summed from zero: whole taps, or equal parts of one.
+std::vector<Chunk> chunks_of(int channels, int taps);
+
+// A range of output channels with a destination of its own.
+struct Range {
+  View y;
+  bool relu;
+};
+
+// Panels in group and then in channel order; none straddles two groups or two ranges. `packed` counts from the
+// operator's start.
+std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges, int lanes);
+
+// Floats behind all panels of an operator.
+int64_t packed_size(const ConvOp &op, const std::vector<Panel> &panels, int lanes);
+
+// What the caller hands in: [oc, c / groups, kh, kw], [oc], [oc].
+struct Weights {
+  const float *weight, *scale, *shift;
+};
+
+// Fills one panel. Returns whether all its weights are finite.
+bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to);
+
+} // namespace inception_fast::cpu

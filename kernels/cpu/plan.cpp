@@ -1,0 +1,157 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace inception_fast::cpu {
+
+alignas(64) const float ZEROS[CHUNK] = {};
+
+const std::vector<const Tier *> &runnable_tiers() {
+  static const std::vector<const Tier *> tiers = [] {
+    std::vector<const Tier *> found{&generic_tier};
+#ifdef INCEPTION_FAST_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.push_back(&avx2_tier);
+      if (__builtin_cpu_supports("avx512f"))
+        found.push_back(&avx512_tier);
+    }
+#endif
+    return found;
+  }();
+  return tiers;
+}
+
+Memory::Memory(size_t bytes) : bytes_(bytes) {
+  constexpr size_t PAGE = size_t(2) << 20;
+  size_t page = bytes < PAGE ? 64 : PAGE, size = std::max(page, (bytes + page - 1) / page * page);
+  data_.reset(static_cast<float *>(std::aligned_alloc(page, size)));
+  if (!data_)
+    throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (page == PAGE)
+    madvise(data_.get(), size, MADV_HUGEPAGE);
+#endif
+}
+
+void Memory::Free::operator()(float *p) const { std::free(p); }
+
+void Plan::check(const std::vector<Input> &inputs, const std::vector<float *> &outputs, const float *arena,
+                 int threads) const {
+  auto expect = [](bool condition, const std::string &seen, const std::string &allowed) {
+    if (!condition)
+      throw std::invalid_argument(seen + "; allowed: " + allowed);
+  };
+  size_t output_count = std::count_if(buffers_.begin(), buffers_.end(),
+                                      [](const Buffer &buffer) { return buffer.kind == BufferKind::output; });
+  expect(inputs.size() == inputs_.size(), std::to_string(inputs.size()) + " inputs", std::to_string(inputs_.size()));
+  expect(outputs.size() == output_count, std::to_string(outputs.size()) + " outputs", std::to_string(output_count));
+  expect(threads >= 1 && threads <= MAX_THREADS, std::to_string(threads) + " threads",
+         "1 to " + std::to_string(MAX_THREADS));
+  expect(arena_bytes_ == 0 || arena != nullptr, "a null arena",
+         "a pointer to " + std::to_string(arena_bytes_) + " bytes");
+  expect(arena_bytes_ == 0 || reinterpret_cast<uintptr_t>(arena) % 64 == 0, "an arena that is not 64-byte aligned",
+         "64-byte aligned");
+  for (const Buffer &buffer : buffers_) {
+    if (buffer.kind == BufferKind::arena || buffer.bytes() == 0)
+      continue;
+    std::string name = (buffer.kind == BufferKind::input ? "input " : "output ") + std::to_string(buffer.position);
+    if (buffer.kind == BufferKind::output) {
+      expect(outputs[buffer.position] != nullptr, name + " is null", "a pointer");
+      continue;
+    }
+    const Input &x = inputs[buffer.position];
+    int64_t c = buffer.c, w = buffer.w, h = buffer.h;
+    bool dense =
+        (c == 1 || x.c == 1) && (w == 1 || x.w == c) && (h == 1 || x.h == w * c) && (buffer.n == 1 || x.n == h * w * c);
+    expect(!x.bytes && dense, name + " is uint8 or not dense in NHWC order",
+           "dense float32, as no import step takes it");
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Shape &s = inputs_[i];
+    expect(inputs[i].data != nullptr || int64_t(s.n) * s.c * s.h * s.w == 0, "input " + std::to_string(i) + " is null",
+           "a pointer");
+  }
+}
+
+struct Plan::Job {
+  const Plan &plan;
+  Call call;
+  double *seconds;
+};
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &worker) {
+  struct Visitor {
+    const Tier &tier;
+    const Call &call;
+    const Worker &worker;
+    void operator()(const ConvOp &op) const { tier.conv(op, call, worker); }
+    void operator()(const PoolOp &op) const { tier.pool(op, call, worker); }
+    void operator()(const EltwiseOp &op) const { tier.eltwise(op, call, worker); }
+    void operator()(const ImportOp &op) const { tier.import(op, call, worker); }
+    void operator()(const LrnOp &op) const { tier.lrn(op, call, worker); }
+    void operator()(const NormalizeOp &op) const { tier.normalize(op, call, worker); }
+  };
+  std::visit(Visitor{tier, call, worker}, op.kernel);
+}
+
+} // namespace
+
+void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
+  const Job &job = *static_cast<const Job *>(pointer);
+  const Plan &plan = job.plan;
+  Clock::time_point before = Clock::now();
+  for (size_t i = 0; i < plan.ops_.size(); ++i) {
+    const Op &op = plan.ops_[i];
+    if (worker.count > 1 && op.fence)
+      barrier.wait();
+    if (!op.serial)
+      run_op(*plan.tier_, op, job.call, worker);
+    else if (worker.index == 0)
+      run_op(*plan.tier_, op, job.call, Worker{0, 1, worker.scratch});
+    bool step_ends = i + 1 == plan.ops_.size() || plan.ops_[i + 1].step != op.step;
+    if (job.seconds && step_ends) {
+      barrier.wait();
+      Clock::time_point now = Clock::now();
+      if (worker.index == 0)
+        job.seconds[op.step] = std::chrono::duration<double>(now - before).count();
+      before = now;
+    }
+  }
+}
+
+void Plan::run(const std::vector<Input> &inputs, const std::vector<float *> &outputs, float *arena, int threads,
+               double *seconds) const {
+  check(inputs, outputs, arena, threads);
+  std::vector<float *> bases(buffers_.size());
+  for (size_t i = 0; i < bases.size(); ++i) {
+    const Buffer &buffer = buffers_[i];
+    if (buffer.kind == BufferKind::arena)
+      bases[i] = arena + buffer.position / 4;
+    else if (buffer.kind == BufferKind::output)
+      bases[i] = outputs[buffer.position];
+    else
+      bases[i] =
+          static_cast<float *>(const_cast<void *>(inputs[buffer.position].data)); // the ledger forbids writing it
+  }
+  bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
+  int count = alone ? 1 : threads;
+  Job job{*this, Call{bases.data(), inputs.data()}, seconds};
+  Lease team(count, scratch_bytes_);
+  team->run(count, &Plan::body, &job);
+}
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,129 @@
+// y = act(pool(x) + shift): maximum (NaN wins, padding is minus infinity) or average over windows of [n, h, w, c].
+//
+// Numbers: an average adds each window row from zero, then the rows, then divides once; the order is the same in every
+// case. Work is split over pixels times groups of channels, so that a global average is shared out by channels.
+#pragma once
+
+#include "spec.h"
+
+namespace inception_fast::cpu {
+namespace {
+
+struct Window {
+  const float *x; // pixel (y0, x0)
+  int32_t rows, columns;
+  int64_t row_pitch, pitch;
+  float divisor;
+};
+
+inline Window window_at(const PoolOp &op, const float *x, int64_t pixel) {
+  int64_t map = int64_t(op.oh) * op.ow, image = pixel / map;
+  int32_t rest = static_cast<int32_t>(pixel % map);
+  int32_t y = rest / op.ow * op.stride_h - op.top, left = rest % op.ow * op.stride_w - op.left;
+  int32_t y0 = y < 0 ? 0 : y, x0 = left < 0 ? 0 : left;
+  int32_t y1 = y + op.kh < op.h ? y + op.kh : op.h, x1 = left + op.kw < op.w ? left + op.kw : op.w;
+  Window win;
+  win.rows = y1 > y0 ? y1 - y0 : 0;
+  win.columns = x1 > x0 ? x1 - x0 : 0;
+  win.pitch = op.x.pitch;
+  win.row_pitch = win.pitch * op.w;
+  win.x = x + ((image * op.h + y0) * op.w + x0) * win.pitch;
+  int64_t count = int64_t(win.rows) * win.columns;
+  if (op.count_include_pad) {
+    // The padding counts, the overhang beyond it does not.
+    int32_t bottom = y + op.kh < op.h + op.bottom ? y + op.kh : op.h + op.bottom;
+    int32_t right = left + op.kw < op.w + op.right ? left + op.kw : op.w + op.right;
+    count = int64_t(bottom - y) * (right - left);
+  }
+  win.divisor = count > 0 ? static_cast<float>(count) : 1.0f;
+  return win;
+}
+
+inline Isa::V read_some(const float *p, int count) {
+  return count < Isa::lanes ? Isa::load_some(p, count) : Isa::load(p);
+}
+
+inline void write_some(float *p, Isa::V v, int count) {
+  if (count < Isa::lanes)
+    Isa::store_some(p, v, count);
+  else
+    Isa::store(p, v);
+}
+
+// NV vectors of channels from channel c on; `last` is how many channels the last of them has.
+template <int NV> inline void fold_maximum(const Window &win, int32_t c, int last, Isa::V (&best)[NV]) {
+  for (int v = 0; v < NV; ++v)
+    best[v] = Isa::set(-__builtin_inff());
+  for (int32_t i = 0; i < win.rows; ++i) {
+    const float *x = win.x + i * win.row_pitch + c;
+    for (int32_t j = 0; j < win.columns; ++j, x += win.pitch)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        best[v] = Isa::max_nan(best[v], read_some(x + v * Isa::lanes, v + 1 < NV ? Isa::lanes : last));
+  }
+}
+
+template <int NV> inline void fold_average(const Window &win, int32_t c, int last, Isa::V (&total)[NV]) {
+  for (int v = 0; v < NV; ++v)
+    total[v] = Isa::zero();
+  for (int32_t i = 0; i < win.rows; ++i) {
+    const float *x = win.x + i * win.row_pitch + c;
+    Isa::V sum[NV];
+    for (int v = 0; v < NV; ++v)
+      sum[v] = Isa::zero();
+    for (int32_t j = 0; j < win.columns; ++j, x += win.pitch)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        sum[v] = sum[v] + read_some(x + v * Isa::lanes, v + 1 < NV ? Isa::lanes : last);
+    for (int v = 0; v < NV; ++v)
+      total[v] = total[v] + sum[v];
+  }
+  for (int v = 0; v < NV; ++v)
+    total[v] = total[v] / Isa::set(win.divisor);
+}
+
+template <int NV> inline void pool_channels(const PoolOp &op, const Window &win, float *y, int32_t c) {
+  int32_t left = op.c - c - (NV - 1) * Isa::lanes;
+  int last = left < Isa::lanes ? left : Isa::lanes;
+  Isa::V value[NV];
+  if (op.maximum)
+    fold_maximum<NV>(win, c, last, value);
+  else
+    fold_average<NV>(win, c, last, value);
+  for (int v = 0; v < NV; ++v) {
+    int count = v + 1 < NV ? Isa::lanes : last;
+    int32_t at = c + v * Isa::lanes;
+    if (op.shift)
+      value[v] = value[v] + read_some(op.shift + at, count);
+    if (op.relu)
+      value[v] = Isa::relu(value[v]);
+    write_some(y + at, value[v], count);
+  }
+}
+
+void pool(const PoolOp &op, const Call &call, const Worker &worker) {
+  constexpr int32_t UNIT = 4 * Isa::lanes;
+  const float *x = call.bases[op.x.buffer] + op.x.offset;
+  float *y = call.bases[op.y.buffer] + op.y.offset;
+  int64_t pieces = (op.c + UNIT - 1) / UNIT;
+  int64_t units = int64_t(op.n) * op.oh * op.ow * pieces;
+  int64_t unit = units * worker.index / worker.count, end = units * (worker.index + 1) / worker.count;
+  while (unit < end) {
+    int64_t pixel = unit / pieces, piece = unit % pieces;
+    int64_t stop = piece + end - unit < pieces ? piece + end - unit : pieces;
+    Window win = window_at(op, x, pixel);
+    float *target = y + pixel * op.y.pitch;
+    unit += stop - piece;
+    for (; piece < stop; ++piece) {
+      int32_t c = static_cast<int32_t>(piece) * UNIT;
+      if (c + UNIT <= op.c)
+        pool_channels<4>(op, win, target, c);
+      else
+        for (; c < op.c; c += Isa::lanes)
+          pool_channels<1>(op, win, target, c);
+    }
+  }
+}
+
+} // namespace
+} // namespace inception_fast::cpu

@@ -1,0 +1,127 @@
+// Plain data that the plan hands to the kernels of every tier.
+//
+// Nothing here has inline code: a tier's translation unit is compiled for its own instruction set, and a shared inline
+// function emitted there could be picked by the linker for every machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace inception_fast::cpu {
+
+// Channels [offset, offset + channels) of a buffer whose pixels lie `pitch` floats apart.
+struct View {
+  int32_t buffer;
+  int32_t offset;
+  int32_t channels;
+  int32_t pitch;
+};
+
+// Up to two vectors of neighbouring output channels of one group and one output range.
+struct Panel {
+  int64_t packed; // float offset of [k][vectors * lanes] weights, then one row of scale, one row of shift
+  int64_t first;  // vectors in the panels before this one
+  int32_t group;
+  int32_t column; // the first output channel
+  int32_t width;  // output channels, at most vectors * lanes
+  int32_t vectors;
+  View y; // of `width` channels
+  bool relu;
+};
+
+// Taps [tap0, tap1) of channels [c0, c1): the fixed stretches of K that are summed from zero.
+struct Chunk {
+  int32_t tap0, tap1;
+  int32_t c0, c1;
+};
+
+struct ConvOp {
+  int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow, groups;
+  View x, residual; // residual.buffer is -1 when there is none
+  float residual_scale;
+  const float *packed;
+  const Panel *panels;
+  const Chunk *chunks;
+  int32_t panel_count, chunk_count;
+  bool columns;  // tiles walk the map down its columns
+  bool by_panel; // threads share out the panels first, else the pixels
+  bool skip;     // taps on padding alone are left out: all weights are finite
+};
+
+struct PoolOp {
+  int32_t n, h, w, c, kh, kw, stride_h, stride_w, top, bottom, left, right, oh, ow;
+  bool maximum, count_include_pad, relu;
+  View x, y;
+  const float *shift;
+};
+
+struct EltwiseOp {
+  int64_t pixels;
+  View x, y, residual;
+  const float *scale, *shift;
+  float residual_scale;
+  bool relu;
+};
+
+struct ImportOp {
+  int32_t source, n, h, w;
+  View y;
+  const float *scale, *shift;
+};
+
+struct LrnOp {
+  int64_t pixels;
+  View x, y;
+  int32_t size;
+  float alpha, beta, k;
+};
+
+struct NormalizeOp {
+  int64_t pixels;
+  View x, y;
+  float eps;
+};
+
+// A call's input: strides in elements of logical n, c, h, w.
+struct Input {
+  const void *data;
+  bool bytes; // uint8, else float32
+  int64_t n, c, h, w;
+};
+
+// What a step's kernel sees of the call and of the team.
+struct Call {
+  float *const *bases; // of every buffer
+  const Input *inputs;
+};
+
+struct Worker {
+  int index, count;
+  unsigned char *scratch;
+};
+
+// The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile.
+struct Tier {
+  const char *name;
+  int lanes, rows;
+  size_t (*conv_scratch)(const ConvOp &);
+  void (*conv)(const ConvOp &, const Call &, const Worker &);
+  void (*pool)(const PoolOp &, const Call &, const Worker &);
+  void (*eltwise)(const EltwiseOp &, const Call &, const Worker &);
+  void (*import)(const ImportOp &, const Call &, const Worker &);
+  void (*lrn)(const LrnOp &, const Call &, const Worker &);
+  void (*normalize)(const NormalizeOp &, const Call &, const Worker &);
+};
+
+extern const Tier generic_tier;
+#ifdef INCEPTION_FAST_X86
+extern const Tier avx2_tier;
+extern const Tier avx512_tier;
+#endif
+
+// A chunk is at most this long: sequential float sums of this length stay within the fp32 budget, and a panel's chunk
+// of weights stays in a 32 KiB level 1 cache.
+constexpr int32_t CHUNK = 288;
+extern const float ZEROS[CHUNK];
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,213 @@
+#include "team.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <thread>
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#ifdef INCEPTION_FAST_X86
+#include <xmmintrin.h>
+#endif
+
+namespace inception_fast::cpu {
+
+namespace {
+
+constexpr int SPINS = 4000; // about 0.1 ms: longer than a step's imbalance, shorter than a scheduler's slice
+
+void pause() {
+#ifdef INCEPTION_FAST_X86
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Rounding and denormal modes are per thread; the workers take the caller's.
+unsigned float_mode() {
+#ifdef INCEPTION_FAST_X86
+  return _mm_getcsr();
+#else
+  return 0;
+#endif
+}
+
+void set_float_mode([[maybe_unused]] unsigned mode) {
+#ifdef INCEPTION_FAST_X86
+  _mm_setcsr(mode);
+#endif
+}
+
+// Threads of a team must not take the process's signals: Python wants them on its own threads.
+class BlockedSignals {
+public:
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+private:
+  sigset_t before_;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Team *> idle;
+};
+
+// Never destroyed: its threads sleep until the process ends. A forked child has none of them, so it gets a pool of its
+// own.
+Pool *pool = nullptr;
+
+void make_pool() { pool = new Pool; }
+
+Pool &the_pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    make_pool();
+    pthread_atfork(nullptr, nullptr, make_pool);
+  });
+  return *pool;
+}
+
+} // namespace
+
+int available_cores() {
+#ifdef __linux__
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+void Signal::set(uint64_t value) {
+  value_.store(value);
+  if (sleepers_.load() > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    condition_.notify_all();
+  }
+}
+
+uint64_t Signal::wait(uint64_t old, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    uint64_t now = value();
+    if (now != old)
+      return now;
+    pause();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  ++sleepers_;
+  condition_.wait(lock, [&] { return value_.load() != old; });
+  --sleepers_;
+  return value_.load();
+}
+
+void Barrier::reset(int count, int spins) {
+  count_ = count;
+  spins_ = spins;
+  left_.store(count);
+}
+
+void Barrier::wait() {
+  uint64_t round = passed_.value();
+  if (left_.fetch_sub(1) == 1) {
+    left_.store(count_);
+    passed_.set(round + 1);
+  } else {
+    passed_.wait(round, spins_);
+  }
+}
+
+Scratch::Scratch(size_t size) : data(nullptr), bytes((size + 4095) / 4096 * 4096) {
+  if (bytes == 0)
+    return;
+  data = static_cast<unsigned char *>(std::aligned_alloc(4096, bytes));
+  if (data == nullptr)
+    throw std::bad_alloc();
+}
+
+Scratch::~Scratch() { std::free(data); }
+
+void Team::reserve(int threads, size_t scratch_bytes) {
+  for (auto &scratch : scratch_)
+    if (scratch->bytes < scratch_bytes)
+      scratch = std::make_unique<Scratch>(scratch_bytes);
+  while (static_cast<int>(scratch_.size()) < threads)
+    scratch_.push_back(std::make_unique<Scratch>(scratch_bytes));
+  if (started_ >= threads - 1)
+    return;
+  BlockedSignals blocked;
+  while (started_ < threads - 1) {
+    std::thread(&Team::serve, this, started_ + 1, command_.value()).detach();
+    ++started_;
+  }
+}
+
+void Team::serve(int index, uint64_t seen) {
+  for (;;) {
+    seen = command_.wait(seen, index < available_cores() ? SPINS : 0);
+    if (index < static_cast<int>(seen & 0xffff))
+      work(index);
+  }
+}
+
+void Team::work(int index) {
+  set_float_mode(float_mode_);
+  body_(context_, Worker{index, count_, scratch_[index]->data}, barrier_);
+  barrier_.wait();
+}
+
+void Team::run(int threads, Body body, void *context) {
+  body_ = body;
+  context_ = context;
+  count_ = threads;
+  float_mode_ = float_mode();
+  barrier_.reset(threads, threads <= available_cores() ? SPINS : 0);
+  if (threads > 1)
+    command_.set(((command_.value() >> 16) + 1) << 16 | static_cast<uint64_t>(threads));
+  work(0);
+}
+
+Lease::Lease(int threads, size_t scratch_bytes) : team_(nullptr) {
+  Pool &from = the_pool();
+  {
+    std::lock_guard<std::mutex> lock(from.mutex);
+    // The smallest team that is large enough, else the largest.
+    auto better = [&](const Team *a, const Team *b) {
+      bool a_fits = a->threads() >= threads, b_fits = b->threads() >= threads;
+      if (a_fits != b_fits)
+        return a_fits;
+      return a_fits ? a->threads() < b->threads() : a->threads() > b->threads();
+    };
+    auto best = std::min_element(from.idle.begin(), from.idle.end(), better);
+    if (best != from.idle.end()) {
+      team_ = *best;
+      from.idle.erase(best);
+    }
+  }
+  if (team_ == nullptr)
+    team_ = new Team;
+  try {
+    team_->reserve(threads, scratch_bytes);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(from.mutex);
+    from.idle.push_back(team_);
+    throw;
+  }
+}
+
+Lease::~Lease() {
+  Pool &to = the_pool();
+  std::lock_guard<std::mutex> lock(to.mutex);
+  to.idle.push_back(team_);
+}
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,14 @@
+// Every kernel, compiled for AVX2 and FMA.
+#include "simd_avx2.h"
+
+#include "conv.h"
+#include "pointwise.h"
+#include "pool.h"
+
+namespace inception_fast::cpu {
+
+extern const Tier avx2_tier = {
+    "avx2", Isa::lanes, Isa::rows, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+};
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,220 @@
+"""Small plans for the native backend, run over poisoned memory so that a stray read or write shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from inception_fast.kernels import cpu
+from inception_fast.kernels.plan import Buffer, ConvStep, ImportStep, Output, PairStep, Plan, PoolStep, Step, View
+from inception_fast.kernels.spec import ConvSpec, PoolSpec
+
+POISON = 0x7FC0DEAD  # a NaN: reading it spoils the result, overwriting it changes the bits
+GUARD = 64  # floats around every buffer
+
+
+def poisoned(floats: int) -> np.ndarray:
+    """[floats] float32 of poison, 64-byte aligned, with a guard on both sides that `base` holds."""
+    whole = np.full(floats + 2 * GUARD + 16, POISON, np.uint32)
+    start = GUARD + (-(whole.ctypes.data // 4 + GUARD)) % 16
+    return whole[start : start + floats].view(np.float32)
+
+
+def is_poison(values: np.ndarray) -> bool:
+    return bool((np.ascontiguousarray(values).view(np.uint32) == POISON).all())
+
+
+@dataclass
+class Scene:
+    """Collects buffers and steps. Everything lives in the arena, with guards between the buffers."""
+
+    buffers: list[Buffer] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    position: int = 4 * GUARD
+
+    def room(self, n: int, h: int, w: int, c: int, before: int = 0, after: int = 0) -> View:
+        """A view of c channels inside a buffer of before + c + after."""
+        buffer = Buffer(n, h, w, before + c + after, "arena", self.position)
+        self.position += (buffer.bytes + 63) // 64 * 64 + 4 * GUARD
+        self.buffers.append(buffer)
+        return View(len(self.buffers) - 1, before, c)
+
+    def put(self, x: torch.Tensor, before: int = 0, after: int = 0) -> View:
+        """[n, c, h, w], brought in by an import step."""
+        n, c, h, w = x.shape
+        view = self.room(n, h, w, c, before, after)
+        self.inputs.append(x)
+        self.steps.append(ImportStep(f"import{len(self.inputs)}", len(self.inputs) - 1, view))
+        return view
+
+    def plan(self) -> Plan:
+        shapes = tuple((x.shape[0], x.shape[1], x.shape[2], x.shape[3]) for x in self.inputs)
+        return Plan(tuple(self.buffers), tuple(self.steps), shapes, self.position)
+
+    def run(self, tier: str, threads: int = 1) -> Memory:
+        """Runs all steps and checks that nothing outside the views written by them has changed."""
+        compiled = cpu.compile(self.plan(), tier)
+        arena = poisoned(self.position // 4)
+        compiled.run([argument(x) for x in self.inputs], [], arena.ctypes.data, threads)
+        memory = Memory(self.buffers, arena)
+        memory.check_guards([view for step in self.steps for view in written(step)])
+        return memory
+
+
+@dataclass
+class Memory:
+    buffers: list[Buffer]
+    arena: np.ndarray
+
+    def buffer(self, index: int) -> np.ndarray:
+        """[n, h, w, c] of the whole buffer."""
+        b = self.buffers[index]
+        return self.arena[b.position // 4 :][: b.n * b.h * b.w * b.c].reshape(b.n, b.h, b.w, b.c)
+
+    def get(self, view: View) -> torch.Tensor:
+        """[n, c, h, w]"""
+        values = self.buffer(view.buffer)[..., view.offset : view.offset + view.channels]
+        return torch.from_numpy(values.copy()).permute(0, 3, 1, 2)
+
+    def check_guards(self, views: list[View]) -> None:
+        rest = self.arena.copy()
+        memory = Memory(self.buffers, rest)
+        for view in views:
+            memory.buffer(view.buffer)[..., view.offset : view.offset + view.channels].view(np.uint32)[...] = POISON
+        assert is_poison(rest), "a step wrote outside its view"
+        base = self.arena.base
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        start = (self.arena.ctypes.data - base.ctypes.data) // 4
+        assert is_poison(base[:start]) and is_poison(base[start + self.arena.size :]), "a step wrote outside the arena"
+
+
+def written(step: Step) -> list[View]:
+    if isinstance(step, PairStep):
+        return written(step.first) + written(step.second)
+    return [output.view for output in step.outputs] if isinstance(step, ConvStep) else [step.y]
+
+
+def argument(x: torch.Tensor) -> tuple[int, str, tuple[int, int, int, int]]:
+    n, c, h, w = x.stride()
+    return x.data_ptr(), str(x.dtype).removeprefix("torch."), (n, c, h, w)
+
+
+@dataclass
+class Conv:
+    """Operands of one convolution with two ranges of output channels at most; `reference` is float64 by torch."""
+
+    spec: ConvSpec
+    x: torch.Tensor
+    weight: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+    residual: torch.Tensor | None = None
+    residual_scale: float = 1.0
+
+    def reference(self, relu: bool = True) -> torch.Tensor:
+        top, bottom, left, right = self.spec.padding
+        x = torch.nn.functional.pad(self.x.double(), (left, right, top, bottom))
+        y = torch.nn.functional.conv2d(x, self.weight.double(), stride=self.spec.stride, groups=self.spec.groups)
+        y = y * self.scale.double()[:, None, None] + self.shift.double()[:, None, None]
+        if self.residual is not None:
+            y = self.residual.double() + self.residual_scale * y
+        return y.relu() if relu else y
+
+    def step(self, x: View, outputs: tuple[Output, ...], residual: View | None = None) -> ConvStep:
+        arrays = (self.weight.numpy(), self.scale.numpy(), self.shift.numpy())
+        return ConvStep("conv", self.spec, x, *arrays, outputs, residual, self.residual_scale)
+
+    def image(self, i: int) -> Conv:
+        """The same convolution of one image of the batch."""
+        residual = None if self.residual is None else self.residual[i : i + 1]
+        return replace(self, spec=replace(self.spec, n=1), x=self.x[i : i + 1], residual=residual)
+
+    def run(self, tier: str, threads: int = 1, relu: bool = True, around: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """[n, oc, oh, ow]; every operand lies between `around` channels of poison."""
+        spec, scene = self.spec, Scene()
+        x = scene.put(self.x, *around)
+        residual = None if self.residual is None else scene.put(self.residual, *around)
+        y = scene.room(spec.n, spec.oh, spec.ow, spec.oc, *around)
+        scene.steps.append(self.step(x, (Output(y, relu),), residual))
+        return scene.run(tier, threads).get(y)
+
+
+def integers(spec: ConvSpec, seed: int = 0, residual: bool = False) -> Conv:
+    """Integers small enough that every partial sum is exact in float32."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high + 1, shape, generator=g).float()
+
+    return Conv(
+        spec,
+        draw(-4, 4, spec.n, spec.c, spec.h, spec.w),
+        draw(-3, 3, spec.oc, spec.c // spec.groups, spec.kh, spec.kw),
+        draw(1, 3, spec.oc),
+        draw(-99, 99, spec.oc),
+        draw(-9, 9, spec.n, spec.oc, spec.oh, spec.ow) if residual else None,
+        2.0,
+    )
+
+
+def normals(spec: ConvSpec, seed: int = 0, residual: bool = False) -> Conv:
+    """Activations after a ReLU, weights around zero: the operands of an Inception layer."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g)
+
+    depth = spec.c // spec.groups * spec.kh * spec.kw
+    return Conv(
+        spec,
+        draw(spec.n, spec.c, spec.h, spec.w).relu(),
+        draw(spec.oc, spec.c // spec.groups, spec.kh, spec.kw) / depth**0.5,
+        draw(spec.oc).abs() + 0.5,
+        draw(spec.oc) * 0.1,
+        draw(spec.n, spec.oc, spec.oh, spec.ow) if residual else None,
+        0.17,
+    )
+
+
+def weights(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    g = np.random.default_rng(seed)
+    whole = [g.integers(-1, 2, shape), g.integers(1, 2, shape[0]), g.integers(-9, 9, shape[0])]
+    return whole[0].astype(np.float32), whole[1].astype(np.float32), whole[2].astype(np.float32)
+
+
+def chain(n: int = 1) -> Plan:
+    """Import, convolution with a residual, pool: [n, 4, 6, 6] to [n, 4, 3, 3]."""
+    conv = ConvSpec(n, 6, 6, 4, 4, 3, 3, (1, 1), (1, 1, 1, 1))
+    pool = PoolSpec(n, 6, 6, 4, 2, 2, (2, 2))
+    buffers = (
+        Buffer(n, 6, 6, 4, "arena", 0),
+        Buffer(n, 6, 6, 4, "arena", 576 * max(n, 1)),
+        Buffer(n, 3, 3, 4, "output", 0),
+    )
+    steps = (
+        ImportStep("import", 0, View(0, 0, 4)),
+        ConvStep("conv", conv, View(0, 0, 4), *weights(4, 4, 3, 3), (Output(View(1, 0, 4), True),), View(0, 0, 4), 2.0),
+        PoolStep("pool", pool, View(1, 0, 4), View(2, 0, 4)),
+    )
+    return Plan(buffers, steps, ((n, 4, 6, 6),), 2 * 576 * max(n, 1))
+
+
+def chain_truth(x: torch.Tensor) -> torch.Tensor:
+    w, scale, shift = (torch.from_numpy(a) for a in weights(4, 4, 3, 3))
+    y = x + 2 * (torch.nn.functional.conv2d(x, w, padding=1) * scale[:, None, None] + shift[:, None, None])
+    return torch.nn.functional.max_pool2d(y.relu(), 2)
+
+
+def chain_input(n: int = 1) -> torch.Tensor:
+    return torch.randint(-9, 10, (n, 4, 6, 6), generator=torch.Generator().manual_seed(n)).float()
+
+
+def call(compiled: cpu.CompiledPlan, plan: Plan, *xs: torch.Tensor, threads: int = 1) -> list[torch.Tensor]:
+    """The outputs as [n, c, h, w], computed in a poisoned arena."""
+    arena = poisoned(plan.arena_bytes // 4)
+    ys = [torch.full((b.n, b.h, b.w, b.c), float("nan")) for b in plan.outputs]
+    compiled.run([argument(x) for x in xs], [y.data_ptr() for y in ys], arena.ctypes.data, threads)
+    return [y.permute(0, 3, 1, 2) for y in ys]

@@ -1,0 +1,91 @@
+"""Builds the package from a copy of the checkout and installs it where the checkout cannot be seen."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkout import ROOT, project_files
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Standard output of a command that must succeed, in an environment without this process's Python settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "INCEPTION_FAST", "PYTEST"))}
+    environment["PYTHONSAFEPATH"] = "1"
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def copy_checkout(to: Path) -> list[Path]:
+    """Copies the project's files, without anything that was built in the checkout; returns their names."""
+    files = project_files()
+    for file in files:
+        (to / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, to / file)
+    return files
+
+
+def build_wheel(source: Path, out: Path) -> tuple[Path, float]:
+    """The wheel of a source tree, built offline with this environment's tools, and the processor seconds that took."""
+    start = child_seconds()
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", out)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
+    return only(out, "*.whl"), child_seconds() - start
+
+
+def child_seconds() -> float:
+    """Processor time of every process started and ended so far: what a busy machine does not stretch."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def build_editable(source: Path, out: Path) -> Path:
+    """The wheel that `pip install --editable` would install for this source tree."""
+    hook = "import sys; from scikit_build_core.setuptools.build_meta import build_editable as b; b(sys.argv[1])"
+    run(sys.executable, "-c", hook, out, cwd=source)
+    return only(out, "*.whl")
+
+
+def build_sdist(source: Path, out: Path) -> Path:
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, source, cwd=out)
+    return only(out, "*.tar.gz")
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+@dataclass(frozen=True)
+class Install:
+    """A virtual environment of its own that holds the package; torch and the rest are lent by the running one."""
+
+    root: Path
+    site: Path
+
+    def python(self, code: str) -> str:
+        return run(self.root / "bin" / "python", "-c", code, cwd=self.root)
+
+    def script(self, *arguments: str) -> str:
+        return run(self.root / "bin" / "inception-fast", *arguments, cwd=self.root)
+
+
+def install(wheel: Path, root: Path) -> Install:
+    """Installs a wheel, alone, into a new environment at `root`."""
+    venv.create(root, symlinks=True, with_pip=False)
+    target = root / "bin" / "python"
+    options = ("--no-deps", "--no-index", "--quiet")
+    run(sys.executable, "-m", "pip", "--python", target, "install", *options, wheel, cwd=root)
+    site = only(root, "lib/python*/site-packages")
+    # A folder named in a .pth file has its own .pth files left unread: an editable install over there stays unseen.
+    lent = sysconfig.get_paths()["purelib"]
+    (site / "zz_lent.pth").write_text(f"{lent}\n")
+    return Install(root, site)

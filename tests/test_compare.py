@@ -1,0 +1,191 @@
+"""Comparisons: the same budget for all, finished runs kept, one page that opens alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from inception_fast.cli import main
+from inception_fast.measure.flops import layers, totals
+from inception_fast.train.charts import Line, chart, number, smooth, ticks
+from inception_fast.train.comparison import Variant, compare, parse_variant
+from inception_fast.train.experiments import EXPERIMENTS, get_experiment
+from inception_fast.train.loop import Options
+from inception_fast.train.networks import TinyInception, build
+from inception_fast.train.page import spread
+from inception_fast.train.recipe import get_recipe
+from training import tiny
+
+PLAIN, OTHER = "tiny_inception", "tiny_inception:width=8"
+ARGUMENTS = f"compare --models {PLAIN},{OTHER} --data digits --steps 3 --batch-size 8 --image-size 16 --seeds 2".split()
+QUICK = Options(eval_images=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+class Links(HTMLParser):
+    """Everything a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [f"{tag} {key}" for key, _ in attrs if key in ("src", "href", "srcset", "data")]
+
+
+def test_compare_writes_rows_and_a_page_that_opens_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGUMENTS, "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert json.loads(capsys.readouterr().out) == document
+    rows = document["rows"]
+    expected = {(model, seed, step) for model in (PLAIN, OTHER) for seed in (0, 1) for step in (1, 2, 3)}
+    assert {(row["model"], row["seed"], row["step"]) for row in rows} == expected and len(rows) == len(expected)
+    assert all({"loss", "accuracy", "seconds", "flops"} <= row.keys() for row in rows)
+    macs, _ = totals(layers(TinyInception(10, width=8), torch.empty(1, 3, 16, 16)))
+    assert [row["flops"] for row in rows if (row["model"], row["seed"]) == (OTHER, 0)] == [
+        48 * macs * i for i in (1, 2, 3)
+    ]
+    assert document["provenance"]["command"].startswith("inception-fast compare")
+    assert [run["status"] for run in document["runs"]] == ["done"] * 4
+    page = (tmp_path / "index.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert not links.found and "@import" not in page and "url(" not in page
+    assert page.count("<polyline") == 12 and page.count("<polygon") == 12  # six charts, two variants, a band each
+    for svg in re.findall(r"<svg.*?</svg>", page):
+        ElementTree.fromstring(svg)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+def test_every_variant_sees_the_same(tmp_path: Path) -> None:
+    """Two variants that are the same network have the same curve, and two seeds have not."""
+    twins = [Variant("a", PLAIN), Variant("b", PLAIN)]
+    rows = compare(twins, tiny(3), 2, tmp_path, QUICK)["rows"]
+    losses = {(m, s): [r["loss"] for r in rows if (r["model"], r["seed"]) == (m, s)] for m in "ab" for s in (0, 1)}
+    assert losses["a", 0] == losses["b", 0] != losses["a", 1] == losses["b", 1]
+
+
+def test_finished_runs_are_kept_and_a_broken_one_goes_on(tmp_path: Path) -> None:
+    variants, base = [Variant("a", PLAIN), Variant("b", PLAIN, {"width": 8})], tiny(4)
+    control = Options(checkpoint_every=2, eval_images=0)
+    expected = compare(variants, base, 1, tmp_path / "whole", control)
+
+    def die(row: dict[str, object], name: str) -> None:
+        if name == "b seed 0" and row["step"] == 3:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        compare(variants, base, 1, tmp_path / "cut", control, on_row=die)
+    partial = json.loads((tmp_path / "cut" / "compare.json").read_text())
+    assert {row["model"] for row in partial["rows"]} == {"a"}
+    said: list[str] = []
+    found = compare(variants, base, 1, tmp_path / "cut", control, say=said.append)
+    assert said == ["a seed 0: already done", "b seed 0: training", "resuming after step 2"]
+    assert [row["loss"] for row in found["rows"]] == [row["loss"] for row in expected["rows"]]
+
+
+def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    compare([Variant("a", PLAIN)], tiny(2), 1, tmp_path, QUICK)
+    with pytest.raises(ValueError, match="holds a run with steps 2, not 3; name another"):
+        compare([Variant("a", PLAIN)], tiny(3), 1, tmp_path, QUICK)
+
+
+def test_a_variant_that_diverges_is_a_result(tmp_path: Path) -> None:
+    wild = Variant("wild", PLAIN, {"norm": False}, recipe={"lr": 1e8})
+    base = tiny(12, get_recipe("modern", clip=0.0, warmup=0.0))
+    document = compare([wild, Variant("calm", PLAIN)], base, 1, tmp_path, Options(eval_images=10))
+    ends = {run["model"]: run for run in document["runs"]}
+    assert ends["wild"]["status"].startswith("diverged") and ends["calm"]["status"] == "done"
+    assert "1 diverged" in (tmp_path / "index.html").read_text()
+    said: list[str] = []
+    compare([wild, Variant("calm", PLAIN)], base, 1, tmp_path, Options(eval_images=10), say=said.append)
+    assert said == ["wild seed 0: already done", "calm seed 0: already done"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--models , --out OUT", "--models is empty"),
+        ("--models tiny_inception:width --out OUT", "allowed: MODEL or MODEL:KEY=VALUE"),
+        ("--models tiny_inception,tiny_inception --out OUT", "allowed: at least one, each once"),
+        ("--models inception_v9 --out OUT", "inception_v9"),
+        ("--experiment cold_fusion --out OUT", "experiment 'cold_fusion'; allowed: batchnorm_rate"),
+        ("--experiment residual", "--out DIR is needed"),
+        ("--models tiny_inception --data /nowhere --out OUT", "no such folder"),
+        ("--out OUT", "one of the arguments --models --experiment is required"),
+    ],
+)
+def test_requests_that_cannot_be_served(
+    tmp_path: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["compare", *arguments.replace("OUT", str(tmp_path / "out")).split()]
+    assert main(given) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and "Traceback" not in captured.err and not captured.out
+
+
+def test_variant_text() -> None:
+    variant = parse_variant("inception_v2:stem=plain:drop_rate=0.5:classic=true")
+    assert variant.model == "inception_v2"
+    assert variant.options == {"stem": "plain", "drop_rate": 0.5, "classic": True}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_are_what_they_say(name: str) -> None:
+    """Every variant has a network that can be made and settings of its own; none equals another."""
+    experiment = get_experiment(name)
+    seen = []
+    for variant in experiment.variants:
+        settings = variant.apply(experiment.settings(), 0)
+        if variant.model == PLAIN:
+            build(settings.model, 10, settings.options, None, False)
+        seen.append(settings)
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+    assert experiment.settings(steps=7).steps == 7 and experiment.claim and "arXiv" in experiment.source
+
+
+def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--steps 3 --batch-size 8 --seeds 1 --eval-images 10 --lr 0.05".split()
+    assert main(["compare", "--experiment", "grid_reduction", "--out", str(tmp_path), *flags]) == 0
+    assert "conv_pool" in capsys.readouterr().out
+    document = json.loads((tmp_path / "compare.json").read_text())
+    macs = {name: network["macs_per_image"] for name, network in document["networks"].items()}
+    assert macs["parallel"] < macs["pool_conv"] < macs["conv_pool"]
+    assert document["settings"]["recipe"]["lr"] == 0.05 and document["about"]["name"] == "grid_reduction"
+    assert "halve the grid" in (tmp_path / "index.html").read_text()
+    assert main(["compare", "--experiment", "list", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(EXPERIMENTS)
+
+
+def test_chart_survives_odd_values() -> None:
+    gaps = Line("a < b", [0, 1, 2], [1.0, float("nan"), 3.0])
+    svg = chart("t & t", "x", [gaps, Line("none", [], [])])
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg and svg.count("<polyline") == 2
+    ElementTree.fromstring(chart("t", "x", []))
+    assert "no data" in chart("t", "x", [])
+    ElementTree.fromstring(chart("t", "x", [Line("flat", [1], [2.0])]))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1, 0.93), (-3, 7), (5, 5), (0, 0), (1e9, 7e12), (0.01, 0.011)])
+def test_ticks_enclose(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 and 2 <= len(found) <= 8
+
+
+def test_small_parts() -> None:
+    assert smooth([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert [number(v) for v in (0.25, 1500, 2_500_000, 3e12)] == ["0.25", "1500", "2.5M", "3T"]
+    assert spread([1.0, 2.0]) == "1.5 ± 0.5" and spread([0.5], percent=True) == "50.0 %" and spread([None]) == "-"

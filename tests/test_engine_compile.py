@@ -1,0 +1,152 @@
+"""torch.compile(backend="inception_fast")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import engine_nets
+import numerics
+from engine_nets import Function, images, randomised, relative
+from inception_fast.engine import compile_backend as backend_module
+from inception_fast.engine.compile_backend import compile_backend
+
+X = numerics.random(2, 3, 12, 12, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.bn(self.conv(x)).relu()
+        return {"logits": self.fc(y.mean((2, 3)).view(x.size(0), -1)), "map": y}
+
+
+def small() -> nn.Module:
+    return randomised(Small())
+
+
+def check(compiled: Any, module: nn.Module, x: Tensor) -> None:
+    found, wanted = compiled(x), module(x)
+    assert list(found) == list(wanted)
+    for key in wanted:
+        assert relative(found[key], wanted[key]) <= numerics.NET_MAX
+
+
+def test_found_by_name() -> None:
+    assert "inception_fast" in torch._dynamo.list_backends()
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_same_results(guard: Any) -> None:
+    module = small()
+    compiled = torch.compile(module, backend="inception_fast", fullgraph=True)
+    with guard():
+        check(compiled, module, X)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_batches_do_not_compile_again_and_again(dynamic: bool | None) -> None:
+    module, counter = small(), CompileCounterWithBackend(compile_backend)
+    counter.backend = compile_backend
+    compiled = torch.compile(module, backend=counter, dynamic=dynamic)
+    with torch.no_grad():
+        for batch in (2, 3, 5, 8, 4, 2, 7):
+            check(compiled, module, numerics.random(batch, 3, 12, 12, seed=batch))
+    assert counter.frame_count <= (2 if dynamic is None else 1)
+
+
+def test_a_whole_network() -> None:
+    module, x = engine_nets.built("inception_v1"), images("inception_v1")
+    compiled = torch.compile(module, backend="inception_fast", fullgraph=True)
+    with torch.no_grad():
+        assert relative(compiled(x), module(x)) <= numerics.NET_MAX
+
+
+def test_a_graph_break() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        torch._dynamo.graph_break()
+        return m.b(y)
+
+    module = randomised(Function(net, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 3)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        assert relative(compiled(X), module(X)) <= numerics.NET_MAX
+
+
+def test_written_and_replaced_parameters_count() -> None:
+    module = small()
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        check(compiled, module, X)
+        module.conv.weight.mul_(-1)
+        module.bn.running_mean.add_(0.5)
+        check(compiled, module, X)
+        module.fc.weight = nn.Parameter(torch.randn(5, 8))
+        check(compiled, module, X)
+
+
+def test_parameters_are_not_planned_again_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    session = backend_module.Session
+    monkeypatch.setattr(backend_module, "Session", lambda *args: made.append(1) or session(*args))
+    compiled = torch.compile(small(), backend="inception_fast")
+    with torch.no_grad():
+        for _ in range(3):
+            compiled(X)
+    assert len(made) == 1
+
+
+def test_numbers_that_become_inputs_count() -> None:
+    """With free sizes Dynamo hands over float attributes too, as tensors; they may change without a new graph."""
+    module = small()
+    compiled = torch.compile(module, backend="inception_fast", dynamic=True)
+    with torch.no_grad():
+        check(compiled, module, X)
+        module.bn.eps = 0.75
+        check(compiled, module, X)
+
+
+def test_parameters_as_attributes() -> None:
+    """A graph module that holds its own parameters, as older versions of Dynamo hand over."""
+    gm = torch.fx.symbolic_trace(randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))
+    with torch.no_grad():
+        run = compile_backend(gm, [X])
+        assert relative(run(X), gm(X)) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("asks", ["parameters", "input"])
+def test_gradients_are_refused(asks: str) -> None:
+    module = small().requires_grad_(asks == "parameters")
+    compiled = torch.compile(module, backend="inception_fast")
+    with pytest.raises(
+        Exception, match=r"gradients are asked for: call module.eval\(\) and run it under torch.no_grad"
+    ):
+        compiled(X.clone().requires_grad_(asks == "input"))
+
+
+def test_training_is_refused() -> None:
+    compiled = torch.compile(small().train(), backend="inception_fast")
+    with torch.no_grad(), pytest.raises(Exception, match="training mode"):
+        compiled(X)
+
+
+def test_options_are_refused() -> None:
+    compiled = torch.compile(small(), backend="inception_fast", options={"speed": 11})
+    with torch.no_grad(), pytest.raises(Exception, match=r"takes none|options"):
+        compiled(X)

@@ -1,0 +1,266 @@
+"""Lowering: each value in memory of its own while it lives, concatenations and residuals in place, torch between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inception_fast.kernels import cpu
+from inception_fast.kernels.plan import ALIGNMENT, EltwiseStep, ImportStep, NormalizeStep, Plan
+from torch import Tensor, nn
+
+import engine_nets
+import numerics
+from engine_nets import NETS, Function, images, randomised, relative
+from inception_fast.engine import interpret
+from inception_fast.engine.memory import Lifetime, aligned, place
+from inception_fast.engine.passes import optimise
+from inception_fast.engine.plan import Program, Tap, TorchItem, lower
+from inception_fast.engine.program import ArenaPool, Compiled
+from inception_fast.engine.segment import NativeItem, views
+from plan_oracle import run_plan
+
+LIVES = st.lists(
+    st.tuples(st.integers(0, 5000), st.integers(0, 30), st.integers(0, 8)).map(
+        lambda t: Lifetime(t[0], t[1], t[1] + t[2])
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LIVES)
+def test_living_buffers_never_overlap(lives: list[Lifetime]) -> None:
+    positions, total = place(lives)
+    for i, (a, at) in enumerate(zip(lives, positions, strict=True)):
+        assert at % ALIGNMENT == 0 and at >= 0 and at + a.bytes <= total
+        for b, bt in list(zip(lives, positions, strict=True))[:i]:
+            assert not a.meets(b) or at + a.bytes <= bt or bt + b.bytes <= at
+
+
+@settings(max_examples=100, deadline=None)
+@given(LIVES)
+def test_memory_is_reused(lives: list[Lifetime]) -> None:
+    """Never more than twice what is alive at the worst step, far below the sum for long chains."""
+    alive = [sum(aligned(a.bytes) for a in lives if a.first <= t <= a.last) for t in range(40)]
+    assert max(alive, default=0) <= place(lives)[1] <= 2 * max(alive, default=0)
+
+
+def test_a_chain_needs_two_buffers() -> None:
+    assert place([Lifetime(640, i, i + 1) for i in range(20)])[1] == 2 * 640
+
+
+def check_lifetimes(plan: Plan) -> None:
+    """Follows who owns each byte: what a step reads is what was written for it, and nothing else came in between."""
+    owner: dict[int, int] = {}
+    for step in plan.steps:
+        touched = {v.buffer for v in views(step)}
+        for number in touched:
+            buffer = plan.buffers[number]
+            if buffer.kind != "arena":
+                continue
+            assert buffer.position % ALIGNMENT == 0 and buffer.position + buffer.bytes <= plan.arena_bytes
+            lines = range(buffer.position // ALIGNMENT, (buffer.position + buffer.bytes + ALIGNMENT - 1) // ALIGNMENT)
+            for line in lines:
+                before = owner.get(line)
+                assert before in (None, number) or before not in touched, f"{step.name}: two buffers in one place"
+                owner[line] = number
+
+
+@pytest.mark.parametrize("name", [n for n in NETS if n.startswith("inception")])
+def test_lifetimes_of_the_variants(name: str) -> None:
+    executable, _ = engine_nets.optimised(name)._session.executable([images(name)])
+    for item in executable.program.items:
+        check_lifetimes(item.plan)
+
+
+def lowered(function: Callable[..., object], *inputs: Tensor, **modules: nn.Module) -> Program:
+    """The program of a small network, checked natively against eager and, where all is native, by the oracle."""
+    module = randomised(Function(function, **modules))
+    graph, _ = optimise(engine_nets.capture(module, *inputs))
+    program = lower(graph, inputs, cpu.reasons)
+    with torch.no_grad():
+        expected = module(*(x.clone() for x in inputs))
+        wide = interpret.run(graph, inputs, torch.float64)
+    flat = expected if isinstance(expected, (tuple, list)) else [expected]
+    for found, wanted in zip(Compiled(program, ArenaPool()).run(inputs), flat, strict=True):
+        assert relative(found, wanted) <= numerics.NET_MAX
+    for item in program.items:
+        if isinstance(item, NativeItem):
+            check_lifetimes(item.plan)
+    if len(program.items) == 1 and isinstance(program.items[0], NativeItem):
+        check_oracle(program, program.items[0], inputs, wide)
+    return program
+
+
+def check_oracle(program: Program, item: NativeItem, inputs: tuple[Tensor, ...], expected: list[Tensor]) -> None:
+    sources = zip(item.sources, item.plan.inputs, strict=True)
+    found = run_plan(item.plan, [inputs[s.op.index].reshape(shape) for s, shape in sources])
+    for tap, wanted in zip(program.outputs, expected, strict=True):
+        assert isinstance(tap, Tap)
+        y = found[item.outputs.index(program.buffers[tap.view.buffer].position)]
+        assert relative(y.reshape(wanted.shape), wanted) <= numerics.FP32_MAX
+
+
+def steps(program: Program) -> list[object]:
+    return [s for item in program.items if isinstance(item, NativeItem) for s in item.plan.steps]
+
+
+def torch_items(program: Program) -> list[TorchItem]:
+    return [item for item in program.items if isinstance(item, TorchItem)]
+
+
+X = numerics.random(2, 4, 9, 9, seed=5)
+
+
+def conv(cin: int, cout: int, kernel: object = 3, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, kernel, **options)  # type: ignore[arg-type]
+
+
+def test_nested_concatenations_are_one_buffer() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        inner = torch.cat([m.a(x), m.b(x)], 1)
+        return m.d(torch.cat([m.c(x), inner, F.max_pool2d(inner, 1)], 1))
+
+    modules = {"a": conv(4, 3), "b": conv(4, 5), "c": conv(4, 2), "d": conv(18, 3)}
+    assert lowered(net, X, **modules).copies == 0
+
+
+def test_what_goes_to_two_concatenations_is_copied_once() -> None:
+    def net(m: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.a(x)
+        return m.c(torch.cat([y, m.b(x)], 1)), m.d(torch.cat([m.b(x), y, y], 1))
+
+    modules = {"a": conv(4, 3), "b": conv(4, 5), "c": conv(8, 2), "d": conv(11, 2)}
+    assert lowered(net, X, **modules).copies == 2
+
+
+def test_an_input_goes_straight_into_a_concatenation() -> None:
+    program = lowered(lambda m, x: torch.cat([m.a(x), x], 1), X, a=conv(4, 3, padding=1))
+    assert program.copies == 0 and sum(isinstance(s, ImportStep) for s in steps(program)) == 2
+
+
+def test_outputs_that_overlap() -> None:
+    """The same value twice, a part of it, and a concatenation that holds it: each result is whole."""
+
+    def net(m: Function, x: Tensor) -> tuple[Tensor, ...]:
+        y = m.a(x).relu()
+        both = torch.cat([y, m.b(x)], 1)
+        return y, both, y, both[:, 1:4], y.mean((2, 3)), y.mean((2, 3), keepdim=True)
+
+    lowered(net, X, a=conv(4, 3), b=conv(4, 5))
+
+
+def test_merged_columns_with_an_unread_part() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return torch.cat([y[:, 2:], m.b(x).relu()], 1)
+
+    lowered(net, X, a=conv(4, 5, 1), b=conv(4, 3, 1))
+
+
+def test_residual_in_place() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x)
+        for block in (m.b, m.c):
+            y = F.relu(y + block(y))
+        return F.max_pool2d(y, 2)
+
+    modules = {"a": conv(4, 4), "b": conv(4, 4, padding=1), "c": conv(4, 4, padding=1)}
+    program = lowered(net, X, **modules)
+    # The 3x3 reads all of y, so its sum may not replace y while it reads.
+    assert not any(s.residual == s.outputs[0].view for s in steps(program) if getattr(s, "residual", None))
+
+    def bottleneck(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x)
+        y = F.relu(y + m.up(m.down(y)))
+        return F.max_pool2d(y, 2)
+
+    program = lowered(bottleneck, X, a=conv(4, 4), down=conv(4, 2, 1), up=conv(2, 4, 1))
+    (step,) = [s for s in steps(program) if getattr(s, "residual", None)]
+    assert step.residual == step.outputs[0].view
+
+
+@pytest.mark.parametrize("reader", ["later", "output", "concatenation"])
+def test_residual_that_is_still_needed_is_kept(reader: str) -> None:
+    def net(m: Function, x: Tensor) -> object:
+        y = m.a(x)
+        z = F.relu(y + m.up(m.down(y)))
+        if reader == "later":
+            return m.b(y), z
+        return (y, z) if reader == "output" else torch.cat([z, y], 1)
+
+    modules = {"a": conv(4, 4), "b": conv(4, 3), "down": conv(4, 2, 1), "up": conv(2, 4, 1)}
+    program = lowered(net, X, **modules)
+    (step,) = [s for s in steps(program) if getattr(s, "residual", None)]
+    assert step.residual != step.outputs[0].view
+
+
+def test_elementwise_in_place() -> None:
+    program = lowered(lambda m, x: F.max_pool2d(m.bn(F.avg_pool2d(x, 3)), 2), X, bn=nn.BatchNorm2d(4))
+    (step,) = [s for s in steps(program) if isinstance(s, EltwiseStep)]
+    assert step.x == step.y
+
+
+def test_vectors_and_norms() -> None:
+    def net(m: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.a(x).mean((2, 3))
+        z = torch.cat([m.fc(y), y], 1)
+        return F.normalize(z), m.lrn(x)
+
+    program = lowered(net, X, a=conv(4, 6), fc=nn.Linear(6, 5), lrn=nn.LocalResponseNorm(3))
+    assert any(isinstance(s, NormalizeStep) for s in steps(program)) and not torch_items(program)
+
+
+def test_a_linear_layer_over_a_map() -> None:
+    program = lowered(lambda m, x: m.fc(m.a(x).flatten(1)), X, a=conv(4, 2), fc=nn.Linear(98, 5))
+    assert not torch_items(program) and len(steps(program)) == 3
+
+
+def test_torch_between_native_steps() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = F.gelu(m.a(x))
+        return torch.cat([m.b(y), F.max_pool2d(m.a(x), 3, 1), torch.sin(y[:, :, 1:-1, 1:-1])], 1).relu()
+
+    program = lowered(net, X, a=conv(4, 6), b=conv(6, 5))
+    assert [t.node.op.target._opname for t in torch_items(program)] == ["gelu", "slice", "slice", "sin"]
+    assert all(t.reason for t in torch_items(program))
+
+
+def test_views_that_torch_makes_of_the_arena_do_not_change_later() -> None:
+    def net(m: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.a(x)
+        turned = y.permute(0, 1, 3, 2)
+        for _ in range(3):
+            y = F.avg_pool2d(m.b(F.max_pool2d(y, 1)), 1)
+        return turned, y
+
+    lowered(net, X, a=conv(4, 6), b=conv(6, 6, padding=1))
+
+
+def test_sizes_computed_at_run_time() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return y.unfold(2, y.size(2), 1).sum(-1) + x.new_ones(1, 3, 1, 7)
+
+    lowered(net, X, a=conv(4, 3))
+
+
+def test_a_network_of_torch_alone() -> None:
+    program = lowered(lambda m, x: F.gelu(x).permute(0, 2, 3, 1), X)
+    assert not steps(program) and len(torch_items(program)) == 2
+
+
+def test_padding_that_nothing_takes_in() -> None:
+    program = lowered(lambda m, x: F.max_pool2d(F.pad(m.a(x), (1, 1, 1, 1)), 3), X, a=conv(4, 3))
+    assert [t.reason for t in torch_items(program)] == ["padding that no convolution or pool behind it takes in"]
+
+
+def test_reasons_of_the_backend_are_heard() -> None:
+    graph, _ = optimise(engine_nets.capture(Function(lambda m, x: m.a(x), a=conv(4, 3)), X))
+    program = lower(graph, [X], lambda spec: ["too odd a size", "wrong day"])
+    assert [t.reason for t in torch_items(program)] == ["too odd a size; wrong day"]

@@ -1,0 +1,262 @@
+"""The drop-in layers and the losses."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+import inception_fast as fast
+import numerics
+from inception_fast import layers, losses, ops
+from plain_layers import Plain, randomise
+
+
+class PlainChain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Plain(8, 12, (1, 7), 1, (0, 3)), Plain(12, 10, (7, 1), 1, (3, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class PlainSplit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Plain(8, 12, (1, 3), 1, (0, 1)), Plain(8, 10, (3, 1), 1, (1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.first(x), self.second(x)), 1)
+
+
+class PlainPool(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
+    "conv": (lambda: fast.ConvBNReLU(8, 10, 3, 2, 1), lambda: Plain(8, 10, 3, 2, 1), "conv_bn_relu"),
+    "pair": (lambda: fast.AsymmetricPair(8, 12, 10, 7), PlainChain, "asymmetric_pair"),
+    "split": (lambda: fast.ParallelSplit(8, 12, 10), PlainSplit, "parallel_split"),
+    "pool": (lambda: fast.PoolProject(8, 10), lambda: PlainPool(8, 10, 1), "pool_project"),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def twins(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The layer and its plain form with the same state, and an input."""
+    layer, plain = LAYERS[name][0](), LAYERS[name][1]()
+    plain.load_state_dict(randomise(layer).state_dict())
+    return layer, plain, numerics.random(2, 8, 20, 21, seed=99)
+
+
+def exact(plain: nn.Module, x: Tensor) -> Tensor:
+    return copy.deepcopy(plain).double()(x.double())
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the fused operations that run."""
+    names: list[str] = []
+    for name in ops.__all__:
+        monkeypatch.setattr(ops, name, noted(names, name, getattr(ops, name)))
+    return names
+
+
+def noted(names: list[str], name: str, operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        names.append(name)
+        return operation(*args, **kwargs)
+
+    return run
+
+
+@each_layer
+def test_evaluation_is_one_fused_operation(name: str, called: list[str]) -> None:
+    layer, plain, x = twins(name)
+    layer.eval(), plain.eval()
+    for layout in numerics.LAYOUTS:
+        with torch.no_grad():
+            y = layer(numerics.as_layout(x, layout))
+        # The intermediate of a pair is a float32 activation: one rounding more.
+        numerics.assert_close_budget(y, exact(plain, x), roundings=2)
+    assert called == [LAYERS[name][2]] * 4
+
+
+@each_layer
+def test_training_is_plain_torch_with_its_statistics(name: str, called: list[str]) -> None:
+    layer, plain, x = twins(name)
+    ys = [module(x) for module in (layer, plain)]
+    assert torch.equal(*ys) and not called
+    for y in ys:
+        y.square().sum().backward()
+    for (key, mine), (_, theirs) in zip(layer.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), key
+    for key, value in plain.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value), key
+    layer.eval(), plain.eval()
+    with torch.no_grad():
+        numerics.assert_close_budget(layer(x), exact(plain, x), roundings=2)
+
+
+@each_layer
+def test_frozen_statistics_in_training_are_respected(name: str, called: list[str]) -> None:
+    layer, plain, x = twins(name)
+    for module in [*layer.modules(), *plain.modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = {key: value.clone() for key, value in layer.named_buffers()}
+    y, wide = layer(x), copy.deepcopy(plain).double()
+    assert called == [LAYERS[name][2]]
+    expected = wide(x.double())
+    numerics.assert_close_budget(y, expected, roundings=2)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for (key, mine), (_, theirs) in zip(layer.named_parameters(), wide.named_parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None, key
+        assert numerics.rel_l2(mine.grad, theirs.grad) <= 2 * numerics.GRAD_REL_L2, key
+    assert all(torch.equal(value, before[key]) for key, value in layer.named_buffers())
+
+
+@each_layer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    layer, plain, x = twins(name)
+    layer, plain, x = layer.eval().to(dtype), plain.eval().to(dtype), x.to(dtype)
+    with torch.no_grad():
+        y = layer(x)
+        numerics.assert_close_budget(y, exact(plain, x))
+    assert y.dtype is dtype
+
+
+def test_a_change_of_any_statistic_or_parameter_is_seen() -> None:
+    layer, x = randomise(fast.ConvBNReLU(8, 10, 3)).eval(), numerics.random(1, 8, 6, 6)
+    with torch.no_grad():
+        for tensor in (layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias, layer.conv.weight):
+            for write in (lambda t: t.mul_(1.5), lambda t: t.data.mul_(1.5)):
+                before = layer(x)
+                write(tensor)
+                after = layer(x)
+                assert not torch.equal(before, after)
+                assert torch.equal(after, copy.deepcopy(layer)(x))
+        before = layer(x)
+        layer.bn.eps = 0.5
+        assert not torch.equal(layer(x), before)
+
+
+def test_scale_and_shift_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = fast.ConvBNReLU(8, 10, 3).eval(), numerics.random(1, 8, 6, 6)
+    count: list[int] = []
+    fold = layers.scale_and_shift
+    monkeypatch.setattr(layers, "scale_and_shift", lambda *a: count.append(1) or fold(*a))
+    with torch.inference_mode():
+        layer(x)
+    with torch.no_grad():
+        layer(x)
+    assert len(count) == 1
+    layer(x).sum().backward()
+    assert len(count) == 2 and layer.bn.weight.grad is not None
+
+
+def test_what_inference_mode_cached_serves_training_of_the_input() -> None:
+    layer, x = fast.ConvBNReLU(8, 10, 3).eval().requires_grad_(False), numerics.random(1, 8, 6, 6)
+    with torch.inference_mode():
+        layer(x)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def test_hooked_and_parametrised_children_are_called(called: list[str]) -> None:
+    layer, plain, x = twins("conv")
+    layer.eval(), plain.eval()
+    handle = layer.conv.register_forward_hook(lambda module, args, y: y * 2)
+    plain.conv.weight.data.mul_(2)
+    with torch.no_grad():
+        numerics.assert_close_budget(layer(x), exact(plain, x), roundings=2)
+        handle.remove()
+        assert not called
+        layer.conv.weight.mul_(4)
+        parametrize.register_parametrization(layer.conv, "weight", Halved())
+        numerics.assert_close_budget(layer(x), exact(plain, x), roundings=2)
+    assert not called
+
+
+@each_layer
+def test_layers_copy_and_pickle_after_use(name: str) -> None:
+    layer, _, x = twins(name)
+    layer.eval()
+    with torch.no_grad():
+        y, file = layer(x), io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+            assert torch.equal(twin(x), y)
+
+
+@each_layer
+def test_layers_compile_whole_and_export_as_plain_torch(name: str) -> None:
+    layer, plain, x = twins(name)
+    layer.eval(), plain.eval()
+    with torch.no_grad():
+        y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+        numerics.assert_close_budget(y, exact(plain, x), roundings=2)
+        program = torch.export.export(layer, (x,))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("inception_fast" in target for target in targets) and "aten.conv2d.default" in targets
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fast.AsymmetricPair(4, 4, 4, 4),
+        lambda: fast.ParallelSplit(4, 4, n=2),
+        lambda: fast.AsymmetricPair(4, 4, 4, 3, order="nxn"),
+    ],
+)
+def test_impossible_layers_raise(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        build()
+
+
+def test_the_other_order_of_a_pair() -> None:
+    pair = randomise(fast.AsymmetricPair(8, 12, 10, 3, order="nx1_1xn")).eval()
+    assert pair.first.conv.kernel_size == (3, 1) and pair.second.conv.kernel_size == (1, 3)
+    x = numerics.random(1, 8, 5, 5)
+    with torch.no_grad():
+        numerics.assert_close_budget(pair(x), pair.second(pair.first(x)).double(), roundings=2)
+
+
+def test_an_empty_batch_raises_in_evaluation() -> None:
+    with pytest.raises(ValueError, match="empty batch"):
+        fast.ConvBNReLU(8, 10, 3).eval()(torch.zeros(0, 8, 6, 6))
+
+
+def test_label_smoothing_is_torchs() -> None:
+    logits, target = numerics.random(5, 7), torch.tensor([0, 3, 6, 1, 1])
+    expected = -(0.9 * F.one_hot(target, 7) + 0.1 / 7).mul(logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(fast.LabelSmoothingCrossEntropy()(logits, target), expected)
+    assert torch.allclose(fast.LabelSmoothingCrossEntropy(0.0)(logits, target), F.cross_entropy(logits, target))
+    with pytest.raises(ValueError, match="allowed: 0 <= smoothing"):
+        fast.LabelSmoothingCrossEntropy(1.5)
+
+
+def test_auxiliary_heads_count_for_less() -> None:
+    main, aux, target = numerics.random(5, 7), numerics.random(5, 7, seed=1), torch.tensor([0, 3, 6, 1, 1])
+    loss = fast.LabelSmoothingCrossEntropy()
+    combined = losses.AuxiliaryLoss()
+    assert torch.equal(combined(main, target), loss(main, target))
+    assert torch.allclose(combined((main, aux), target), loss(main, target) + 0.4 * loss(aux, target))

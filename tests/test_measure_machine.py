@@ -1,0 +1,82 @@
+"""Provenance that names this machine, and result files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from datetime import datetime
+
+import pytest
+import torch
+
+from inception_fast.measure import machine
+from inception_fast.measure.results import write_atomically, write_json
+
+
+def test_provenance():
+    origin = machine.provenance(3, ["bench", "inception_v3", "--image", "my photo.jpg"])
+    assert origin["threads"] == 3 and origin["command"] == "inception-fast bench inception_v3 --image 'my photo.jpg'"
+    assert origin["cores"] >= 1 and origin["cpu"] in origin["machine"]
+    assert origin["versions"]["torch"] == torch.__version__
+    assert datetime.fromisoformat(origin["date"]).utcoffset() is not None
+    json.dumps(origin, allow_nan=False)
+
+
+def test_versions_come_from_metadata():
+    assert machine.version("no-such-package-here") is None
+    assert machine.version("torch") == torch.__version__
+
+
+def test_cpu_model(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: A Fine CPU @ 3 GHz\nmodel\t\t: 1\n")
+    assert machine.cpu_model(info) == "A Fine CPU @ 3 GHz"
+    info.write_text("Features: fp asimd\n")
+    assert machine.cpu_model(info) == machine.cpu_model(tmp_path / "missing") != ""
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_commit(tmp_path):
+    assert machine.commit(tmp_path) is None  # not a checkout
+    git(tmp_path, "init")
+    module = tmp_path / "machine.py"
+    module.write_text("1")
+    assert machine.commit(tmp_path) is None  # an environment inside someone else's checkout
+    git(tmp_path, "add", "machine.py")
+    git(tmp_path, "commit", "--no-verify", "-m", "x")
+    clean = machine.commit(tmp_path)
+    assert clean is not None and len(clean) == 40
+    module.write_text("2")
+    assert machine.commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+    def half(scratch):
+        scratch.write_text('{"a":')
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_may_be_read_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_json(tmp_path / "a.json", [])
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)

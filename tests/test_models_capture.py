@@ -1,0 +1,150 @@
+"""Models under export, compile, trace, copies, other memory formats and dtypes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from inception_fast.models import create_model
+
+PLAIN_OPS = {
+    "adaptive_avg_pool2d",
+    "add",
+    "avg_pool2d",
+    "batch_norm",
+    "cat",
+    "conv2d",
+    "flatten",
+    "linear",
+    "max_pool2d",
+    "mul",
+    "pad",
+    "relu_",
+}
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+# "tf" where the paddings depend on the image, aux heads where there are some: eval must not show them.
+@pytest.mark.parametrize(
+    ("name", "options", "blocks"),
+    [
+        ("inception_v1", {"convention": "tf", "aux_logits": True}, 0),
+        ("inception_v2", {}, 0),
+        ("inception_v3", {"aux_logits": True}, 0),
+        ("inception_v4", {"aux_logits": True}, 0),
+        ("inception_resnet_v1", {}, 5 + 10 + 5 + 1),
+        ("inception_resnet_v2", {"aux_logits": True}, 10 + 20 + 9 + 1),
+    ],
+)
+def test_export_with_dynamic_batch(name: str, options: dict[str, object], blocks: int) -> None:
+    net = create_model(name, num_classes=5, **options).eval()
+    x = torch.randn(2, 3, 75, 75)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    ops = {
+        node.target._schema.name.removeprefix("aten::") for node in program.graph.nodes if node.op == "call_function"
+    }
+    assert ops <= PLAIN_OPS
+    assert residuals(program) == blocks
+    y = program.module()(x[:1])
+    assert type(y) is Tensor and relative(y, net(x[:1])) < 1e-5
+
+
+def residuals(program: torch.export.ExportedProgram) -> int:
+    """Number of additions, each of the form x + scale * convolution, which an engine can put into the convolution."""
+    additions = [node for node in program.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    for node in additions:
+        x, scaled = node.args
+        assert scaled.target is torch.ops.aten.mul.Tensor and scaled.args[0].target is torch.ops.aten.conv2d.default
+        assert x.target is not torch.ops.aten.mul.Tensor
+    return len(additions)
+
+
+def test_compile_without_graph_breaks_for_any_batch() -> None:
+    net = create_model("inception_v1", num_classes=5, convention="tf", transform_input=True).eval()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    for batch in (3, 4):
+        x = torch.randn(batch, 3, 33, 32)
+        torch._dynamo.mark_dynamic(x, 0)
+        assert torch.equal(compiled(x), net(x))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_compiled_training_step_with_auxiliary_heads() -> None:
+    net = create_model("inception_v1", num_classes=5, aux_logits=True, drop_rate=0.0, aux_drop_rate=0.0).train()
+    torch._dynamo.reset()
+    with torch.enable_grad():
+        out = torch.compile(net, fullgraph=True, backend="eager")(torch.randn(2, 3, 32, 32))
+        sum(y.sum() for y in out).backward()
+    torch._dynamo.reset()
+    assert {y.shape for y in out} == {(2, 5)}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_trace() -> None:
+    net = create_model("inception_v1", num_classes=5, aux_logits=True, convention="tf").eval()
+    x = torch.randn(2, 3, 33, 48)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, x)
+    assert relative(traced(x[:1]), net(x[:1])) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
+def test_copies_and_pickles(name: str) -> None:
+    net = create_model(name, num_classes=3).eval()
+    x = torch.randn(1, 3, 75, 75)
+    y = net(x)
+    twin = copy.deepcopy(net)
+    assert torch.equal(twin(x), y)
+    twin.get_classifier().weight.add_(1)
+    assert torch.equal(net(x), y), "a copy must own its parameters"
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), y)
+
+
+@pytest.mark.parametrize("name", ["inception_v2", "inception_v3", "inception_resnet_v1"])
+def test_channels_last_gives_the_same_logits(name: str) -> None:
+    net = create_model(name, num_classes=3, convention="tf").eval()
+    x = torch.randn(2, 3, 75, 75)
+    y = net(x)
+    net = net.to(memory_format=torch.channels_last)
+    assert net.forward_features(x.to(memory_format=torch.channels_last)).is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert relative(net(x.to(memory_format=torch.channels_last)), y) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "budget"), [(torch.bfloat16, 0.1), (torch.float64, 1e-5)])
+def test_other_dtypes(dtype: torch.dtype, budget: float) -> None:
+    net = create_model("inception_v1", num_classes=3, transform_input=True, convention="tf").eval()
+    x = torch.randn(2, 3, 64, 64)
+    y = net(x)
+    out = net.to(dtype)(x.to(dtype))
+    assert out.dtype == dtype and relative(out.float(), y) < budget
+
+
+def test_an_image_that_needs_gradients_gets_them() -> None:
+    net = create_model("inception_resnet_v1", num_classes=0).eval()
+    x = torch.randn(1, 3, 75, 75, requires_grad=True)
+    with torch.enable_grad():
+        net(x)[0, 0].backward()
+    assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().sum() > 0

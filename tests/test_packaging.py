@@ -1,0 +1,272 @@
+"""The package as its users get it: from a wheel, from an sdist and editable, each seen from outside the checkout."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from checkout import ROOT
+from installs import Install, build_editable, build_sdist, build_wheel, copy_checkout, install
+
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
+
+(VERSION,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+BUILD_SECONDS = 60.0
+IMPORT_SECONDS = 0.3
+WAYS = ("wheel", "sdist", "editable")
+
+NATIVE_PLAN = """
+import torch
+from torch import nn
+import inception_fast as fast
+from inception_fast.kernels import cpu
+
+torch.manual_seed(0)
+first = (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+model = nn.Sequential(*first, nn.MaxPool2d(2), nn.Conv2d(8, 5, 1)).eval()
+x = torch.randn(2, 3, 13, 11)
+with torch.inference_mode():
+    difference = (fast.optimize(model, (x,))(x) - model(x)).abs().max().item()
+assert difference < 1e-5, difference
+print(cpu.default_tier(), cpu._native.__file__)
+"""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The checkout's files as they were when the module's tests began, in a folder of their own."""
+
+    root: Path
+    files: list[Path]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    root = tmp_path_factory.mktemp("source")
+    return Copy(root, copy_checkout(root))
+
+
+@pytest.fixture(scope="module")
+def source(copy: Copy) -> Path:
+    return copy.root
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, float]) -> Path:
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdist(source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def installed(
+    source: Path, wheel: Path, sdist: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Install]:
+    """Each way to install, done when it is first asked for."""
+    done: dict[str, Install] = {}
+
+    def make(way: str) -> Install:
+        if way not in done:
+            folder = tmp_path_factory.mktemp(f"{way}-install")
+            done[way] = install(artifact(way), folder / "venv")
+        return done[way]
+
+    def artifact(way: str) -> Path:
+        if way == "wheel":
+            return wheel
+        out = tmp_path_factory.mktemp(f"{way}-wheel")
+        if way == "editable":
+            return build_editable(source, out)
+        unpacked = tmp_path_factory.mktemp("sdist-source")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(unpacked)
+        (folder,) = unpacked.iterdir()
+        return build_wheel(folder, out)[0]
+
+    return make
+
+
+def shipped(file: Path) -> bool:
+    """Whether a file of the two source folders is part of the installed package."""
+    return file.suffix in (".py", ".pyi", ".json", ".yaml") or file.name == "py.typed"
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, copy: Copy) -> None:
+    """Found by listing the checkout, so a new subpackage or data file that the build forgets fails here."""
+    expected = set()
+    for file in copy.files:
+        if file.parts[0] == "inception_fast" and shipped(file):
+            expected.add(file.as_posix())
+        elif file.parts[0] == "kernels" and shipped(file):
+            expected.add("inception_fast/" + file.as_posix())
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    package = {name for name in names if ".dist-info/" not in name}
+    native = {name for name in package if re.fullmatch(r"inception_fast/kernels/cpu/_native\..*\.so", name)}
+    assert package - native == expected
+    assert len(native) == 1
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_names_its_licence_and_takes_ranges(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+        text = archive.read(name.replace("METADATA", "licenses/LICENSE")).decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+    required = re.findall(r"^Requires-Dist: (\S[^;\n]*)(;.*)?$", metadata, flags=re.MULTILINE)
+    assert not [name for name, _ in required if "==" in name], "a pin belongs into constraints.txt"
+    assert {re.split(r"[<>=! ]", name)[0] for name, extra in required if not extra} == {
+        "torch", "numpy", "safetensors", "pillow", "rich"
+    }  # fmt: skip
+
+
+def test_the_sdist_holds_what_the_build_and_the_tests_need(sdist: Path, copy: Copy) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        file.as_posix() for file in copy.files if file.parts[0] in ("inception_fast", "kernels", "tests", "benchmarks")
+    }
+    wanted |= {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    assert wanted <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".o"))]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_only_top_level_name_is_ours(way: str, installed: Callable[[str], Install]) -> None:
+    """`kernels` is another project's name: two wheels that both own it would overwrite each other."""
+    place = installed(way)
+    (record,) = place.site.glob("inception_fast-*.dist-info/RECORD")
+    tops = {line.partition(",")[0].partition("/")[0] for line in record.read_text().splitlines()}
+    tops -= {"..", record.parent.name}
+    if way == "editable":
+        assert all(name.startswith("__editable__") or name == "__pycache__" for name in tops), tops
+    else:
+        assert tops == {"inception_fast"}
+    found = place.python("import importlib.util; print(importlib.util.find_spec('kernels'))")
+    assert found.strip() == "None"
+
+
+def test_the_kernels_refuse_to_be_imported_under_another_name() -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("kernels", ROOT / "kernels/__init__.py")
+    assert spec and spec.loader
+    with pytest.raises(ImportError, match=r"inception_fast\.kernels"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_install_runs_a_native_plan(way: str, installed: Callable[[str], Install]) -> None:
+    place = installed(way)
+    tier, file = place.python(NATIVE_PLAN).split()
+    assert tier in ("generic", "avx2", "avx512")
+    assert not Path(file).is_relative_to(ROOT)
+    assert Path(file).is_relative_to(place.root) == (way != "editable")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_install_has_its_command(way: str, installed: Callable[[str], Install]) -> None:
+    rows = json.loads(installed(way).script("list", "--json"))
+    assert "inception_v3" in json.dumps(rows)
+    assert VERSION in installed(way).script("--version")
+
+
+def test_torch_compile_finds_the_backend_by_its_entry_point(installed: Callable[[str], Install]) -> None:
+    code = "import torch; print(*torch._dynamo.list_backends())"
+    assert "inception_fast" in installed("wheel").python(code).split()
+
+
+def test_the_versions_agree(installed: Callable[[str], Install]) -> None:
+    code = "import inception_fast as f, importlib.metadata as m; print(f.__version__, m.version('inception-fast'))"
+    assert installed("wheel").python(code).split() == [VERSION] * 2
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_importing_is_light(installed: Callable[[str], Install]) -> None:
+    """Models, layers and dispatch are imported too: none of them touches CUDA, a GPU compiler or TensorFlow."""
+    code = """
+import json, os, sys, threading, time
+import torch
+tasks = lambda: len(os.listdir("/proc/self/task"))
+before, start = tasks(), time.perf_counter()
+import inception_fast
+seconds = time.perf_counter() - start
+import inception_fast.models, inception_fast.layers, inception_fast.dispatch
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(json.dumps({
+    "seconds": seconds, "threads": tasks() - before, "cuda": torch.cuda.is_initialized(),
+    "heavy": sorted(loaded & set("triton tensorflow keras onnx onnxruntime openvino matplotlib timm".split())),
+}))
+"""
+    runs = [json.loads(installed("wheel").python(code)) for _ in range(3)]
+    assert statistics.median(run["seconds"] for run in runs) <= IMPORT_SECONDS
+    assert [run["heavy"] for run in runs] == [[]] * 3
+    assert [run["threads"] for run in runs] == [0] * 3
+    assert not any(run["cuda"] for run in runs)
+
+
+def test_the_build_is_quick(built: tuple[Path, float], record_property: Callable[[str, object], None]) -> None:
+    record_property("build_seconds", round(built[1], 1))
+    assert built[1] <= 2 * BUILD_SECONDS, (
+        f"{built[1]:.0f} processor seconds; promised: {BUILD_SECONDS:.0f} s, two cores"
+    )
+
+
+@pytest.fixture(scope="module")
+def objects(built: tuple[Path, float], source: Path) -> dict[str, Path]:
+    """The native object files by the name of their source."""
+    found = {path.name.removesuffix(".o"): path for path in source.glob("build/**/kernels/cpu/*.cpp.o")}
+    assert {"tier_generic.cpp", "plan.cpp", "bindings.cpp"} <= found.keys()
+    return found
+
+
+def disassembled(path: Path) -> str:
+    return subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def vex(code: str) -> list[str]:
+    """Instructions that a processor without AVX refuses: wide registers, or the v-forms of the narrow ones."""
+    return re.findall(r"\t(?:v\w+ .*%[xyz]mm\d+|.*%[yz]mm\d+)", code)
+
+
+def test_only_the_tiers_use_what_the_processor_may_lack(objects: dict[str, Path]) -> None:
+    """A wheel is built on one machine and run on another: outside a tier's own file nothing may need AVX."""
+    for name, path in objects.items():
+        found = vex(disassembled(path))
+        if name.startswith("tier_avx"):
+            assert found, f"{name} holds no AVX instruction: the check is blind"
+        else:
+            assert not found, f"{name}: {found[:5]}"
+    if "tier_avx2.cpp" in objects:
+        assert "%zmm" not in disassembled(objects["tier_avx2.cpp"])
+
+
+def test_the_linker_cannot_swap_the_code_of_two_tiers(objects: dict[str, Path]) -> None:
+    """Of a function that several files define weakly the linker keeps one copy, perhaps the one compiled with AVX."""
+    for name, path in objects.items():
+        if name.startswith("tier_"):
+            listed = subprocess.run(["nm", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+            assert re.findall(r"^\w+ [A-Z] (\S+)$", listed, flags=re.MULTILINE), (
+                f"{name} exports nothing: the check is blind"
+            )
+            assert not re.findall(r"^\w+ [Wwu] (\S+)$", listed, flags=re.MULTILINE), f"{name} defines weak functions"

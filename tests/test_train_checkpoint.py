@@ -1,0 +1,129 @@
+"""Checkpoints: whole or not there, and one to fall back on when the newest is damaged or the disk is full."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inception_fast.train.checkpoint import CheckpointError, Checkpoints, read
+from training import command, start
+
+TENSORS = {
+    "model/w": torch.arange(12.0).reshape(1, 3, 2, 2).to(memory_format=torch.channels_last),
+    "model/n": torch.tensor(7),
+    "model/half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+}
+
+
+def filled(folder: Path, steps: int = 3, keep: int = 2) -> tuple[Checkpoints, list[str]]:
+    said: list[str] = []
+    checkpoints = Checkpoints(folder, keep, said.append)
+    for step in range(1, steps + 1):
+        assert checkpoints.save(step, TENSORS, {"step": step, "words": "é"})
+    return checkpoints, said
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoints, said = filled(tmp_path)
+    found = checkpoints.load()
+    assert found is not None
+    tensors, state = found
+    assert state == {"step": 3, "words": "é"} and not said
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[key], TENSORS[key]) and tensors[key].dtype == TENSORS[key].dtype for key in TENSORS)
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
+    checkpoints, _ = filled(tmp_path, 5, keep)
+    assert checkpoints.steps() == [1, 2, 3, 4, 5][-keep:]
+    with pytest.raises(ValueError, match="keep 1; allowed: 2 or more"):
+        Checkpoints(tmp_path, 1)
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) - 5]
+    elif how == "bit":
+        content[-3] ^= 1
+    elif how == "state":
+        at = content.index(b'\\"step\\": 3')
+        content[at : at + 11] = b'\\"step\\": 9'
+    elif how == "garbage":
+        content = bytearray(b"\x80\x04garbage")
+    elif how == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    if how == "foreign":
+        save_file({"w": torch.ones(2)}, path)
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit", "state", "garbage", "empty", "foreign"])
+def test_a_damaged_one_falls_back(tmp_path: Path, how: str) -> None:
+    checkpoints, said = filled(tmp_path)
+    damage(checkpoints.path(3), how)
+    found = checkpoints.load()
+    assert found is not None and found[1]["step"] == 2
+    assert len(said) == 1 and "checkpoint-00000003" in said[0] and "falling back" in said[0]
+
+
+def test_all_damaged_is_refused(tmp_path: Path) -> None:
+    checkpoints, _ = filled(tmp_path)
+    for step in checkpoints.steps():
+        damage(checkpoints.path(step), "truncated")
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged .*remove them to start afresh"):
+        checkpoints.load()
+
+
+def test_none_at_all(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "nowhere").load() is None
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    checkpoints, said = filled(tmp_path)
+    leftover = tmp_path / ".checkpoint-00000004-abc.safetensors"
+    leftover.write_bytes(b"half")
+    found = checkpoints.load()
+    assert found is not None and found[1]["step"] == 3 and not leftover.exists() and not said
+
+
+def test_a_missing_file_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read(tmp_path / "checkpoint-00000001.safetensors")
+
+
+def test_a_full_disk_keeps_the_old_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, said = filled(tmp_path, 2)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("inception_fast.train.checkpoint.save_file", full)
+    assert not checkpoints.save(3, TENSORS, {"step": 3})
+    assert checkpoints.steps() == [1, 2] and not list(tmp_path.glob(".*"))
+    assert said == [
+        "the checkpoint of step 3 could not be written ([Errno 28] No space left on device); "
+        "the last good one is of step 2"
+    ]
+
+
+def test_training_survives_a_disk_that_takes_no_checkpoint(tmp_path: Path) -> None:
+    """The system itself refuses files of that size: the run ends, its log is whole, it says what is missing."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start(command("--steps", 4, "--checkpoint-every", 2, "--out", tmp_path), preexec_fn=limit)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the checkpoint of step 2 could not be written" in output and "there is none yet" in output
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".*"))

@@ -1,0 +1,305 @@
+"""Runs: resumed bit for bit, ended by what cannot go on, judged and exported at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inception_fast import create_model
+from inception_fast.cli import main
+from inception_fast.train import loop
+from inception_fast.train.data import load_data
+from inception_fast.train.distributed import SharedDropout, World
+from inception_fast.train.loop import Options, train
+from inception_fast.train.networks import REDUCTIONS, TinyInception
+from inception_fast.train.recipe import get_recipe
+from inception_fast.train.settings import Settings
+from inception_fast.train.trainer import Trainer
+from training import curve, damage_newest, folder_of_classes, tiny
+
+ARGUMENTS = "train --model tiny_inception --data digits --steps 4 --batch-size 8 --image-size 16".split()
+QUICK = Options(checkpoint_every=2, eval_images=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+def test_a_run_leaves_log_checkpoints_summary_and_picture(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    summary = train(tiny(5), tmp_path, Options(checkpoint_every=2, eval_images=20), on_row=rows.append)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-00000004.safetensors",
+        "checkpoint-00000005.safetensors",
+        "curves.svg",
+        "log.jsonl",
+        "summary.json",
+    ]
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["status"] == "done" and summary["evaluation"]["images"] == 20
+    assert summary["flops_per_step"] == 6 * 8 * summary["macs_per_image"] > 0
+    assert (tmp_path / "curves.svg").read_text().count("<polyline") == 3
+
+
+def test_training_learns_the_digits(tmp_path: Path) -> None:
+    settings = Settings("tiny_inception", steps=60, batch_size=32, image_size=16)
+    summary = train(settings, tmp_path, Options(eval_images=200))
+    assert summary["accuracy"] > 0.7 and summary["evaluation"]["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(("recipe", "optimizer"), [("paper", None), ("modern", None), ("modern", "adamw")])
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, recipe: str, optimizer: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies between two checkpoints repeats the steps since the last and gives the same curve and weights."""
+    settings = tiny(7, get_recipe(recipe, optimizer=optimizer))
+    train(settings, tmp_path / "whole", QUICK)
+
+    def die(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(settings, tmp_path / "cut", QUICK, on_row=die)
+    said: list[str] = []
+    train(settings, tmp_path / "cut", Options(checkpoint_every=2, eval_images=0, resume=True), say=said.append)
+    assert said == ["resuming after step 4"]
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    name = "checkpoint-00000007.safetensors"
+    whole, cut = (loop.read(tmp_path / run / name)[0] for run in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert {key.partition("/")[0] for key in whole} == {"model", "average", "optimizer"}
+
+
+def test_resume_falls_back_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    train(tiny(6), tmp_path / "whole", QUICK)
+    train(tiny(6), tmp_path / "cut", QUICK)
+    damage_newest(tmp_path / "cut")
+    said: list[str] = []
+    train(tiny(6), tmp_path / "cut", Options(checkpoint_every=2, eval_images=0, resume=True), say=said.append)
+    assert "checkpoint-00000006" in said[0] and said[1] == "resuming after step 4"
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_a_half_written_row_is_dropped(tmp_path: Path) -> None:
+    train(tiny(4), tmp_path / "whole", QUICK)
+    train(tiny(2), tmp_path / "cut", QUICK)
+    with open(tmp_path / "cut" / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    train(tiny(4), tmp_path / "cut", Options(checkpoint_every=2, eval_images=0, resume=True))
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_resume_of_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    train(tiny(3), tmp_path, QUICK)
+    before = curve(tmp_path)
+    summary = train(tiny(3), tmp_path, Options(checkpoint_every=2, eval_images=0, resume=True))
+    assert summary["status"] == "done" and summary["steps"] == 3 and curve(tmp_path) == before
+
+
+def test_workers_and_intervals_do_not_change_the_curve(tmp_path: Path) -> None:
+    data = str(folder_of_classes(tmp_path / "data"))
+    settings = tiny(3, data=data)
+    train(settings, tmp_path / "a", Options(checkpoint_every=1, eval_images=0, workers=0))
+    train(settings, tmp_path / "b", Options(checkpoint_every=3, eval_images=0, workers=2))
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    train(tiny(3, data=data, seed=1), tmp_path / "c", QUICK)
+    assert curve(tmp_path / "c") != curve(tmp_path / "a")
+
+
+def test_sigterm_ends_after_a_checkpoint(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    train(tiny(6), tmp_path / "whole", QUICK)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(6), tmp_path / "cut", Options(checkpoint_every=100, eval_images=0), on_row=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "cut" / "checkpoint-00000003.safetensors").exists()
+    train(tiny(6), tmp_path / "cut", Options(eval_images=0, resume=True))
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_divergence_ends_the_run_and_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = get_recipe("modern", lr=1e8, clip=0.0, warmup=0.0)
+    summary = train(tiny(50, recipe, options={"norm": False}), tmp_path, QUICK, say=said.append)
+    assert summary["status"].startswith("diverged at step ") and summary["steps"] < 50
+    assert any("not a finite number" in text for text in said)
+    assert len(curve(tmp_path)) == summary["steps"]
+
+
+def test_gradient_is_clipped_and_label_smoothing_counts(tmp_path: Path) -> None:
+    smooth = get_recipe("paper", clip=1e-6, label_smoothing=0.5)
+    train(tiny(2, smooth), tmp_path, QUICK)
+    first, second = curve(tmp_path)
+    assert first[2] != first[3]  # loss beside cross entropy
+    assert first[6] > 1e-3  # the norm before clipping
+    assert abs(second[3] - first[3]) < 0.5
+
+
+def test_frozen_batch_norm_keeps_its_statistics() -> None:
+    trainer = Trainer(tiny(batch_norm="frozen"), load_data("digits"), World(), print)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.step(torch.randint(0, 255, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8), 0.0)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if ".bn." in key)
+    assert not torch.equal(before["stem.conv.weight"], after["stem.conv.weight"])
+
+
+def test_auxiliary_loss_counts_with_its_weight() -> None:
+    """Two heads that say the same as the main one add their shares of the same loss."""
+    settings = tiny(recipe=get_recipe("paper", aux_weight=0.4))
+    trainer = Trainer(settings, load_data("digits"), World(), print)
+    logits, labels = torch.randn(4, 10), torch.arange(4)
+    alone, _ = trainer._loss(logits, labels)
+    three, main_head = trainer._loss((logits, logits, logits), labels)
+    assert three.item() == pytest.approx(1.8 * alone.item()) and main_head is logits
+
+
+def test_dropout_of_parts_is_dropout_of_the_whole() -> None:
+    x = torch.ones(6, 50)
+
+    def dropped(rows: torch.Tensor, world: World) -> torch.Tensor:
+        with SharedDropout(3, world):
+            return nn.Dropout(0.4)(rows)
+
+    whole = dropped(x, World())
+    parts = [dropped(x[2 * rank : 2 * rank + 2], World(rank, 3)) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert whole.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    assert 0.3 < (whole == 0).float().mean() < 0.5
+    with SharedDropout(3, World()):
+        assert F.dropout(x, 0.4, training=False) is x
+
+
+def test_a_model_of_the_package_trains_and_its_weights_load(tmp_path: Path) -> None:
+    settings = Settings("inception_v1", steps=1, batch_size=2, image_size=16, aux="off", recipe=get_recipe("modern"))
+    summary = train(settings, tmp_path, Options(eval_images=2))
+    assert summary["parameters"] == 5_610_154 and not summary["auxiliary_heads"]
+    model = create_model("inception_v1", weights=tmp_path / "model.safetensors").eval()
+    assert model.num_classes == 10 and model.data_config.input_size == (3, 16, 16)
+    tensors, _ = loop.read(tmp_path / "checkpoint-00000001.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(tensors[f"average/{key}"], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("aux", ["auto", "on"])
+def test_auxiliary_heads_where_the_size_allows(aux: str) -> None:
+    settings = Settings("inception_v3", batch_size=2, image_size=75, aux=aux)
+    if aux == "on":
+        with pytest.raises(ValueError, match=r"auxiliary head got a .* map; allowed: 17x17"):
+            Trainer(settings, load_data("digits"), World(), print)
+    else:
+        assert not Trainer(settings, load_data("digits"), World(), print).aux
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_tiny_network_shapes(reduction: str, residual: bool) -> None:
+    model = TinyInception(7, reduction=reduction, residual=residual, norm=False, activation="sigmoid")
+    assert model(torch.zeros(2, 3, 17, 18)).shape == (2, 7)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that ends with code 2."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "error" in line]
+    assert len(lines) == 1 and "Traceback" not in captured.err and not captured.out
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--data", "/nowhere"], "no such folder"),
+        (["--data", "hf:"], "datasets"),
+        (["--recipe", "fast"], "recipe 'fast'; allowed: paper, modern"),
+        (["--model", "inception_v9"], "inception_v9"),
+        (["--image-size", "8"], "8x8; allowed: 16x16 or larger"),
+        (["--image-size", "0"], "out of range"),
+        (["--batch-size", "0"], "out of range"),
+        (["--steps", "0"], "out of range"),
+        (["--lr", "-1"], "lr -1.0; allowed"),
+        (["--option", "speed=3"], "speed"),
+        (["--option", "speed"], "KEY=VALUE"),
+        (["--device", "cuda"], "torch sees no GPU"),
+        (["--keep", "1"], "out of range"),
+        (["--augment", "wild"], "augment 'wild'; allowed: auto, paper, shift, none"),
+        (["--model", "inception_v1", "--image-size", "15", "--batch-size", "1"], "more than 1 value per channel"),
+        (["--aux", "on"], "auxiliary heads"),
+    ],
+)
+def test_requests_that_cannot_be_served(
+    tmp_path: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused([*ARGUMENTS, "--out", str(tmp_path / "out"), *more], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = [*ARGUMENTS, "--eval-images", "0", "--out", str(tmp_path)]
+    assert main([*here, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["status"] == "done" and summary["steps"] == 4
+    assert "holds a run already" in refused(here, capsys)
+    assert "of another run: model is 'tiny_inception' there" in refused(
+        [*here, "--resume", "--model", "inception_v1", "--image-size", "16"], capsys
+    )
+    assert "seed is 0 there and 1 here" in refused([*here, "--resume", "--seed", "1"], capsys)
+    assert "of step 4; allowed: steps 4 or more, not 3" in refused([*here, "--resume", "--steps", "3"], capsys)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "is a file" in refused([*ARGUMENTS, "--out", str(file)], capsys)
+
+
+def test_resume_with_nothing_to_resume_starts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGUMENTS, "--eval-images", "0", "--out", str(tmp_path), "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert "no checkpoint" in captured.err and "4 steps" in captured.out and "step 4/4" in captured.err
+
+
+def test_tensorboard_asks_for_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = refused([*ARGUMENTS, "--out", str(tmp_path / "out"), "--tensorboard"], capsys)
+    assert "needs tensorboard" in line and "pip install" in line
+
+
+def test_an_image_that_breaks_later_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken after the check, read by a worker: still one line with its name, and the checkpoint stays."""
+    root = folder_of_classes(tmp_path / "data")
+    cache = tmp_path / "out" / "data-check.json"
+    cache.parent.mkdir()
+    load_data(str(root), cache=cache)
+    for path in root.rglob("*.png"):
+        content, times = path.read_bytes(), path.stat()
+        path.write_bytes(content[:60] + bytes(len(content) - 60))
+        import os
+
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    out = ["--out", str(tmp_path / "out"), "--workers", "1"]
+    line = refused([*ARGUMENTS, "--data", str(root), *out], capsys)
+    assert ".png is damaged" in line and "Caught" not in line and "File" not in line

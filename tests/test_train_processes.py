@@ -1,0 +1,101 @@
+"""Processes: killed ones go on where the last checkpoint was, two compute what one would, a dead worker is survived."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inception_fast.train.loop import Options, train
+from training import command, curve, start, tiny
+
+STEPS = 24
+
+
+def rows(folder: Path) -> int:
+    """Whole lines in a run's log."""
+    path = folder / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, count: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while rows(folder) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{rows(folder)} rows after {seconds} s"
+        time.sleep(0.01)
+
+
+def test_killed_runs_go_on_bit_for_bit(tmp_path: Path) -> None:
+    """SIGKILL at a moment nobody chose; with a checkpoint a step it is often inside a checkpoint's writing."""
+    arguments = [
+        "--steps",
+        STEPS,
+        "--checkpoint-every",
+        1,
+        "--eval-images",
+        0,
+        "--out",
+        tmp_path / "killed",
+        "--resume",
+    ]
+    process = start(command(*arguments))
+    wait_for(process, tmp_path / "killed", 9)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = start(command(*arguments))
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    resumed = int(output.split("resuming after step ")[1].split()[0])
+    assert rows(tmp_path / "killed") == STEPS and resumed >= 8  # the interval is one step: one step may be lost
+    torch.set_num_threads(1)
+    train(tiny(STEPS), tmp_path / "whole", Options(eval_images=0))
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def workers(parent: int) -> list[int]:
+    """The processes that torchrun started for us."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it has ended meanwhile
+            if int(status[1]) == parent and b"inception_fast" in line:
+                found.append(int(entry.name))
+    return found
+
+
+def test_two_processes_equal_one_and_survive_a_killed_worker(tmp_path: Path) -> None:
+    """Batch norm over the whole batch, dropout of the whole batch: the curve is one process's but for rounding.
+
+    One worker is killed on the way; torchrun starts both again, and they go on from the last checkpoint.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("finds the workers through /proc")
+    run = "--standalone --nproc-per-node 2 --max-restarts 1 --monitor-interval 0.2".split()
+    flags = ["--steps", STEPS, "--checkpoint-every", 4, "--eval-images", 0, "--option", "drop_rate=0.3"]
+    _, *training = command(*flags, "--out", tmp_path / "two")
+    process = start([sys.executable, "-m", "torch.distributed.run", *run, *training])
+    wait_for(process, tmp_path / "two", 9)
+    os.kill(max(workers(process.pid)), signal.SIGKILL)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "resuming after step" in output
+    torch.set_num_threads(1)
+    train(tiny(STEPS, options={"drop_rate": 0.3}), tmp_path / "one", Options(eval_images=0))
+    two, one = curve(tmp_path / "two"), curve(tmp_path / "one")
+    assert [row[0] for row in two] == list(range(1, STEPS + 1))
+    for a, b in zip(two, one, strict=True):
+        assert a[2:4] == pytest.approx(b[2:4], rel=1e-3), f"step {a[0]}"
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2

@@ -1,0 +1,338 @@
+"""Weight files: what they are recognised as, what loads from them, and every way in which one is refused."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import inception_fast as fast
+from inception_fast import weights
+from inception_fast.weights.torch_files import recognise
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """A random v1 of 11 classes with auxiliary heads: the smallest net that has all kinds of layers."""
+    net = fast.create_model("inception_v1", num_classes=11, aux_logits=True)
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return net.state_dict()
+
+
+def saved(folder: Path, content: Any, name: str = "weights.pth") -> Path:
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def assert_holds(net: nn.Module, state: State, but: str = " ") -> None:
+    """`net` has exactly the tensors of `state`, except below the prefix `but`."""
+    for key, value in net.state_dict().items():
+        if not key.startswith(but):
+            assert torch.equal(value, state[key]), key
+
+
+# The options that a state dict alone gives away, for every network that options can make.
+@pytest.mark.parametrize(
+    "model, options, layout",
+    [
+        ("inception_v1", {}, "torchvision"),
+        ("inception_v1", {"aux_logits": True, "num_classes": 9}, "torchvision"),
+        ("inception_v1", {"classic": True, "aux_logits": True}, "torchvision"),
+        ("inception_v2", {"stem": "separable"}, "inception_fast"),
+        ("inception_v2", {"stem": "plain", "in_chans": 4}, "inception_fast"),
+        ("inception_v3", {"aux_logits": True}, "torchvision"),
+        ("inception_v3", {"num_classes": 1008, "aux_logits": True}, "torchvision"),
+        ("inception_v3", {"num_classes": 0}, "timm"),
+        ("inception_v3", {"fid": True}, "pytorch-fid"),
+        ("inception_v4", {"in_chans": 1}, "timm"),
+        ("inception_v4", {"aux_logits": True}, "timm"),
+        ("inception_resnet_v1", {"num_classes": 8631}, "facenet-pytorch"),
+        ("inception_resnet_v1", {"num_classes": 0, "embedding_size": 128}, "facenet-pytorch"),
+        ("inception_resnet_v1", {"widths": "paper"}, "facenet-pytorch"),
+        ("inception_resnet_v2", {}, "timm"),
+        ("inception_resnet_v2", {"widths": "paper", "aux_logits": True}, "timm"),
+    ],
+)
+def test_state_dict_tells_model_and_options(model: str, options: dict[str, Any], layout: str) -> None:
+    with torch.device("meta"):
+        state = fast.create_model(model, **options).state_dict()
+        source = recognise("file", state, None)
+        again = fast.create_model(source.model, **source.options).state_dict()
+    assert (source.model, source.layout) == (model, layout)
+    assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
+    if source.data_config is not None:
+        assert source.data_config.input_size[0] == len(source.data_config.mean) == options.get("in_chans", 3)
+
+
+def test_convention_follows_the_source() -> None:
+    """torchvision and timm count the padding in v3's averages, the FID graph does not; v1's pads are torchvision's."""
+    seen = {}
+    for model, options in (("inception_v1", {}), ("inception_v3", {}), ("inception_v3", {"fid": True})):
+        with torch.device("meta"):
+            state = fast.create_model(model, **options).state_dict()
+        seen[(model, *options)] = recognise("file", state, None).options["convention"]
+    assert seen == {("inception_v1",): "torch", ("inception_v3",): "torch", ("inception_v3", "fid"): "tf"}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {"state_dict": {"model_state_dict": {f"_orig_mod.module.{k}": v for k, v in state.items()}}},
+        lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+        lambda state: {key: value.double() if value.is_floating_point() else value for key, value in state.items()},
+    ],
+    ids=["plain", "state_dict", "module", "nested", "no counters", "double"],
+)
+def test_pth(tmp_path: Path, state: State, wrap: Callable[[State], Any]) -> None:
+    net = fast.create_model("inception_v1", weights=saved(tmp_path, wrap(state)))
+    assert_holds(net, state)
+    assert (net.num_classes, net.aux_logits) == (11, True)
+
+
+def test_legacy_pth(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_holds(fast.create_model("inception_v1", weights=tmp_path / "old.pth"), state)
+
+
+def test_safetensors(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    assert_holds(fast.create_model("inception_v1", weights=str(tmp_path / "model.safetensors")), state)
+
+
+def test_content_decides_not_extension(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "weights.pth")
+    assert_holds(fast.create_model("inception_v1", weights=tmp_path / "weights.pth"), state)
+
+
+def test_other_number_of_classes_loads_all_but_classifiers(tmp_path: Path, state: State) -> None:
+    path = saved(tmp_path, state)
+    net = fast.create_model("inception_v1", weights=path, num_classes=3)
+    heads = {"fc", "aux1.fc2", "aux2.fc2"}
+    for key, value in net.state_dict().items():
+        if key.rpartition(".")[0] in heads:
+            assert value.shape[0] == 3
+        else:
+            assert torch.equal(value, state[key]), key
+    trunk = fast.create_model("inception_v1", weights=path, num_classes=0, aux_logits=False)
+    assert_holds(trunk, state)
+    assert not any(key.startswith(("fc.", "aux")) for key in trunk.state_dict())
+
+
+def test_explicit_arguments_win(tmp_path: Path, state: State) -> None:
+    net = fast.create_model(
+        "inception_v1", weights=saved(tmp_path, state), aux_logits=False, convention="tf", bn_eps=1e-5
+    )
+    assert (net.convention, net.aux_logits, net.conv1.bn.eps) == ("tf", False, 1e-5)
+    assert_holds(net, state)
+
+
+def test_background_class(tmp_path: Path) -> None:
+    """Ports of slim's v4 and Inception-ResNet-v2 may still have the background class; v1's 1001 classes are its own."""
+    for model, kept in (("inception_v4", 1000), ("inception_resnet_v2", 1000), ("inception_v1", 1001)):
+        with torch.device("meta"):
+            state = fast.create_model(model, num_classes=1001).state_dict()
+        source = recognise("file", state, None)
+        assert (source.file_classes, source.options["num_classes"]) == (1001, kept)
+    head = torch.arange(1001.0)
+    tensors = {"last_linear.weight": head[:, None].expand(1001, 4), "last_linear.bias": head}
+    source = weights.Source("timm", "inception_v4", {"num_classes": 1000}, None, tensors)
+    assert source.state_dict()["last_linear.bias"].tolist() == list(range(1, 1001))
+    assert source.state_dict(1001)["last_linear.bias"].shape == (1001,)
+    assert source.state_dict(12) == {}
+
+
+def test_cadene_names_the_classifier_otherwise() -> None:
+    with torch.device("meta"):
+        state = fast.create_model("inception_resnet_v2").state_dict()
+    renamed = {key.replace("classif.", "last_linear."): value for key, value in state.items()}
+    assert set(recognise("file", renamed, None).tensors) == set(state)
+
+
+def test_grey_images(tmp_path: Path, state: State) -> None:
+    grey = dict(state) | {"conv1.conv.weight": state["conv1.conv.weight"].sum(1, keepdim=True)}
+    path = saved(tmp_path, grey)
+    assert weights.resolve(path).options["in_chans"] == 1
+    net = fast.create_model("inception_v1", weights=path, in_chans=1)
+    assert_holds(net, grey)
+    assert net.data_config.input_size == (1, 224, 224)
+
+
+def test_missing_heads(tmp_path: Path, state: State) -> None:
+    path = saved(tmp_path, {key: value for key, value in state.items() if not key.startswith("aux")})
+    assert not fast.create_model("inception_v1", weights=path).aux_logits
+    with pytest.raises(ValueError, match="auxiliary heads"):
+        fast.create_model("inception_v1", weights=path, aux_logits=True)
+
+
+def test_wrong_architecture(tmp_path: Path, state: State) -> None:
+    with pytest.raises(ValueError, match=r"weights\.pth holds inception_v1, as inception3a\.\S+ shows; .*inception_v4"):
+        fast.create_model("inception_v4", weights=saved(tmp_path, state))
+
+
+def test_foreign_network(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3), "fc.weight": torch.zeros(10, 4)})
+    with pytest.raises(weights.WeightsError, match=r"layer1\.0\.conv1\.weight is no key of an Inception net"):
+        weights.resolve(path)
+
+
+@pytest.mark.parametrize(
+    "key", ["conv1.conv.weight", "inception4c.branch3.1.bn.running_var", "fc.bias", "aux2.fc1.bias"]
+)
+def test_missing_key(tmp_path: Path, state: State, key: str) -> None:
+    path = saved(tmp_path, {other: value for other, value in state.items() if other != key})
+    with pytest.raises(weights.WeightsError, match=f"{key}, shape .* missing"):
+        fast.create_model("inception_v1", weights=path)
+
+
+def test_key_too_many(tmp_path: Path, state: State) -> None:
+    path = saved(tmp_path, state | {"inception5c.branch1.conv.weight": torch.zeros(1)})
+    with pytest.raises(
+        weights.WeightsError, match=r"inception5c\.branch1\.conv\.weight does not belong to inception_v1"
+    ):
+        fast.create_model("inception_v1", weights=path)
+
+
+def test_other_shape_leaves_the_model_alone(tmp_path: Path, state: State) -> None:
+    """Even where the last key alone differs, nothing has been copied before."""
+    source = weights.resolve(saved(tmp_path, state | {"aux2.fc1.weight": torch.zeros(1024, 2049)}))
+    net = fast.create_model("inception_v1", num_classes=11, aux_logits=True)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    message = r"aux2\.fc1\.weight has shape \(1024, 2049\); allowed for inception_v1: \(1024, 2048\)"
+    with pytest.raises(weights.WeightsError, match=message):
+        source.load(net)
+    assert_holds(net, before)
+
+
+def test_values_that_are_no_tensors(tmp_path: Path, state: State) -> None:
+    with pytest.raises(weights.WeightsError, match="'conv9' is a list; allowed: tensors"):
+        weights.resolve(saved(tmp_path, state | {"conv9": [1, 2]}))
+    with pytest.raises(weights.WeightsError, match="holds a Tensor; allowed: a state dict"):
+        weights.resolve(saved(tmp_path, torch.zeros(3)))
+
+
+class Hostile:
+    """Unpickling it writes the file `proof`."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = str(proof)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.proof, "w")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
+def test_hostile_pickle_runs_nothing(tmp_path: Path, form: str) -> None:
+    proof, path = tmp_path / "proof", tmp_path / "weights.pth"
+    content = {"inception3a.branch1.conv.weight": Hostile(proof)}
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(weights.WeightsError, match="does not load as plain tensors"):
+        weights.resolve(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
+    assert proof.exists(), "the pickle of this test does nothing, so it proves nothing"
+
+
+def test_whole_modules_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(weights.WeightsError, match=r"allowed: torch\.save\(model\.state_dict\(\)"):
+        weights.resolve(saved(tmp_path, nn.Linear(2, 2)))
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "scripted.pt")
+    with pytest.raises(weights.WeightsError, match=r"scripted\.pt is a TorchScript program"):
+        weights.resolve(tmp_path / "scripted.pt")
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
+@pytest.mark.parametrize("part", [0.0, 1e-6, 0.001, 0.3, 0.9, 0.9999])
+def test_truncated(tmp_path: Path, state: State, kind: str, part: float) -> None:
+    path = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "pth")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(weights.WeightsError, match="weights"):
+        fast.create_model("inception_v1", weights=path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs pointer"),
+        (b"<!doctype html><title>404</title>", r"begins with b'<!doctyp'; allowed: safetensors"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "not a readable Keras file"),
+        (b"PK\x03\x04" + bytes(100), "damaged archive"),
+        (bytes(8) + b"{}", "not a readable safetensors file"),
+        (b"\x80\x02}q\x00.", "does not load as plain tensors"),
+        (bytes(100) + bytes.fromhex("57fb808b247547db"), "not a readable TensorFlow checkpoint"),
+    ],
+    ids=["empty", "lfs", "html", "hdf5", "zip", "safetensors", "pickle", "tensorflow"],
+)
+def test_foreign_content(tmp_path: Path, content: bytes, message: str) -> None:
+    if "TensorFlow" in message:
+        pytest.importorskip("tensorflow")
+    if "Keras" in message:
+        pytest.importorskip("h5py")
+    (tmp_path / "weights.bin").write_bytes(content)
+    with pytest.raises(weights.WeightsError, match=message):
+        weights.resolve(tmp_path / "weights.bin")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*: looked for .*gone\.pth and .*gone\.pth\.index"):
+        fast.create_model("inception_v3", weights=tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match=r"has no weights: looked for model\.safetensors"):
+        weights.resolve(tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["", b"weights.pth"])
+def test_weights_argument(argument: Any) -> None:
+    with pytest.raises(TypeError, match="allowed: a path or hf:<repo>"):
+        weights.resolve(argument)
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown model 'resnet50'; allowed: inception_v1"):
+        weights.resolve(tmp_path / "weights.pth", "resnet50")
+
+
+@pytest.mark.parametrize(
+    "package, head, extra",
+    [
+        ("tensorflow", bytes(100) + bytes.fromhex("57fb808b247547db"), "tensorflow"),
+        ("h5py", b"\x89HDF\r\n\x1a\n", "keras-files"),
+    ],
+)
+def test_missing_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, head: bytes, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "weights").write_bytes(head)
+    with pytest.raises(ImportError, match=rf"pip install inception-fast\[{extra}\]"):
+        weights.resolve(tmp_path / "weights")
+
+
+def test_heavy_readers_stay_out_of_torch_files(tmp_path: Path, state: State) -> None:
+    program = (
+        "import sys; from inception_fast import weights; weights.resolve(sys.argv[1]); "
+        "print(sorted({'tensorflow', 'h5py', 'keras', 'huggingface_hub', 'timm', 'torchvision'} & set(sys.modules)))"
+    )
+    path = saved(tmp_path, state)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
