@@ -69,16 +69,24 @@ def join(device: str | None = None) -> Iterator[World]:
     if size == 1:
         yield World(device=place)
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts the workers again; the addresses of the dead ones must not be found there.
+    store = dist.PrefixStore(f"start {_starts()} of {size}", store)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield World(dist.get_rank(), size, place)
     finally:
         dist.destroy_process_group()
 
 
+def _starts() -> int:
+    """How often torchrun has started the workers again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def restarted() -> bool:
     """Whether torchrun started this process again after one of its workers died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _starts() > 0
 
 
 class _Sum(torch.autograd.Function):
