@@ -25,10 +25,10 @@ _HOMES = {
     "backend_status": "dispatch",
     "use_backend": "dispatch",
 }
-_MODULES = ("models", "engine", "layers", "losses", "ops", "dispatch", "weights", "measure")
+_MODULES = ("models", "engine", "layers", "losses", "ops", "dispatch", "weights", "measure", "fid")
 
 if TYPE_CHECKING:
-    from . import dispatch, engine, layers, losses, measure, models, ops, weights
+    from . import dispatch, engine, fid, layers, losses, measure, models, ops, weights
     from .dispatch import Available, Unavailable, backend_status, use_backend
     from .engine import optimize
     from .layers import AsymmetricPair, ConvBNReLU, ParallelSplit, PoolProject
@@ -49,6 +49,7 @@ __all__ = [
     "create_model",
     "dispatch",
     "engine",
+    "fid",
     "layers",
     "list_models",
     "losses",

@@ -161,3 +161,14 @@ def as_layout(x: Tensor, layout: str) -> Tensor:
 NET_MAX = 1e-5
 # A rewrite in float64 reorders sums of up to 2^15 products in up to 250 layers: 250^0.5 * FP64_REL_L2 / 2.
 REWRITE_MAX = 1e-12
+# Features of the FID network are means of 64 positive values out of 94 such layers: the same budget as the logits'.
+FEATURES_MAX = NET_MAX
+# FID from the same float64 statistics: eigenvalues of S1 S2 by a general solver err by sqrt(width) * 2^-53 of the
+# largest one, and a root makes 1e-15 of a small one 3e-8 of it; the traces cancel a further digit or two.
+FID_REL = 1e-6
+# KID and the Inception score in float64 differ by the order of sums of up to 1e4 terms, 1e-14, of which KID's
+# difference of near-equal means cancels up to four digits.
+SCORE_REL = 1e-9
+# The same scores from two float32 nets whose features differ by 1e-6: KID multiplies differences by three (its
+# kernel is a cube) and cancels two digits of near-equal means.
+NET_SCORE_REL = 1e-3

@@ -1,0 +1,34 @@
+"""The Fréchet distance between two Gaussians, by symmetric eigenvalues.
+
+    d = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
+
+With S = F^T F from its eigenvectors, the last trace is the sum of the singular values of F1 F2^T: no root of a matrix
+that is not symmetric, no complex numbers, and zero eigenvalues, of which few images leave many, drop out before a root
+magnifies their rounding. (Dowson and Landau, 1982.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .statistics import Doubles, Gaussian
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """The distance, 0 at least; seconds for 2048 features. Raises ValueError where the widths differ."""
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features; allowed: the same number")
+    difference = a.mean - b.mean
+    cross = _factor(a.covariance) @ _factor(b.covariance).T
+    root = float(torch.linalg.svdvals(torch.from_numpy(cross)).sum()) if cross.size else 0.0
+    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root
+    return max(0.0, float(distance))
+
+
+def _factor(covariance: Doubles) -> Doubles:
+    """F [r, d] with F^T F = covariance; what is below the rounding of its largest eigenvalue counts as zero."""
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(covariance)))
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    factor: Doubles = (vectors[:, kept] * np.sqrt(values[kept])).T
+    return factor

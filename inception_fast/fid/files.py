@@ -1,0 +1,49 @@
+"""Statistics in pytorch-fid's `.npz` files: arrays `mu` [d] and `sigma` [d, d]."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..measure.results import write_atomically
+from .statistics import Gaussian
+
+
+def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
+    """Reads a file of pytorch-fid or of `write_statistics`. Nothing in it is unpickled.
+
+    Raises FileNotFoundError, or ValueError for a damaged or foreign file.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            if not isinstance(held, np.lib.npyio.NpzFile) or not {"mu", "sigma"} <= set(held.files):
+                raise ValueError(f"{path} holds {getattr(held, 'files', 'one array')}; allowed: mu and sigma")
+            mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
+            count = int(held["count"]) if "count" in held.files else None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is no readable .npz of statistics ({error}); allowed: pytorch-fid's files") from error
+    if mean.ndim != 1 or covariance.shape != (len(mean),) * 2 or not len(mean):
+        raise ValueError(f"{path} holds mu {mean.shape} and sigma {covariance.shape}; allowed: [d] and [d, d]")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{path} holds NaN or infinity; allowed: numbers")
+    scale = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-6 * scale:
+        raise ValueError(f"{path} holds a sigma that is not symmetric; allowed: a covariance")
+    return Gaussian(mean, (covariance + covariance.T) / 2, count)
+
+
+def write_statistics(path: str | os.PathLike[str], gaussian: Gaussian) -> None:
+    """Writes `mu` and `sigma` as pytorch-fid reads them, and `count` beside them; whole or not at all."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}; allowed: a name that ends in .npz")
+    arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance}
+    if gaussian.count is not None:
+        arrays["count"] = np.array(gaussian.count)
+    write_atomically(path, lambda scratch: np.savez_compressed(scratch, **arrays))  # type: ignore[arg-type]

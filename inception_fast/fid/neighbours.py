@@ -1,0 +1,80 @@
+"""Precision, recall, density and coverage from nearest neighbours, Naeem et al., arXiv:2002.09797."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .statistics import Doubles, as_rows
+
+NEIGHBOURS, BLOCK = 5, 2048
+
+
+class Neighbours(NamedTuple):
+    """Shares of images, except density, which can exceed 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall_density_coverage(
+    generated: Any, real: Any, *, neighbours: int = NEIGHBOURS, block: int = BLOCK
+) -> Neighbours:
+    """How generated and real features [n, d] lie in each other's balls of `neighbours` nearest neighbours.
+
+    Distances are made in blocks of `block` rows, so memory is `block` squared; arrays on disk are read in blocks.
+
+    Raises ValueError where a set has no more than `neighbours` rows.
+    """
+    least = min(len(generated), len(real))
+    if not 1 <= neighbours < least:
+        raise ValueError(f"{neighbours} neighbours; allowed: 1 to {least - 1}, fewer than the images of each set")
+    real_radius = _radii(real, neighbours, block)
+    generated_radius = _radii(generated, neighbours, block)
+    inside, density = np.zeros(len(generated), bool), 0
+    recalled, nearest = np.zeros(len(real), bool), np.full(len(real), np.inf)
+    for i, x in _blocks(generated, block):
+        for j, y in _blocks(real, block):
+            distance = _distances(x, y)
+            balls = distance < real_radius[j]
+            density += int(balls.sum())
+            inside[i] |= balls.any(axis=1)
+            recalled[j] |= (distance < generated_radius[i, None]).any(axis=0)
+            nearest[j] = np.minimum(nearest[j], distance.min(axis=0))
+    return Neighbours(
+        float(inside.mean()),
+        float(recalled.mean()),
+        density / (neighbours * len(generated)),
+        float((nearest < real_radius).mean()),
+    )
+
+
+def _blocks(rows: Any, block: int) -> Iterator[tuple[slice, Doubles]]:
+    for start in range(0, len(rows), block):
+        place = slice(start, min(start + block, len(rows)))
+        yield place, as_rows(rows[place])
+
+
+def _distances(x: Doubles, y: Doubles) -> Doubles:
+    """Squared Euclidean distances [n, m]."""
+    squares = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2 * (x @ y.T)
+    distances: Doubles = np.maximum(squares, 0)
+    return distances
+
+
+def _radii(rows: Any, neighbours: int, block: int) -> NDArray[np.float64]:
+    """Squared distance of every row to its k-th neighbour, itself not counted."""
+    radii = np.empty(len(rows))
+    for i, x in _blocks(rows, block):
+        nearest = np.full((len(x), 0), np.inf)
+        for _, y in _blocks(rows, block):
+            nearest = np.concatenate([nearest, _distances(x, y)], axis=1)
+            if nearest.shape[1] > neighbours + 1:
+                nearest = np.partition(nearest, neighbours, axis=1)[:, : neighbours + 1]
+        radii[i] = nearest.max(axis=1)
+    return radii

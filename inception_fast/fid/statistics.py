@@ -1,0 +1,90 @@
+"""Mean and covariance of features, streamed in float64: memory does not grow with the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+BLOCK = 512  # rows summed at once; fixed, so that the bits of the sums do not depend on how the rows arrive
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What FID keeps of a set of images: mean [d], covariance [d, d] (unbiased, n - 1), and n where it is known."""
+
+    mean: Doubles
+    covariance: Doubles
+    count: int | None = None
+
+    def rank_warning(self, name: str) -> str | None:
+        """A line about a covariance that fewer images than features cannot fill; None where there are enough."""
+        if self.count is None or self.count > len(self.mean):
+            return None
+        return (
+            f"{name} has {self.count} images for {len(self.mean)} features: its covariance has rank "
+            f"{self.count - 1} at most, and FID is biased upwards; take more than {len(self.mean)} images"
+        )
+
+
+class Statistics:
+    """Takes features [n, d] in any portions and gives their Gaussian; the portions do not change a bit of it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._pending: list[Doubles] = []
+        self._rows = 0
+        self._shift: Doubles | None = None
+        self._sum: Doubles = np.zeros(0)
+        self._products: Doubles = np.zeros((0, 0))
+
+    def update(self, features: Any) -> None:
+        """Adds rows [n, d], a tensor or an array. Raises ValueError for another shape and for NaN or infinity."""
+        rows = as_rows(features)
+        width = self._pending[0].shape[1] if self._pending else len(self._sum) or rows.shape[1]
+        if rows.shape[1] != width:
+            raise ValueError(f"features of width {rows.shape[1]}; allowed: {width}, as those before them")
+        self.count += len(rows)
+        while len(rows):
+            taken = rows[: BLOCK - self._rows]
+            rows = rows[len(taken) :]
+            self._pending.append(taken)
+            self._rows += len(taken)
+            if self._rows == BLOCK:
+                self._sum, self._products = self._added()
+                self._pending, self._rows = [], 0
+
+    def _added(self) -> tuple[Doubles, Doubles]:
+        """The sums with what is pending. They are taken round the first row, since products of large means cancel."""
+        rows = np.concatenate(self._pending)
+        if self._shift is None:
+            self._shift = rows[0].copy()
+            self._sum = np.zeros(rows.shape[1])
+            self._products = np.zeros((rows.shape[1],) * 2)
+        rows = rows - self._shift
+        return self._sum + rows.sum(axis=0), self._products + rows.T @ rows
+
+    def gaussian(self) -> Gaussian:
+        """Of the rows so far. Raises ValueError for fewer than two, which have no covariance."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} image(s); allowed: two or more, one has no covariance")
+        total, products = self._added() if self._pending else (self._sum, self._products)
+        assert self._shift is not None
+        offset = total / self.count
+        covariance = (products - self.count * np.outer(offset, offset)) / (self.count - 1)
+        return Gaussian(self._shift + offset, (covariance + covariance.T) / 2, self.count)
+
+
+def as_rows(features: Any) -> Doubles:
+    """Features [n, d] as float64, copied. Raises ValueError for another rank and for NaN or infinity."""
+    rows = np.array(features.detach().cpu().numpy() if hasattr(features, "detach") else features, dtype=np.float64)
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(f"features of shape {rows.shape}; allowed: [n, d]")
+    broken = ~np.isfinite(rows).all(axis=1)
+    if broken.any():
+        raise ValueError(f"features of row {int(broken.argmax())} are not finite; allowed: numbers")
+    return rows

@@ -1,0 +1,222 @@
+"""The scores against pytorch-fid, torch-fidelity and prdc on the same features, and the edges where those fail."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import references
+from inception_fast.fid import (
+    Gaussian,
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_inception_distance,
+    precision_recall_density_coverage,
+    read_statistics,
+    write_statistics,
+)
+from numerics import FID_REL, SCORE_REL
+
+
+def rows(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    """float32 features like the net's: not negative, far from zero on average, correlated."""
+    draw = np.random.default_rng(seed)
+    mixed = draw.standard_normal((count, width)) @ draw.standard_normal((width, width)) / width**0.5
+    return np.maximum(mixed + 1 + shift, 0).astype(np.float32)
+
+
+def gaussian(features: np.ndarray) -> Gaussian:
+    statistics = Statistics()
+    statistics.update(features)
+    return statistics.gaussian()
+
+
+def by_gram(a: np.ndarray, b: np.ndarray) -> float:
+    """FID from the features themselves: an n x n problem that has no zero eigenvalues to blur. Another way, float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    x, y = ((f - f.mean(0)) / (len(f) - 1) ** 0.5 for f in (a, b))
+    root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (x * x).sum() + (y * y).sum() - 2 * root)
+
+
+def test_distance_is_pytorch_fids_and_torch_fidelitys() -> None:
+    references.torchvision()
+    a, b = rows(700, 192), rows(600, 192, seed=1, shift=0.1)
+    ours = frechet_distance(gaussian(a), gaussian(b))
+    theirs = pytest.importorskip("torch_fidelity.metric_fid")
+    held = [theirs.fid_features_to_statistics(torch.from_numpy(f).double()) for f in (a, b)]
+    assert ours == pytest.approx(theirs.fid_statistics_to_metric(*held, False)[theirs.KEY_METRIC_FID], rel=FID_REL)
+    assert ours == pytest.approx(by_gram(a, b), rel=FID_REL)
+    module = pytest.importorskip("pytorch_fid.fid_score")
+    try:
+        reference = module.calculate_frechet_distance(*(v for s in held for v in (s["mu"], s["sigma"])))
+    except (TypeError, ValueError) as error:
+        pytest.skip(f"pytorch-fid does not run with this SciPy: {error}")
+    assert ours == pytest.approx(reference, rel=FID_REL)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (5, 300), (40, 30)], ids=str)
+def test_distance_of_few_images(counts: tuple[int, int]) -> None:
+    """Covariances without full rank, where a general matrix root loses half of the digits."""
+    a, b = rows(counts[0], 128), rows(counts[1], 128, seed=1)
+    assert frechet_distance(gaussian(a), gaussian(b)) == pytest.approx(by_gram(a, b), rel=FID_REL)
+
+
+def test_distance_takes_seconds_at_full_width() -> None:
+    draw = np.random.default_rng(0)
+    a, b = (gaussian(draw.random((2100, 2048), np.float32)) for _ in range(2))
+    start = time.perf_counter()
+    assert frechet_distance(a, b) > 0
+    assert time.perf_counter() - start < 60, "minutes belong to sqrtm"
+
+
+def test_distance_to_itself_and_its_symmetry() -> None:
+    a, b = gaussian(rows(50, 64)), gaussian(rows(80, 64, seed=1))
+    assert frechet_distance(a, a) <= 1e-12 * np.trace(a.covariance)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
+    still = Gaussian(np.zeros(3), np.zeros((3, 3)))
+    assert frechet_distance(still, Gaussian(np.ones(3), np.zeros((3, 3)))) == 3.0
+    with pytest.raises(ValueError, match="of 64 and of 3 features"):
+        frechet_distance(a, still)
+
+
+def test_statistics_do_not_depend_on_the_portions() -> None:
+    features = rows(1300, 32)
+    whole = gaussian(features)
+    np.testing.assert_allclose(whole.mean, features.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(whole.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
+    for portion in (1, 7, 64, 513):
+        parts = Statistics()
+        for start in range(0, len(features), portion):
+            parts.update(torch.from_numpy(features[start : start + portion]))
+        found = parts.gaussian()
+        assert np.array_equal(found.mean, whole.mean) and np.array_equal(found.covariance, whole.covariance)
+        assert np.array_equal(parts.gaussian().covariance, whole.covariance), "asking changes nothing"
+
+
+def test_statistics_of_large_means_keep_their_digits() -> None:
+    """Sums of squares round 1e6 with a spread of 1 would lose twelve of sixteen digits."""
+    features = rows(200, 8).astype(np.float64)
+    np.testing.assert_allclose(gaussian(features + 1e6).covariance, np.cov(features, rowvar=False), rtol=1e-7)
+
+
+def test_statistics_hold_no_features() -> None:
+    statistics = Statistics()
+    for _ in range(20):
+        statistics.update(rows(512, 16))
+    assert statistics.count == 10240 and not statistics._pending
+
+
+def test_statistics_refuse() -> None:
+    statistics = Statistics()
+    with pytest.raises(ValueError, match=r"0 image\(s\); allowed: two or more"):
+        statistics.gaussian()
+    statistics.update(rows(1, 4))
+    with pytest.raises(ValueError, match=r"1 image\(s\); allowed: two or more"):
+        statistics.gaussian()
+    with pytest.raises(ValueError, match="width 5; allowed: 4"):
+        statistics.update(rows(1, 5))
+    with pytest.raises(ValueError, match="row 2 are not finite"):
+        statistics.update(np.array([[1.0] * 4, [1.0] * 4, [np.nan] * 4]))
+    with pytest.raises(ValueError, match=r"shape \(4,\); allowed: \[n, d\]"):
+        statistics.update(np.zeros(4))
+
+
+def test_rank_is_warned_about() -> None:
+    few = gaussian(rows(10, 16)).rank_warning("A")
+    assert few is not None and "A has 10 images for 16 features" in few and "rank 9" in few
+    assert gaussian(rows(17, 16)).rank_warning("A") is None
+    assert Gaussian(np.zeros(4), np.eye(4)).rank_warning("A") is None
+
+
+def test_files_of_pytorch_fid_are_read_and_written(tmp_path: Path) -> None:
+    held = gaussian(rows(30, 8))
+    np.savez_compressed(tmp_path / "theirs.npz", mu=held.mean, sigma=held.covariance)
+    theirs = read_statistics(tmp_path / "theirs.npz")
+    assert np.array_equal(theirs.mean, held.mean) and theirs.count is None
+    write_statistics(tmp_path / "ours.npz", held)
+    with np.load(tmp_path / "ours.npz") as file:  # as pytorch-fid opens it
+        assert np.array_equal(file["mu"], held.mean) and np.array_equal(file["sigma"], held.covariance)
+    assert read_statistics(tmp_path / "ours.npz").count == 30
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.npz", "theirs.npz"]
+    with pytest.raises(ValueError, match=r"a name that ends in \.npz"):
+        write_statistics(tmp_path / "ours.txt", held)
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    mean, covariance = np.zeros(2), np.eye(2)
+    for arrays, said in (
+        ({"mu": mean}, r"holds \['mu'\]; allowed: mu and sigma"),
+        ({"mu": mean, "sigma": np.eye(3)}, r"mu \(2,\) and sigma \(3, 3\)"),
+        ({"mu": mean * np.nan, "sigma": covariance}, "NaN or infinity"),
+        ({"mu": mean, "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "not symmetric"),
+        ({"mu": np.array([print, print]), "sigma": covariance}, "no readable .npz"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=said):
+            read_statistics(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"no readable \.npz"):
+        read_statistics(path)
+    with pytest.raises(FileNotFoundError):
+        read_statistics(tmp_path / "none.npz")
+
+
+def test_kernel_distance_is_torch_fidelitys() -> None:
+    references.torchvision()
+    module = pytest.importorskip("torch_fidelity.metric_kid")
+    a, b = rows(90, 32), rows(70, 32, seed=1, shift=0.3)
+    options = {"kid_subsets": 5, "kid_subset_size": 40, "rng_seed": 2020, "verbose": False}
+    theirs = module.kid_features_to_metric(torch.from_numpy(a).double(), torch.from_numpy(b).double(), **options)
+    ours = kernel_inception_distance(a, b, subsets=5, subset_size=40)
+    assert ours.mean == pytest.approx(theirs[module.KEY_METRIC_KID_MEAN], rel=SCORE_REL)
+    assert ours.std == pytest.approx(theirs[module.KEY_METRIC_KID_STD], rel=SCORE_REL)
+    for size in (1, 71):
+        with pytest.raises(ValueError, match=f"subset size {size}; allowed: 2 to 70"):
+            kernel_inception_distance(a, b, subset_size=size)
+
+
+def test_inception_score_is_torch_fidelitys() -> None:
+    references.torchvision()
+    module = pytest.importorskip("torch_fidelity.metric_isc")
+    features, weight = rows(95, 16), rows(11, 16, seed=1)
+    theirs = module.isc_features_to_metric(torch.from_numpy(features).double() @ torch.from_numpy(weight).double().T)
+    ours = inception_score(features, weight)
+    assert ours.mean == pytest.approx(theirs[module.KEY_METRIC_ISC_MEAN], rel=SCORE_REL)
+    assert ours.std == pytest.approx(theirs[module.KEY_METRIC_ISC_STD], rel=SCORE_REL) and ours.std > 0
+    with pytest.raises(ValueError, match="10 splits of 9 images"):
+        inception_score(features[:9], weight)
+
+
+@pytest.mark.parametrize("block", [7, 1000], ids=["blocks", "whole"])
+def test_neighbours_are_those_of_the_definition(block: int) -> None:
+    generated, real = rows(60, 8), rows(50, 8, seed=1, shift=0.2)
+    k = 4
+    between, among, own = (
+        np.linalg.norm(x[:, None].astype(np.float64) - y[None], axis=2)
+        for x, y in ((real, generated), (real, real), (generated, generated))
+    )
+    real_radius, generated_radius = (np.sort(d, axis=1)[:, k] for d in (among, own))
+    found = precision_recall_density_coverage(generated, real, neighbours=k, block=block)
+    assert found.precision == (between < real_radius[:, None]).any(axis=0).mean()
+    assert found.recall == (between < generated_radius).any(axis=1).mean()
+    assert found.density == pytest.approx((between < real_radius[:, None]).sum() / (k * len(generated)))
+    assert found.coverage == (between.min(axis=1) < real_radius).mean()
+    assert 0 < found.precision < 1 and 0 < found.recall < 1 and 0 < found.coverage < 1
+
+
+def test_precision_and_recall_are_torch_fidelitys() -> None:
+    references.torchvision()
+    module = pytest.importorskip("torch_fidelity.metric_prc")
+    generated, real = rows(80, 8), rows(70, 8, seed=1, shift=0.2)
+    theirs = module.calculate_precision_recall_full(*(torch.from_numpy(f).double() for f in (generated, real)))
+    ours = precision_recall_density_coverage(generated, real, neighbours=3)
+    assert (ours.precision, ours.recall) == pytest.approx(theirs, abs=1e-6)
+    with pytest.raises(ValueError, match="70 neighbours; allowed: 1 to 69"):
+        precision_recall_density_coverage(generated, real, neighbours=70)
