@@ -49,6 +49,6 @@ $(VENV)/.bench: $(VENV)/.torch $(INPUTS)
 
 # facenet-pytorch asks for an old torch; what it needs of the others is there.
 $(VENV)/.test: $(VENV)/.torch $(INPUTS)
-	$(PIP) --no-build-isolation --editable '.[bench,features,hub,keras,lint,ray,tensorflow,test]'
+	$(PIP) --no-build-isolation --editable '.[bench,features,hub,keras,lint,ray,tensorflow,test,triton]'
 	$(PIP) --no-deps facenet-pytorch
 	touch $@ $(VENV)/.bench

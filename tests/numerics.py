@@ -22,6 +22,9 @@ FP16_REL_L2 = 2.2e-4
 # the float32 part.
 BF16_MAX = 2**-8 + FP32_MAX
 FP16_MAX = 2**-11 + FP32_MAX
+# Cutting off at p = 8 bits errs by up to a whole unit, evenly: 2^-7 * 0.43 in the root mean square where rounding to
+# nearest has 2^-8 * 0.43. Triton's interpreter stores bfloat16 so; hardware rounds.
+BF16_CUT_REL_L2 = 2 * BF16_REL_L2
 # float64 against float64 differs only by the order of the sum: sqrt(K) * 2^-53 with K <= 2^16 is 3e-14.
 FP64_REL_L2 = 1e-13
 FP64_MAX = 1e-12

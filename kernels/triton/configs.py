@@ -1,0 +1,183 @@
+"""Which tile a convolution runs with: shipped as data, looked up by the nearest shape, overridden by tuning.
+
+A row of `configs.json` is [arch, precision, m, oc, k] and a `Config`; m = n * oh * ow, k = taps * channels. The nearest
+row is that with the smallest distance in octaves. `tuned()` adds the rows that the tuner left in the user's cache for
+this machine's GPU, which win where they are as near. Nothing is tuned that was not asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SHIPPED = Path(__file__).with_name("configs.json")
+ARCHES = ("sm_80", "sm_90")
+PRECISIONS = ("half", "float32", "tf32")
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to run a convolution. form: "pointer" or "tma"; split: programs that share the walk over k."""
+
+    form: str = "pointer"
+    block_m: int = 128
+    block_n: int = 64
+    block_k: int = 64
+    split: int = 1
+    warps: int = 4
+    stages: int = 3
+
+    def __post_init__(self) -> None:
+        if self.form not in ("pointer", "tma"):
+            raise ValueError(f"form {self.form!r}; allowed: pointer, tma")
+        for name in ("block_m", "block_n", "block_k", "warps"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} {value}; allowed: powers of two")
+        if min(self.block_m, self.block_n, self.block_k) < 16 or min(self.split, self.stages) < 1:
+            raise ValueError(f"{self}; allowed: blocks of at least 16, split and stages of at least 1")
+
+    def __str__(self) -> str:
+        split = f" split{self.split}" if self.split > 1 else ""
+        return f"{self.form} {self.block_m}x{self.block_n}x{self.block_k}{split} w{self.warps} s{self.stages}"
+
+    def shared_bytes(self, item: int) -> int:
+        """The tiles of x and w that are in flight."""
+        return (self.block_m + self.block_n) * self.block_k * item * self.stages
+
+
+class Row(NamedTuple):
+    """A shape and what runs it best. `seconds`: measured, or None for a prediction of the cost model."""
+
+    arch: str
+    precision: str
+    m: int
+    oc: int
+    k: int
+    config: Config
+    seconds: float | None = None
+
+    def distance(self, m: int, oc: int, k: int) -> float:
+        """In octaves; columns weigh double, since their tile wastes most when it does not fit."""
+        near = (math.log2(self.m / m), 2 * math.log2(self.oc / oc), 0.5 * math.log2(self.k / k))
+        return math.hypot(*near)
+
+
+def precision_of(dtype: str, tf32: bool = False) -> str:
+    """The class of a dtype: "half" for both 16-bit formats."""
+    if dtype in ("float16", "bfloat16"):
+        return "half"
+    if dtype == "float32":
+        return "tf32" if tf32 else "float32"
+    raise ValueError(f"dtype {dtype!r}; allowed: float16, bfloat16, float32")
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """The data set for a compute capability: Hopper's has its own, everything else runs on that of sm_80."""
+    return "sm_90" if capability[0] == 9 else "sm_80"
+
+
+def choose(arch: str, precision: str, m: int, oc: int, k: int, rows: Iterable[Row] | None = None) -> Config:
+    """The config of the nearest shape, its columns no wider than oc asks for."""
+    found = shipped() if rows is None else tuple(rows)
+    same = [row for row in found if (row.arch, row.precision) == (arch, precision)]
+    if not same:
+        raise ValueError(f"no config for {arch} {precision}; allowed: {', '.join(ARCHES)} with {', '.join(PRECISIONS)}")
+    # A measured row beats a predicted one that is as near.
+    best = min(same, key=lambda row: (row.distance(max(m, 1), oc, k), row.seconds is None))
+    return best.config
+
+
+@functools.cache
+def shipped() -> tuple[Row, ...]:
+    """The rows of `configs.json`."""
+    return tuple(read(SHIPPED))
+
+
+def read(file: Path) -> list[Row]:
+    """Rows of a file. Raises ValueError naming the file for one that holds something else."""
+    try:
+        rows = json.loads(file.read_text())["rows"]
+        return [Row(r[0], r[1], int(r[2]), int(r[3]), int(r[4]), Config(*r[5]), r[6]) for r in rows]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{file} holds no tile configurations: {error}") from error
+
+
+def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Writes beside the file and renames, a row a line."""
+    lines = [json.dumps([*row[:5], list(asdict(row.config).values()), row.seconds]) for row in rows]
+    head = json.dumps({"about": about})[:-1]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(head + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n")
+    beside.replace(file)
+
+
+def cache_file(gpu: str) -> Path:
+    """Where the tuner keeps what it measured on a GPU of this name."""
+    name = "".join(c if c.isalnum() else "-" for c in gpu)
+    return Path.home() / ".cache" / "inception_fast" / "triton" / f"{name}.json"
+
+
+def tuned(gpu: str) -> tuple[Row, ...]:
+    """The shipped rows and those tuned on this machine."""
+    file = cache_file(gpu)
+    return (*shipped(), *(read(file) if file.exists() else ()))
+
+
+def candidates(arch: str, precision: str, m: int, oc: int, k: int, taps: int = 1) -> list[Config]:
+    """Every config worth a try, the most promising by the cost model first."""
+    item = 2 if precision == "half" else 4
+    found = []
+    for block_m in (32, 64, 128):
+        for block_n in (32, 64, 128, 256):
+            for block_k in (32, 64) if item == 2 else (16, 32):
+                for split in (1, 2, 4, 8):
+                    for stages in (3, 4):
+                        warps = 8 if block_m * block_n > 128 * 64 else 4
+                        config = Config("pointer", block_m, block_n, block_k, split, warps, stages)
+                        if _fits(config, arch, precision, item) and split * block_k <= max(k // 2, block_k):
+                            found.append(config)
+    return sorted(found, key=lambda config: predict(config, arch, precision, m, oc, k))
+
+
+def _fits(config: Config, arch: str, precision: str, item: int) -> bool:
+    accumulators = config.block_m * config.block_n // (32 * config.warps)
+    allowed = 32 if precision == "float32" else 128
+    return accumulators <= allowed and config.shared_bytes(item) <= SHARED_BYTES[arch] // 2
+
+
+def predict(config: Config, arch: str, precision: str, m: int, oc: int, k: int) -> float:
+    """Seconds by a model of tile and wave quantisation; good for an order among tiles, not for a figure."""
+    peak = {"sm_80": 3.0e14, "sm_90": 7.9e14}[arch] * {"half": 1, "tf32": 0.5, "float32": 0.06}[precision]
+    processors = MULTIPROCESSORS[arch]
+    tiles = math.ceil(m / config.block_m) * math.ceil(oc / config.block_n) * config.split
+    reuse = config.block_m * config.block_n / (config.block_m + config.block_n)
+    efficiency = reuse / (reuse + (16 if precision == "half" else 4))
+    steps = math.ceil(k / config.split / config.block_k)
+    rate = peak / processors * efficiency
+    # A step costs its products, and never less than the latency that the stages in flight leave.
+    alone = steps * max(2 * config.block_m * config.block_n * config.block_k / rate, 0.3e-6 / config.stages)
+    start = 1.5e-6
+    waves = max(tiles / processors, 1.0)
+    finish = 0.0 if config.split == 1 else 2.5e-6 + 4 * m * oc * (config.split + 1) / 3e12
+    return start + math.ceil(waves) * alone + finish
+
+
+def predicted(arch: str, precision: str) -> list[Row]:
+    """The rows that ship before anything was measured: the model's choice over a grid of shapes."""
+    rows = []
+    for m in (64, 289, 1225, 4624, 21609, 78400, 313600, 1254400):
+        for oc in (32, 64, 96, 128, 192, 256, 384, 1024):
+            for k in (64, 256, 768, 1344, 3456):
+                best = candidates(arch, precision, m, oc, k)[0]
+                rows.append(Row(arch, precision, m, oc, k, replace(best, stages=3)))
+    return rows

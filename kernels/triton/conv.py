@@ -1,0 +1,150 @@
+"""y = act(residual + residual_scale * (scale * conv(x, w) + shift)) as an implicit GEMM over NHWC memory.
+
+x [n, h, w, c], a pixel every x_pitch elements; w [taps, c, oc], a row every w_pitch; scale, shift float32 [oc];
+y and residual [n, oh, ow, oc] with pitches of their own, so that they may be channel ranges of wider buffers.
+
+Sums are float32, products those of the operands' dtype; float32 operands multiply exactly unless PRECISION is "tf32".
+The result is rounded once, at the store. A split sums its parts in a fixed order, so that the bits never vary.
+
+1. A program owns BLOCK_M output pixels and BLOCK_N output columns; neighbours share pixels, which so come from L2.
+2. It walks taps, inside them channels, BLOCK_K at a time; what lies on the padding loads as zero.
+3. With SPLIT > 1 the walk is shared by SPLIT programs that leave float32 parts; `finish_kernel` adds them.
+4. GROUPED: a table gives each column block its own weights, taps, padding and destination (see `tile.FIELDS`), so that
+   sibling convolutions of one x are one launch whose results scatter.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import ROW, multiplied, store_part, store_tile
+
+
+@triton.jit
+def conv_kernel(
+    x_ptr, w_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, table_ptr,
+    n, h, w, c, oh, ow, oc, blocks, x_pitch, w_pitch, y_pitch, residual_pitch, part_pitch, residual_scale,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
+    block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    if WIDE:
+        start = start.to(tl.int64)
+    if GROUPED:
+        field = table_ptr + block * ROW
+        w_offset, w_pitch, kw, taps = tl.load(field), tl.load(field + 1), tl.load(field + 2), tl.load(field + 3)
+        pad_top, pad_left = tl.load(field + 4), tl.load(field + 5)
+        kw, taps, pad_top, pad_left = kw.to(tl.int32), taps.to(tl.int32), pad_top.to(tl.int32), pad_left.to(tl.int32)
+        column, columns = tl.load(field + 6), tl.load(field + 7)
+    else:
+        w_offset, kw, taps, pad_top, pad_left = block.to(tl.int64) * BLOCK_N, KW, KH * KW, PAD_TOP, PAD_LEFT
+        column, columns = block * BLOCK_N, oc - block * BLOCK_N
+    m = start * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_ok = m < n * oh * ow
+    image, pixel = m // (oh * ow), m % (oh * ow)
+    top, left = (pixel // ow) * STRIDE_H - pad_top, (pixel % ow) * STRIDE_W - pad_left
+    origin = (image * h + top) * w + left
+    lane_ok = (tl.arange(0, BLOCK_N) < columns)[None, :]
+    w_tile = w_ptr + w_offset + tl.arange(0, BLOCK_N)[None, :]
+    channels, steps = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K)
+    part = tl.program_id(1)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
+        tap, k = step // channels, (step % channels) * BLOCK_K + tl.arange(0, BLOCK_K)
+        r, s = tap // kw, tap % kw
+        x_ok = m_ok
+        if PADDED:
+            x_ok = m_ok & (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
+        x_tile = x_ptr + ((origin + r * w + s).to(tl.int64) * x_pitch)[:, None] + k[None, :]
+        w_rows = w_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
+        if EVEN_C:
+            a = tl.load(x_tile, mask=x_ok[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
+            b = tl.load(w_rows, mask=lane_ok, other=0.0)  # [BLOCK_K, BLOCK_N]
+        else:
+            a = tl.load(x_tile, mask=x_ok[:, None] & (k < c)[None, :], other=0.0)
+            b = tl.load(w_rows, mask=lane_ok & (k < c)[:, None], other=0.0)
+        acc = multiplied(a, b, acc, PRECISION, UPCAST)
+    if SPLIT > 1:
+        store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
+    elif GROUPED:
+        relu, y_offset, y_pitch = tl.load(field + 10) != 0, tl.load(field + 8), tl.load(field + 9)
+        store_tile(
+            acc, m, m_ok, column, columns, relu, y_offset, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        )  # fmt: skip
+    else:
+        store_tile(
+            acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def conv_tma_kernel(
+    x_desc, w_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr,
+    n, c, oh, ow, oc, blocks, y_pitch, residual_pitch, part_pitch, residual_scale,
+    KH: tl.constexpr, KW: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
+    it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well.
+    """
+    BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
+    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    across, down = tl.cdiv(ow, BOX_W), tl.cdiv(oh, BOX_H)
+    image0, y0, x0 = (tile // (across * down)) * BOX_N, (tile // across) % down * BOX_H, tile % across * BOX_W
+    lane = tl.arange(0, BLOCK_M)
+    image, y, x = image0 + lane // (BOX_H * BOX_W), y0 + lane // BOX_W % BOX_H, x0 + lane % BOX_W
+    m = (image.to(tl.int64) * oh + y) * ow + x
+    m_ok = (image < n) & (y < oh) & (x < ow)
+    channels = tl.cdiv(c, BLOCK_K)
+    steps = KH * KW * channels
+    part = tl.program_id(1)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
+        tap, k = step // channels, (step % channels) * BLOCK_K
+        a = x_desc.load([image0, y0 + tap // KW - PAD_TOP, x0 + tap % KW - PAD_LEFT, k]).reshape(BLOCK_M, BLOCK_K)
+        b = w_desc.load([tap, k, block * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+        acc = multiplied(a, b, acc, PRECISION, UPCAST)
+    if SPLIT > 1:
+        store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
+    else:
+        column = block * BLOCK_N
+        store_tile(
+            acc, m, m_ok, column, oc - column, RELU, column, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def finish_kernel(
+    part_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, table_ptr,
+    rows, oc, blocks, part_pitch, y_pitch, residual_pitch, residual_scale,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The end of a split convolution: adds the parts [SPLIT, rows, part_pitch] in order and stores the tile."""
+    block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    if WIDE:
+        start = start.to(tl.int64)
+    m = start * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_ok = m < rows
+    part_tile = part_ptr + (m.to(tl.int64) * part_pitch)[:, None] + (block * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for part in range(SPLIT):
+        acc += tl.load(part_tile + tl.cast(part, tl.int64) * rows * part_pitch, mask=m_ok[:, None], other=0.0)
+    if GROUPED:
+        field = table_ptr + block * ROW
+        relu, y_offset, y_pitch = tl.load(field + 10) != 0, tl.load(field + 8), tl.load(field + 9)
+        column, columns = tl.load(field + 6), tl.load(field + 7)
+    else:
+        column, columns, relu = block * BLOCK_N, oc - block * BLOCK_N, RELU
+        y_offset = column
+    store_tile(
+        acc, m, m_ok, column, columns, relu, y_offset, y_pitch, scale_ptr, shift_ptr,
+        residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""A kernel call as data, and the calls of every kernel but the convolutions'.
+
+Maps are NHWC. A `Map` says where a map lies: `data` starts at its first element, `pitch` elements lie between pixels.
+Nothing here synchronises, allocates or picks a stream: `Launch.run` uses the current stream of the current device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..plan import EltwiseStep, LrnStep, NormalizeStep
+from ..spec import PoolSpec
+from . import pointwise, pool
+
+NARROW = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, *NARROW)
+INT32 = 1 << 31
+
+
+class Map(NamedTuple):
+    """[n, h, w, c] at `data`, whose first element is the map's; c channels of every `pitch` elements are its own."""
+
+    data: Tensor
+    n: int
+    h: int
+    w: int
+    c: int
+    pitch: int
+
+    @property
+    def rows(self) -> int:
+        return self.n * self.h * self.w
+
+    def channels(self, offset: int, count: int) -> Map:
+        """Channels [offset, offset + count)."""
+        return self._replace(data=self.data[offset:], c=count)
+
+
+def dense(x: Tensor) -> Map:
+    """The map of a contiguous [n, h, w, c] tensor. Raises ValueError for another."""
+    if x.dim() != 4 or not x.is_contiguous():
+        raise ValueError(f"shape {tuple(x.shape)}, strides {x.stride()}; allowed: contiguous [n, h, w, c]")
+    n, h, w, c = x.shape
+    return Map(x.reshape(-1), n, h, w, c, c)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`kernel[grid](**arguments, **options)`. `arguments` keep their tensors alive. `name` is for tables and traces."""
+
+    name: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Puts the kernel on the current stream."""
+        self.kernel[self.grid](**self.arguments, **self.options)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """The interpreter multiplies the bit patterns of bfloat16; widened to float32 its products are exact."""
+    return interpreting() and dtype is torch.bfloat16
+
+
+def power(value: int, low: int, high: int) -> int:
+    """The power of two at or above `value`, within [low, high]."""
+    return min(max(1 << (value - 1).bit_length(), low), high)
+
+
+def wide(*rows: int) -> bool:
+    """Whether row numbers, up to one tile beyond the last, need 64 bits."""
+    return max(rows) >= INT32 - 4096
+
+
+def parameters(values: Any, like: Tensor) -> Tensor:
+    """float32 on the device of `like`; for an absent parameter a pointer that nobody reads."""
+    if values is None:
+        return like
+    return torch.as_tensor(values, dtype=torch.float32).contiguous().to(like.device)
+
+
+def _tiles(rows: int, c: int, elements: int = 4096) -> tuple[int, int, int, tuple[int]]:
+    """BLOCK_M, BLOCK_N, blocks of columns and the grid of a kernel that is bound by memory."""
+    block_n = power(c, 16, 128)
+    block_m = power(rows, 1, elements // block_n)
+    blocks = triton.cdiv(c, block_n)
+    return block_m, block_n, blocks, (triton.cdiv(rows, block_m) * blocks,)
+
+
+def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False) -> list[Launch]:
+    """y = act(pool(x) + shift); a window that is the whole map becomes one reduction an image."""
+    if spec.n == 0:
+        return []
+    flags = {"MAX": spec.kind == "max", "SHIFT": shift is not None, "RELU": relu}
+    pointers = {"x_ptr": x.data, "shift_ptr": parameters(shift, y.data), "y_ptr": y.data}
+    pitches = {"x_pitch": x.pitch, "y_pitch": y.pitch}
+    if (spec.kh, spec.kw) == (spec.h, spec.w) and not any(spec.padding) and (spec.oh, spec.ow) == (1, 1):
+        block_n = power(spec.c, 16, 64)
+        grid = (spec.n, triton.cdiv(spec.c, block_n))
+        blocks = {"BLOCK_M": power(spec.h * spec.w, 1, 32), "BLOCK_N": block_n}
+        whole = {**pointers, "pixels": spec.h * spec.w, "c": spec.c, **pitches, **flags, **blocks}
+        return [Launch("global_pool", pool.global_pool_kernel, grid, whole, {"num_warps": 4})]
+    block_m, block_n, blocks_n, grid1 = _tiles(spec.n * spec.oh * spec.ow, spec.c, 2048)
+    top, bottom, left, right = spec.padding
+    sizes = {"n": spec.n, "h": spec.h, "w": spec.w, "c": spec.c, "oh": spec.oh, "ow": spec.ow, "blocks": blocks_n}
+    window = {"KH": spec.kh, "KW": spec.kw, "STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]}
+    edges = {"TOP": top, "BOTTOM": bottom, "LEFT": left, "RIGHT": right, "INCLUDE_PAD": spec.count_include_pad}
+    rest = {"WIDE": wide(x.rows, y.rows), "BLOCK_M": block_m, "BLOCK_N": block_n}
+    arguments = {**pointers, **sizes, **pitches, **window, **edges, **flags, **rest}
+    return [Launch("pool", pool.pool_kernel, grid1, arguments, {"num_warps": 4})]
+
+
+def eltwise(step: EltwiseStep, x: Map, y: Map, residual: Map | None = None) -> list[Launch]:
+    """y = act(residual + residual_scale * (scale * x + shift)), each part optional."""
+    if y.rows == 0:
+        return []
+    block_m, block_n, blocks, grid = _tiles(y.rows, y.c)
+    arguments = {
+        "x_ptr": x.data,
+        "scale_ptr": parameters(step.scale, y.data),
+        "shift_ptr": parameters(step.shift, y.data),
+        "residual_ptr": y.data if residual is None else residual.data,
+        "y_ptr": y.data,
+        **{"rows": y.rows, "c": y.c, "blocks": blocks, "x_pitch": x.pitch, "y_pitch": y.pitch},
+        "residual_pitch": 0 if residual is None else residual.pitch,
+        "residual_scale": float(step.residual_scale),
+        **{"SCALE": step.scale is not None, "SHIFT": step.shift is not None, "RESIDUAL": residual is not None},
+        **{"RELU": step.relu, "WIDE": wide(y.rows), "BLOCK_M": block_m, "BLOCK_N": block_n},
+    }
+    return [Launch("eltwise", pointwise.eltwise_kernel, grid, arguments, {"num_warps": 4})]
+
+
+def imported(x: Tensor, y: Map, scale: Any = None, shift: Any = None) -> list[Launch]:
+    """y = scale * x + shift from a caller's [n, c, h, w] tensor of any strides, uint8 or floating."""
+    if y.rows == 0:
+        return []
+    block_m, block_n, blocks, grid = _tiles(y.rows, y.c, 2048)
+    n, c, h, w = x.stride()
+    arguments = {
+        "x_ptr": x,
+        "scale_ptr": parameters(scale, y.data),
+        "shift_ptr": parameters(shift, y.data),
+        "y_ptr": y.data,
+        **{"n": y.n, "h": y.h, "w": y.w, "c": y.c, "blocks": blocks},
+        **{"stride_n": n, "stride_c": c, "stride_y": h, "stride_x": w, "y_pitch": y.pitch},
+        **{"SCALE": scale is not None, "SHIFT": shift is not None, "BLOCK_M": block_m, "BLOCK_N": block_n},
+    }
+    return [Launch("import", pointwise.import_kernel, grid, arguments, {"num_warps": 4})]
+
+
+def lrn(step: LrnStep, x: Map, y: Map) -> list[Launch]:
+    """Local response normalisation over the channels."""
+    if y.rows == 0:
+        return []
+    block_m, block_n, blocks, grid = _tiles(y.rows, y.c, 2048)
+    arguments = {
+        **{"x_ptr": x.data, "y_ptr": y.data, "rows": y.rows, "c": y.c, "blocks": blocks},
+        **{"x_pitch": x.pitch, "y_pitch": y.pitch, "alpha": step.alpha, "beta": step.beta, "k0": step.k},
+        **{"SIZE": step.size, "BLOCK_M": block_m, "BLOCK_N": block_n},
+    }
+    return [Launch("lrn", pointwise.lrn_kernel, grid, arguments, {"num_warps": 4})]
+
+
+def normalized(step: NormalizeStep, x: Map, y: Map) -> list[Launch]:
+    """Unit length over the channels of a pixel."""
+    if y.rows == 0:
+        return []
+    arguments = {
+        **{"x_ptr": x.data, "y_ptr": y.data, "c": y.c, "x_pitch": x.pitch, "y_pitch": y.pitch},
+        **{"eps": step.eps, "BLOCK_N": power(y.c, 16, 1024)},
+    }
+    return [Launch("normalize", pointwise.normalize_kernel, (math.prod((y.n, y.h, y.w)),), arguments, {"num_warps": 4})]

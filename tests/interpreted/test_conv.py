@@ -1,0 +1,200 @@
+"""The Triton convolutions against the float64 reference, in the interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from inception_fast.kernels import reference
+from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.triton import conv, convolve
+from inception_fast.kernels.triton.configs import Config
+from inception_fast.kernels.triton.convolve import Part, convolution, dense_weight, pack, split_columns
+from torch import Tensor
+
+import numerics
+
+from .maps import empty, put, run, take
+
+HALF, FLOAT, BRAIN = torch.float16, torch.float32, torch.bfloat16
+BIG = Config(block_m=128, block_n=64, block_k=32)
+
+# name: (n, h, w, c, oc, kernel, stride, padding). Each names the risk it covers.
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "pointwise": (2, 7, 9, 64, 48, (1, 1), (1, 1), (0, 0, 0, 0)),
+    "wide_1x7": (1, 9, 17, 32, 64, (1, 7), (1, 1), (0, 0, 3, 3)),
+    "tall_7x1": (1, 17, 9, 32, 64, (7, 1), (1, 1), (3, 3, 0, 0)),
+    "strided_3x3": (2, 11, 10, 32, 40, (3, 3), (2, 2), (0, 0, 0, 0)),
+    "square_5x5": (1, 6, 5, 32, 64, (5, 5), (1, 1), (2, 2, 2, 2)),
+    "lopsided_tf_same": (1, 8, 10, 32, 24, (3, 3), (2, 2), (0, 1, 0, 1)),
+    "ragged_channels": (1, 5, 7, 20, 70, (3, 1), (1, 1), (1, 1, 0, 0)),
+    "linear_layer": (3, 1, 1, 100, 130, (1, 1), (1, 1), (0, 0, 0, 0)),
+}
+
+
+def spec_of(case: str, dtype: torch.dtype, residual: bool = False) -> ConvSpec:
+    n, h, w, c, oc, kernel, stride, padding = SHAPES[case]
+    return ConvSpec(n, h, w, c, oc, *kernel, stride, padding, 1, True, residual, str(dtype).removeprefix("torch."))
+
+
+def draws(spec: ConvSpec, exact: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = getattr(torch, spec.dtype)
+    shapes = ((spec.n, spec.c, spec.h, spec.w), (spec.oc, spec.c // spec.groups, spec.kh, spec.kw))
+    if exact:
+        x, weight = (numerics.integers(*s, seed=i, dtype=dtype, density=0.4) for i, s in enumerate(shapes))
+        return x, weight, numerics.powers_of_two(spec.oc), numerics.integers(spec.oc, seed=3, limit=4)
+    x, weight = (numerics.random(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes))
+    return x, weight, numerics.random(spec.oc, seed=2, low=0.5), numerics.random(spec.oc, seed=3)
+
+
+def convolved(
+    spec: ConvSpec, arguments: tuple[Tensor, ...], config: Config, residual: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    x, weight, *params = arguments
+    packed = pack([Part(weight, *params, (spec.padding[0], spec.padding[2]), spec.relu)], x.dtype, "cpu")
+    y = empty(spec.n, spec.oc, spec.oh, spec.ow, x.dtype, 8, 16)
+    old = None if residual is None else put(residual, 0, 8)
+    launches = convolution(
+        "conv", spec, put(x, 16, 8 + -spec.c % 8), packed, [y], config, residual=old, residual_scale=scale
+    )
+    assert launches[0].kernel is (conv.conv_tma_kernel if config.form == "tma" else conv.conv_kernel)
+    run(launches)
+    return take(y)
+
+
+def expected(spec: ConvSpec, arguments: tuple[Tensor, ...], dtype: torch.dtype = torch.float64, **rest: Any) -> Tensor:
+    x, *others = arguments
+    return reference.conv(x.to(dtype), *others, stride=spec.stride, padding=spec.padding, relu=spec.relu, **rest)
+
+
+# TMA skips no pixels: another stride than 1 takes the pointer form.
+FORMS = [
+    (case, form) for case in SHAPES for form in ("pointer", "tma") if form == "pointer" or SHAPES[case][6] == (1, 1)
+]
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+def test_integers_are_exact(case: str, dtype: torch.dtype, form: str) -> None:
+    spec = spec_of(case, dtype)
+    arguments = draws(spec, exact=True)
+    y = convolved(spec, arguments, replace(BIG, form=form))
+    numerics.assert_exact(y, expected(spec, arguments, dtype))
+
+
+@pytest.mark.parametrize("form", ("pointer", "tma"))
+@pytest.mark.parametrize("dtype", (HALF, FLOAT, BRAIN), ids=str)
+def test_random_draws_stay_in_the_budget(dtype: torch.dtype, form: str) -> None:
+    spec = spec_of("wide_1x7", dtype, residual=True)
+    arguments = draws(spec, exact=False)
+    old = numerics.random(spec.n, spec.oc, spec.oh, spec.ow, seed=9, dtype=dtype)
+    y = convolved(spec, arguments, replace(BIG, form=form), old, 0.17)
+    wanted = expected(spec, arguments, residual=old, residual_scale=0.17)
+    if dtype is BRAIN:  # the interpreter's stores cut bfloat16 off where the hardware rounds
+        assert numerics.rel_l2(y, wanted) <= numerics.BF16_CUT_REL_L2
+    else:
+        numerics.assert_close_budget(y, wanted)
+
+
+@pytest.mark.parametrize("form", ("pointer", "tma"))
+@pytest.mark.parametrize("case", ("ragged_channels", "wide_1x7"))
+def test_splits_sum_the_same(case: str, form: str) -> None:
+    spec = spec_of(case, HALF, residual=True)
+    arguments = draws(spec, exact=True)
+    old = numerics.integers(spec.n, spec.oc, spec.oh, spec.ow, seed=9, dtype=HALF, limit=3)
+    y = convolved(spec, arguments, replace(BIG, form=form, block_m=64, split=3), old, 2.0)
+    numerics.assert_exact(y, expected(spec, arguments, HALF, residual=old, residual_scale=2.0))
+
+
+@pytest.mark.parametrize("split", (1, 2))
+def test_siblings_scatter(split: int) -> None:
+    """A merged 1x1 whose columns go to three places in two buffers, with and without ReLU."""
+    spec = spec_of("pointwise", HALF)
+    x, weight, scale, shift = draws(spec, exact=True)
+    columns = [(20, True), (12, False), (16, True)]
+    packed = pack(split_columns(Part(weight, scale, shift, (0, 0), True), columns), HALF, "cpu")
+    outputs = [empty(2, 20, 7, 9, HALF, 4, 4), empty(2, 12, 7, 9, HALF), empty(2, 16, 7, 9, HALF, 0, 24)]
+    run(convolution("conv", spec, put(x), packed, outputs, replace(BIG, block_n=16, split=split)))
+    whole = reference.conv(x, weight, scale, shift, relu=False).split([20, 12, 16], 1)
+    for y, (_, relu), wanted in zip(outputs, columns, whole, strict=True):
+        numerics.assert_exact(take(y), wanted.relu() if relu else wanted)
+
+
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+def test_parallel_split_is_one_launch(dtype: torch.dtype) -> None:
+    first = ConvSpec(2, 8, 8, 32, 24, 1, 3, (1, 1), (0, 0, 1, 1), dtype=str(dtype).removeprefix("torch."))
+    second = replace(first, oc=40, kh=3, kw=1, padding=(1, 1, 0, 0))
+    a, b = draws(first, exact=True), draws(second, exact=True)
+    packed = pack([Part(*a[1:], (0, 1), True), Part(*b[1:], (1, 0), True)], dtype, "cpu")
+    y = empty(2, 64, 8, 8, dtype)
+    launches = convolution("split", first, put(a[0]), packed, [y.channels(0, 24), y.channels(24, 40)], BIG)
+    assert len(launches) == 1
+    run(launches)
+    numerics.assert_exact(take(y), reference.pair(a[0], *a[1:], *b[1:], kind="split"))
+
+
+@pytest.mark.parametrize("kind", ("uint8", "floating", "permuted"))
+def test_stem_reads_images_as_they_come(kind: str) -> None:
+    spec = ConvSpec(2, 15, 17, 3, 32, 3, 3, (2, 2), (0, 1, 1, 0), dtype="float16")
+    x = numerics.integers(2, 3, 15, 17, limit=6).abs()
+    weight = numerics.integers(32, 3, 3, 3, seed=1)
+    params = (numerics.powers_of_two(32), numerics.integers(32, seed=3, limit=4))
+    before = (torch.tensor([0.5, 1.0, 2.0]), torch.tensor([-1.0, 0.0, 2.0]))
+    seen = {"uint8": x.to(torch.uint8), "floating": x, "permuted": x.permute(0, 2, 3, 1).contiguous()}[kind]
+    seen = seen.permute(0, 3, 1, 2) if kind == "permuted" else seen
+    packed = pack([Part(weight, *params, (0, 1), True)], HALF, "cpu")
+    y = empty(2, 32, spec.oh, spec.ow, HALF, 0, 8)
+    run(convolve.stem_convolution("stem", spec, seen, packed, y, scale=before[0], shift=before[1]))
+    a = reference.eltwise(x, *before).to(HALF)
+    wanted = reference.conv(a, weight.to(HALF), *params, stride=(2, 2), padding=spec.padding)
+    numerics.assert_exact(take(y), wanted)
+
+
+def test_stem_serves_groups_and_a_seven_wide_kernel() -> None:
+    spec = ConvSpec(1, 20, 20, 3, 24, 7, 7, (2, 2), (2, 3, 2, 3), groups=3, dtype="float32")
+    x, weight = numerics.integers(1, 3, 20, 20), numerics.integers(24, 1, 7, 7, seed=1)
+    packed = pack([Part(dense_weight(weight, 3), None, None, (2, 2), False)], FLOAT, "cpu")
+    y = empty(1, 24, spec.oh, spec.ow, FLOAT)
+    run(convolve.stem_convolution("stem", spec, x, packed, y))
+    wanted = reference.conv(x, weight, stride=(2, 2), padding=spec.padding, groups=3, relu=False)
+    numerics.assert_exact(take(y), wanted)
+
+
+def test_wide_rows_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of 2^31 pixels fit no test; their code path does."""
+    monkeypatch.setattr(convolve, "wide", lambda *rows: True)
+    spec = spec_of("strided_3x3", HALF)
+    arguments = draws(spec, exact=True)
+    numerics.assert_exact(convolved(spec, arguments, replace(BIG, split=2)), expected(spec, arguments, HALF))
+
+
+def test_nan_and_infinity_pass() -> None:
+    spec = spec_of("pointwise", HALF)
+    x, weight, scale, shift = draws(spec, exact=True)
+    x[0, 0, 0, 0], x[1, 0, 3, 3] = float("nan"), float("inf")
+    weight[:, 0] = 1
+    y = convolved(spec, (x, weight, scale, shift), BIG)
+    assert y[0, :, 0, 0].isnan().all() and y[1, :, 3, 3].isinf().all()
+    assert y.isfinite().sum() == y.numel() - 2 * spec.oc
+
+
+@pytest.mark.parametrize("why", ("stride", "alignment"))
+def test_what_tma_cannot_serve_takes_the_pointer_form(why: str) -> None:
+    spec = spec_of("strided_3x3" if why == "stride" else "pointwise", HALF)
+    arguments = draws(spec, exact=True)
+    packed = pack([Part(*arguments[1:], (0, 0), True)], HALF, "cpu")
+    y = empty(spec.n, spec.oc, spec.oh, spec.ow, HALF)
+    x = put(arguments[0], 0 if why == "stride" else 3)
+    launches = convolution("conv", spec, x, packed, [y], replace(BIG, form="tma"))
+    assert [launch.kernel for launch in launches] == [conv.conv_kernel]
+    run(launches)
+    numerics.assert_exact(take(y), expected(spec, arguments, HALF))
+
+
+def test_an_empty_batch_launches_nothing() -> None:
+    spec = replace(spec_of("pointwise", HALF), n=0)
+    packed = pack([Part(torch.zeros(48, 64, 1, 1), None, None, (0, 0), True)], HALF, "cpu")
+    none = empty(0, 64, 7, 9, HALF)
+    assert convolution("conv", spec, none, packed, [empty(0, 48, 7, 9, HALF)], BIG) == []

@@ -1,0 +1,101 @@
+"""The Triton kernels as far as a machine without a GPU can tell: interpreted in a process of their own, and what the
+host side decides.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from inception_fast.kernels.triton import configs
+from inception_fast.kernels.triton.configs import Config, Row
+from inception_fast.kernels.triton.convolve import box
+
+from checkout import ROOT
+
+
+@pytest.mark.timeout(600)
+def test_interpreted_kernels() -> None:
+    """Triton chooses its interpreter when it is imported, for the whole process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_every_class_has_configs() -> None:
+    for arch in configs.ARCHES:
+        for precision in configs.PRECISIONS:
+            rows = [row for row in configs.shipped() if (row.arch, row.precision) == (arch, precision)]
+            assert len(rows) >= 100
+            item = 2 if precision == "half" else 4
+            assert max(row.config.shared_bytes(item) for row in rows) <= configs.SHARED_BYTES[arch]
+
+
+def test_the_nearest_shape_decides() -> None:
+    near, far = Config(block_n=64), Config(block_n=128)
+    rows = [Row("sm_90", "half", 289, 192, 1344, near), Row("sm_90", "half", 36992, 192, 1344, far)]
+    assert configs.choose("sm_90", "half", 400, 192, 1344, rows) == near
+    assert configs.choose("sm_90", "half", 20000, 160, 1000, rows) == far
+
+
+def test_a_measured_row_wins_where_it_is_as_near() -> None:
+    guess, measured = Config(block_n=64), Config(block_n=128)
+    rows = [Row("sm_90", "half", 289, 192, 1344, guess), Row("sm_90", "half", 289, 192, 1344, measured, 1e-5)]
+    assert configs.choose("sm_90", "half", 289, 192, 1344, rows) == measured
+
+
+def test_an_unknown_class_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="sm_70 half; allowed: sm_80, sm_90"):
+        configs.choose("sm_70", "half", 1, 1, 1)
+
+
+def test_configs_survive_the_file(tmp_path: Path) -> None:
+    rows = [Row("sm_80", "tf32", 64, 32, 27, Config("tma", 64, 32, 16, 2, 8, 4), 2.5e-6)]
+    configs.write(tmp_path / "deep" / "c.json", rows, {"origin": "a test"})
+    assert configs.read(tmp_path / "deep" / "c.json") == rows
+    (tmp_path / "torn.json").write_text('{"rows": [["sm_80"')
+    with pytest.raises(ValueError, match=r"torn\.json holds no tile configurations"):
+        configs.read(tmp_path / "torn.json")
+
+
+def test_what_was_tuned_here_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    row = Row("sm_90", "half", 7, 7, 7, Config(), 1e-6)
+    assert configs.tuned("A GPU/1") == configs.shipped()
+    configs.write(configs.cache_file("A GPU/1"), [row], {})
+    assert configs.tuned("A GPU/1") == (*configs.shipped(), row)
+
+
+@pytest.mark.parametrize("wrong", ({"block_m": 48}, {"split": 0}, {"form": "magic"}, {"block_k": 8}, {"warps": 3}))
+def test_impossible_configs_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        Config(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_model_fills_the_machine() -> None:
+    """At batch 1 a walk over k is shared or tiles are small; at batch 256 tiles are big."""
+    one = configs.candidates("sm_90", "half", 289, 192, 1344)[0]
+    many = configs.candidates("sm_90", "half", 289 * 256, 192, 1344)[0]
+    assert one.block_m * one.block_n < many.block_m * many.block_n
+    assert configs.predict(many, "sm_90", "half", 289 * 256, 192, 1344) < configs.predict(
+        one, "sm_90", "half", 289 * 256, 192, 1344
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pixels", "covered"),
+    (((128, 17, 17), 128, 1.0), ((1, 8, 8), 64, 1.0), ((32, 17, 17), 128, 17 / 20), ((8, 35, 35), 128, 0.94)),
+)
+def test_boxes_hang_over_little(sizes: tuple[int, int, int], pixels: int, covered: float) -> None:
+    """A box of many images and few pixels covers a 17x17 map that no power of two divides."""
+    parts = box(*sizes, pixels)
+    assert parts[0] * parts[1] * parts[2] == pixels
+    whole = 1.0
+    for size, part in zip(sizes, parts, strict=True):
+        whole *= size / (-(-size // part) * part)
+    assert whole >= covered
