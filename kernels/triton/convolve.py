@@ -165,7 +165,8 @@ class _Call:
         """TMA strides are whole 16 bytes; it cannot skip pixels and its result does not scatter."""
         item, x = self.x.data.element_size(), self.x
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
-        return config.form == "tma" and aligned and self.spec.stride == (1, 1) and not self.grouped
+        there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
+        return config.form == "tma" and there and aligned and self.spec.stride == (1, 1) and not self.grouped
 
     def launches(self) -> list[Launch]:
         tma = self.config.form == "tma"
@@ -277,13 +278,15 @@ def stem_convolution(
     if spec.n == 0:
         return []
     group, rows, products = packed.groups[0], spec.n * spec.oh * spec.ow, spec.kh * spec.kw * spec.c
-    config = config or Config(block_m=128, block_n=power(group.channels, 16, 64), block_k=32, warps=4, stages=2)
+    float32 = packed.weight.dtype is torch.float32
+    # A tcgen05 product needs 64 rows or more, and Triton 3.7 rounds float32 that came from bytes to TF32 for it.
+    rows_of_tile = 32 if float32 and not tf32 else 128
+    config = config or Config(block_m=rows_of_tile, block_n=power(group.channels, 16, 64), block_k=32, stages=2)
     blocks = triton.cdiv(group.channels, config.block_n)
     strides = dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))
     affine = scale is not None or shift is not None
     # A parameter that is absent beside one that is there is the neutral one.
     before = [np.full(spec.c, d, np.float32) if affine and v is None else v for v, d in ((scale, 1), (shift, 0))]
-    float32 = packed.weight.dtype is torch.float32
     arguments = {
         **{"x_ptr": x, "w_ptr": packed.weight, "scale_ptr": packed.scale, "shift_ptr": packed.shift, "y_ptr": y.data},
         **{"before_scale_ptr": parameters(before[0], y.data), "before_shift_ptr": parameters(before[1], y.data)},

@@ -1,0 +1,82 @@
+"""Registers, spills, shared memory and instruction class of every GPU kernel, compiled here without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from typing import Any
+
+from .common import OK, WRONG, CommandError, add_json, choice, note, print_json, serving
+
+ARCHES = ("sm_80", "sm_90a", "sm_100a")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pattern", nargs="?", metavar="PATTERN", help="a shell pattern of kernel names, such as 'conv*'"
+    )
+    parser.add_argument("--arch", type=choice(ARCHES), default="sm_90a", help=f"one of {', '.join(ARCHES)}")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 on a spill or a missing tensor-core instruction"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """A row a kernel and configuration; spills and missing tensor-core instructions are named on standard error."""
+    with serving("kernels"):
+        from ..kernels.triton import catalogue
+
+    wanted = [entry for entry in catalogue.entries() if args.arch in entry.arches]
+    names = sorted({entry.kernel for entry in wanted})
+    chosen = [entry for entry in wanted if args.pattern is None or fnmatch(entry.kernel, args.pattern)]
+    if not chosen:
+        raise CommandError(f"no kernel matches {args.pattern!r}; there are {', '.join(names)}")
+    rows, wrong = [], []
+    for row, complaint in compiled(chosen, args.arch):
+        rows.append(row)
+        wrong += [f"{row['kernel']} {row['config']}: {complaint}"] if complaint else []
+    if args.json:
+        print_json(rows)
+    else:
+        show(rows)
+    for line in wrong:
+        note(line)
+    return WRONG if wrong and args.check else OK
+
+
+def compiled(entries: list[Any], arch: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each entry's row, and what is wrong with it or nothing."""
+    from ..kernels.triton import offline
+
+    for entry in entries:
+        with serving(f"{entry.kernel} {entry.config}"):
+            found = offline.compile_launch(entry.launch, arch)
+        row = {
+            "kernel": entry.kernel,
+            "config": entry.config,
+            "arch": arch,
+            "registers": found.registers,
+            "spill_bytes": found.spill_bytes,
+            "shared_bytes": found.shared_bytes,
+            "instructions": found.instructions,
+        }
+        yield row, offline.complaint(found, entry.tensor_cores)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows as plain columns."""
+    heads = ("kernel", "config", "registers", "spill", "shared", "instructions")
+    lines = [heads]
+    for row in rows:
+        counts = " ".join(f"{name}:{count}" for name, count in row["instructions"].items()) or "-"
+        numbers = (row["registers"], row["spill_bytes"], row["shared_bytes"])
+        lines.append((row["kernel"], row["config"], *map(str, numbers), counts))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads) - 1)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
+        ]
+        print("  ".join([*cells, line[-1]]))

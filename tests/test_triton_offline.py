@@ -1,0 +1,96 @@
+"""Every Triton kernel compiled for GPUs that are not here: no spill, tensor cores where they belong, nowhere else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from inception_fast.kernels.triton import catalogue, offline
+from inception_fast.kernels.triton.catalogue import Entry
+from inception_fast.kernels.triton.configs import Config
+
+from inception_fast.cli import main
+
+ENTRIES = list(catalogue.entries())
+
+
+def name(entry: Entry) -> str:
+    return f"{entry.kernel}: {entry.config}"
+
+
+def compiled(entry: Entry, arch: str) -> offline.Compiled:
+    return offline.compile_launch(entry.launch, arch)
+
+
+# Kernels without products differ little between the two architectures; one of them is enough.
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if "sm_90a" in e.arches], ids=name)
+def test_hopper(entry: Entry) -> None:
+    found = compiled(entry, "sm_90a")
+    assert offline.complaint(found, entry.tensor_cores) == ""
+    assert found.registers > 0 and found.shared_bytes <= 227 * 1024
+    if entry.kernel == "conv_tma":
+        assert found.instructions["UTMALDG"] >= 2 and "LDGSTS" not in found.instructions
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if "sm_80" in e.arches and e.tensor_cores], ids=name)
+def test_ampere(entry: Entry) -> None:
+    found = compiled(entry, "sm_80")
+    assert offline.complaint(found, True) == ""
+    assert found.instructions["HMMA"] >= 2 and found.shared_bytes <= 163 * 1024
+    if entry.kernel == "conv":
+        assert found.instructions["LDGSTS"] >= 4, "tiles are not loaded 16 bytes at a time ahead of their use"
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.kernel == "stem"], ids=name)
+def test_blackwell_keeps_float32_exact(entry: Entry) -> None:
+    """Triton 3.7 takes TF32 for float32 that came from bytes wherever a tile is large enough for tcgen05."""
+    assert offline.complaint(compiled(entry, "sm_100a"), entry.tensor_cores) == ""
+
+
+def test_a_spill_is_seen() -> None:
+    """A tile far too large for its warps spills, and the check says so."""
+    entry = catalogue._conv_entries("conv", Config(block_m=128, block_n=256, block_k=64, warps=4), torch.bfloat16)[0]
+    found = compiled(entry, "sm_90a")
+    assert found.spill_bytes > 0 and "STL" in found.instructions
+    assert "bytes of registers spill" in offline.complaint(found, True)
+
+
+def test_a_missing_tensor_core_is_seen() -> None:
+    entry = next(e for e in ENTRIES if e.kernel == "pool")
+    assert offline.complaint(compiled(entry, "sm_90a"), True) == "no HGMMA instruction"
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ValueError, match="'sm_70'; allowed: sm_80, sm_90a, sm_100a"):
+        offline.compile_launch(ENTRIES[0].launch, "sm_70")
+
+
+def test_arguments_are_described_as_a_launch_would() -> None:
+    launch = next(e for e in ENTRIES if e.kernel == "conv_tma").launch
+    types, constants, attributes = offline.describe(launch)
+    names = [parameter.name for parameter in launch.kernel.params]
+    assert types["x_desc"] == "tensordesc<bf16[32, 2, 2, 64]>" and types["y_ptr"] == "*bf16"
+    assert types["residual_scale"] == "fp32" and types["oc"] == "i32"
+    assert constants[(names.index("KW"),)] == 7
+    assert attributes[(names.index("y_pitch"),)] == [["tt.divisibility", 16]]
+    wide = replace(launch, arguments={**launch.arguments, "y_pitch": 1 << 40})
+    assert offline.describe(wide)[0]["y_pitch"] == "i64"
+
+
+def test_the_command_prints_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "split", "--arch", "sm_90a", "--json", "--check"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    keys = ["kernel", "config", "arch", "registers", "spill_bytes", "shared_bytes", "instructions"]
+    assert rows and all(list(row) == keys for row in rows)
+    assert rows[0]["arch"] == "sm_90a" and rows[0]["instructions"]["HGMMA"] > 0
+    assert main(["kernels", "split"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:3] == ["kernel", "config", "registers"] and "HGMMA:" in table[1]
+
+
+def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--arch", "sm_42"], ["no_such_kernel"]):
+        assert main(["kernels", *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
