@@ -1,8 +1,8 @@
 """A whole network as data: buffers and steps, in execution order, for one batch size. A backend compiles and runs it.
 
-Activations are float32 NHWC. A `Buffer` is [n, h, w, c] with c the channels of one pixel; a `View` is a range of those
-channels, so a concatenation is one buffer that several steps write into. Weights are float32 NumPy arrays, BN already
-folded into `scale` and `shift`, never into the weights.
+Activations are float32 or bfloat16, NHWC. A `Buffer` is [n, h, w, c] with c the channels of one pixel; a `View` is a
+range of those channels, so a concatenation is one buffer that several steps write into. Weights are float32 NumPy
+arrays, BN already folded into `scale` and `shift`, never into the weights.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .spec import ConvSpec, PoolSpec
+from .spec import ITEM_BYTES, ConvSpec, PoolSpec
 
 ALIGNMENT = 64  # bytes; every arena buffer starts on a cache line
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """[n, h, w, c] float32. kind "arena": `position` is a byte offset; "output": the position among the call's outputs.
+    """[n, h, w, c] of dtype "float32" or "bfloat16".
 
-    kind "input": the position among the call's inputs, usable only where the caller hands a dense NHWC float32 tensor;
-    any other input enters through an `ImportStep`.
+    kind "arena": `position` is a byte offset; "output": the position among the call's outputs; "input": the position
+    among the call's inputs, usable only where the caller hands a dense NHWC tensor of this dtype. Any other input
+    enters through an `ImportStep`.
     """
 
     n: int
@@ -30,10 +31,11 @@ class Buffer:
     c: int
     kind: str
     position: int
+    dtype: str = "float32"
 
     @property
     def bytes(self) -> int:
-        return 4 * self.n * self.h * self.w * self.c
+        return ITEM_BYTES[self.dtype] * self.n * self.h * self.w * self.c
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Output:
 
 @dataclass(frozen=True)
 class ImportStep:
-    """y = scale * x + shift per channel, from input number `source`: [n, c, h, w] of any strides, float32 or uint8."""
+    """y = scale * x + shift per channel, from input number `source`: [n, c, h, w] of any strides, float32, bfloat16 or
+    uint8.
+    """
 
     name: str
     source: int
@@ -66,9 +70,10 @@ class ImportStep:
 
 @dataclass(frozen=True)
 class ConvStep:
-    """`ConvSpec`'s formula. Consecutive column ranges go to `outputs`; a residual is allowed with exactly one output.
+    """`ConvSpec`'s formula: the weights are rounded to x's dtype, sums are float32, y is rounded once.
 
-    A linear layer is a 1x1 convolution of a 1x1 map. `spec.relu` is not read here: each output has its own.
+    Consecutive column ranges go to `outputs`; a residual is allowed with exactly one output. A linear layer is a 1x1
+    convolution of a 1x1 map. `spec.relu` is not read here: each output has its own.
     """
 
     name: str

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from inception_fast.kernels import cpu
 from inception_fast.kernels.plan import Buffer, ConvStep, ImportStep, Output, PairStep, Plan, PoolStep, Step, View
-from inception_fast.kernels.spec import ConvSpec, PoolSpec
+from inception_fast.kernels.spec import ITEM_BYTES, ConvSpec, PoolSpec
 
 POISON = 0x7FC0DEAD  # a NaN: reading it spoils the result, overwriting it changes the bits
 GUARD = 64  # floats around every buffer
@@ -34,17 +34,17 @@ class Scene:
     inputs: list[torch.Tensor] = field(default_factory=list)
     position: int = 4 * GUARD
 
-    def room(self, n: int, h: int, w: int, c: int, before: int = 0, after: int = 0) -> View:
+    def room(self, n: int, h: int, w: int, c: int, before: int = 0, after: int = 0, dtype: str = "float32") -> View:
         """A view of c channels inside a buffer of before + c + after."""
-        buffer = Buffer(n, h, w, before + c + after, "arena", self.position)
+        buffer = Buffer(n, h, w, before + c + after, "arena", self.position, dtype)
         self.position += (buffer.bytes + 63) // 64 * 64 + 4 * GUARD
         self.buffers.append(buffer)
         return View(len(self.buffers) - 1, before, c)
 
-    def put(self, x: torch.Tensor, before: int = 0, after: int = 0) -> View:
+    def put(self, x: torch.Tensor, before: int = 0, after: int = 0, dtype: str = "float32") -> View:
         """[n, c, h, w], brought in by an import step."""
         n, c, h, w = x.shape
-        view = self.room(n, h, w, c, before, after)
+        view = self.room(n, h, w, c, before, after, dtype)
         self.inputs.append(x)
         self.steps.append(ImportStep(f"import{len(self.inputs)}", len(self.inputs) - 1, view))
         return view
@@ -68,21 +68,25 @@ class Memory:
     buffers: list[Buffer]
     arena: np.ndarray
 
-    def buffer(self, index: int) -> np.ndarray:
-        """[n, h, w, c] of the whole buffer."""
-        b = self.buffers[index]
-        return self.arena[b.position // 4 :][: b.n * b.h * b.w * b.c].reshape(b.n, b.h, b.w, b.c)
+    def bytes_of(self, view: View, memory: np.ndarray) -> np.ndarray:
+        """[n, h, w, bytes of the view's channels] of bytes laid out as the arena."""
+        b = self.buffers[view.buffer]
+        item = ITEM_BYTES[b.dtype]
+        whole = memory[b.position :][: b.bytes].reshape(b.n, b.h, b.w, b.c * item)
+        return whole[..., view.offset * item : (view.offset + view.channels) * item]
 
     def get(self, view: View) -> torch.Tensor:
-        """[n, c, h, w]"""
-        values = self.buffer(view.buffer)[..., view.offset : view.offset + view.channels]
-        return torch.from_numpy(values.copy()).permute(0, 3, 1, 2)
+        """[n, c, h, w] in the buffer's dtype."""
+        b = self.buffers[view.buffer]
+        found = torch.empty(b.n, b.h, b.w, view.channels, dtype=getattr(torch, b.dtype))
+        found.view(-1).view(torch.uint8).numpy()[...] = self.bytes_of(view, self.arena.view(np.uint8)).reshape(-1)
+        return found.permute(0, 3, 1, 2)
 
     def check_guards(self, views: list[View]) -> None:
         rest = self.arena.copy()
-        memory = Memory(self.buffers, rest)
         for view in views:
-            memory.buffer(view.buffer)[..., view.offset : view.offset + view.channels].view(np.uint32)[...] = POISON
+            poison = np.full(self.arena.size, POISON, np.uint32).view(np.uint8)
+            self.bytes_of(view, rest.view(np.uint8))[...] = self.bytes_of(view, poison)
         assert is_poison(rest), "a step wrote outside its view"
         base = self.arena.base
         while isinstance(base.base, np.ndarray):
@@ -104,7 +108,10 @@ def argument(x: torch.Tensor) -> tuple[int, str, tuple[int, int, int, int]]:
 
 @dataclass
 class Conv:
-    """Operands of one convolution with two ranges of output channels at most; `reference` is float64 by torch."""
+    """Operands of one convolution with two ranges of output channels at most; `reference` is float64 by torch.
+
+    Operands are rounded to the spec's dtype first, and the result in the end.
+    """
 
     spec: ConvSpec
     x: torch.Tensor
@@ -116,12 +123,17 @@ class Conv:
 
     def reference(self, relu: bool = True) -> torch.Tensor:
         top, bottom, left, right = self.spec.padding
-        x = torch.nn.functional.pad(self.x.double(), (left, right, top, bottom))
-        y = torch.nn.functional.conv2d(x, self.weight.double(), stride=self.spec.stride, groups=self.spec.groups)
+        x = torch.nn.functional.pad(self.rounded(self.x), (left, right, top, bottom))
+        weight = self.rounded(self.weight)
+        y = torch.nn.functional.conv2d(x, weight, stride=self.spec.stride, groups=self.spec.groups)
         y = y * self.scale.double()[:, None, None] + self.shift.double()[:, None, None]
         if self.residual is not None:
-            y = self.residual.double() + self.residual_scale * y
-        return y.relu() if relu else y
+            y = self.rounded(self.residual) + self.residual_scale * y
+        return self.rounded(y.relu() if relu else y)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """float64; float32 is left as it is, for its results come within a budget."""
+        return x.double() if self.spec.dtype == "float32" else x.to(getattr(torch, self.spec.dtype)).double()
 
     def step(self, x: View, outputs: tuple[Output, ...], residual: View | None = None) -> ConvStep:
         arrays = (self.weight.numpy(), self.scale.numpy(), self.shift.numpy())
@@ -135,9 +147,9 @@ class Conv:
     def run(self, tier: str, threads: int = 1, relu: bool = True, around: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """[n, oc, oh, ow]; every operand lies between `around` channels of poison."""
         spec, scene = self.spec, Scene()
-        x = scene.put(self.x, *around)
-        residual = None if self.residual is None else scene.put(self.residual, *around)
-        y = scene.room(spec.n, spec.oh, spec.ow, spec.oc, *around)
+        x = scene.put(self.x, *around, spec.dtype)
+        residual = None if self.residual is None else scene.put(self.residual, *around, spec.dtype)
+        y = scene.room(spec.n, spec.oh, spec.ow, spec.oc, *around, spec.dtype)
         scene.steps.append(self.step(x, (Output(y, relu),), residual))
         return scene.run(tier, threads).get(y)
 

@@ -175,3 +175,7 @@ SCORE_REL = 1e-9
 # The same scores from two float32 nets whose features differ by 1e-6: KID multiplies differences by three (its
 # kernel is a cube) and cancels two digits of near-equal means.
 NET_SCORE_REL = 1e-3
+# A whole network in bfloat16: up to 250 layers' roundings add in squares, 250^0.5 * BF16_REL_L2.
+NET_BF16_REL_L2 = 2.8e-2
+# One rounding to 8 bits is off by at most half a unit of the last place, 2^-9 of each value: whatever the values are.
+BF16_ROUNDING = 2**-9 + FP32_REL_L2

@@ -13,10 +13,11 @@ from inception_fast.kernels.spec import ConvSpec
 
 from conv_shapes import CONV_SHAPES, ConvShape
 from cpu_plans import Conv, Scene, integers, normals
-from numerics import FP32_REL_L2, rel_l2
+from numerics import BF16_REL_L2, FP32_REL_L2, rel_l2
 
 TIERS = cpu.tiers()
 every_tier = pytest.mark.parametrize("tier", TIERS)
+every_dtype = pytest.mark.parametrize("dtype", cpu.DTYPES)
 
 
 def spec_of(shape: ConvShape, n: int = 1, largest: int = 17) -> ConvSpec:
@@ -29,9 +30,10 @@ def spec_of(shape: ConvShape, n: int = 1, largest: int = 17) -> ConvSpec:
     return ConvSpec(*sizes, (shape.stride, shape.stride), shape.padding, shape.groups)
 
 
+@every_dtype
 @pytest.mark.parametrize("shape", CONV_SHAPES, ids=str)
-def test_every_layer_of_the_variants_is_exact(shape: ConvShape) -> None:
-    conv = integers(spec_of(shape))
+def test_every_layer_of_the_variants_is_exact(shape: ConvShape, dtype: str) -> None:
+    conv = integers(replace(spec_of(shape), dtype=dtype))
     truth = conv.reference()
     for tier in TIERS:
         assert torch.equal(conv.run(tier, threads=2).double(), truth), tier
@@ -48,9 +50,10 @@ FULL_SIZE = [
 
 
 @every_tier
+@every_dtype
 @pytest.mark.parametrize("spec", FULL_SIZE, ids=lambda s: f"{s.h}x{s.w}-{s.kh}x{s.kw}")
-def test_large_maps_are_exact(tier: str, spec: ConvSpec) -> None:
-    conv = integers(spec)
+def test_large_maps_are_exact(tier: str, dtype: str, spec: ConvSpec) -> None:
+    conv = integers(replace(spec, dtype=dtype))
     assert torch.equal(conv.run(tier, threads=3).double(), conv.reference())
 
 
@@ -75,19 +78,21 @@ EDGES = {
 
 
 @every_tier
+@every_dtype
 @pytest.mark.parametrize("around", [(0, 0), (3, 5)], ids=["dense", "slices"])
 @pytest.mark.parametrize("spec", EDGES.values(), ids=EDGES.keys())
-def test_edge_shapes_are_exact(tier: str, spec: ConvSpec, around: tuple[int, int]) -> None:
-    conv = integers(spec, residual=True)
+def test_edge_shapes_are_exact(tier: str, dtype: str, spec: ConvSpec, around: tuple[int, int]) -> None:
+    conv = integers(replace(spec, dtype=dtype), residual=True)
     for threads in (1, 4):
         assert torch.equal(conv.run(tier, threads, around=around).double(), conv.reference())
     assert torch.equal(conv.run(tier, relu=False, around=around).double(), conv.reference(relu=False))
 
 
 @every_tier
+@every_dtype
 @pytest.mark.parametrize("width", range(1, 70, 4))
-def test_every_tail_of_columns_and_pixels(tier: str, width: int) -> None:
-    conv = integers(ConvSpec(1, 1, width, 6, width, 1, 1))
+def test_every_tail_of_columns_and_pixels(tier: str, dtype: str, width: int) -> None:
+    conv = integers(ConvSpec(1, 1, width, 6, width, 1, 1, dtype=dtype))
     assert torch.equal(conv.run(tier, around=(1, 2)).double(), conv.reference())
 
 
@@ -146,6 +151,10 @@ def test_sums_stay_within_the_float32_budget(tier: str, spec: ConvSpec) -> None:
     assert rel_l2(conv.run(tier), conv.reference()) <= FP32_REL_L2
     positive = replace(conv, weight=conv.weight.abs())
     assert rel_l2(positive.run(tier), positive.reference()) <= FP32_REL_L2
+    half = replace(conv, spec=replace(spec, dtype="bfloat16"))
+    exact = replace(half, x=half.rounded(conv.x), weight=half.rounded(conv.weight), spec=spec)
+    exact.residual = half.rounded(conv.residual)  # the result not rounded: what the budget allows is that rounding
+    assert rel_l2(half.run(tier), exact.reference()) <= BF16_REL_L2
 
 
 INVARIANT = [
@@ -158,9 +167,10 @@ INVARIANT = [
 
 
 @every_tier
+@every_dtype
 @pytest.mark.parametrize("spec", INVARIANT, ids=lambda s: f"{s.h}-{s.c}-{s.kh}x{s.kw}")
-def test_bits_depend_on_neither_threads_nor_batch_nor_layout(tier: str, spec: ConvSpec) -> None:
-    conv = normals(spec)
+def test_bits_depend_on_neither_threads_nor_batch_nor_layout(tier: str, dtype: str, spec: ConvSpec) -> None:
+    conv = normals(replace(spec, dtype=dtype))
     y = conv.run(tier, threads=1)
     for threads in (2, 3, 5):
         assert torch.equal(conv.run(tier, threads), y)
@@ -168,8 +178,8 @@ def test_bits_depend_on_neither_threads_nor_batch_nor_layout(tier: str, spec: Co
     for i in range(3):
         assert torch.equal(conv.image(i).run(tier), y[i : i + 1])
     scene = Scene()
-    x = scene.put(conv.x)
-    outputs = tuple(Output(scene.room(3, spec.oh, spec.ow, c), True) for c in (spec.oc - 21, 21))
+    x = scene.put(conv.x, dtype=dtype)
+    outputs = tuple(Output(scene.room(3, spec.oh, spec.ow, c, dtype=dtype), True) for c in (spec.oc - 21, 21))
     scene.steps.append(conv.step(x, outputs))
     memory = scene.run(tier, threads=2)
     assert torch.equal(torch.cat([memory.get(output.view) for output in outputs], dim=1), y)
@@ -180,6 +190,19 @@ def test_tiers_with_fused_multiply_add_agree_bit_for_bit() -> None:
     conv = normals(ConvSpec(1, 9, 9, 320, 72, 3, 3, (1, 1), (1, 1, 1, 1)), residual=True)
     results = [conv.run(tier) for tier in fused]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@every_tier
+def test_types_mix(tier: str) -> None:
+    """bfloat16 in, float32 out, a float32 residual; and the other way round."""
+    for x_type, y_type in (("bfloat16", "float32"), ("float32", "bfloat16")):
+        conv = integers(ConvSpec(1, 7, 9, 21, 35, 3, 3, (1, 1), (1, 1, 1, 1), dtype=x_type), residual=True)
+        scene = Scene()
+        x, residual = scene.put(conv.x, dtype=x_type), scene.put(conv.residual, dtype=y_type)
+        y = scene.room(1, 7, 9, 35, 2, 3, y_type)
+        scene.steps.append(conv.step(x, (Output(y, True),), residual))
+        truth = replace(conv, spec=replace(conv.spec, dtype=y_type)).reference()
+        assert torch.equal(scene.run(tier, threads=2).get(y).double(), truth)
 
 
 @every_tier

@@ -279,7 +279,7 @@ def test_a_copy_is_independent(fast: Any) -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no module": (lambda: optimize(torch.relu, X), TypeError, "builtin_function_or_method; allowed: torch.nn.Module"),
     "twice": (lambda: optimize(optimize(small(), X), X), ValueError, "optimised already"),
-    "dtype": (lambda: optimize(small(), X, dtype=torch.bfloat16), ValueError, "dtype torch.bfloat16; .* torch.float32"),
+    "dtype": (lambda: optimize(small(), X, dtype=torch.float16), ValueError, "dtype torch.float16; .* torch.bfloat16"),
     "backend": (lambda: optimize(small(), X, backend="tpu"), ValueError, "unknown backend 'tpu'; allowed: .*cpu"),
     "no batch": (lambda: optimize(small(), X, batch_sizes=[]), ValueError, "one or more"),
     "batch of 0": (lambda: optimize(small(), X, batch_sizes=[1, 0]), ValueError, r"\[1, 0\]; allowed: integers"),

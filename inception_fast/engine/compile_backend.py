@@ -72,7 +72,7 @@ class _Replanned:
             self.state = [(t, version(t)) for t in tensors]
             self.values = [args[i].item() for i in self.numbers]
             bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
-            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu")
+            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu", "float32")
             session.plan(session.signature.example)
             self.session = session
             return session

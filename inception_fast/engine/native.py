@@ -25,26 +25,31 @@ def pixel_map(shape: ir.Shape) -> Map | None:
     return shape[0], 1, 1, math.prod(shape[1:])
 
 
-def conv_spec(op: ir.Conv, x: Map, residual: bool = False) -> ConvSpec:
+def conv_spec(op: ir.Conv, x: Map, residual: bool = False, dtype: str = "float32") -> ConvSpec:
     n, h, w, c = x
-    return ConvSpec(n, h, w, c, op.channels, *op.kernel, op.stride, op.padding, op.groups, op.relu, residual)
+    return ConvSpec(n, h, w, c, op.channels, *op.kernel, op.stride, op.padding, op.groups, op.relu, residual, dtype)
 
 
-def pool_spec(op: ir.Pool, x: Map) -> PoolSpec:
-    return PoolSpec(*x, *op.kernel, op.stride, op.padding, op.kind, op.count_include_pad, op.overhang)
+def pool_spec(op: ir.Pool, x: Map, dtype: str = "float32") -> PoolSpec:
+    return PoolSpec(*x, *op.kernel, op.stride, op.padding, op.kind, op.count_include_pad, op.overhang, dtype)
 
 
-def pair_spec(op: ir.Pair, x: Map) -> PairSpec:
-    first = conv_spec(op.first, x)
+def pair_spec(op: ir.Pair, x: Map, dtype: str = "float32") -> PairSpec:
+    first = conv_spec(op.first, x, dtype=dtype)
     read = (first.n, first.oh, first.ow, first.oc) if op.kind == "chain" else x
-    return PairSpec(first, conv_spec(op.second, read), op.kind)
+    return PairSpec(first, conv_spec(op.second, read, dtype=dtype), op.kind)
 
 
 class Native:
-    """The coverage of one graph at one set of shapes. `reasons` is the backend's word on a spec."""
+    """The coverage of one graph at one set of shapes. `reasons` is the backend's word on a spec.
 
-    def __init__(self, graph: ir.Graph, shapes: dict[ir.Node, ir.Shape], reasons: Reasons) -> None:
-        self.graph, self.shapes, self._backend = graph, shapes, reasons
+    The graph is captured in float32; `dtype` is what activations between native steps and weights are kept in.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, shapes: dict[ir.Node, ir.Shape], reasons: Reasons, dtype: str = "float32"
+    ) -> None:
+        self.graph, self.shapes, self._backend, self.dtype = graph, shapes, reasons, dtype
         self._reasons: dict[ir.Node, str] = {}
         for node in graph.nodes:
             self._reasons[node] = self._why_not(node)
@@ -130,7 +135,7 @@ class Native:
         if node not in self.shapes:
             return "a shape known only at run time"
         if node.dtype != torch.float32:
-            return f"dtype {node.dtype}; native steps compute in float32"
+            return f"dtype {node.dtype}; native steps take the place of float32 ones"
         if pixel_map(self.shapes[node]) is None:
             return f"shape {self.shapes[node]} is neither a map nor a vector"
         if isinstance(op, ir.Cast):
@@ -155,11 +160,11 @@ class Native:
             return "a residual of another shape"
         try:
             if isinstance(op, ir.Pair):
-                spec: ConvSpec | PairSpec | PoolSpec = pair_spec(op, x)
+                spec: ConvSpec | PairSpec | PoolSpec = pair_spec(op, x, self.dtype)
             elif isinstance(op, (ir.Conv, ir.Linear)):
-                spec = conv_spec(self.as_conv(node), x, len(node.inputs) > 1)
+                spec = conv_spec(self.as_conv(node), x, len(node.inputs) > 1, self.dtype)
             elif isinstance(op, ir.Pool):
-                spec = pool_spec(op, x)
+                spec = pool_spec(op, x, self.dtype)
             elif isinstance(op, (ir.Affine, ir.Lrn, ir.Normalize)):
                 return ""
             elif isinstance(op, ir.Pad):

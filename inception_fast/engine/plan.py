@@ -24,7 +24,7 @@ from ..kernels.plan import (
     Step,
     View,
 )
-from ..kernels.spec import ConvSpec
+from ..kernels.spec import ITEM_BYTES, ConvSpec
 from . import graph as ir
 from .interpret import infer_shapes
 from .memory import Lifetime, place
@@ -75,10 +75,13 @@ def optional(value: Tensor | None) -> np.ndarray | None:
     return None if value is None else array(value)
 
 
-def lower(graph: ir.Graph, inputs: Sequence[Tensor], reasons: Reasons) -> Program:
-    """The program for inputs of these shapes and dtypes. `reasons` says what the backend cannot run."""
+def lower(graph: ir.Graph, inputs: Sequence[Tensor], reasons: Reasons, dtype: str = "float32") -> Program:
+    """The program for inputs of these shapes and dtypes. `reasons` says what the backend cannot run.
+
+    dtype: "float32" or "bfloat16", of the activations between native steps and of their weights; outputs stay float32.
+    """
     shapes = {n: tuple(v.shape) for n, v in infer_shapes(graph, inputs).items() if isinstance(v, Tensor)}
-    return _Lowering(graph, Native(graph, shapes, reasons)).run()
+    return _Lowering(graph, Native(graph, shapes, reasons, dtype)).run()
 
 
 @dataclass
@@ -86,6 +89,7 @@ class _Draft:
     """A buffer before it has a place. `segment`: the run of native steps that writes it."""
 
     map: tuple[int, int, int, int]
+    dtype: str
     output: int | None = None
     segment: int = 0
     touched: list[int] = field(default_factory=list)
@@ -125,7 +129,8 @@ class _Lowering:
 
     def _new(self, node: ir.Node, output: int | None = None) -> View:
         sizes = self.native.map(node)
-        self.drafts.append(_Draft(sizes, output, self.segment[node]))
+        dtype = self.native.dtype if output is None else "float32"
+        self.drafts.append(_Draft(sizes, dtype, output, self.segment[node]))
         return View(len(self.drafts) - 1, 0, sizes[3])
 
     def _root(self, node: ir.Node) -> ir.Node:
@@ -148,7 +153,7 @@ class _Lowering:
             if not self.native.covers(node):
                 continue
             root, view = self._root(node), None
-            if self._writable(root):
+            if self._writable(root) and (self.native.dtype == "float32" or not self._read_again(root)):
                 view = self.home[root] = self._new(root, position)
             else:
                 view = self._new(node, position)
@@ -156,6 +161,10 @@ class _Lowering:
                 self.output_copies.append((node, view))
             self.results[node] = Tap(view, self.native.shapes[node])
             position += 1
+
+    def _read_again(self, node: ir.Node) -> bool:
+        """Whether native steps read the value too, whose operands have the plan's dtype."""
+        return any(self.native.covers(u) for n in self._readers(node) for u in (n, *n.users) if u is not node)
 
     def _place_concats(self) -> None:
         for node in reversed(self.graph.nodes):
@@ -300,7 +309,7 @@ class _Lowering:
     def _conv(self, node: ir.Node, name: str, reads: list[View]) -> ConvStep:
         op = self.native.as_conv(node)
         residual = reads[1] if len(reads) > 1 else None
-        spec = conv_spec(op, self.native.map(node.inputs[0]), residual is not None)
+        spec = conv_spec(op, self.native.map(node.inputs[0]), residual is not None, self.native.dtype)
         return self._conv_step(name, op, spec, reads[0], self._outputs(node, op), residual)
 
     def _conv_step(
@@ -334,14 +343,15 @@ class _Lowering:
 
     def _pair(self, node: ir.Node, op: ir.Pair, x: View, segment: int) -> None:
         name, home = self._name(node, ""), self.home[node]
-        first = conv_spec(op.first, self.native.map(node.inputs[0]))
+        dtype = self.native.dtype
+        first = conv_spec(op.first, self.native.map(node.inputs[0]), dtype=dtype)
         if op.kind == "chain":
-            self.drafts.append(_Draft((first.n, first.oh, first.ow, first.oc), None, segment))
+            self.drafts.append(_Draft((first.n, first.oh, first.ow, first.oc), dtype, None, segment))
             between = View(len(self.drafts) - 1, 0, first.oc)
-            second = conv_spec(op.second, (first.n, first.oh, first.ow, first.oc))
+            second = conv_spec(op.second, (first.n, first.oh, first.ow, first.oc), dtype=dtype)
             views, y1, y2, x2 = [x, between, home], between, home, between
         else:
-            second = conv_spec(op.second, self.native.map(node.inputs[0]))
+            second = conv_spec(op.second, self.native.map(node.inputs[0]), dtype=dtype)
             y1 = View(home.buffer, home.offset, first.oc)
             y2 = View(home.buffer, home.offset + first.oc, second.oc)
             views, x2 = [x, home], x
@@ -352,9 +362,8 @@ class _Lowering:
     def _simple(self, node: ir.Node, name: str, reads: list[View]) -> Step:
         op, y = node.op, self.home[node]
         if isinstance(op, ir.Pool):
-            return PoolStep(
-                name, pool_spec(op, self.native.map(node.inputs[0])), reads[0], y, optional(op.shift), op.relu
-            )
+            spec = pool_spec(op, self.native.map(node.inputs[0]), self.native.dtype)
+            return PoolStep(name, spec, reads[0], y, optional(op.shift), op.relu)
         if isinstance(op, ir.Affine):
             residual = reads[1] if len(reads) > 1 else None
             return EltwiseStep(
@@ -371,14 +380,15 @@ class _Lowering:
     def _finish(self) -> Program:
         arena = [i for i, d in enumerate(self.drafts) if d.output is None and d.touched]
         lives = [
-            Lifetime(4 * math.prod(d.map), min(d.touched), max(d.touched)) for d in (self.drafts[i] for i in arena)
+            Lifetime(ITEM_BYTES[d.dtype] * math.prod(d.map), min(d.touched), max(d.touched))
+            for d in (self.drafts[i] for i in arena)
         ]
         positions, total = place(lives)
         at = dict(zip(arena, positions, strict=True))
         buffers = []
         for i, draft in enumerate(self.drafts):
             kind, position = ("arena", at.get(i, 0)) if draft.output is None else ("output", draft.output)
-            buffers.append(Buffer(*draft.map, kind, position))
+            buffers.append(Buffer(*draft.map, kind, position, draft.dtype))
         items: list[NativeItem | TorchItem] = []
         for alone, group in itertools.groupby(self.steps, key=lambda s: isinstance(s[0], ir.Node)):
             if alone:

@@ -19,6 +19,7 @@ from .plan import Program, Tap, TorchItem
 from .segment import NativeItem
 
 IDLE_ARENAS = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Executable(Protocol):
@@ -79,7 +80,7 @@ def _same_convolution(a: ConvStep, b: ConvStep) -> bool:
 
 
 class Interpreted:
-    """A graph run by torch, for the backends "torch" (in float32) and "reference" (in float64, rounded at the end)."""
+    """A graph run by torch, for the backends "torch" (in `dtype`) and "reference" (in float64, rounded at the end)."""
 
     def __init__(self, graph: ir.Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype = graph, dtype
@@ -173,14 +174,14 @@ class _Run:
         b = self.program.buffers[number]
         if b.kind == "output":
             return self.bases[b.position]
-        return self.arena[b.position : b.position + b.bytes].view(torch.float32).view(b.n, b.h, b.w, b.c)
+        return self.arena[b.position : b.position + b.bytes].view(DTYPES[b.dtype]).view(b.n, b.h, b.w, b.c)
 
     def _tensor(self, tap: Tap) -> Tensor:
         view: View = tap.view
         part = self._base(view.buffer)
         if view.channels != part.shape[3]:
             part = part[..., view.offset : view.offset + view.channels]
-        part = part.permute(0, 3, 1, 2)
+        part = part.permute(0, 3, 1, 2).float()
         return part if len(tap.shape) == 4 else part.reshape(tap.shape)
 
     def _native(self, index: int, item: NativeItem) -> None:
@@ -193,7 +194,7 @@ class _Run:
                 x = self.values[source].detach().resolve_neg()
                 x = x if x.dim() == 4 else x.reshape(n, c, h, w)
             alive.append(x)
-            arguments.append((x.data_ptr(), "uint8" if x.dtype == torch.uint8 else "float32", x.stride()))
+            arguments.append((x.data_ptr(), str(x.dtype).removeprefix("torch."), x.stride()))
         pointers = [self.bases[o].data_ptr() for o in item.outputs]
         native = self.compiled.native[index]
         if self.seconds is None:

@@ -15,7 +15,7 @@ from .report import Report, make_report
 from .session import Session
 
 BACKENDS = ("cpu", "torch", "reference")
-DTYPES = (torch.float32,)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 class OptimizedModule(nn.Module):
@@ -102,7 +102,8 @@ def optimize(
     Args:
         module: any module that torch.export can capture, with float32 parameters on the CPU.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        dtype: None or torch.float32.
+        dtype: what weights and activations are kept in, torch.float32 (None too) or torch.bfloat16. Sums, BN and the
+            module's outputs are float32 either way, so the outputs' dtype is the module's.
         backend: None or "cpu": the native kernels. "torch", "reference" (float64 inside): the same graph by torch.
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
 
@@ -120,7 +121,7 @@ def optimize(
         raise ValueError(f"dtype {dtype}; backend {name!r} runs {', '.join(map(str, DTYPES))}")
     _check_parameters(module)
     _check_batch_sizes(batch_sizes)
-    session = Session(module, *arguments_of(example_inputs), name)
+    session = Session(module, *arguments_of(example_inputs), name, str(dtype or torch.float32).removeprefix("torch."))
     for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
@@ -141,9 +142,11 @@ def _check_parameters(module: nn.Module) -> None:
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(value):
             raise ValueError(f"{name} is not initialised; allowed: modules that ran once")
-        wrong_type = value.is_floating_point() and value.dtype not in DTYPES
+        wrong_type = value.is_floating_point() and value.dtype != torch.float32
         if wrong_type or value.is_complex() or value.device.type != "cpu":
-            raise ValueError(f"{name} is {value.dtype} on {value.device}; allowed: torch.float32 on cpu")
+            raise ValueError(
+                f"{name} is {value.dtype} on {value.device}; allowed: torch.float32 on cpu, dtype= says what it runs in"
+            )
 
 
 def _check_batch_sizes(batch_sizes: Sequence[int] | None) -> None:

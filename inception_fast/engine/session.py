@@ -19,7 +19,7 @@ from .inputs import Key, Signature, key_of
 from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
-from .program import ArenaPool, Compiled, Executable, Interpreted, same_weights
+from .program import DTYPES, ArenaPool, Compiled, Executable, Interpreted, same_weights
 
 KEPT_PROGRAMS = 16  # of those planned on demand; sizes asked for at the start stay
 
@@ -35,8 +35,10 @@ class Captured:
 class Session:
     """Thread-safe. `module` is only read; its parameters are shared, never written."""
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
-        self.name, self.backend = type(module).__name__, backend
+    def __init__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str
+    ) -> None:
+        self.name, self.backend, self.dtype = type(module).__name__, backend, dtype
         self.module = snapshot(module)
         self.affine = image_affine(module)
         self.signature = Signature(self.module, args, kwargs, len(self.affine[0]) if self.affine else 0)
@@ -97,7 +99,9 @@ class Session:
         if self.backend == "cpu":
             program = self._lower(captured.graph, leaves)
             return Compiled(program, self._pool, self._like(program)), captured
-        return Interpreted(captured.graph, torch.float64 if self.backend == "reference" else torch.float32), captured
+        return Interpreted(
+            captured.graph, torch.float64 if self.backend == "reference" else DTYPES[self.dtype]
+        ), captured
 
     def _like(self, program: Program) -> Compiled | None:
         """A program whose packed weights this one can share."""
@@ -106,7 +110,7 @@ class Session:
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
-            return lower(graph, leaves, cpu.reasons)
+            return lower(graph, leaves, cpu.reasons, self.dtype)
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot run inputs of {_sizes(leaves)}: {error}") from error
 

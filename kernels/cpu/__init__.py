@@ -22,6 +22,7 @@ except ImportError as error:
         f"the native kernels of inception_fast are not built ({error}); run `pip install -e .` in the checkout"
     ) from error
 
+DTYPES = ("float32", "bfloat16")
 ISA_VARIABLE = "INCEPTION_FAST_ISA"
 
 InputArgument = tuple[int, str, tuple[int, int, int, int]]
@@ -45,8 +46,8 @@ def reasons(spec: ConvSpec | PairSpec | PoolSpec) -> list[str]:
     if isinstance(spec, PairSpec):
         return [f"{name}: {why}" for name in ("first", "second") for why in reasons(getattr(spec, name))]
     found = []
-    if spec.dtype != "float32":
-        found.append(f"dtype {spec.dtype}; the CPU kernels take float32")
+    if spec.dtype not in DTYPES:
+        found.append(f"dtype {spec.dtype}; the CPU kernels take {', '.join(DTYPES)}")
     largest = max(spec.h, spec.w, spec.c, spec.kh, spec.kw, spec.n, *spec.padding)
     if isinstance(spec, ConvSpec) and spec.oc * (spec.c // spec.groups) * spec.kh * spec.kw >= 2**31:
         found.append("2^31 or more weights; the CPU kernels count them in 32 bits")
@@ -77,8 +78,9 @@ class CompiledPlan:
         """Runs every step.
 
         Args:
-            inputs: data pointer, dtype ("float32" or "uint8") and element strides of logical n, c, h, w, of each input.
-            outputs: pointers of dense NHWC float32 memory, by the output buffers' positions.
+            inputs: data pointer, dtype ("float32", "bfloat16" or "uint8") and element strides of logical n, c, h,
+                w, of each input.
+            outputs: pointers of dense NHWC memory of the buffers' dtypes, by the output buffers' positions.
             arena: pointer to `arena_bytes` bytes, 64-byte aligned; not shared with a call that is still running.
             threads: how many threads to use, this one included.
         """
@@ -105,7 +107,7 @@ def compile(plan: Plan, tier: str | None = None, like: CompiledPlan | None = Non
     for n, c, h, w in plan.inputs:
         builder.input(n, c, h, w)
     for buffer in plan.buffers:
-        builder.buffer(buffer.n, buffer.h, buffer.w, buffer.c, buffer.kind, buffer.position)
+        builder.buffer(buffer.n, buffer.h, buffer.w, buffer.c, buffer.kind, buffer.position, buffer.dtype)
     for step in plan.steps:
         _add(builder, step)
     return CompiledPlan(builder.build(None if like is None else like._native))

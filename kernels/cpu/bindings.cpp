@@ -56,11 +56,25 @@ std::vector<std::string> tiers() {
   return names;
 }
 
+Type type_named(const std::string &name, const char *role, bool bytes) {
+  if (name == "float32")
+    return Type::float32;
+  if (name == "bfloat16")
+    return Type::bfloat16;
+  if (name == "uint8" && bytes)
+    return Type::uint8;
+  throw std::invalid_argument(std::string(role) + " of dtype " + name + "; allowed: float32, bfloat16" +
+                              (bytes ? ", uint8" : ""));
+}
+
 Input input_of(const InputTuple &from) {
   const auto &[pointer, dtype, strides] = from;
-  if (dtype != "float32" && dtype != "uint8")
-    throw std::invalid_argument("input of dtype " + dtype + "; allowed: float32, uint8");
-  return {reinterpret_cast<const void *>(pointer), dtype == "uint8", strides[0], strides[1], strides[2], strides[3]};
+  return {reinterpret_cast<const void *>(pointer),
+          type_named(dtype, "input", true),
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
 }
 
 void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
@@ -68,11 +82,11 @@ void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vec
   std::vector<Input> from;
   for (const InputTuple &input : inputs)
     from.push_back(input_of(input));
-  std::vector<float *> to;
+  std::vector<void *> to;
   for (uintptr_t output : outputs)
-    to.push_back(reinterpret_cast<float *>(output));
+    to.push_back(reinterpret_cast<void *>(output));
   py::gil_scoped_release release;
-  plan.run(from, to, reinterpret_cast<float *>(arena), threads, seconds);
+  plan.run(from, to, reinterpret_cast<void *>(arena), threads, seconds);
 }
 
 // Keeps the weight arrays alive until they are packed.
@@ -83,7 +97,8 @@ public:
 
   void input(int32_t n, int32_t c, int32_t h, int32_t w) { get().input({n, c, h, w}); }
 
-  void buffer(int32_t n, int32_t h, int32_t w, int32_t c, const std::string &kind, int64_t position) {
+  void buffer(int32_t n, int32_t h, int32_t w, int32_t c, const std::string &kind, int64_t position,
+              const std::string &dtype) {
     BufferKind which = BufferKind::arena;
     if (kind == "input")
       which = BufferKind::input;
@@ -91,7 +106,7 @@ public:
       which = BufferKind::output;
     else if (kind != "arena")
       throw std::invalid_argument("buffer of kind '" + kind + "'; allowed: arena, input, output");
-    get().buffer({n, h, w, c, which, position});
+    get().buffer({n, h, w, c, which, position, type_named(dtype, "buffer", false)});
   }
 
   void step(const std::string &name) { get().step(name); }

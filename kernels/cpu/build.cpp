@@ -81,7 +81,7 @@ View Builder::view(const ViewSpec &v, const std::string &role) const {
   expect(v.buffer >= 0 && v.buffer < count, role + " in buffer " + std::to_string(v.buffer),
          "one of " + std::to_string(count) + " buffers");
   int32_t c = plan_->buffers_[v.buffer].c;
-  View out{v.buffer, v.offset, v.channels, c};
+  View out{v.buffer, v.offset, v.channels, c, plan_->buffers_[v.buffer].type};
   expect(v.offset >= 0 && v.channels >= 1 && v.channels <= c - v.offset, role + " " + text(out),
          "at least one of its channels [0, " + std::to_string(c) + ")");
   return out;
@@ -165,7 +165,7 @@ std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<Output
 void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &ranges) {
   const Tier &tier = *plan_->tier_;
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
-  plan_->chunks_.push_back(chunks_of(op.c / op.groups, op.kh * op.kw));
+  plan_->chunks_.push_back(chunks_of(op.x.type, op.c / op.groups, op.kh * op.kw));
   op.panels = plan_->panels_.back().data();
   op.chunks = plan_->chunks_.back().data();
   op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
@@ -263,6 +263,7 @@ void Builder::import(int32_t source, ViewSpec y, Vector scale, Vector shift) {
   expect_map(op.y, "output", s.n, s.h, s.w, s.c);
   op.scale = constant(scale, s.c, "scale");
   op.shift = constant(shift, s.c, "shift");
+  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, sizeof(float) * plan_->tier_->import_pixels * size_t(s.c));
   add({op, 0, false, false}, {}, {op.y}, false, int64_t(s.n) * s.h * s.w * s.c);
 }
 
@@ -293,7 +294,7 @@ std::vector<int64_t> Builder::packing() const {
   std::vector<int64_t> out;
   for (const Packing &packing : packings_) {
     const ConvOp &op = std::get<ConvOp>(plan_->ops_[packing.op].kernel);
-    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups});
+    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type)});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
   }

@@ -2,8 +2,9 @@
 // range.
 //
 // x is NHWC [n, h, w, c], packed w is [panel][kh * kw * c / groups][columns], y is NHWC, each range of columns its own
-// view. Numbers: K runs over taps row by row, then channels, in every case. A fixed `Chunk` of it is summed from zero,
-// chunks are added in order, so a value depends on nothing but its own operands: not on tile, block, thread or batch.
+// view. x and w are float32 or bfloat16, sums are float32, y is rounded once. Numbers: K runs over taps row by row,
+// then channels, in every case. A fixed `Chunk` of it is summed from zero, chunks are added in order, so a value
+// depends on nothing but its own operands: not on tile, block, thread or batch.
 //
 // Implicit GEMM without a copy of x. A tile is `rows` pixels of the flattened output map by a panel of two vectors of
 // columns, held in registers. Per tile a list of `Segment`s says where its pixels' operands lie: one per tap, or one
@@ -27,20 +28,26 @@ inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a < b ? b : a; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct Segment {
+template <class X> struct Segment {
   int64_t k;
   int64_t length;
-  const float *x[Isa::rows];
+  const X *x[Isa::rows];
 };
 
 // The working memory of one thread: everything is indexed by the tile's place in its block.
-struct Block {
-  int64_t tiles;     // room
-  Segment *segments; // of all tiles, in tile and then in K order
-  int32_t *begin;    // [tiles][chunks + 1] into segments
-  int64_t *pixels;   // [tiles][rows] flattened output positions
-  float *sums;       // [tiles][rows][MAX_VECTORS * lanes]
+template <class X> struct Block {
+  int64_t tiles;        // room
+  Segment<X> *segments; // of all tiles, in tile and then in K order
+  int32_t *begin;       // [tiles][chunks + 1] into segments
+  int64_t *pixels;      // [tiles][rows] flattened output positions
+  float *sums;          // [tiles][rows][MAX_VECTORS * lanes]
 };
+
+// Channels of a group as the weights count them: bfloat16 comes in pairs.
+template <class X> inline int32_t packed_channels(const ConvOp &op) {
+  int32_t channels = op.c / op.groups;
+  return sizeof(X) == sizeof(bf16) ? (channels + 1) / 2 * 2 : channels;
+}
 
 inline int64_t tile_count(const ConvOp &op) { return ceil_div(int64_t(op.n) * op.oh * op.ow, Isa::rows); }
 
@@ -51,8 +58,8 @@ inline int64_t segments_per_tile(const ConvOp &op) {
   return count;
 }
 
-inline int64_t block_tiles(const ConvOp &op) {
-  int64_t bytes = int64_t(4) * Isa::rows * op.c * op.stride_h * op.stride_w;
+template <class X> inline int64_t block_tiles(const ConvOp &op) {
+  int64_t bytes = int64_t(sizeof(X)) * Isa::rows * op.c * op.stride_h * op.stride_w;
   int64_t room = lesser(BLOCK_MAX, greater(BLOCK_MIN, BLOCK_BYTES / bytes));
   room = lesser(room, greater(1, SEGMENTS_MAX / segments_per_tile(op)));
   return greater(1, lesser(room, tile_count(op)));
@@ -60,35 +67,39 @@ inline int64_t block_tiles(const ConvOp &op) {
 
 inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-inline size_t lay_out(const ConvOp &op, unsigned char *scratch, Block &block) {
+template <class X> inline size_t lay_out(const ConvOp &op, unsigned char *scratch, Block<X> &block) {
   size_t at = 0;
   auto take = [&](size_t bytes) {
     unsigned char *p = scratch + at;
     at += aligned(bytes);
     return p;
   };
-  size_t tiles = block.tiles = block_tiles(op);
+  size_t tiles = block.tiles = block_tiles<X>(op);
   block.sums = reinterpret_cast<float *>(take(tiles * Isa::rows * MAX_VECTORS * Isa::lanes * sizeof(float)));
-  block.segments = reinterpret_cast<Segment *>(take(tiles * segments_per_tile(op) * sizeof(Segment)));
+  block.segments = reinterpret_cast<Segment<X> *>(take(tiles * segments_per_tile(op) * sizeof(Segment<X>)));
   block.pixels = reinterpret_cast<int64_t *>(take(tiles * Isa::rows * sizeof(int64_t)));
   block.begin = reinterpret_cast<int32_t *>(take(tiles * (op.chunk_count + 1) * sizeof(int32_t)));
   return at;
 }
 
 size_t conv_scratch(const ConvOp &op) {
-  Block block;
+  if (op.x.type == Type::bfloat16) {
+    Block<bf16> block;
+    return lay_out(op, nullptr, block);
+  }
+  Block<float> block;
   return lay_out(op, nullptr, block);
 }
 
 // Where one tile's pixels are: the position of tap (0, 0), which may lie outside the map.
-struct Tile {
+template <class X> struct Tile {
   int rows;
   int32_t y[Isa::rows], x[Isa::rows];
-  const float *at[Isa::rows];
+  const X *at[Isa::rows];
   int32_t y_low, y_high, x_low, x_high;
 };
 
-inline void place(const ConvOp &op, const float *x, int64_t tile, int64_t *pixels, Tile &t) {
+template <class X> inline void place(const ConvOp &op, const X *x, int64_t tile, int64_t *pixels, Tile<X> &t) {
   int64_t map = int64_t(op.oh) * op.ow, m = tile * Isa::rows;
   t.rows = static_cast<int>(lesser(Isa::rows, op.n * map - m));
   int64_t image = m / map, rest = m % map;
@@ -116,21 +127,23 @@ inline void place(const ConvOp &op, const float *x, int64_t tile, int64_t *pixel
 }
 
 // Points the segment at tap (kh, kw) from channel c on. Returns whether any pixel of the tile has the tap on the map.
-inline bool aim(const ConvOp &op, const Tile &t, int32_t kh, int32_t kw, int32_t c, Segment &segment) {
+template <class X>
+inline bool aim(const ConvOp &op, const Tile<X> &t, int32_t kh, int32_t kw, int32_t c, Segment<X> &segment) {
   int64_t offset = (int64_t(kh) * op.w + kw) * op.x.pitch + c;
   bool any = false;
   for (int r = 0; r < t.rows; ++r) {
     bool in = uint32_t(t.y[r] + kh) < uint32_t(op.h) && uint32_t(t.x[r] + kw) < uint32_t(op.w);
-    segment.x[r] = in ? t.at[r] + offset : ZEROS;
+    segment.x[r] = in ? t.at[r] + offset : reinterpret_cast<const X *>(ZEROS);
     any |= in;
   }
   return any;
 }
 
-inline Segment *list(const ConvOp &op, const Tile &t, const Chunk &chunk, Segment *segment) {
-  int32_t channels = op.c / op.groups;
+template <class X>
+inline Segment<X> *list(const ConvOp &op, const Tile<X> &t, const Chunk &chunk, Segment<X> *segment) {
+  int32_t channels = op.c / op.groups, packed = packed_channels<X>(op);
   bool x_inside = t.x_low >= 0 && t.x_high + op.kw <= op.w;
-  bool neighbours = x_inside && op.x.pitch == channels;
+  bool neighbours = x_inside && op.x.pitch == channels && packed == channels;
   for (int32_t tap = chunk.tap0; tap < chunk.tap1;) {
     int32_t kh = tap / op.kw, kw = tap % op.kw;
     int32_t taps = 1;
@@ -144,7 +157,7 @@ inline Segment *list(const ConvOp &op, const Tile &t, const Chunk &chunk, Segmen
     } else {
       any = aim(op, t, kh, kw, chunk.c0, *segment) || !op.skip;
     }
-    segment->k = int64_t(tap) * channels + chunk.c0;
+    segment->k = int64_t(tap) * packed + chunk.c0;
     segment->length = taps > 1 ? int64_t(taps) * channels : chunk.c1 - chunk.c0;
     segment += any;
     tap += taps;
@@ -152,11 +165,11 @@ inline Segment *list(const ConvOp &op, const Tile &t, const Chunk &chunk, Segmen
   return segment;
 }
 
-inline void build(const ConvOp &op, const float *x, int64_t tile0, int64_t tile1, Block &block) {
-  Segment *segment = block.segments;
+template <class X> inline void build(const ConvOp &op, const X *x, int64_t tile0, int64_t tile1, Block<X> &block) {
+  Segment<X> *segment = block.segments;
   int32_t *begin = block.begin;
   for (int64_t tile = tile0; tile < tile1; ++tile) {
-    Tile t;
+    Tile<X> t;
     place(op, x, tile, block.pixels + (tile - tile0) * Isa::rows, t);
     for (int i = 0; i < op.chunk_count; ++i) {
       *begin++ = static_cast<int32_t>(segment - block.segments);
@@ -167,32 +180,37 @@ inline void build(const ConvOp &op, const float *x, int64_t tile0, int64_t tile1
 }
 
 // One chunk of one panel over some tiles of a block.
-struct Job {
-  const Block *block;
+template <class X, class Y> struct Job {
+  const Block<X> *block;
   int32_t begin, begin_pitch; // this chunk's column of block->begin
-  const float *weights, *scale, *shift;
-  float *y;
-  const float *residual;
+  const X *weights;
+  const float *scale, *shift;
+  Y *y;
+  const void *residual;
   int64_t y_pitch, residual_pitch;
   float residual_scale;
   int width;
-  bool relu, first, last;
+  bool relu, first, last, residual_half;
 };
 
-template <int NV> inline typename Isa::V read(const float *p, int v, int width) {
+template <class T> inline Isa::V read(const T *p, int v, int width) {
   int count = width - v * Isa::lanes;
   return count < Isa::lanes ? Isa::load_some(p + v * Isa::lanes, count) : Isa::load(p + v * Isa::lanes);
 }
 
-template <int NV> inline void finish(const Job &job, int64_t pixel, const Isa::V (&sum)[NV]) {
-  float *y = job.y + pixel * job.y_pitch;
+template <class X, class Y> inline Isa::V residual_at(const Job<X, Y> &job, int64_t pixel, int v) {
+  int64_t at = pixel * job.residual_pitch;
+  return job.residual_half ? read(static_cast<const bf16 *>(job.residual) + at, v, job.width)
+                           : read(static_cast<const float *>(job.residual) + at, v, job.width);
+}
+
+template <int NV, class X, class Y> inline void finish(const Job<X, Y> &job, int64_t pixel, const Isa::V (&sum)[NV]) {
+  Y *y = job.y + pixel * job.y_pitch;
 #pragma GCC unroll 2
   for (int v = 0; v < NV; ++v) {
     Isa::V value = Isa::fma(sum[v], Isa::load(job.scale + v * Isa::lanes), Isa::load(job.shift + v * Isa::lanes));
-    if (job.residual) {
-      Isa::V left = read<NV>(job.residual + pixel * job.residual_pitch, v, job.width);
-      value = Isa::fma(Isa::set(job.residual_scale), value, left);
-    }
+    if (job.residual)
+      value = Isa::fma(Isa::set(job.residual_scale), value, residual_at(job, pixel, v));
     if (job.relu)
       value = Isa::relu(value);
     int count = job.width - v * Isa::lanes;
@@ -203,34 +221,85 @@ template <int NV> inline void finish(const Job &job, int64_t pixel, const Isa::V
   }
 }
 
-template <int R, int NV>
-inline void multiply(const Segment *segment, const Segment *end, const float *weights, Isa::V (&sum)[R][NV]) {
-  for (; segment != end; ++segment) {
-    const float *x[R];
+// sum += x[:, k] * w[k, :]
+template <int R, int NV> inline void step(const float *const (&x)[R], int64_t k, const float *w, Isa::V (&sum)[R][NV]) {
+  Isa::V b[NV];
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v)
+    b[v] = Isa::load(w + v * Isa::lanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-      x[r] = segment->x[r];
-    const float *w = weights + segment->k * (NV * Isa::lanes);
-    int64_t length = segment->length;
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < length; ++k, w += NV * Isa::lanes) {
-      Isa::V b[NV];
+  for (int r = 0; r < R; ++r) {
+    Isa::V a = Isa::set(x[r][k]);
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v)
+      sum[r][v] = Isa::fma(a, b[v], sum[r][v]);
+  }
+}
+
+// sum += x[:, k] * w[k, :] + x[:, k + 1] * w[k + 1, :], the second only where there is a pair.
+template <bool Pair, class I = Isa, int R, int NV>
+inline void step(const bf16 *const (&x)[R], int64_t k, const bf16 *w, typename I::V (&sum)[R][NV]) {
+  if constexpr (I::dots) {
+    typename I::Pairs b[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v)
+      b[v] = I::load_pairs(w + v * 2 * I::lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      typename I::Pairs a = Pair ? I::set_pair(x[r] + k) : I::set_single(x[r] + k);
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v)
-        b[v] = Isa::load(w + v * Isa::lanes);
+        sum[r][v] = I::dot(a, b[v], sum[r][v]);
+    }
+  } else {
+#pragma GCC unroll 2
+    for (int half = 0; half < (Pair ? 2 : 1); ++half) {
+      typename I::V b[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        b[v] = half ? I::load_second(w + v * 2 * I::lanes) : I::load_first(w + v * 2 * I::lanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        Isa::V a = Isa::set(x[r][k]);
+        typename I::V a = I::set(x[r][k + half]);
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v)
-          sum[r][v] = Isa::fma(a, b[v], sum[r][v]);
+          sum[r][v] = I::fma(a, b[v], sum[r][v]);
       }
     }
   }
 }
 
-template <int R, int NV> __attribute__((noinline)) void tiles(const Job &job, int64_t tile0, int64_t tile1) {
-  const Block &block = *job.block;
+template <int R, int NV>
+inline void stretch(const float *const (&x)[R], int64_t length, const float *w, Isa::V (&sum)[R][NV]) {
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < length; ++k, w += NV * Isa::lanes)
+    step(x, k, w, sum);
+}
+
+template <int R, int NV>
+inline void stretch(const bf16 *const (&x)[R], int64_t length, const bf16 *w, Isa::V (&sum)[R][NV]) {
+  int64_t k = 0;
+#pragma GCC unroll 2
+  for (; k + 1 < length; k += 2, w += 2 * NV * Isa::lanes)
+    step<true>(x, k, w, sum);
+  if (k < length)
+    step<false>(x, k, w, sum);
+}
+
+template <class X, int R, int NV>
+inline void multiply(const Segment<X> *segment, const Segment<X> *end, const X *weights, Isa::V (&sum)[R][NV]) {
+  for (; segment != end; ++segment) {
+    const X *x[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      x[r] = segment->x[r];
+    stretch(x, segment->length, weights + segment->k * (NV * Isa::lanes), sum);
+  }
+}
+
+template <int R, int NV, class X, class Y>
+__attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_t tile1) {
+  const Block<X> &block = *job.block;
   for (int64_t tile = tile0; tile < tile1; ++tile) {
     const int32_t *begin = block.begin + tile * job.begin_pitch + job.begin;
     if (begin[0] == begin[1] && !job.first && !job.last)
@@ -241,7 +310,7 @@ template <int R, int NV> __attribute__((noinline)) void tiles(const Job &job, in
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v)
         sum[r][v] = Isa::zero();
-    multiply<R, NV>(block.segments + begin[0], block.segments + begin[1], job.weights, sum);
+    multiply(block.segments + begin[0], block.segments + begin[1], job.weights, sum);
     float *sums = block.sums + tile * (Isa::rows * MAX_VECTORS * Isa::lanes);
     if (!job.first) {
 #pragma GCC unroll 16
@@ -266,7 +335,7 @@ template <int R, int NV> __attribute__((noinline)) void tiles(const Job &job, in
 }
 
 // The last tile of the map may hold fewer pixels than the others.
-template <int R, int NV> inline void partial(const Job &job, int64_t tile, int rows) {
+template <int R, int NV, class X, class Y> inline void partial(const Job<X, Y> &job, int64_t tile, int rows) {
   if constexpr (R > 0) {
     if (rows == R)
       tiles<R, NV>(job, tile, tile + 1);
@@ -275,26 +344,33 @@ template <int R, int NV> inline void partial(const Job &job, int64_t tile, int r
   }
 }
 
-template <int NV> inline void sweep(const Job &job, int64_t tile0, int64_t tile1, int last_rows) {
+template <int NV, class X, class Y>
+inline void sweep(const Job<X, Y> &job, int64_t tile0, int64_t tile1, int last_rows) {
   int64_t full = last_rows < Isa::rows ? tile1 - 1 : tile1;
   tiles<Isa::rows, NV>(job, tile0, full);
   if (full < tile1)
     partial<Isa::rows - 1, NV>(job, full, last_rows);
 }
 
-inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, const Block &block, int64_t tile0,
+template <class X, class Y>
+inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, const Block<X> &block, int64_t tile0,
                       int64_t tile1, int last_rows) {
   int64_t columns = int64_t(panel.vectors) * Isa::lanes;
-  int64_t depth = int64_t(op.kh) * op.kw * (op.c / op.groups);
-  Job job;
+  int64_t depth = int64_t(op.kh) * op.kw * packed_channels<X>(op);
+  Job<X, Y> job;
   job.block = &block;
   job.begin_pitch = op.chunk_count + 1;
-  job.weights = op.packed + panel.packed;
-  job.scale = job.weights + depth * columns;
+  job.weights = reinterpret_cast<const X *>(op.packed + panel.packed);
+  job.scale = reinterpret_cast<const float *>(job.weights + depth * columns);
   job.shift = job.scale + columns;
-  job.y = call.bases[panel.y.buffer] + panel.y.offset;
+  job.y = static_cast<Y *>(call.bases[panel.y.buffer]) + panel.y.offset;
   job.y_pitch = panel.y.pitch;
-  job.residual = op.residual.buffer < 0 ? nullptr : call.bases[op.residual.buffer] + op.residual.offset + panel.column;
+  job.residual = nullptr;
+  job.residual_half = op.residual.type == Type::bfloat16;
+  if (op.residual.buffer >= 0) {
+    int64_t offset = (op.residual.offset + panel.column) * (job.residual_half ? sizeof(bf16) : sizeof(float));
+    job.residual = static_cast<const char *>(call.bases[op.residual.buffer]) + offset;
+  }
   job.residual_pitch = op.residual.pitch;
   job.residual_scale = op.residual_scale;
   job.width = panel.width;
@@ -337,7 +413,8 @@ inline Part part_of(const ConvOp &op, const Worker &worker) {
 }
 
 // The panels [from, to) of one group on the tiles [tile0, tile1) of one block.
-inline void run_block(const ConvOp &op, const Call &call, const Part &part, Block &block, int from, int to,
+template <class X>
+inline void run_block(const ConvOp &op, const Call &call, const Part &part, Block<X> &block, int from, int to,
                       int64_t tile0, int64_t tile1) {
   int64_t m = int64_t(op.n) * op.oh * op.ow;
   bool built = false;
@@ -347,19 +424,22 @@ inline void run_block(const ConvOp &op, const Call &call, const Part &part, Bloc
       continue;
     if (!built) {
       int64_t channel = int64_t(op.panels[p].group) * (op.c / op.groups);
-      build(op, call.bases[op.x.buffer] + op.x.offset + channel, tile0, tile1, block);
+      build(op, static_cast<const X *>(call.bases[op.x.buffer]) + op.x.offset + channel, tile0, tile1, block);
       built = true;
     }
     int last_rows = static_cast<int>(lesser(Isa::rows, m - (high - 1) * Isa::rows));
-    run_panel(op, call, op.panels[p], block, low - tile0, high - tile0, last_rows);
+    if (op.panels[p].y.type == Type::bfloat16)
+      run_panel<X, bf16>(op, call, op.panels[p], block, low - tile0, high - tile0, last_rows);
+    else
+      run_panel<X, float>(op, call, op.panels[p], block, low - tile0, high - tile0, last_rows);
   }
 }
 
-void conv(const ConvOp &op, const Call &call, const Worker &worker) {
+template <class X> inline void conv_of(const ConvOp &op, const Call &call, const Worker &worker) {
   Part part = part_of(op, worker);
   if (part.low >= part.high)
     return;
-  Block block;
+  Block<X> block;
   lay_out(op, worker.scratch, block);
   int64_t begin = part.by_panel ? 0 : part.low, end = part.by_panel ? part.tiles : part.high;
   int64_t blocks = ceil_div(end - begin, block.tiles);
@@ -373,6 +453,13 @@ void conv(const ConvOp &op, const Call &call, const Worker &worker) {
       from = to;
     }
   }
+}
+
+void conv(const ConvOp &op, const Call &call, const Worker &worker) {
+  if (op.x.type == Type::bfloat16)
+    conv_of<bf16>(op, call, worker);
+  else
+    conv_of<float>(op, call, worker);
 }
 
 } // namespace

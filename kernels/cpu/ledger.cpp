@@ -54,7 +54,7 @@ void Ledger::write(const View &view, const std::string &what) {
 void Ledger::finish() {
   for (size_t i = 0; i < buffers_.size(); ++i)
     if (buffers_[i].kind == BufferKind::output)
-      read({static_cast<int32_t>(i), 0, buffers_[i].c, buffers_[i].c}, "the caller");
+      read({static_cast<int32_t>(i), 0, buffers_[i].c, buffers_[i].c, buffers_[i].type}, "the caller");
 }
 
 bool Ledger::fence(const std::vector<View> &reads, const std::vector<View> &writes, bool serial) {

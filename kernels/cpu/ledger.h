@@ -15,9 +15,10 @@ struct Buffer {
   int32_t n, h, w, c;
   BufferKind kind;
   int64_t position; // a byte offset in the arena, else an index
+  Type type;        // float32 or bfloat16
 
   int64_t pixels() const { return int64_t(n) * h * w; }
-  int64_t bytes() const { return 4 * pixels() * c; }
+  int64_t bytes() const { return (type == Type::bfloat16 ? 2 : 4) * pixels() * c; }
 };
 
 class Ledger {

@@ -2,19 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace inception_fast::cpu {
 
-std::vector<Chunk> chunks_of(int channels, int taps) {
+std::vector<Chunk> chunks_of(Type type, int channels, int taps) {
+  const int longest = type == Type::bfloat16 ? 2 * CHUNK : CHUNK;
   std::vector<Chunk> chunks;
   auto ceil_div = [](int a, int b) { return (a + b - 1) / b; };
-  if (channels <= CHUNK) {
-    int count = ceil_div(taps, CHUNK / channels), step = ceil_div(taps, count);
+  if (channels <= longest) {
+    int count = ceil_div(taps, longest / channels), step = ceil_div(taps, count);
     for (int tap = 0; tap < taps; tap += step)
       chunks.push_back({tap, std::min(taps, tap + step), 0, channels});
     return chunks;
   }
-  int pieces = ceil_div(channels, CHUNK), step = ceil_div(ceil_div(channels, pieces), 8) * 8;
+  int pieces = ceil_div(channels, longest), step = ceil_div(ceil_div(channels, pieces), 8) * 8;
   for (int tap = 0; tap < taps; ++tap)
     for (int c = 0; c < channels; c += step)
       chunks.push_back({tap, tap + 1, c, std::min(channels, c + step)});
@@ -22,6 +24,12 @@ std::vector<Chunk> chunks_of(int channels, int taps) {
 }
 
 static int64_t depth_of(const ConvOp &op) { return int64_t(op.kh) * op.kw * (op.c / op.groups); }
+
+// Floats behind one column of a panel's weights.
+static int64_t packed_depth(const ConvOp &op) {
+  int channels = op.c / op.groups;
+  return int64_t(op.kh) * op.kw * (op.x.type == Type::bfloat16 ? (channels + 1) / 2 : channels);
+}
 
 std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges, int lanes) {
   std::vector<Panel> panels;
@@ -45,7 +53,7 @@ std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges,
         panel.y.channels = panel.width;
         panel.relu = range.relu;
         panels.push_back(panel);
-        packed += (depth_of(op) + 2) * panel.vectors * lanes;
+        packed += (packed_depth(op) + 2) * panel.vectors * lanes;
         first += panel.vectors;
       }
       range_begin = range_end;
@@ -55,28 +63,54 @@ std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges,
 }
 
 int64_t packed_size(const ConvOp &op, const std::vector<Panel> &panels, int lanes) {
-  return panels.back().packed + (depth_of(op) + 2) * panels.back().vectors * lanes;
+  return panels.back().packed + (packed_depth(op) + 2) * panels.back().vectors * lanes;
+}
+
+static bf16 rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value)
+    return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+static bool is_finite(float value) { return std::isfinite(value); }
+static bool is_finite(bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
+
+static float stored(float value, float) { return value; }
+static bf16 stored(float value, bf16) { return rounded(value); }
+
+// Rows of `columns` weights, `per` of them together: [k / per][columns][per].
+template <class T, int per>
+static bool pack_weights(const ConvOp &op, const Panel &panel, const float *from, int lanes, T *to) {
+  int columns = panel.vectors * lanes, channels = op.c / op.groups, taps = op.kh * op.kw;
+  int packed = (channels + per - 1) / per * per;
+  const float *weight = from + panel.column * depth_of(op);
+  bool finite = true;
+  std::memset(to, 0, sizeof(T) * size_t(taps) * packed * columns);
+  for (int c = 0; c < channels; ++c)
+    for (int tap = 0; tap < taps; ++tap) {
+      int64_t k = int64_t(tap) * packed + c;
+      T *row = to + (k - k % per) * columns + k % per;
+      const float *column = weight + int64_t(c) * taps + tap;
+      for (int i = 0; i < panel.width; ++i) {
+        row[i * per] = stored(column[i * depth_of(op)], T{});
+        finite &= is_finite(row[i * per]);
+      }
+    }
+  return finite;
 }
 
 bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to) {
-  int columns = panel.vectors * lanes, channels = op.c / op.groups, taps = op.kh * op.kw;
-  const float *weight = from.weight + panel.column * depth_of(op);
-  float check = 0; // times zero, any infinity or NaN makes the sum a NaN
-  for (int c = 0; c < channels; ++c)
-    for (int tap = 0; tap < taps; ++tap) {
-      float *row = to + (int64_t(tap) * channels + c) * columns;
-      const float *column = weight + int64_t(c) * taps + tap;
-      for (int i = 0; i < panel.width; ++i) {
-        row[i] = column[i * depth_of(op)];
-        check += 0.0f * row[i];
-      }
-      std::fill(row + panel.width, row + columns, 0.0f);
-    }
-  float *tail = to + depth_of(op) * columns;
+  int columns = panel.vectors * lanes;
+  bool half = op.x.type == Type::bfloat16;
+  bool finite = half ? pack_weights<bf16, 2>(op, panel, from.weight, lanes, reinterpret_cast<bf16 *>(to))
+                     : pack_weights<float, 1>(op, panel, from.weight, lanes, to);
+  float *tail = to + packed_depth(op) * columns;
   std::fill(tail, tail + 2 * columns, 0.0f);
   std::copy_n(from.scale + panel.column, panel.width, tail);
   std::copy_n(from.shift + panel.column, panel.width, tail + columns);
-  return !std::isnan(check);
+  return finite;
 }
 
 } // namespace inception_fast::cpu

@@ -8,7 +8,7 @@
 namespace inception_fast::cpu {
 
 // The stretches of K = kh * kw * channels that are summed from zero: whole taps, or equal parts of one.
-std::vector<Chunk> chunks_of(int channels, int taps);
+std::vector<Chunk> chunks_of(Type type, int channels, int taps);
 
 // A range of output channels with a destination of its own.
 struct Range {

@@ -24,6 +24,9 @@ const std::vector<const Tier *> &runnable_tiers() {
       found.push_back(&avx2_tier);
       if (__builtin_cpu_supports("avx512f"))
         found.push_back(&avx512_tier);
+      if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+          __builtin_cpu_supports("avx512bf16"))
+        found.push_back(&avx512_bf16_tier);
     }
 #endif
     return found;
@@ -45,7 +48,7 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
 
 void Memory::Free::operator()(float *p) const { std::free(p); }
 
-void Plan::check(const std::vector<Input> &inputs, const std::vector<float *> &outputs, const float *arena,
+void Plan::check(const std::vector<Input> &inputs, const std::vector<void *> &outputs, const void *arena,
                  int threads) const {
   auto expect = [](bool condition, const std::string &seen, const std::string &allowed) {
     if (!condition)
@@ -73,8 +76,8 @@ void Plan::check(const std::vector<Input> &inputs, const std::vector<float *> &o
     int64_t c = buffer.c, w = buffer.w, h = buffer.h;
     bool dense =
         (c == 1 || x.c == 1) && (w == 1 || x.w == c) && (h == 1 || x.h == w * c) && (buffer.n == 1 || x.n == h * w * c);
-    expect(!x.bytes && dense, name + " is uint8 or not dense in NHWC order",
-           "dense float32, as no import step takes it");
+    expect(x.type == buffer.type && dense, name + " is of another type or not dense in NHWC order",
+           "dense and of its buffer's type, as no import step takes it");
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Shape &s = inputs_[i];
@@ -133,19 +136,18 @@ void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
   }
 }
 
-void Plan::run(const std::vector<Input> &inputs, const std::vector<float *> &outputs, float *arena, int threads,
+void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outputs, void *arena, int threads,
                double *seconds) const {
   check(inputs, outputs, arena, threads);
-  std::vector<float *> bases(buffers_.size());
+  std::vector<void *> bases(buffers_.size());
   for (size_t i = 0; i < bases.size(); ++i) {
     const Buffer &buffer = buffers_[i];
     if (buffer.kind == BufferKind::arena)
-      bases[i] = arena + buffer.position / 4;
+      bases[i] = static_cast<char *>(arena) + buffer.position;
     else if (buffer.kind == BufferKind::output)
       bases[i] = outputs[buffer.position];
     else
-      bases[i] =
-          static_cast<float *>(const_cast<void *>(inputs[buffer.position].data)); // the ledger forbids writing it
+      bases[i] = const_cast<void *>(inputs[buffer.position].data); // the ledger forbids writing it
   }
   bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
   int count = alone ? 1 : threads;

@@ -46,7 +46,7 @@ public:
   // Inputs and outputs as the plan's buffers count them; `arena` is 64-byte aligned; `seconds`, when given, takes the
   // time of every step. Raises std::invalid_argument before anything is written. Any number of threads may call at
   // once.
-  void run(const std::vector<Input> &inputs, const std::vector<float *> &outputs, float *arena, int threads,
+  void run(const std::vector<Input> &inputs, const std::vector<void *> &outputs, void *arena, int threads,
            double *seconds) const;
 
   const Tier &tier() const { return *tier_; }
@@ -58,7 +58,7 @@ private:
   friend class Builder;
   struct Job;
 
-  void check(const std::vector<Input> &inputs, const std::vector<float *> &outputs, const float *arena,
+  void check(const std::vector<Input> &inputs, const std::vector<void *> &outputs, const void *arena,
              int threads) const;
   static void body(void *job, const Worker &worker, Barrier &barrier);
 

@@ -9,20 +9,20 @@
 namespace inception_fast::cpu {
 namespace {
 
-struct Window {
-  const float *x; // pixel (y0, x0)
+template <class X> struct Window {
+  const X *x; // pixel (y0, x0)
   int32_t rows, columns;
   int64_t row_pitch, pitch;
   float divisor;
 };
 
-inline Window window_at(const PoolOp &op, const float *x, int64_t pixel) {
+template <class X> inline Window<X> window_at(const PoolOp &op, const X *x, int64_t pixel) {
   int64_t map = int64_t(op.oh) * op.ow, image = pixel / map;
   int32_t rest = static_cast<int32_t>(pixel % map);
   int32_t y = rest / op.ow * op.stride_h - op.top, left = rest % op.ow * op.stride_w - op.left;
   int32_t y0 = y < 0 ? 0 : y, x0 = left < 0 ? 0 : left;
   int32_t y1 = y + op.kh < op.h ? y + op.kh : op.h, x1 = left + op.kw < op.w ? left + op.kw : op.w;
-  Window win;
+  Window<X> win;
   win.rows = y1 > y0 ? y1 - y0 : 0;
   win.columns = x1 > x0 ? x1 - x0 : 0;
   win.pitch = op.x.pitch;
@@ -39,11 +39,11 @@ inline Window window_at(const PoolOp &op, const float *x, int64_t pixel) {
   return win;
 }
 
-inline Isa::V read_some(const float *p, int count) {
+template <class T> inline Isa::V read_some(const T *p, int count) {
   return count < Isa::lanes ? Isa::load_some(p, count) : Isa::load(p);
 }
 
-inline void write_some(float *p, Isa::V v, int count) {
+template <class T> inline void write_some(T *p, Isa::V v, int count) {
   if (count < Isa::lanes)
     Isa::store_some(p, v, count);
   else
@@ -51,11 +51,11 @@ inline void write_some(float *p, Isa::V v, int count) {
 }
 
 // NV vectors of channels from channel c on; `last` is how many channels the last of them has.
-template <int NV> inline void fold_maximum(const Window &win, int32_t c, int last, Isa::V (&best)[NV]) {
+template <int NV, class X> inline void fold_maximum(const Window<X> &win, int32_t c, int last, Isa::V (&best)[NV]) {
   for (int v = 0; v < NV; ++v)
     best[v] = Isa::set(-__builtin_inff());
   for (int32_t i = 0; i < win.rows; ++i) {
-    const float *x = win.x + i * win.row_pitch + c;
+    const X *x = win.x + i * win.row_pitch + c;
     for (int32_t j = 0; j < win.columns; ++j, x += win.pitch)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
@@ -63,11 +63,11 @@ template <int NV> inline void fold_maximum(const Window &win, int32_t c, int las
   }
 }
 
-template <int NV> inline void fold_average(const Window &win, int32_t c, int last, Isa::V (&total)[NV]) {
+template <int NV, class X> inline void fold_average(const Window<X> &win, int32_t c, int last, Isa::V (&total)[NV]) {
   for (int v = 0; v < NV; ++v)
     total[v] = Isa::zero();
   for (int32_t i = 0; i < win.rows; ++i) {
-    const float *x = win.x + i * win.row_pitch + c;
+    const X *x = win.x + i * win.row_pitch + c;
     Isa::V sum[NV];
     for (int v = 0; v < NV; ++v)
       sum[v] = Isa::zero();
@@ -82,7 +82,7 @@ template <int NV> inline void fold_average(const Window &win, int32_t c, int las
     total[v] = total[v] / Isa::set(win.divisor);
 }
 
-template <int NV> inline void pool_channels(const PoolOp &op, const Window &win, float *y, int32_t c) {
+template <int NV, class X, class Y> inline void pool_channels(const PoolOp &op, const Window<X> &win, Y *y, int32_t c) {
   int32_t left = op.c - c - (NV - 1) * Isa::lanes;
   int last = left < Isa::lanes ? left : Isa::lanes;
   Isa::V value[NV];
@@ -101,18 +101,18 @@ template <int NV> inline void pool_channels(const PoolOp &op, const Window &win,
   }
 }
 
-void pool(const PoolOp &op, const Call &call, const Worker &worker) {
+template <class X, class Y> inline void pool_of(const PoolOp &op, const Call &call, const Worker &worker) {
   constexpr int32_t UNIT = 4 * Isa::lanes;
-  const float *x = call.bases[op.x.buffer] + op.x.offset;
-  float *y = call.bases[op.y.buffer] + op.y.offset;
+  const X *x = static_cast<const X *>(call.bases[op.x.buffer]) + op.x.offset;
+  Y *y = static_cast<Y *>(call.bases[op.y.buffer]) + op.y.offset;
   int64_t pieces = (op.c + UNIT - 1) / UNIT;
   int64_t units = int64_t(op.n) * op.oh * op.ow * pieces;
   int64_t unit = units * worker.index / worker.count, end = units * (worker.index + 1) / worker.count;
   while (unit < end) {
     int64_t pixel = unit / pieces, piece = unit % pieces;
     int64_t stop = piece + end - unit < pieces ? piece + end - unit : pieces;
-    Window win = window_at(op, x, pixel);
-    float *target = y + pixel * op.y.pitch;
+    Window<X> win = window_at(op, x, pixel);
+    Y *target = y + pixel * op.y.pitch;
     unit += stop - piece;
     for (; piece < stop; ++piece) {
       int32_t c = static_cast<int32_t>(piece) * UNIT;
@@ -123,6 +123,14 @@ void pool(const PoolOp &op, const Call &call, const Worker &worker) {
           pool_channels<1>(op, win, target, c);
     }
   }
+}
+
+void pool(const PoolOp &op, const Call &call, const Worker &worker) {
+  bool from_half = op.x.type == Type::bfloat16, to_half = op.y.type == Type::bfloat16;
+  if (from_half)
+    to_half ? pool_of<bf16, bf16>(op, call, worker) : pool_of<bf16, float>(op, call, worker);
+  else
+    to_half ? pool_of<float, bf16>(op, call, worker) : pool_of<float, float>(op, call, worker);
 }
 
 } // namespace

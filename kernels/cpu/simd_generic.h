@@ -1,6 +1,8 @@
 // Four lanes in the compiler's vector extension: no instruction beyond the baseline of the target.
 #pragma once
 
+#include "spec.h"
+
 namespace inception_fast::cpu {
 namespace {
 
@@ -8,24 +10,38 @@ struct Isa {
   using V = float __attribute__((vector_size(16)));
   static constexpr int lanes = 4;
   static constexpr int rows = 6;
+  static constexpr bool dots = false;
 
   static V set(float x) { return V{x, x, x, x}; }
+  static V set(bf16 x) { return set(widen(x)); }
   static V zero() { return V{}; }
   static V load(const float *p) {
     V v;
     __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
+  static V load(const bf16 *p) { return V{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
   static void store(float *p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+  static void store(bf16 *p, V v) { store_some(p, v, lanes); }
   static V load_some(const float *p, int count) {
     V v{};
     for (int i = 0; i < count; ++i)
       v[i] = p[i];
     return v;
   }
+  static V load_some(const bf16 *p, int count) {
+    V v{};
+    for (int i = 0; i < count && i < lanes; ++i)
+      v[i] = widen(p[i]);
+    return v;
+  }
   static void store_some(float *p, V v, int count) {
     for (int i = 0; i < count; ++i)
       p[i] = v[i];
+  }
+  static void store_some(bf16 *p, V v, int count) {
+    for (int i = 0; i < count && i < lanes; ++i)
+      p[i] = narrow(v[i]);
   }
   static V fma(V a, V b, V c) { return a * b + c; }
   static V relu(V v) { return v < zero() ? zero() : v; }
@@ -34,6 +50,26 @@ struct Isa {
     for (int i = 0; i < lanes; ++i)
       v[i] = __builtin_sqrtf(v[i]);
     return v;
+  }
+
+  // The first and the second of each of 4 pairs of neighbours.
+  static V load_first(const bf16 *p) { return V{widen(p[0]), widen(p[2]), widen(p[4]), widen(p[6])}; }
+  static V load_second(const bf16 *p) { return V{widen(p[1]), widen(p[3]), widen(p[5]), widen(p[7])}; }
+
+private:
+  static float widen(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  // To nearest, ties to even; a NaN stays one.
+  static bf16 narrow(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    if (value != value)
+      return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
   }
 };
 

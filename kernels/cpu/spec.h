@@ -9,17 +9,25 @@
 
 namespace inception_fast::cpu {
 
-// Channels [offset, offset + channels) of a buffer whose pixels lie `pitch` floats apart.
+enum class Type : int32_t { float32, bfloat16, uint8 };
+
+// The upper half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+
+// Channels [offset, offset + channels) of a buffer whose pixels lie `pitch` elements apart.
 struct View {
   int32_t buffer;
   int32_t offset;
   int32_t channels;
   int32_t pitch;
+  Type type;
 };
 
 // Up to two vectors of neighbouring output channels of one group and one output range.
 struct Panel {
-  int64_t packed; // float offset of [k][vectors * lanes] weights, then one row of scale, one row of shift
+  int64_t packed; // float offset of the weights, then one row of scale, one row of shift
   int64_t first;  // vectors in the panels before this one
   int32_t group;
   int32_t column; // the first output channel
@@ -35,6 +43,8 @@ struct Chunk {
   int32_t c0, c1;
 };
 
+// Weights are [k][vectors * lanes] of x's type. Those of bfloat16 come in pairs, [k / 2][vectors * lanes][2], and where
+// the channels of a group are odd, every tap has one more of zeros.
 struct ConvOp {
   int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow, groups;
   View x, residual; // residual.buffer is -1 when there is none
@@ -85,13 +95,13 @@ struct NormalizeOp {
 // A call's input: strides in elements of logical n, c, h, w.
 struct Input {
   const void *data;
-  bool bytes; // uint8, else float32
+  Type type;
   int64_t n, c, h, w;
 };
 
 // What a step's kernel sees of the call and of the team.
 struct Call {
-  float *const *bases; // of every buffer
+  void *const *bases; // of every buffer
   const Input *inputs;
 };
 
@@ -100,10 +110,11 @@ struct Worker {
   unsigned char *scratch;
 };
 
-// The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile.
+// The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile; an import needs working
+// memory for `import_pixels` pixels of floats.
 struct Tier {
   const char *name;
-  int lanes, rows;
+  int lanes, rows, import_pixels;
   size_t (*conv_scratch)(const ConvOp &);
   void (*conv)(const ConvOp &, const Call &, const Worker &);
   void (*pool)(const PoolOp &, const Call &, const Worker &);
@@ -117,10 +128,11 @@ extern const Tier generic_tier;
 #ifdef INCEPTION_FAST_X86
 extern const Tier avx2_tier;
 extern const Tier avx512_tier;
+extern const Tier avx512_bf16_tier;
 #endif
 
 // A chunk is at most this long: sequential float sums of this length stay within the fp32 budget, and a panel's chunk
-// of weights stays in a 32 KiB level 1 cache.
+// of weights stays in a 32 KiB level 1 cache. In bfloat16 twice as many weights have the room, and pairs the steps.
 constexpr int32_t CHUNK = 288;
 extern const float ZEROS[CHUNK];
 

@@ -1,6 +1,12 @@
 // Every kernel, compiled for AVX-512 F.
 #include "simd_avx512.h"
 
+namespace inception_fast::cpu {
+namespace {
+using Isa = Avx512;
+}
+} // namespace inception_fast::cpu
+
 #include "conv.h"
 #include "pointwise.h"
 #include "pool.h"
@@ -8,7 +14,7 @@
 namespace inception_fast::cpu {
 
 extern const Tier avx512_tier = {
-    "avx512", Isa::lanes, Isa::rows, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+    "avx512", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
 };
 
 } // namespace inception_fast::cpu

@@ -8,7 +8,7 @@
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic", Isa::lanes, Isa::rows, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
 };
 
 } // namespace inception_fast::cpu

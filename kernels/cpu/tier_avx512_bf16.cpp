@@ -1,0 +1,20 @@
+// Every kernel, compiled for AVX-512 with BF16.
+#include "simd_avx512_bf16.h"
+
+namespace inception_fast::cpu {
+namespace {
+using Isa = Avx512Bf16;
+}
+} // namespace inception_fast::cpu
+
+#include "conv.h"
+#include "pointwise.h"
+#include "pool.h"
+
+namespace inception_fast::cpu {
+
+extern const Tier avx512_bf16_tier = {
+    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+};
+
+} // namespace inception_fast::cpu
