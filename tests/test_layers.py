@@ -133,7 +133,7 @@ def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
     layer, plain, x = layer.eval().to(dtype), plain.eval().to(dtype), x.to(dtype)
     with torch.no_grad():
         y = layer(x)
-        numerics.assert_close_budget(y, exact(plain, x))
+        numerics.assert_close_budget(y, exact(plain, x), roundings=2)  # a pair's intermediate is rounded too
     assert y.dtype is dtype
 
 

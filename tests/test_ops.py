@@ -18,13 +18,21 @@ BACKENDS = ("cpu", "torch", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # The truth as a backend only hands over to reference.py and rounds: one dtype with rounding, one without.
-COMBINATIONS = [("cpu", torch.float32), *(("torch", dtype) for dtype in DTYPES)]
+COMBINATIONS = [("cpu", torch.float32), ("cpu", torch.bfloat16), *(("torch", dtype) for dtype in DTYPES)]
 COMBINATIONS += [("reference", torch.bfloat16), ("reference", torch.float64)]
 
 
 def layouts(backend: str) -> tuple[str, ...]:
     """The native kernels read strides themselves; the others leave that to torch."""
     return numerics.LAYOUTS if backend == "cpu" else ("contiguous", "channels_last")
+
+
+def between(backend: str, dtype: torch.dtype) -> int:
+    """How many roundings an intermediate brings: the native kernels keep it in x's dtype.
+
+    Its errors count double: the shift and the ReLU behind may take away half of the signal's energy, not of theirs.
+    """
+    return 3 if backend == "cpu" and dtype is torch.bfloat16 else 1
 
 
 each_backend_and_dtype = pytest.mark.parametrize(("backend", "dtype"), COMBINATIONS)
@@ -98,7 +106,7 @@ def test_pairs_equal_the_truth(kind: str, turned: bool, backend: str, dtype: tor
         x = numerics.as_layout(arguments[0], layout)
         with numerics.poisoned_memory():
             y = PAIRS[kind](x, *arguments[1:], backend=backend)
-        numerics.assert_close_budget(y, expected)
+        numerics.assert_close_budget(y, expected, roundings=between(backend, dtype))
 
 
 @each_backend_and_dtype
@@ -112,7 +120,7 @@ def test_pool_project_equals_the_truth(oc: int, counted: bool, stride: int, back
     for layout in layouts(backend):
         x = numerics.as_layout(arguments[0], layout)
         y = ops.pool_project(x, *arguments[1:], stride=stride, count_include_pad=counted, backend=backend)
-        numerics.assert_close_budget(y, expected)
+        numerics.assert_close_budget(y, expected, roundings=between(backend, dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

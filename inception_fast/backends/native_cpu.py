@@ -112,7 +112,7 @@ def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, resi
     key = (spec, layout, residual_scale, *map(id, tensors))
     prepared = plans.get(key, tensors)
     if prepared is None:
-        plan = _PlanWriter(layout).write(spec, params, residual_scale)
+        plan = _PlanWriter(layout, str(x.dtype).removeprefix("torch.")).write(spec, params, residual_scale)
         n, oh, ow, oc = _output_shape(spec)
         prepared = Prepared(cpu.compile(plan), (n, oc, oh, ow))
         if all(map(can_stamp, tensors)):
@@ -122,16 +122,16 @@ def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, resi
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
     compiled, (n, c, h, w) = prepared
-    out = torch.empty((n, c, h, w), memory_format=memory_format)
+    out = torch.empty((n, c, h, w), dtype=x.dtype, memory_format=memory_format)
     direct = memory_format is torch.channels_last or c == 1 or h * w == 1
-    nhwc = out if direct else torch.empty((n, c, h, w), memory_format=torch.channels_last)
+    nhwc = out if direct else torch.empty((n, c, h, w), dtype=x.dtype, memory_format=torch.channels_last)
     arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8)
     aligned = -(-arena.data_ptr() // ALIGNMENT) * ALIGNMENT
     inputs = []
     for t in (x, residual):
         if t is not None:
             n_stride, c_stride, h_stride, w_stride = t.stride()
-            inputs.append((t.data_ptr(), "float32", (n_stride, c_stride, h_stride, w_stride)))
+            inputs.append((t.data_ptr(), str(t.dtype).removeprefix("torch."), (n_stride, c_stride, h_stride, w_stride)))
     compiled.run(inputs, [nhwc.data_ptr()], aligned, torch.get_num_threads())
     return out if direct else out.copy_(nhwc)
 
@@ -153,14 +153,14 @@ def _output_shape(spec: Spec) -> tuple[int, int, int, int]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+    return tensor.detach().float().contiguous().numpy()
 
 
 class _PlanWriter:
     """Writes the plan of a single operation."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, dtype: str) -> None:
+        self._layout, self._dtype = layout, dtype
         self._buffers: list[Buffer] = []
         self._steps: list[Step] = []
         self._inputs: list[tuple[int, int, int, int]] = []
@@ -197,7 +197,7 @@ class _PlanWriter:
         conv, pool = spec.conv, spec.pool
         if spec.conv_first:
             weight, scale, shift = params
-            middle = self._scratch(conv.n, conv.oh, conv.ow, conv.oc)
+            middle = self._scratch(conv.n, conv.oh, conv.ow, conv.oc, "float32")
             self._steps.append(_conv("conv", conv, (weight, scale, torch.zeros_like(shift)), x, middle, False))
             self._steps.append(PoolStep("pool", pool, middle, y, shift=_array(shift), relu=True))
         else:
@@ -205,12 +205,12 @@ class _PlanWriter:
             self._steps.append(PoolStep("pool", pool, x, middle))
             self._steps.append(_conv("conv", conv, params, middle, y, True))
 
-    def _buffer(self, n: int, h: int, w: int, c: int, kind: str, position: int) -> View:
-        self._buffers.append(Buffer(n, h, w, c, kind, position))
+    def _buffer(self, n: int, h: int, w: int, c: int, kind: str, position: int, dtype: str | None = None) -> View:
+        self._buffers.append(Buffer(n, h, w, c, kind, position, dtype or self._dtype))
         return View(len(self._buffers) - 1, 0, c)
 
-    def _scratch(self, n: int, h: int, w: int, c: int) -> View:
-        view = self._buffer(n, h, w, c, "arena", self._arena)
+    def _scratch(self, n: int, h: int, w: int, c: int, dtype: str | None = None) -> View:
+        view = self._buffer(n, h, w, c, "arena", self._arena, dtype)
         self._arena += -(-self._buffers[-1].bytes // ALIGNMENT) * ALIGNMENT
         return view
 
