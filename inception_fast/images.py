@@ -5,6 +5,7 @@ Every file that is no picture, or not a whole one, raises `ImageError`, whose me
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,23 +62,41 @@ def load_photo(path: str | Path) -> Photo:
         raise ImageError(f"{path} is a folder; pass the image files in it")
     if not path.exists():
         raise ImageError(f"{path}: no such file; pass the path of an image")
+    return _read(path, str(path))
+
+
+def read_photo(data: bytes, name: str, *, plain: bool = False) -> Photo:
+    """The picture in the bytes of a file, as `load_photo` gives it; `name` stands in messages.
+
+    Args:
+        plain: only convert to RGB, as tools that compare images do: orientation and transparency stay unread.
+
+    Raises:
+        ImageError: the bytes are no picture, or not a whole one, or it is larger than MAX_PIXELS.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty; get a whole copy of it")
+    return _read(io.BytesIO(data), name, plain)
+
+
+def _read(file: Path | io.BytesIO, name: str, plain: bool = False) -> Photo:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the size is checked below
-            with Image.open(path) as source:
-                _check_size(path, source.size)
-                image, notes = _decode(source)
+            with Image.open(file) as source:
+                _check_size(name, source.size)
+                image, notes = (source.convert("RGB"), []) if plain else _decode(source)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{path} has more than {MAX_PIXELS} pixels; resize it first") from None
+        raise ImageError(f"{name} has more than {MAX_PIXELS} pixels; resize it first") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image that Pillow reads; convert it to JPEG or PNG") from None
+        raise ImageError(f"{name} is not an image that Pillow reads; convert it to JPEG or PNG") from None
     except PermissionError:
-        raise ImageError(f"{path} may not be read; check its permissions") from None
+        raise ImageError(f"{name} may not be read; check its permissions") from None
     except Exception as error:  # decoders meet hostile bytes and raise whatever they like
-        raise ImageError(f"{path} is damaged or cut short ({_reason(error)}); get a whole copy of it") from error
-    return Photo(str(path), image, tuple(notes))
+        raise ImageError(f"{name} is damaged or cut short ({_reason(error)}); get a whole copy of it") from error
+    return Photo(name, image, tuple(notes))
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -139,10 +158,10 @@ def _reason(error: BaseException) -> str:
     return text[:160] if text else type(error).__name__
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{path} is {width}x{height}, more than {MAX_PIXELS} pixels; resize it first")
+        raise ImageError(f"{name} is {width}x{height}, more than {MAX_PIXELS} pixels; resize it first")
 
 
 def _decode(source: Image.Image) -> tuple[Image.Image, list[str]]:

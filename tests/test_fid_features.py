@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 import references
+from inception_fast.features.batching import batches
 from inception_fast.fid import InceptionFeatures, register_with_torch_fidelity
-from inception_fast.fid.extractor import batches
 from inception_fast.fid.resize import prepare, resize_like_tensorflow1
 from numerics import FEATURES_MAX, NET_SCORE_REL
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import optimize
+from ..features.batching import LARGEST_BATCH, batches, fingerprint
 from ..models import create_model
 from .resize import PREPROCESSING, SIZE, prepare
 
 FEATURES = 2048
-LARGEST_BATCH = 32  # images in one call of the plan; larger batches are cut, so memory does not follow the caller
 
 
 class InceptionFeatures(nn.Module):
@@ -83,6 +83,11 @@ class InceptionFeatures(nn.Module):
                 parts.append(self.__dict__["_plan"](block).reshape(len(block), FEATURES).to(torch.float32))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the weights: other weights, other features."""
+        return fingerprint(self.__dict__["_net"])
+
     def report(self) -> Any:
         """The engine's report of the network: every node and what it was fused into."""
         return self.__dict__["_plan"].report()
@@ -103,13 +108,6 @@ class InceptionFeatures(nn.Module):
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
-
-
-def batches(count: int) -> list[int]:
-    """`count` images as calls of LARGEST_BATCH and then powers of two, so that any counts need few plans in all."""
-    sizes = [LARGEST_BATCH] * (count // LARGEST_BATCH)
-    rest = count % LARGEST_BATCH
-    return sizes + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
 
 
 def check_images(images: Any) -> None:

@@ -1,0 +1,1 @@
+"""Features of many images: sources of images, decoding in worker processes, the model, shards of parquet."""

@@ -1,0 +1,191 @@
+"""Features on disk: parquet shards that are whole or not there, so that a killed run goes on where it stopped.
+
+Shard k holds the images k * size to (k + 1) * size of the source, whatever the run: the columns `path` (string) and
+`feature` (float32 list of fixed length), the unreadable images and their reasons in its metadata. What is missing is
+what is left to do, and no row can be lost or doubled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..measure.results import write_atomically, write_json
+from .sources import SourceError, import_parquet
+
+MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
+PREFIX = "features-"
+KEY = b"inception_fast"
+
+
+class Shards:
+    """The output folder of a run of `settings` over `count` images. Use as a context: one run at a time holds it.
+
+    Raises ValueError where the folder holds a run of other settings, or another process works in it.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], count: int, size: int) -> None:
+        self.folder, self.count, self.size = folder, count, size
+        self.manifest: dict[str, Any] = {"images": count, "shard_size": size, "settings": settings}
+        import_parquet()
+
+    def __enter__(self) -> Shards:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--out {self.folder} is a file; name a folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / LOCK, "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check_manifest()
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(f"another run writes to {self.folder}; wait for it, or name another --out") from None
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _check_manifest(self) -> None:
+        for scratch in (*self.folder.glob(f".{PREFIX}*.parquet"), *self.folder.glob(".manifest-*.json")):
+            scratch.unlink()
+        path = self.folder / MANIFEST
+        if path.exists():
+            _same(self.folder, json.loads(path.read_text(encoding="utf-8")), self.manifest)
+        elif any(self.folder.glob(f"{PREFIX}*.parquet")):
+            raise ValueError(f"{self.folder} holds features without {MANIFEST}; name another --out")
+        else:
+            write_json(path, self.manifest)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{PREFIX}{shard:05d}.parquet"
+
+    def indices(self, shard: int) -> range:
+        """The images of a shard."""
+        return range(shard * self.size, min((shard + 1) * self.size, self.count))
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        return [shard for shard in range(-(-self.count // self.size)) if not self.path(shard).exists()]
+
+    def unreadable(self) -> list[dict[str, str]]:
+        """`path` and `reason` of every image that could not be read, of the shards that are there."""
+        parquet = import_parquet()
+        found: list[dict[str, str]] = []
+        for path in sorted(self.folder.glob(f"{PREFIX}*.parquet")):
+            found += json.loads(parquet.read_schema(path).metadata[KEY])["unreadable"]
+        return found
+
+    def finish(self) -> list[dict[str, str]]:
+        """Lists the unreadable images in one file, and returns them."""
+        found = self.unreadable()
+        write_json(self.folder / UNREADABLE, found)
+        return found
+
+
+def _same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    flat = [{**m, **m.get("settings", {})} for m in (held, json.loads(json.dumps(wanted)))]
+    for key, value in flat[1].items():
+        if key != "settings" and flat[0].get(key) != value:
+            raise ValueError(
+                f"{folder} holds a run with {key} {flat[0].get(key)!r}, this one has {value!r}; name another --out"
+            )
+
+
+class Collector:
+    """Gathers the features of one shard and writes it when all its images have come, in order."""
+
+    def __init__(self, shards: Shards, names: Sequence[str]) -> None:
+        self.shards, self.names = shards, names
+        self._paths: list[str] = []
+        self._values: list[NDArray[np.float32]] = []
+        self._bad: list[dict[str, str]] = []
+        self._seen = 0
+
+    def add(self, shard: int, index: int, value: NDArray[np.float32] | str) -> bool:
+        """One image of `shard`: its feature, or the reason that it has none. True when that completed the shard."""
+        if isinstance(value, str):
+            self._bad.append({"path": self.names[index], "reason": value})
+        else:
+            self._paths.append(self.names[index])
+            self._values.append(value)
+        self._seen += 1
+        if self._seen < len(self.shards.indices(shard)):
+            return False
+        width = self.shards.manifest["settings"]["width"]
+        values = np.stack(self._values) if self._values else np.zeros((0, width), np.float32)
+        write_shard(self.shards.path(shard), self._paths, values, {"shard": shard, "unreadable": self._bad})
+        self._paths, self._values, self._bad, self._seen = [], [], [], 0
+        return True
+
+
+def write_shard(path: Path, names: list[str], values: NDArray[np.float32], about: dict[str, Any]) -> None:
+    """Writes one parquet file, synced and whole or not at all; the same content gives the same bytes."""
+    import pyarrow
+
+    parquet = import_parquet()
+    flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
+    feature = pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    table = pyarrow.table({"path": pyarrow.array(names, pyarrow.string()), "feature": feature})
+    table = table.replace_schema_metadata({KEY: json.dumps(about).encode()})
+
+    def write(scratch: Path) -> None:
+        parquet.write_table(table, scratch, compression="none", use_dictionary=False)
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+
+    write_atomically(path, write)
+
+
+def is_feature_file(path: Path) -> bool:
+    """Whether a parquet file has the columns `path` and `feature`."""
+    try:
+        return {"path", "feature"} <= set(import_parquet().read_schema(path).names)
+    except (OSError, ValueError):
+        return False
+
+
+def find_features(text: str) -> list[Path]:
+    """The feature shards that `text` names, a file or a folder of them; an empty list where it names none."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        return files if files and is_feature_file(files[0]) else []
+    return [path] if path.suffix == ".parquet" and path.is_file() and is_feature_file(path) else []
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that wrote a folder, None without a manifest; SourceError for an unfinished run."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    shards = -(-manifest["images"] // manifest["shard_size"])
+    there = len(list(folder.glob(f"{PREFIX}*.parquet")))
+    if there != shards:
+        raise SourceError(f"{folder} holds {there} of {shards} shards; run inception-fast features again to finish it")
+    settings: dict[str, Any] = manifest["settings"]
+    return settings
+
+
+def read_features(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+    """The features of shards, [n, d] a row group at a time. Raises SourceError for files that do not hold any."""
+    parquet = import_parquet()
+    for path in paths:
+        try:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=["feature"]):
+                    column = batch.column(0)
+                    if len(column):
+                        yield np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)
+        except (OSError, ValueError, KeyError) as error:
+            raise SourceError(f"{path} holds no readable features ({error})") from error

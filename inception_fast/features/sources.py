@@ -1,0 +1,274 @@
+"""Where images come from: a folder, a list, tar shards, or parquet files with encoded images.
+
+A source knows the name of every image and hands out the bytes of any of them, from any process. Names are listed once,
+in an order that depends on nothing but the files; the images themselves are read one at a time.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib
+import os
+import re
+import tarfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..images import SUFFIXES
+
+INSTALL = "pip install 'inception-fast[features]'"
+TAR = (".tar",)
+COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+PARQUET = (".parquet",)
+LIST = (".txt", ".lst", ".list")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "data")
+NAME_COLUMNS = ("path", "file_name", "filename", "name", "key", "__key__", "id", "url")
+
+
+class SourceError(ValueError):
+    """A source that holds no images, or not in a form that can be read."""
+
+
+class Source(Protocol):
+    """Images in a fixed order. `names` may repeat; `read` raises OSError or ValueError."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+class Files:
+    """Image files by their paths, as they were found or listed."""
+
+    def __init__(self, names: list[str], root: Path | None = None) -> None:
+        self.names, self.root = names, root
+
+    def read(self, index: int) -> bytes:
+        name = self.names[index]
+        return (Path(name) if self.root is None else self.root / name).read_bytes()
+
+
+class TarShards:
+    """Members of tar files, found once by their headers and read by their place: workers share nothing."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = [str(path) for path in paths]
+        self.names: list[str] = []
+        self._file, self._offset, self._size = array("q"), array("q"), array("q")
+        for number, path in enumerate(self.paths):
+            self._index(number, path)
+
+    def _index(self, number: int, path: str) -> None:
+        end = 0
+        try:
+            with tarfile.open(path, "r:") as archive:
+                while (member := archive.next()) is not None:
+                    end = member.offset_data + member.size
+                    if member.isreg() and member.name.lower().endswith(SUFFIXES):
+                        self._add(f"{path}/{member.name}", number, member.offset_data, member.size)
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        except (tarfile.TarError, EOFError) as error:
+            if not end:
+                raise SourceError(f"{path} is no readable tar file ({error}); allowed: an uncompressed .tar") from error
+        # tarfile takes half a header for the end; and where data is missing, the last image is the one that lacks it.
+        with open(path, "rb") as file:
+            file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            if any(file.read(tarfile.BLOCKSIZE)):
+                self._add(f"{path}/(what follows byte {end})", number, end, 1 << 62)
+
+    def _add(self, name: str, file: int, offset: int, size: int) -> None:
+        self.names.append(name)
+        self._file.append(file)
+        self._offset.append(offset)
+        self._size.append(size)
+
+    def read(self, index: int) -> bytes:
+        with open(self.paths[self._file[index]], "rb") as file:
+            there = os.fstat(file.fileno()).st_size - self._offset[index]
+            if there < self._size[index]:
+                raise OSError("the tar file was cut short here")
+            data = os.pread(file.fileno(), self._size[index], self._offset[index])
+        return data
+
+
+class ParquetImages:
+    """Encoded images in a column of parquet files: binary, or a struct with `bytes` as Hugging Face has it."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = [str(path) for path in paths]
+        self.names: list[str] = []
+        self._columns: list[str] = []
+        self._starts, self._places = array("q"), array("q")  # first image, file and group of every row group
+        self._kept: tuple[int, Any] | None = None
+        for number, path in enumerate(self.paths):
+            self._index(number, path)
+
+    def _index(self, number: int, path: str) -> None:
+        parquet = import_parquet()
+        try:
+            with parquet.ParquetFile(path) as file:
+                column, name = image_column(path, file.schema_arrow)
+                self._columns.append(column)
+                first = len(self.names)
+                for group in range(file.num_row_groups):
+                    self._starts.append(len(self.names))
+                    self._places.extend((number, group))
+                    held: list[Any] = [None] * file.metadata.row_group(group).num_rows
+                    if name is not None:
+                        held = file.read_row_group(group, columns=[name]).column(0).to_pylist()
+                    for value in held:
+                        text = value.get("path") if isinstance(value, dict) else value
+                        self.names.append(f"{path}#{len(self.names) - first}" if text is None else str(text))
+        except (OSError, ValueError) as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"{path} is no readable parquet file ({error})") from error
+
+    def read(self, index: int) -> bytes:
+        group = bisect_right(self._starts, index) - 1
+        if self._kept is None or self._kept[0] != group:
+            number, place = self._places[2 * group], self._places[2 * group + 1]
+            with import_parquet().ParquetFile(self.paths[number]) as file:
+                self._kept = group, file.read_row_group(place, columns=[self._columns[number]]).column(0)
+        value = self._kept[1][index - self._starts[group]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise ValueError("the row holds no image")
+        return bytes(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+
+def import_parquet() -> Any:
+    """pyarrow.parquet. Raises SourceError naming the extra to install."""
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise SourceError(f"parquet files need pyarrow ({error}); {INSTALL}") from error
+
+
+def image_column(path: str, schema: Any) -> tuple[str, str | None]:
+    """(column of encoded images, column of their names or None): `image.path` for the path inside a struct."""
+    kinds = {field.name: field.type for field in schema}
+    structs = [name for name, kind in kinds.items() if _is_struct(kind) and "bytes" in _fields(kind)]
+    binaries = [name for name, kind in kinds.items() if "binary" in str(kind)]
+    candidates = structs + binaries
+    if not candidates:
+        columns = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise SourceError(f"{path} has the columns {columns}; allowed: one of images, binary or a struct with bytes")
+    chosen = next((name for name in IMAGE_COLUMNS if name in candidates), candidates[0])
+    name = next((name for name in NAME_COLUMNS if name in kinds and "string" in str(kinds[name])), None)
+    if name is None and chosen in structs and "path" in _fields(kinds[chosen]):
+        name = f"{chosen}.path"
+    return chosen, name
+
+
+def _is_struct(kind: Any) -> bool:
+    return str(kind).startswith("struct<")
+
+
+def _fields(kind: Any) -> set[str]:
+    return {kind.field(i).name for i in range(kind.num_fields)}
+
+
+def open_source(text: str) -> Source:
+    """The images of a folder (looked through to the bottom), of a list, or of .tar or .parquet files.
+
+    Several files are named by a folder that holds them, by a pattern (`train-*.tar`) or by a range
+    (`train-{000..012}.tar`). A list is a text file with the path of an image on every line, relative to its own folder.
+
+    Raises SourceError where there is nothing to read, OSError where it may not be read.
+    """
+    paths = [path for pattern in expand_ranges(text) for path in _matching(pattern)]
+    if not paths:
+        raise SourceError(f"{text}: no such file or folder; allowed: a folder of images, a list, .tar or .parquet")
+    if len(paths) == 1 and paths[0].is_dir():
+        return _folder(paths[0])
+    if len(paths) == 1 and paths[0].suffix.lower() in LIST:
+        return _list(paths[0])
+    return _shards(text, paths)
+
+
+def digest_of(source: Source) -> str:
+    """Changes when an image is added, taken away or moved to another place."""
+    digest = hashlib.sha256()
+    for name in source.names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def expand_ranges(text: str) -> list[str]:
+    """`a-{00..02}.tar` -> `a-00.tar`, `a-01.tar`, `a-02.tar`, as webdataset and shells do; other text is left alone."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if found is None:
+        return [text]
+    first, last = found[1], found[2]
+    numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    return [full for n in numbers for full in expand_ranges(text[: found.start()] + n + text[found.end() :])]
+
+
+def _matching(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    return sorted(Path(name) for name in glob.glob(str(path)))
+
+
+def _folder(root: Path) -> Source:
+    found: dict[str, list[Path]] = {"image": [], "tar": [], "parquet": []}
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in files:
+            kind = _kind(name)
+            if kind is not None and not name.startswith("."):
+                found[kind].append(Path(folder) / name)
+    kinds = [kind for kind, paths in found.items() if paths]
+    if len(kinds) > 1:
+        counts = ", ".join(f"{len(found[kind])} {kind} files" for kind in kinds)
+        raise SourceError(f"{root} holds {counts}; allowed: one kind, name the other by a pattern")
+    if not kinds:
+        raise SourceError(f"{root} holds no image; looked for {' '.join(SUFFIXES + TAR + PARQUET)}")
+    paths = sorted(found[kinds[0]], key=lambda path: path.as_posix())
+    return Files([str(path) for path in paths]) if kinds[0] == "image" else _shards(str(root), paths)
+
+
+def _kind(name: str) -> str | None:
+    lower = name.lower()
+    kinds = {"image": SUFFIXES, "tar": TAR, "parquet": PARQUET}
+    return next((kind for kind, suffixes in kinds.items() if lower.endswith(suffixes)), None)
+
+
+def _list(path: Path) -> Source:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not a list of paths ({error}); allowed: UTF-8, a path on every line") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise SourceError(f"{path} lists no image; allowed: a path on every line")
+    return Files(names, path.parent)
+
+
+def _shards(text: str, paths: list[Path]) -> Source:
+    kinds = {_kind(path.name) for path in paths}
+    compressed = [path for path in paths if path.name.lower().endswith(COMPRESSED_TAR)]
+    if compressed:
+        raise SourceError(f"{compressed[0]} is a compressed tar file; allowed: .tar, its images are compressed already")
+    if len(kinds) > 1 or None in kinds or any(path.is_dir() for path in paths):
+        seen = next((path for path in paths if _kind(path.name) is None or path.is_dir()), paths[0])
+        raise SourceError(
+            f"{seen}; allowed: a folder, a list ({' '.join(LIST)}), images, .tar or .parquet, of one kind"
+        )
+    kind = kinds.pop()
+    if kind == "image":
+        return Files([str(path) for path in paths])
+    source: Source = TarShards(paths) if kind == "tar" else ParquetImages(paths)
+    if not source.names:
+        raise SourceError(f"{text} holds no image; looked for {' '.join(SUFFIXES)} in {len(paths)} files")
+    return source

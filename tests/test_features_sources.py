@@ -1,0 +1,140 @@
+"""Every form that images come in gives the same pictures, and what holds none says so."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from inception_fast.features.sources import SourceError, digest_of, expand_ranges, open_source
+from pictures import encoded, write_folder, write_tar
+
+
+def read_all(text: object) -> dict[str, bytes]:
+    source = open_source(str(text))
+    return {name: source.read(i) for i, name in enumerate(source.names)}
+
+
+def write_parquet(path: Path, columns: dict[str, object], group: int = 2) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
+
+
+def test_folder_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path / "photos", 7)
+    (tmp_path / "photos" / "notes.md").write_text("not a picture")
+    (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    found = read_all(tmp_path / "photos")
+    assert list(found) == [str(path) for path in paths] and len(found) == 7
+    assert list(found.values()) == [path.read_bytes() for path in paths]
+
+
+def test_list_relative_to_its_own_folder(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path / "photos", 3)
+    (tmp_path / "some.txt").write_text(f"photos/0001.jpg\n\n{paths[0]}\nphotos/gone.jpg\n")
+    source = open_source(str(tmp_path / "some.txt"))
+    assert list(source.names) == ["photos/0001.jpg", str(paths[0]), "photos/gone.jpg"]
+    assert source.read(0) == (tmp_path / "photos/0001.jpg").read_bytes() and source.read(1) == paths[0].read_bytes()
+    with pytest.raises(FileNotFoundError):
+        source.read(2)
+
+
+def test_tar_shards(tmp_path: Path) -> None:
+    """webdataset's: several files of one key, of which the pictures count."""
+    content = [{f"{s}{i}.{end}": encoded(10 * s + i) for i in range(3) for end in ("jpg", "cls")} for s in range(2)]
+    for s, files in enumerate(content):
+        write_tar(tmp_path / f"train-{s:03d}.tar", files)
+    wanted = {
+        f"{tmp_path}/train-{s:03d}.tar/{name}": data
+        for s, files in enumerate(content)
+        for name, data in files.items()
+        if name.endswith(".jpg")
+    }
+    for text in (tmp_path, tmp_path / "train-*.tar", tmp_path / "train-{000..001}.tar"):
+        assert read_all(text) == wanted and len(wanted) == 6
+    assert len(read_all(tmp_path / "train-001.tar")) == 3
+
+
+def test_a_tar_that_was_cut_short_is_found_at_its_image(tmp_path: Path) -> None:
+    path = tmp_path / "cut.tar"
+    write_tar(path, {"a.jpg": encoded(1), "b.jpg": encoded(2)})
+    whole = path.read_bytes()
+    second = whole.index(b"b.jpg")
+    for length, name in ((second + 512 + 100, "b.jpg"), (second + 100, "(what follows byte ")):
+        path.write_bytes(whole[:length])
+        source = open_source(str(path))
+        assert len(source.names) == 2 and source.read(0) == encoded(1) and source.names[1].startswith(f"{path}/{name}")
+        with pytest.raises(OSError, match="cut short here"):
+            source.read(1)
+
+
+@pytest.mark.parametrize("form", ["struct", "binary", "unnamed"])
+def test_parquet_with_encoded_images(tmp_path: Path, form: str) -> None:
+    data = [encoded(i) for i in range(5)]
+    names = [f"{i}.jpg" for i in range(5)]
+    if form == "struct":
+        rows = [{"bytes": d, "path": n} for d, n in zip(data, names, strict=True)]
+        write_parquet(tmp_path / "x.parquet", {"label": [0] * 5, "image": rows})
+    elif form == "binary":
+        write_parquet(tmp_path / "x.parquet", {"key": names, "jpg": data})
+    else:
+        write_parquet(tmp_path / "x.parquet", {"thumb": data})
+        names = [f"{tmp_path}/x.parquet#{i}" for i in range(5)]
+    source = open_source(str(tmp_path))
+    assert list(source.names) == names
+    assert [source.read(i) for i in (4, 0, 2, 1, 3)] == [data[i] for i in (4, 0, 2, 1, 3)]
+    twin = pickle.loads(pickle.dumps(source))
+    assert twin.read(3) == data[3]
+
+
+def test_several_parquet_files_and_a_row_without_an_image(tmp_path: Path) -> None:
+    for i in range(2):
+        write_parquet(tmp_path / f"{i}.parquet", {"image": [{"bytes": encoded(i), "path": None}, None]})
+    source = open_source(str(tmp_path / "*.parquet"))
+    assert len(source.names) == 4 and source.names[2] == f"{tmp_path}/1.parquet#0" and source.read(2) == encoded(1)
+    with pytest.raises(ValueError, match="the row holds no image"):
+        source.read(1)
+
+
+def test_the_digest_follows_the_names(tmp_path: Path) -> None:
+    write_folder(tmp_path, 3)
+    before = digest_of(open_source(str(tmp_path)))
+    assert digest_of(open_source(str(tmp_path))) == before
+    (tmp_path / "new.jpg").write_bytes(encoded(9))
+    assert digest_of(open_source(str(tmp_path))) != before
+
+
+def test_ranges() -> None:
+    assert expand_ranges("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert expand_ranges("{0..1}/{1..1}") == ["0/1", "1/1"] and expand_ranges("plain{}.jpg") == ["plain{}.jpg"]
+
+
+def test_refuses(tmp_path: Path) -> None:
+    def said(text: object, match: str) -> None:
+        with pytest.raises(SourceError, match=match):
+            open_source(str(text))
+
+    said(tmp_path / "none", "no such file or folder; allowed: a folder of images, a list")
+    said(tmp_path, "holds no image; looked for")
+    (tmp_path / "x.txt").write_text("\n\n")
+    said(tmp_path / "x.txt", "lists no image")
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
+    said(tmp_path / "x.txt", "not a list of paths")
+    (tmp_path / "x.bin").write_text("?")
+    said(tmp_path / "x.bin", "x.bin; allowed: a folder, a list")
+    (tmp_path / "x.tar.gz").write_text("?")
+    said(tmp_path / "x.tar.gz", "compressed tar file; allowed: .tar")
+    (tmp_path / "x.tar").write_bytes(b"not a tar file at all" * 100)
+    said(tmp_path / "x.tar", "no readable tar file")
+    write_tar(tmp_path / "x.tar", {"a.txt": b"?"})
+    said(tmp_path / "x.tar", "holds no image")
+    (tmp_path / "x.parquet").write_text("?")
+    said(tmp_path / "x.parquet", "no readable parquet file")
+    write_parquet(tmp_path / "x.parquet", {"label": [1, 2]})
+    said(tmp_path / "x.parquet", "has the columns label: int64; allowed: one of images")
+    said(tmp_path / "x.{tar,parquet}", "no such file")
+    (tmp_path / "x.tar.gz").unlink()
+    said(tmp_path / "x.[tp]ar*", "x.parquet; allowed: a folder, a list")
+    said(tmp_path, "1 tar files, 1 parquet files; allowed: one kind")
