@@ -189,6 +189,8 @@ template <class X, class Y> struct Job {
   const void *residual;
   int64_t y_pitch, residual_pitch;
   float residual_scale;
+  const char *ahead; // the weights after this chunk's, of which every tile from tile0 on asks for its share
+  int64_t ahead_step, tile0;
   int width;
   bool relu, first, last, residual_half;
 };
@@ -269,17 +271,35 @@ inline void step(const bf16 *const (&x)[R], int64_t k, const bf16 *w, typename I
   }
 }
 
+// Asks for a line of the weights that come next, so that the level 2 cache has them by then.
+inline void ask(const char *&ahead) {
+  __builtin_prefetch(ahead, 0, 2);
+  ahead += 64;
+}
+
 template <int R, int NV>
-inline void stretch(const float *const (&x)[R], int64_t length, const float *w, Isa::V (&sum)[R][NV]) {
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < length; ++k, w += NV * Isa::lanes)
+inline void stretch(const float *const (&x)[R], int64_t length, const float *w, Isa::V (&sum)[R][NV],
+                    const char *&ahead) {
+  int64_t k = 0;
+#pragma GCC unroll 2
+  for (; k + 1 < length; k += 2, w += 2 * NV * Isa::lanes) {
+    ask(ahead);
+    step(x, k, w, sum);
+    step(x, k + 1, w + NV * Isa::lanes, sum);
+  }
+  if (k < length)
     step(x, k, w, sum);
 }
 
 template <int R, int NV>
-inline void stretch(const bf16 *const (&x)[R], int64_t length, const bf16 *w, Isa::V (&sum)[R][NV]) {
+inline void stretch(const bf16 *const (&x)[R], int64_t length, const bf16 *w, Isa::V (&sum)[R][NV],
+                    const char *&ahead) {
   int64_t k = 0;
-#pragma GCC unroll 2
+  for (; k + 3 < length; k += 4, w += 4 * NV * Isa::lanes) {
+    ask(ahead);
+    step<true>(x, k, w, sum);
+    step<true>(x, k + 2, w + 2 * NV * Isa::lanes, sum);
+  }
   for (; k + 1 < length; k += 2, w += 2 * NV * Isa::lanes)
     step<true>(x, k, w, sum);
   if (k < length)
@@ -287,13 +307,14 @@ inline void stretch(const bf16 *const (&x)[R], int64_t length, const bf16 *w, Is
 }
 
 template <class X, int R, int NV>
-inline void multiply(const Segment<X> *segment, const Segment<X> *end, const X *weights, Isa::V (&sum)[R][NV]) {
+inline void multiply(const Segment<X> *segment, const Segment<X> *end, const X *weights, Isa::V (&sum)[R][NV],
+                     const char *ahead) {
   for (; segment != end; ++segment) {
     const X *x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
       x[r] = segment->x[r];
-    stretch(x, segment->length, weights + segment->k * (NV * Isa::lanes), sum);
+    stretch(x, segment->length, weights + segment->k * (NV * Isa::lanes), sum, ahead);
   }
 }
 
@@ -310,7 +331,8 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v)
         sum[r][v] = Isa::zero();
-    multiply(block.segments + begin[0], block.segments + begin[1], job.weights, sum);
+    multiply(block.segments + begin[0], block.segments + begin[1], job.weights, sum,
+             job.ahead + (tile - job.tile0) * job.ahead_step);
     float *sums = block.sums + tile * (Isa::rows * MAX_VECTORS * Isa::lanes);
     if (!job.first) {
 #pragma GCC unroll 16
@@ -375,7 +397,14 @@ inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, co
   job.residual_scale = op.residual_scale;
   job.width = panel.width;
   job.relu = panel.relu;
+  job.tile0 = tile0;
+  const char *weights = reinterpret_cast<const char *>(job.weights);
   for (int i = 0; i < op.chunk_count; ++i) {
+    const Chunk &chunk = op.chunks[i];
+    int64_t length = int64_t(chunk.tap1 - chunk.tap0) * (chunk.c1 - chunk.c0);
+    int64_t end = int64_t(chunk.tap1 - 1) * packed_channels<X>(op) + chunk.c1;
+    job.ahead = weights + end * columns * sizeof(X);
+    job.ahead_step = length * columns * int64_t(sizeof(X)) / (tile1 - tile0);
     job.begin = i;
     job.first = i == 0;
     job.last = i + 1 == op.chunk_count;
