@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import threading
@@ -38,7 +39,7 @@ DEVICES = {
     "reference": ("cpu", "cuda"),
 }
 BACKENDS = tuple(DEVICES)
-ADAPTERS = {"cpu": "native_cpu", "torch": "library", "reference": "truth"}
+ADAPTERS = {"cpu": "native_cpu", "triton": "triton_gpu", "torch": "library", "reference": "truth"}
 DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
 
 
@@ -119,8 +120,10 @@ def _probe_gpu(name: str) -> Status:
         return Unavailable("no NVIDIA driver")
     if torch.version.cuda is None:
         return Unavailable(f"torch {torch.__version__} is built without CUDA")
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        return Unavailable("triton is not installed; `pip install inception-fast[triton]`")
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return Unavailable("triton is not installed; `pip install inception-fast[triton]`")
+        return Available(f"triton {importlib.metadata.version('triton')}")
     return Unavailable(f"this version has no {name} kernels")
 
 

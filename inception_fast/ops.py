@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import _gradients, dispatch
 from ._checks import Conv, Pair, PoolProject, check_residual_scale, four_sided, like, pair_of, tensors
+from ._when_imported import when_imported
 from .backends import Params
 
 __all__ = ["asymmetric_pair", "conv_bn_relu", "parallel_split", "pool_project"]
@@ -303,7 +303,7 @@ _PARTS: dict[str, tuple[Any, Any, Any, Any, Any]] = {
 
 
 def _register() -> Any:
-    for name, (kernel, call, setup, backward, flops) in _PARTS.items():
+    for name, (kernel, call, setup, backward, _) in _PARTS.items():
         qualified = f"{NAMESPACE}::{name}"
         _library.define(name + SCHEMAS[name], tags=_TAGS)
         for kind in ("cpu", "cuda"):
@@ -311,8 +311,14 @@ def _register() -> Any:
             _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
         torch.library.register_fake(qualified, _fake(call), lib=_library)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
-        register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
+    # PyTorch's FLOP counter imports Triton where that is installed; whoever counts pays for it.
+    when_imported("torch.utils.flop_counter", _register_flops)
     return torch.ops.inception_fast
+
+
+def _register_flops(counter: Any) -> None:
+    for name, (*_, flops) in _PARTS.items():
+        counter.register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
 
 
 _ops = _register()

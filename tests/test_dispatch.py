@@ -81,6 +81,18 @@ def test_gpu_status_says_what_is_missing(
     assert fast.backend_status()["cuda"] == fast.Unavailable(expected)
 
 
+def test_triton_is_available_beside_a_driver(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    monkeypatch.setattr(dispatch, "DRIVER_FILES", (__file__,))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    status = fast.backend_status()["triton"]
+    assert status and status.detail.startswith("triton 3.")
+    spec = ConvSpec(1, 8, 8, 32, 32, 3, 3, dtype="float64")
+    assert "dtype float64" in dispatch.explain(spec, "cuda")["triton"][0]
+    grouped = ConvSpec(1, 8, 8, 32, 32, 3, 3, groups=2)
+    assert "groups 2 of 32 channels" in dispatch.explain(grouped, "cuda")["triton"][0]
+    assert dispatch.choose(ConvSpec(1, 8, 8, 32, 32, 3, 3), "cuda") == "triton"
+
+
 def test_status_neither_loads_triton_nor_touches_cuda() -> None:
     program = (
         "import sys, torch, inception_fast as fast; fast.backend_status()\n"

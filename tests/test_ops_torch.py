@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +180,17 @@ def test_flop_counter_counts_the_operations() -> None:
     with FlopCounterMode(display=False) as counter:
         all_four(x, weights)
     assert counter.get_total_flops() == 2 * (2 * 5 * 6) * 8 * 8 * (1 + 2 * 3 + 2 * 3 + 1)
+
+
+def test_a_flop_counter_imported_later_counts_them_too() -> None:
+    """The counter is not imported with the operations, since it imports Triton."""
+    program = (
+        "import sys, torch, inception_fast as fast; fast.ops\n"
+        "assert 'torch.utils.flop_counter' not in sys.modules\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    x, w, v = torch.ones(1, 8, 5, 6), torch.ones(8, 8, 1, 1), torch.ones(8)\n"
+        "    fast.ops.conv_bn_relu(x, w, v, v, stride=1, padding=0)\n"
+        "assert counter.get_total_flops() == 2 * 30 * 64, counter.get_total_flops()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

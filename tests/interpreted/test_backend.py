@@ -1,0 +1,92 @@
+"""The "triton" backend's three functions on CPU tensors, in the interpreter, against the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import numerics
+import op_calls
+from inception_fast import ops
+from inception_fast.backends import triton_gpu, truth
+
+HALF, FLOAT = torch.float16, torch.float32
+
+
+def both(
+    spec: Any, x: Tensor, params: Any, residual: Tensor | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What the backend gives, and the reference in float64."""
+    assert triton_gpu.reasons(spec) == []
+    prepared = triton_gpu.prepare(spec, params, x, residual, scale)
+    y = triton_gpu.run(prepared, x, residual, torch.channels_last)
+    wide = tuple(tuple(t.double() for t in triple) for triple in params)
+    old = None if residual is None else residual.double()
+    wanted = truth.run(truth.prepare(spec, wide, x.double(), old, scale), x.double(), old, torch.channels_last)
+    assert y.stride() == wanted.stride() and y.dtype is x.dtype
+    return y, wanted
+
+
+@pytest.mark.parametrize("case", op_calls.CONVS)
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+def test_conv(case: str, dtype: torch.dtype) -> None:
+    (x, *params), options = op_calls.conv_arguments(case, dtype, n=5)
+    residual = None
+    call = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"]))
+    if x.shape[1] > 4:
+        residual = numerics.random(*call.shape(), seed=8, dtype=dtype)
+        call = ops._conv_call(x, *params, residual, list(options["stride"]), list(options["padding"]), True, 0.5)
+    y, wanted = both(call.spec(), x, (tuple(params),), residual, 0.5 if residual is not None else 1.0)
+    numerics.assert_close_budget(y, wanted)
+
+
+@pytest.mark.parametrize("kind", ("chain", "split"))
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+def test_pair(kind: str, dtype: torch.dtype) -> None:
+    x, *params = op_calls.pair_arguments(kind, dtype)
+    spec = ops._pair_call(kind, x, *params).spec()
+    y, wanted = both(spec, x, (tuple(params[:3]), tuple(params[3:])))
+    numerics.assert_close_budget(y, wanted, roundings=2 if kind == "chain" else 1)
+
+
+@pytest.mark.parametrize("include_pad", (False, True))
+@pytest.mark.parametrize("oc", (6, 40), ids=("conv_first", "pool_first"))
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+def test_pool_project(dtype: torch.dtype, oc: int, include_pad: bool) -> None:
+    x, *params = op_calls.pool_arguments(dtype, oc)
+    spec = ops._pool_project_call(x, *params, [3, 3], [1, 1], [1, 1], include_pad).spec()
+    assert spec.conv_first == (oc == 6)
+    y, wanted = both(spec, x, (tuple(params),))
+    numerics.assert_close_budget(y, wanted, roundings=1 if spec.conv_first else 2)
+
+
+def test_layouts_give_the_same_numbers() -> None:
+    (x, *params), options = op_calls.conv_arguments("wide_1x7", FLOAT)
+    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    results = [
+        triton_gpu.run(prepared, numerics.as_layout(x, layout), None, torch.contiguous_format)
+        for layout in numerics.LAYOUTS
+    ]
+    assert all(torch.equal(results[0], y) for y in results[1:]) and results[0].is_contiguous()
+
+
+def test_weights_are_packed_once_and_again_after_a_change() -> None:
+    (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
+    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    first = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    assert triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled is first.compiled
+    params[0].mul_(2)
+    assert triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled is not first.compiled
+
+
+def test_tf32_is_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
+    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
