@@ -33,6 +33,20 @@ def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
+def caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
+    """Bytes of the data caches that one core sees, {"L1": ..., "L2": ..., "L3": ...}; empty where nobody tells them."""
+    found = {}
+    for index in sorted(folder.glob("index*")):
+        try:
+            kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
+        except OSError:
+            continue
+        count = re.fullmatch(r"(\d+)([KMG]?)", size)
+        if kind != "Instruction" and count:
+            found[f"L{level}"] = int(count.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[count.group(2)]
+    return found
+
+
 def cores() -> int:
     """How many logical processors this process may use: containers and taskset see fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
@@ -80,6 +94,7 @@ def provenance(threads: int, arguments: Sequence[str]) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": cores(),
         "memory_gb": memory_gb(),
+        "caches": caches(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "threads": threads,

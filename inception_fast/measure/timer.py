@@ -45,6 +45,20 @@ class Plan:
         return max(done / self.most, on_time, late)
 
 
+class Flush:
+    """Pushes everything else out of the caches by writing twice the size of the last one; a call takes some ms."""
+
+    def __init__(self, size: int | None = None) -> None:
+        from .machine import caches
+
+        self.size = size or 2 * max([*caches().values(), 1 << 25])
+        self._memory = bytearray(self.size)
+        self._pattern = bytes(self.size)
+
+    def __call__(self) -> None:
+        self._memory[:] = self._pattern
+
+
 @dataclass(frozen=True)
 class Summary:
     """Seconds a call: the median, the distance between the quartiles, the fastest, and how many were taken."""
@@ -78,10 +92,12 @@ def interleave(
     *,
     clock: Clock = time.perf_counter,
     on_round: Callable[[float], None] | None = None,
+    before: Call | None = None,
 ) -> dict[str, list[float]]:
     """Times every call once a round, in an order shuffled anew each round; sample i of every name is of round i.
 
-    `on_round` hears after each round which share of the plan is done.
+    `on_round` hears after each round which share of the plan is done. `before` runs ahead of every timed call, outside
+    its window: a `Flush` makes each call find cold caches.
     """
     if not calls:
         return {}
@@ -95,7 +111,7 @@ def interleave(
     for done in range(1, plan.most + 1):
         shuffle(order)
         for name in order:
-            samples[name].append(_time(calls[name], plan.settle, clock))
+            samples[name].append(_time(calls[name], plan.settle, clock, before))
         share = plan.share(done, clock() - start)
         if on_round is not None:
             on_round(min(1.0, share))
@@ -104,9 +120,11 @@ def interleave(
     return samples
 
 
-def _time(call: Call, settle: int, clock: Clock) -> float:
+def _time(call: Call, settle: int, clock: Clock, before: Call | None = None) -> float:
     for _ in range(settle):
         call()
+    if before is not None:
+        before()
     start = clock()
     call()
     return clock() - start

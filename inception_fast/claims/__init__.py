@@ -1,0 +1,1 @@
+"""The study of what the literature claims: each claim beside what this machine measured, and by which command."""

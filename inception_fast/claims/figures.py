@@ -1,0 +1,229 @@
+"""The report's pictures, each drawn from the rows alone, so that claims.json holds all that they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..measure.results import write_atomically
+from .nets import PAIR_SIZES, REDUCTIONS
+from .row import Row
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#9a958a"
+Rows = Mapping[str, Row]
+
+
+def draw(rows: Sequence[Row], folder: Path) -> dict[str, str]:
+    """Writes a PNG for every picture that the rows suffice for; returns {file name: caption}. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = {row.id: row for row in rows}
+    written = {}
+    for name, (picture, caption) in PICTURES.items():
+        figure = picture(known)
+        if figure is not None:
+            canvas = FigureCanvasAgg(figure)
+            write_atomically(folder / name, lambda scratch, c=canvas: c.print_png(scratch))  # type: ignore[misc]
+            written[name] = caption
+    return written
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def _bare(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _factorising(rows: Rows) -> Any:
+    """Three bars for each replacement: stated, counted, timed."""
+    names = ["two_3x3_for_5x5", *(f"asymmetric_{n}" for n in PAIR_SIZES)]
+    texts = ["two 3x3\nfor 5x5", *(f"1x{n} and {n}x1\nfor {n}x{n}" for n in PAIR_SIZES)]
+    if not all(f"{name}_{part}" in rows for name in names for part in ("macs", "time")):
+        return None
+    figure = _figure(9, 4)
+    axes = figure.subplots()
+    series = (
+        ("stated", [rows[f"{n}_macs"].stated for n in names], GREY),
+        ("multiply-adds, counted", [rows[f"{n}_macs"].measured for n in names], BLUE),
+        ("time, measured", [rows[f"{n}_time"].measured for n in names], ORANGE),
+    )
+    for i, (label, values, colour) in enumerate(series):
+        places = [x + 0.27 * (i - 1) for x in range(len(names))]
+        axes.bar(places, [v or 0.0 for v in values], 0.25, label=label, color=colour)
+        for x, value, name in zip(places, values, names, strict=True):
+            doubt = "~" if label.startswith("time") and rows[f"{name}_time"].verdict == "not established" else ""
+            text = "not\nmeasured" if value is None else f"{doubt}{value:.0f} %"
+            axes.annotate(
+                text, (x, max(value or 0.0, 0.0)), (0, 2), textcoords="offset points", ha="center", fontsize=9
+            )
+    worst = min(value or 0.0 for _, values, _ in series for value in values)
+    axes.set_ylim(max(min(1.2 * worst, 0.0), -60), 112)  # a bar that runs out of the picture still has its figure
+    axes.set_xticks(range(len(names)), texts)
+    axes.set_ylabel("saved, per cent")
+    axes.axhline(0, color="black", linewidth=0.8)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3)
+    _bare(axes)
+    return figure
+
+
+def _reduction(rows: Rows) -> Any:
+    """Work, time and representation of the three orders."""
+    row = rows.get("reduction_parallel_macs")
+    races = {kind: rows.get(f"reduction_{key}_time") for kind, key in zip(list(REDUCTIONS)[1:], _KEYS, strict=True)}
+    if row is None:
+        return None
+    times = {kind: found.details["times"]["before"] for kind, found in races.items() if found and found.details}
+    first = next((found for found in races.values() if found and found.details), None)
+    if first is not None:
+        times[next(iter(REDUCTIONS))] = first.details["times"]["after"]
+    figure = _figure(10, 3.8)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    colours = dict(zip(REDUCTIONS, (GREEN, ORANGE, PURPLE), strict=True))
+    names = list(REDUCTIONS)
+    _bars(left, names, [row.details[n]["macs"] / 1e9 for n in names], colours, "billion multiply-adds", "{:.2f}")
+    medians = [times.get(n, {}).get("median_ms") for n in names]
+    _bars(middle, names, medians, colours, "milliseconds, cold caches", "{:.2f}")
+    for name in names:
+        levels = row.details[name]["levels"]
+        values = [level["values"] / 1e3 for level in levels]
+        places = [0.0, 2.0] if len(values) == 2 else [0.0, 1.0, 2.0]
+        right.plot(places, values, marker="o", color=colours[name])
+        spot = (1.0, values[1]) if len(values) == 3 else (1.0, sum(values) / 2)
+        lift = (0, 8) if spot[1] > 200 else (0, -16)
+        right.annotate(name, spot, lift, textcoords="offset points", ha="center", color=colours[name], fontsize=9)
+    right.set_xticks([0, 1, 2], ["35x35x320", "between", "17x17x640"])
+    right.set_ylabel("thousand values")
+    right.set_ylim(0, 880)
+    right.set_xlim(-0.25, 2.25)
+    for axes, title in ((left, "Work"), (middle, "Time"), (right, "Representation")):
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        _bare(axes)
+    return figure
+
+
+_KEYS = ("pool_conv", "conv_pool")
+
+
+def _bars(
+    axes: Any, names: Sequence[str], values: Sequence[float | None], colours: Mapping[str, str], label: str, form: str
+) -> None:
+    known = [value or 0.0 for value in values]
+    axes.bar(range(len(names)), known, color=[colours[name] for name in names])
+    for x, value in enumerate(values):
+        text = "not\nmeasured" if value is None else form.format(value)
+        axes.annotate(text, (x, value or 0.0), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace("convolution", "conv.") for name in names])
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.set_ylabel(label)
+    axes.margins(y=0.12)
+
+
+def _savings(rows: Rows) -> Any:
+    """What the engine's rewrites save, with the doubtful ones pale."""
+    found = [row for name, row in rows.items() if name in _ENGINE and row.measured is not None]
+    if not found:
+        return None
+    figure = _figure(9, 0.5 * len(found) + 1.3)
+    axes = figure.subplots()
+    for y, row in enumerate(found):
+        doubt = row.verdict == "not established"
+        value = row.measured or 0.0
+        axes.barh(y, value, color=GREY if doubt else GREEN if value > 0 else ORANGE)
+        times = row.details["times"]
+        text = f" {'~' if doubt else ''}{value:.1f} %   {times['before']['median_ms']:.2f} to "
+        text += f"{times['after']['median_ms']:.2f} ms"
+        axes.annotate(text, (max(value, 0.0), y), (3, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(found)), [_ENGINE[row.id] for row in found])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.45 * (high - low))
+    axes.set_xlabel("time saved, per cent (grey and ~: within this run's noise)")
+    _bare(axes)
+    return figure
+
+
+_ENGINE = {
+    "merge_siblings_time": "sibling 1x1s merged",
+    "commute_average_pool_time": "average pool behind its 1x1",
+    **{f"fused_pair_{n}_time": f"1x{n} and {n}x1 as one step" for n in PAIR_SIZES},
+    "widening_time": "1x3 beside 3x1, for 1x3 then 3x1",
+}
+
+
+def _depth(rows: Rows) -> Any:
+    """How much four networks hold along their depth, with the bottlenecks marked."""
+    row = rows.get("bottlenecks_v3_v4")
+    if row is None:
+        return None
+    figure = _figure(9, 4.6)
+    axes = figure.subplots()
+    for (name, levels), colour in zip(row.details["levels"].items(), (GREY, BLUE, GREEN, PURPLE), strict=True):
+        places = [100 * level["depth"] / levels[-1]["depth"] for level in levels]
+        values = [level["values"] for level in levels]
+        axes.plot(places, values, ".-", color=colour, label=name, linewidth=1.4, markersize=5)
+        for level, x in zip(levels, places, strict=True):
+            if level["name"] in row.details["flagged"][name]:
+                axes.plot(x, level["values"], "o", color="#c22f2f", markersize=7, zorder=3)
+    axes.plot([], [], "o", color="#c22f2f", label="bottleneck")
+    axes.set_yscale("log")
+    axes.set_xlabel("depth, per cent of the network's operations")
+    axes.set_ylabel("values that carry the image")
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(axis="y", color="#e5e5e5")
+    _bare(axes)
+    return figure
+
+
+def _training(rows: Rows) -> Any:
+    """A panel for each comparison, a dot for each seed."""
+    found = {name: rows[name].details["ends"] for name in _PANELS if name in rows and rows[name].details}
+    if not found:
+        return None
+    figure = _figure(10, 2.9 * -(-len(found) // 2))
+    panels = figure.subplots(-(-len(found) // 2), 2, squeeze=False).flat
+    for axes, (name, ends) in zip(panels, found.items(), strict=False):
+        for y, (label, values) in enumerate(ends.items()):
+            colour = ORANGE if label.startswith(("without", "plain")) or label.endswith("without BN") else BLUE
+            axes.plot([100 * v for v in values], [y] * len(values), "o", color=colour, alpha=0.75)
+        axes.set_yticks(range(len(ends)), list(ends), fontsize=8.5)
+        axes.set_ylim(len(ends) - 0.5, -0.5)
+        axes.set_xlim(-3, 103)
+        axes.set_title(_PANELS[name], loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel("accuracy, per cent (a dot for each seed)", fontsize=8.5)
+        axes.grid(axis="y", color="#eeeeee")
+        _bare(axes)
+    for axes in list(panels)[len(found) :]:
+        axes.set_visible(False)
+    return figure
+
+
+_PANELS = {
+    "batchnorm_rate": "Batch norm and the learning rate",
+    "batchnorm_scale": "Batch norm and the initial weights",
+    "batchnorm_sigmoid": "Batch norm and the sigmoid",
+    "label_smoothing": "Label smoothing",
+    "grid_reduction_accuracy": "Halving the grid",
+    "residual": "Residual connections",
+}
+
+PICTURES: dict[str, tuple[Callable[[Rows], Any], str]] = {
+    "factorising.png": (_factorising, "What small kernels save: as stated, as counted, as timed on this machine."),
+    "reduction.png": (
+        _reduction,
+        "Halving a 35x35x320 map to 17x17x640 in three orders. Pool first is cheap and squeezes the representation; "
+        "convolution first is dear; the parallel reduction is neither.",
+    ),
+    "engine.png": (_savings, "What running the same arithmetic in another arrangement saves."),
+    "depth.png": (
+        _depth,
+        "How many values carry the image along four networks. Red: the representation shrinks to half or less and "
+        "grows to twice as much again. v4 replaced v3's first pool by a parallel reduction, and with it the red point.",
+    ),
+    "training.png": (_training, "Where the trainings ended."),
+}

@@ -1,0 +1,70 @@
+"""A row of the report, and the rules by which a measured figure gets its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+CONFIRMED, DIFFERS, REFUTED = "confirmed", "differs", "refuted"
+OPEN, UNMEASURED, PUBLISHED = "not established", "not measured", "published"
+VERDICTS = {
+    CONFIRMED: "measured, and as stated within a tenth",
+    DIFFERS: "the direction is as stated, the figure is not",
+    REFUTED: "measured to be otherwise",
+    OPEN: "the difference is within this run's noise, or too few runs were made",
+    UNMEASURED: "this machine or this run could not; the note says why",
+    PUBLISHED: "listed as its authors published it, not measured here",
+}
+NEAR = 0.1  # relative distance from the stated figure up to which it counts as that figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim. `stated` is None where the source names no figure, `measured` where nothing was measured.
+
+    `details` hold what the plots draw: times, counts, curves.
+    """
+
+    id: str
+    claim: str
+    source: str
+    stated: float | None
+    measured: float | None
+    unit: str
+    command: str
+    verdict: str
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict {self.verdict!r}; allowed: {', '.join(VERDICTS)}")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def counted(measured: float, stated: float | None) -> str:
+    """The verdict on something counted, not timed; without a stated figure the count itself is the finding."""
+    if stated is None or abs(measured - stated) <= NEAR * abs(stated):
+        return CONFIRMED
+    return DIFFERS if measured * stated > 0 else REFUTED
+
+
+def saved(measured: float, stated: float | None, established: bool) -> str:
+    """The verdict on a share of time saved, in per cent; what is not established is neither confirmed nor refuted."""
+    if not established:
+        return OPEN
+    if measured <= 0:
+        return REFUTED
+    return CONFIRMED if stated is None or abs(measured - stated) <= NEAR * 100 else DIFFERS
+
+
+def higher(a: Sequence[float], b: Sequence[float]) -> str:
+    """The verdict on "a is higher than b", each a value for each seed: the two ranges must not touch."""
+    if min(len(a), len(b)) < 2:
+        return OPEN
+    if min(a) > max(b):
+        return CONFIRMED
+    return REFUTED if max(a) < min(b) else OPEN

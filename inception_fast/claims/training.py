@@ -1,0 +1,196 @@
+"""Claims about training, from comparisons: those that were given, and tiny ones run here for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..train.charts import smooth
+from ..train.comparison import compare
+from ..train.experiments import EXPERIMENTS, Experiment
+from ..train.loop import Options
+from .row import CONFIRMED, OPEN, UNMEASURED, Row, higher
+from .study import Context
+
+Document = dict[str, Any]
+QUICK_STEPS = 6
+RUN_HERE = ("batchnorm_rate", "batchnorm_scale", "batchnorm_sigmoid", "label_smoothing", "grid_reduction", "residual")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a comparison says of a claim."""
+
+    measured: float | None
+    verdict: str
+    note: str
+
+
+def read_comparison(path: Path) -> tuple[str, Document]:
+    """The experiment's name and the document of a compare.json, or of the folder that holds one.
+
+    Raises ValueError for a file that no experiment of `inception-fast compare` wrote.
+    """
+    file = path / "compare.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        name = document["about"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no result of 'inception-fast compare --experiment' ({type(error).__name__}: {error})"
+        ) from error
+    if name not in JUDGES:
+        raise ValueError(f"{file} is of experiment {name!r}; allowed: {', '.join(JUDGES)}")
+    return name, document
+
+
+def training(context: Context) -> list[Row]:
+    rows = []
+    for name, judges in JUDGES.items():
+        document = context.trained.get(name)
+        if document is None and name in RUN_HERE:
+            context.say(f"training: {name}")
+            document = _run(EXPERIMENTS[name], context)
+        for judge in judges:
+            rows.append(judge(context, EXPERIMENTS[name], document))
+    return rows
+
+
+def _run(experiment: Experiment, context: Context) -> Document:
+    """The experiment as it stands; quick: a few steps of one seed, which show that it runs and prove nothing."""
+    settings = experiment.settings(**({"steps": QUICK_STEPS, "batch_size": 8} if context.quick else {}))
+    seeds = 1 if context.quick else experiment.seeds
+    options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500)
+    folder = context.out / "training" / f"{experiment.name}{'-quick' if context.quick else ''}"
+    return compare(experiment.variants, settings, seeds, folder, options, about=experiment.about())
+
+
+def accuracies(document: Document, label: str) -> list[float]:
+    """Held-out accuracy for each seed, or the training's where nothing was held out; 0 for a run that diverged."""
+    runs = [run for run in document["runs"] if run["model"] == label]
+    return [
+        run["held_out_accuracy"] if run["held_out_accuracy"] is not None else run["accuracy"] or 0.0 for run in runs
+    ]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def ahead(document: Document, a: Sequence[str], b: Sequence[str]) -> Finding:
+    """By how many points the worst of variants `a` is more accurate than the worst of variants `b`, seed by seed."""
+    left, right = ([min(seeds) for seeds in zip(*(accuracies(document, x) for x in s), strict=True)] for s in (a, b))
+    note = f"{100 * mean(left):.1f} % against {100 * mean(right):.1f} %, {_budget(document)}"
+    return Finding(100 * (mean(left) - mean(right)), higher(left, right), note)
+
+
+def _budget(document: Document) -> str:
+    settings = document["settings"]
+    seeds = len({run["seed"] for run in document["runs"]})
+    return f"{settings['steps']} steps of {settings['batch_size']} {settings['data']} images, seeds: {seeds}"
+
+
+def steps_saved(document: Document, fast: Sequence[str], slow: Sequence[str]) -> Finding:
+    """How many times fewer steps the best of `fast` takes to the last loss of the best of `slow`, per seed."""
+    window = max(document["settings"]["steps"] // 20, 1)
+    ratios: list[float] = []
+    for seed in sorted({run["seed"] for run in document["runs"]}):
+        quick, late = (_best_curve(document, labels, seed, window) for labels in (fast, slow))
+        reached = next((i for i, loss in enumerate(quick, 1) if loss <= late[-1]), None) if late else None
+        if reached is None:
+            return Finding(None, OPEN, f"the loss of the other was not reached, {_budget(document)}")
+        ratios.append(len(late) / reached)
+    verdict = higher(ratios, [1.0] * len(ratios))
+    note = f"to the loss that the other ended with; {min(ratios):.1f} to {max(ratios):.1f}, {_budget(document)}"
+    return Finding(mean(ratios), verdict, note)
+
+
+def _best_curve(document: Document, labels: Sequence[str], seed: int, window: int) -> list[float]:
+    """The smoothed losses of the variant that ends lowest; one that diverged ends nowhere."""
+    done = {run["model"] for run in document["runs"] if run["seed"] == seed and run["status"] == "done"}
+    curves = [
+        smooth([row["loss"] for row in document["rows"] if (row["model"], row["seed"]) == (label, seed)], window)
+        for label in labels
+        if label in done
+    ]
+    return min((curve for curve in curves if curve), key=lambda curve: curve[-1], default=[])
+
+
+def _labels(experiment: Experiment, start: str, end: str = "") -> list[str]:
+    return [v.label for v in experiment.variants if v.label.startswith(start) and v.label.endswith(end)]
+
+
+Judge = Callable[[Context, Experiment, Document | None], Row]
+
+
+def _judge(
+    suffix: str,
+    claim: str | None,
+    unit: str,
+    find: Callable[[Document, Experiment], Finding],
+    stated: float | None = None,
+    source: str | None = None,
+) -> Judge:
+    def judge(context: Context, experiment: Experiment, document: Document | None) -> Row:
+        base = f"inception-fast compare --experiment {experiment.name}"
+        if document is None:
+            found = Finding(None, UNMEASURED, f"it takes hours: run '{base} --out DIR', then give --training DIR")
+        else:
+            found = find(document, experiment)
+            if context.quick and experiment.name not in context.trained and found.verdict != UNMEASURED:
+                found = Finding(found.measured, OPEN, f"a tiny run that proves nothing: {found.note}")
+        if found.verdict == CONFIRMED and stated is not None and found.measured is not None:
+            near = 0.5 * stated <= found.measured <= 2 * stated
+            found = found if near else Finding(found.measured, "differs", found.note)
+        return Row(
+            experiment.name + suffix, claim or experiment.claim, source or experiment.source, stated, found.measured,
+            unit, f"{base} --out DIR", found.verdict, found.note, {} if document is None else {"ends": _ends(document)},
+        )  # fmt: skip
+
+    return judge
+
+
+def _ends(document: Document) -> dict[str, list[float]]:
+    """Accuracies by variant, a value for each seed: what the plot shows."""
+    return {label: accuracies(document, label) for label in document["variants"]}
+
+
+POINTS = "points of accuracy"
+FEWER = "times fewer steps"
+JUDGES: dict[str, tuple[Judge, ...]] = {
+    "batchnorm_rate": (
+        _judge(
+            "", None, POINTS,
+            lambda d, e: ahead(d, _labels(e, "with BN", "0.5"), _labels(e, "without BN", "0.5")),
+        ),
+        _judge(
+            "_steps", "Batch norm reaches the same accuracy in 14 times fewer steps.", FEWER,
+            lambda d, e: steps_saved(d, _labels(e, "with BN"), _labels(e, "without BN")), 14,
+            "arXiv:1502.03167, abstract",
+        ),
+    ),
+    "batchnorm_scale": (
+        _judge("", None, POINTS, lambda d, e: ahead(d, _labels(e, "with BN"), _labels(e, "without BN"))),
+    ),
+    "batchnorm_sigmoid": (
+        _judge("", None, POINTS, lambda d, e: ahead(d, ["sigmoid, with BN"], ["sigmoid, without BN"])),
+    ),
+    "label_smoothing": (
+        _judge("", None, POINTS, lambda d, e: ahead(d, ["smoothing 0.1"], ["smoothing 0"]), 0.2),
+    ),
+    "grid_reduction": (
+        _judge(
+            "_accuracy", "A strided convolution beside a pool is more accurate than pool, then convolution.", POINTS,
+            lambda d, e: ahead(d, ["parallel"], ["pool_conv"]),
+        ),
+    ),
+    "residual": (
+        _judge("", None, FEWER, lambda d, e: steps_saved(d, ["residual"], ["plain"])),
+    ),
+    "residual_v4": (
+        _judge("", None, FEWER, lambda d, e: steps_saved(d, ["inception_resnet_v2"], ["inception_v4"])),
+    ),
+}  # fmt: skip

@@ -1,0 +1,116 @@
+"""Measure what the Inception papers claim; one report with plots, stated beside measured."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import OK, WRONG, CommandError, add_json, comma_list, integer, note, print_json, serving
+
+if TYPE_CHECKING:
+    from ..claims.row import Row
+
+DEFAULT_OUT = "claims-report"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default=DEFAULT_OUT, metavar="DIR",
+        help=f"where claims.json, index.html and the plots go (default {DEFAULT_OUT})",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few rounds and tiny trainings: seconds, not minutes")
+    parser.add_argument("--only", type=comma_list(str), metavar="STUDY,...", help="some studies alone (default: all)")
+    parser.add_argument(
+        "--training", action="append", default=[], metavar="DIR",
+        help="a result of 'inception-fast compare --experiment NAME' to judge, in place of a run here; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=integer(1, 1024), metavar="N", help="threads of the kernels (default: torch's)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, writes the report. Returns 1 where an output of ours was wrong, so that it was not timed."""
+    from ..claims.study import studies
+    from ..claims.training import read_comparison
+    from ..measure.machine import provenance
+    from ..measure.results import write_json
+    from .bench import _mind_the_load, _output_folder, _threads
+
+    names = args.only or list(studies())
+    unknown = [name for name in names if name not in studies()]
+    if unknown:
+        raise CommandError(f"--only {unknown[0]!r} is not known; allowed: {', '.join(studies())}")
+    with serving("--training"):
+        trained = dict(read_comparison(Path(path)) for path in args.training)
+    _native()
+    folder = _output_folder(args.out)
+    _mind_the_load()
+    with _threads(args.threads) as threads:
+        sections = _measure(folder, names, args.quick, trained)
+        origin = provenance(threads, args.argv)
+    rows = [row for part in sections.values() for row in part]
+    pictures = _pictures(rows, folder)
+    document = {"provenance": origin, "quick": args.quick, "rows": [row.as_json() for row in rows], "plots": pictures}
+    write_json(folder / "claims.json", document)
+    _write_page(sections, pictures, folder, origin)
+    if args.json:
+        print_json(document)
+    else:
+        _show(rows)
+        print(f"written: {folder / 'claims.json'}, {folder / 'index.html'}")
+    return WRONG if any("the output is off by" in row.note for row in rows) else OK
+
+
+def _native() -> None:
+    from .. import Unavailable, backend_status
+
+    status = backend_status()["cpu"]
+    if isinstance(status, Unavailable):
+        raise CommandError(f"claims times the native kernels, which do not run here: {status.reason}")
+
+
+def _measure(folder: Path, names: list[str], quick: bool, trained: dict[str, Any]) -> dict[str, list[Row]]:
+    from ..claims.study import Context, run
+    from .progress import Meter
+
+    with Meter(len(names)) as meter:
+        context = Context(folder, quick, trained, meter.stage)
+        sections = {}
+        for name in names:
+            sections[name] = run(context, [name])
+            meter.next()
+    return sections
+
+
+def _pictures(rows: list[Row], folder: Path) -> dict[str, str]:
+    try:
+        from ..claims.figures import draw
+
+        return draw(rows, folder)
+    except ImportError as error:
+        note(f"no plots: matplotlib is not installed ({error}); pip install 'inception-fast[bench]'")
+        return {}
+
+
+def _write_page(sections: dict[str, list[Row]], pictures: dict[str, str], folder: Path, origin: dict[str, Any]) -> None:
+    from ..claims.page import page
+    from ..measure.results import write_atomically
+
+    text = page(sections, pictures, folder, origin)
+    write_atomically(folder / "index.html", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _show(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..claims.page import number
+
+    table = Table("claim", "stated", "measured", "unit", "verdict")
+    for row in rows:
+        table.add_row(row.claim, number(row.stated), number(row.measured), row.unit, row.verdict)
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)

@@ -1,0 +1,263 @@
+"""The report of claims: what is counted is exact, what is timed is gated, what was not measured says so."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from inception_fast.claims import figures, nets, training
+from inception_fast.claims.factorising import macs, raced
+from inception_fast.claims.page import number, page
+from inception_fast.claims.race import Contestant, Race, RedGate, without
+from inception_fast.claims.row import VERDICTS, Row, counted, higher, saved
+from inception_fast.claims.study import Context, run, studies
+from inception_fast.cli import main
+from inception_fast.engine import passes
+from inception_fast.measure.timer import Flush, Plan, interleave
+
+CONTRACT = {"id", "claim", "source", "stated", "measured", "unit", "command", "verdict"}
+
+
+class Resources(HTMLParser):
+    """What a page would load from elsewhere, and the pictures inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.inside = 0
+
+    def handle_starttag(self, tag, attrs):
+        for key, value in attrs:
+            if key in ("src", "href", "srcset", "data"):
+                if str(value).startswith("data:image/png;base64,"):
+                    self.inside += 1
+                else:
+                    self.outside.append(f"{tag} {value}")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """A quick report by the command line, once for all tests here."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("claims")
+    assert main(["claims", "--quick", "--threads", "1", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(report) -> dict:
+    return {row["id"]: row for row in json.loads((report / "claims.json").read_text())["rows"]}
+
+
+def test_the_rows_are_as_promised(report, rows):
+    document = json.loads((report / "claims.json").read_text())
+    assert document["quick"] and {"machine", "commit", "date", "command", "caches"} <= document["provenance"].keys()
+    assert len(rows) == len(document["rows"]) > 50
+    for row in rows.values():
+        assert row.keys() >= CONTRACT and row["verdict"] in VERDICTS
+        assert row["command"].startswith("inception-fast ")
+        assert (row["measured"] is None) <= (row["verdict"] in ("not measured", "published", "not established"))
+        assert row["measured"] is not None or row["verdict"] == "published" or row["note"], "the reason is missing"
+
+
+@pytest.mark.parametrize(
+    "name, figure",
+    [("two_3x3_for_5x5", 28), ("asymmetric_3", 100 / 3), ("asymmetric_5", 60), ("asymmetric_7", 500 / 7)],
+)
+def test_counts_are_exact(rows, name, figure):
+    assert rows[f"{name}_macs"]["measured"] == pytest.approx(figure, rel=1e-12)
+    assert rows[f"{name}_macs"]["verdict"] == "confirmed"
+    assert rows[f"{name}_time"]["details"]["times"]["after"]["rounds"] >= 3
+
+
+def test_findings_that_no_machine_changes(rows):
+    assert rows["reduction_conv_pool_macs"]["measured"] == pytest.approx(35**2 / 17**2)
+    assert rows["reduction_parallel_macs"]["measured"] == 2
+    assert rows["reduction_pool_conv_bottleneck"]["measured"] == 17 * 17 * 320
+    assert rows["reduction_parallel_bottleneck"]["measured"] == 17 * 17 * 640
+    assert rows["merge_siblings_bits"]["measured"] == 0
+    assert rows["convolutions_inception_v3"]["measured"] == 66
+    assert rows["v3_macs"]["measured"] == pytest.approx(5.713216096)
+    published = [row for row in rows.values() if row["verdict"] == "published"]
+    assert len(published) == 15 and all(row["measured"] is None for row in published)
+    assert rows["inception_v4_slim_top1"]["stated"] == 80.2
+
+
+def test_a_tiny_training_proves_nothing(rows):
+    trained = [row for row in rows.values() if row["command"].startswith("inception-fast compare")]
+    assert len(trained) == 8
+    assert {row["verdict"] for row in trained} == {"not established", "not measured"}
+
+
+def test_the_page_opens_alone(report):
+    text = (report / "index.html").read_text()
+    resources = Resources()
+    resources.feed(text)
+    assert not resources.outside and "<script" not in text and "@import" not in text
+    plots = json.loads((report / "claims.json").read_text())["plots"]
+    assert resources.inside == len(plots) >= 5
+    for name in plots:
+        with Image.open(report / name) as picture:
+            picture.load()
+            assert picture.format == "PNG" and min(picture.size) >= 200
+    for study in studies():
+        assert f'<h2 id="{study}">' in text
+
+
+def test_only_some_studies_as_json(tmp_path, capsys):
+    assert main(["claims", "--only", "networks,published", "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "claims.json").read_text())
+    assert {row["command"].split()[-1] for row in document["rows"]} == {"networks", "published"}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--only", "nothing"], "--only 'nothing' is not known; allowed: factorising, "),
+        (["--training", "absent"], "is no result of 'inception-fast compare --experiment'"),
+    ],
+)
+def test_wrong_requests_get_one_line(tmp_path, capsys, arguments, said):
+    assert main(["claims", "--out", str(tmp_path / "out"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def comparison(name: str, accuracies: dict[str, list[float]], losses: dict[str, list[float]] | None = None) -> dict:
+    """What `compare` writes of an experiment, with the ends and the losses given."""
+    runs = [
+        {"model": label, "seed": seed, "status": "done", "accuracy": a, "held_out_accuracy": a}
+        for label, seeds in accuracies.items()
+        for seed, a in enumerate(seeds)
+    ]
+    rows = [
+        {"model": label, "seed": seed, "step": i, "loss": loss}
+        for label, curve in (losses or {}).items()
+        for seed in range(len(accuracies[label]))
+        for i, loss in enumerate(curve, 1)
+    ]
+    settings = {"steps": 4, "batch_size": 8, "data": "digits"}
+    return {"about": {"name": name}, "settings": settings, "variants": list(accuracies), "runs": runs, "rows": rows}
+
+
+def judged(tmp_path: Path, document: dict) -> dict[str, Row]:
+    (tmp_path / "compare.json").write_text(json.dumps(document))
+    name, read = training.read_comparison(tmp_path)
+    context = Context(tmp_path, quick=True, trained={name: read})
+    return {
+        row.id: row for row in (judge(context, training.EXPERIMENTS[name], read) for judge in training.JUDGES[name])
+    }
+
+
+@pytest.mark.parametrize(
+    "plain, smooth, verdict, measured",
+    [
+        ([0.900, 0.901], [0.903, 0.902], "confirmed", 0.2),
+        ([0.90, 0.91], [0.95, 0.96], "differs", 5.0),
+        ([0.95, 0.96], [0.90, 0.91], "refuted", -5.0),
+        ([0.90, 0.95], [0.93, 0.96], "not established", 2.0),
+        ([0.90], [0.99], "not established", 9.0),
+    ],
+)
+def test_a_given_comparison_is_judged(tmp_path, plain, smooth, verdict, measured):
+    row = judged(tmp_path, comparison("label_smoothing", {"smoothing 0": plain, "smoothing 0.1": smooth}))
+    assert row["label_smoothing"].verdict == verdict
+    assert row["label_smoothing"].measured == pytest.approx(measured)
+
+
+def test_steps_to_the_others_loss(tmp_path):
+    ends = {"residual": [0.9, 0.9], "plain": [0.9, 0.9]}
+    curves = {"residual": [4.0, 1.0, 0.5, 0.2], "plain": [4.0, 3.0, 2.0, 1.0]}
+    row = judged(tmp_path, comparison("residual", ends, curves))["residual"]
+    assert (row.measured, row.verdict) == (2.0, "confirmed")
+    slower = {"residual": curves["plain"], "plain": curves["residual"]}
+    assert judged(tmp_path, comparison("residual", ends, slower))["residual"].verdict == "not established"
+
+
+def test_a_comparison_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is of experiment 'mine'; allowed: batchnorm_rate, "):
+        judged(tmp_path, comparison("mine", {}))
+
+
+def test_verdicts():
+    assert counted(28.0, 28) == counted(30.0, 28) == counted(5.0, None) == "confirmed"
+    assert (counted(40.0, 28), counted(-28.0, 28)) == ("differs", "refuted")
+    assert (saved(25, 28, True), saved(10, 28, True), saved(-3, 28, True)) == ("confirmed", "differs", "refuted")
+    assert saved(90, 28, False) == higher([1.0], [0.0]) == "not established"
+    with pytest.raises(ValueError, match="verdict 'surely'; allowed: confirmed"):
+        Row("a", "b", "c", None, None, "d", "e", "surely")
+
+
+def test_a_race_sees_a_difference_and_none_where_there_is_none():
+    wave = [1.0, 1.02, 0.98, 1.01, 0.99] * 4
+    found = Race({"a": wave, "same": wave[::-1], "half": [x / 2 for x in wave]})
+    assert found.saving("half", "a") == pytest.approx(50) and found.established("half", "a")
+    assert found.saving("a", "half") == pytest.approx(-100) and found.established("a", "half")
+    assert not found.established("same", "a")
+
+
+def test_nothing_wrong_is_timed(tmp_path, monkeypatch):
+    x = nets.images(8, 5, 5)
+    good = Contestant(nets.settled(nets.square(3, 8)))
+    with torch.inference_mode():
+        good.ready(x)
+        monkeypatch.setattr("inception_fast.claims.race.optimize", lambda module, x: lambda x: module(x) + 1)
+        with pytest.raises(RedGate, match="not timed"):
+            good.ready(x)
+    context = Context(tmp_path, quick=True)
+    (row,) = raced(context, "factorising", "broken", "it is right", "nobody", 28, x, good, good)
+    assert (row.measured, row.verdict) == (None, "not measured") and "off by" in row.note
+
+
+def test_passes_are_left_out_and_come_back():
+    before = passes.PIPELINE
+    with without("form_chains"):
+        assert {p.__name__ for p in before} - {p.__name__ for p in passes.PIPELINE} == {"form_chains"}
+    assert passes.PIPELINE is before
+    with pytest.raises(ValueError, match="passes fuse_all; allowed: "), without("fuse_all"):
+        pass
+
+
+def test_contestants_do_the_same_job():
+    x = nets.images(8, 9, 9)
+    shapes = {macs(nets.square(n, 8), x) for n in (3, 5)}
+    assert shapes == {81 * 64 * 9, 81 * 64 * 25}
+    for module in (nets.square(3, 8), nets.asymmetric(3, 8), nets.stacked(2, 3, 8), nets.stacked(2, 2, 8)):
+        assert module(x).shape == x.shape
+    assert nets.wide(8)(x).shape == nets.deep(8)(x).shape == (1, 16, 9, 9)
+
+
+def test_the_flush_runs_before_every_timed_call_and_outside_its_window():
+    said: list[str] = []
+    ticks = iter(range(100))
+
+    def clock() -> float:
+        said.append("clock")
+        return float(next(ticks))
+
+    plan = Plan(seconds=1e-9, least=2, most=2, warmup=0, settle=1)
+    interleave({"a": lambda: said.append("call")}, plan, clock=clock, before=lambda: said.append("flush"))
+    timed = ["call", "flush", "clock", "call", "clock"]
+    assert said == ["clock", *timed, "clock", *timed, "clock"]
+    Flush(1 << 16)()
+
+
+def test_unknown_studies_and_numbers(tmp_path):
+    with pytest.raises(ValueError, match="study 'x'; allowed: factorising"):
+        run(Context(tmp_path), ["x"])
+    assert [number(x) for x in (None, 28.0, 2.7777, 92480.0, 1234.5)] == ["-", "28", "2.78", "92,480", "1,234"]
+
+
+def test_a_page_without_plots_and_with_sharp_brackets(tmp_path):
+    row = Row("a", "x < y & z", "<b>", 1.0, None, "%", "inception-fast claims", "not measured", "no <tool>")
+    origin = {"machine": "m", "threads": 1, "load": 0, "date": "d", "commit": None, "versions": {}, "command": "c"}
+    text = page({"caches": [row]}, {}, tmp_path, origin)
+    assert "x &lt; y &amp; z" in text and "no &lt;tool&gt;" in text and "<img" not in text
+    pytest.importorskip("matplotlib")
+    assert figures.draw([row], tmp_path) == {}
