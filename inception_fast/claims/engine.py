@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -59,7 +61,7 @@ def _convolutions(context: Context) -> list[Row]:
     rows = []
     for name in list(SIBLINGS)[: 1 if context.quick else None]:
         context.say(f"engine: counting the convolutions of {name}")
-        model = create_model(name).eval()
+        model: Any = create_model(name).eval()
         size = model.data_config.input_size
         # The graph is the same for every backend, and "torch" packs no weights.
         counts = optimize(model, torch.zeros(1, *size), backend="torch").report().counts
