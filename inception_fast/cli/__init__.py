@@ -9,7 +9,19 @@ from collections.abc import Sequence
 
 from .common import BROKEN_PIPE, INTERRUPTED, OK, USAGE, CommandError, Parser, one_line
 
-COMMANDS = ("info", "list", "classify", "bench", "convert", "train", "compare", "claims", "features", "kernels")
+COMMANDS = (
+    "info",
+    "list",
+    "classify",
+    "bench",
+    "convert",
+    "train",
+    "compare",
+    "claims",
+    "features",
+    "fid",
+    "kernels",
+)
 MODULES = {"list": "listing"}  # a submodule named list would hide the built-in here
 
 

@@ -20,15 +20,17 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features; allowed: the same number")
     difference = a.mean - b.mean
-    cross = _factor(a.covariance) @ _factor(b.covariance).T
+    cross = _factor(a) @ _factor(b).T
     root = float(torch.linalg.svdvals(torch.from_numpy(cross)).sum()) if cross.size else 0.0
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root
     return max(0.0, float(distance))
 
 
-def _factor(covariance: Doubles) -> Doubles:
+def _factor(gaussian: Gaussian) -> Doubles:
     """F [r, d] with F^T F = covariance; what is below the rounding of its largest eigenvalue counts as zero."""
-    values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(covariance)))
+    if gaussian.factor is not None:
+        return gaussian.factor
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(gaussian.covariance)))
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     factor: Doubles = (vectors[:, kept] * np.sqrt(values[kept])).T
     return factor

@@ -15,11 +15,15 @@ BLOCK = 512  # rows summed at once; fixed, so that the bits of the sums do not d
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What FID keeps of a set of images: mean [d], covariance [d, d] (unbiased, n - 1), and n where it is known."""
+    """What FID keeps of a set of images: mean [d], covariance [d, d] (unbiased, n - 1), and n where it is known.
+
+    factor: F [n, d] with F^T F = covariance, where few images make it smaller than the covariance.
+    """
 
     mean: Doubles
     covariance: Doubles
     count: int | None = None
+    factor: Doubles | None = None
 
     def rank_warning(self, name: str) -> str | None:
         """A line about a covariance that fewer images than features cannot fill; None where there are enough."""
@@ -76,7 +80,10 @@ class Statistics:
         assert self._shift is not None
         offset = total / self.count
         covariance = (products - self.count * np.outer(offset, offset)) / (self.count - 1)
-        return Gaussian(self._shift + offset, (covariance + covariance.T) / 2, self.count)
+        factor = None
+        if self._rows == self.count < len(offset):  # all of them are pending
+            factor = (np.concatenate(self._pending) - self._shift - offset) / (self.count - 1) ** 0.5
+        return Gaussian(self._shift + offset, (covariance + covariance.T) / 2, self.count, factor)
 
 
 def as_rows(features: Any) -> Doubles:

@@ -1,0 +1,171 @@
+"""FID between two sets of images, with KID, Inception score, precision and recall on request."""
+
+from __future__ import annotations
+
+import argparse
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .common import OK, CommandError, add_json, integer, note, print_json, serving
+from .features import add_extraction, set_threads, show_unreadable, workers_of
+from .progress import Counter
+
+SOURCES = "images (a folder, a list, .tar, .parquet), features from 'inception-fast features', or statistics (.npz)"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help=f"the generated side: {SOURCES}")
+    parser.add_argument("b", metavar="B", help="the real side, in the same forms; with --save-stats the file to write")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="the FID network's, in pytorch-fid's or torch-fidelity's layout"
+    )
+    parser.add_argument("--save-stats", action="store_true", help="write the statistics of A to B, an .npz")
+    parser.add_argument("--kid", action="store_true", help="kernel Inception distance")
+    parser.add_argument("--kid-subsets", type=integer(1, 10**6), default=100, metavar="N", help="default 100")
+    parser.add_argument(
+        "--kid-subset-size", type=integer(2, 10**6), metavar="N", help="default 1000, or all of the smaller side"
+    )
+    parser.add_argument("--is", dest="score", action="store_true", help="Inception score of A")
+    parser.add_argument("--is-splits", type=integer(1, 10**6), default=10, metavar="N", help="default 10")
+    parser.add_argument("--prdc", action="store_true", help="precision, recall, density and coverage of A in B")
+    parser.add_argument("--neighbours", type=integer(1, 10**6), default=5, metavar="K", help="of --prdc (default 5)")
+    parser.add_argument(
+        "--check-images",
+        type=integer(2, 10**6),
+        default=64,
+        metavar="N",
+        help="images a side on which the effect of --dtype on FID is measured (default 64)",
+    )
+    add_extraction(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the scores, or one JSON object `fid a b warnings settings ...` with the scores that were asked for."""
+    with serving("fid"):
+        set_threads(args)
+        if args.save_stats:
+            return _save(args)
+        report = _compare(args)
+    if args.json:
+        print_json(report)
+    else:
+        _show(report)
+    return OK
+
+
+@cache
+def _extractor(weights: str | None, dtype: str, preprocessing: str | None) -> Any:
+    import torch
+
+    from ..features.extractors import FidExtractor
+
+    if weights is None:
+        raise CommandError("--weights is needed for images and for --is; name the weight file of the FID network")
+    held = None if dtype == "float32" else getattr(torch, dtype)
+    return FidExtractor(weights, held, preprocessing or "tensorflow")
+
+
+def _made(args: argparse.Namespace, dtype: str | None = None) -> Any:
+    return _extractor(args.weights, dtype or args.dtype, args.preprocessing)
+
+
+def _plan(args: argparse.Namespace, counter: Counter) -> Any:
+    from ..fid.sides import Plan
+
+    def start(name: str, total: int) -> None:
+        counter.text = Path(name).name
+        counter.start(0, total)
+
+    options = {"batch_size": args.batch_size, "workers": workers_of(args), "unreadable": args.unreadable}
+    rows = args.kid or args.score or args.prdc
+    return Plan(lambda: _made(args), rows, options, on_start=start, on_batch=counter.add)
+
+
+def _save(args: argparse.Namespace) -> int:
+    from ..fid import write_statistics
+
+    if not args.b.endswith(".npz"):
+        raise CommandError(f"--save-stats writes {args.b}; allowed: a name that ends in .npz")
+    if args.kid or args.score or args.prdc:
+        raise CommandError("--save-stats with --kid, --is or --prdc; allowed: one or the other")
+    with Counter("") as counter:
+        side = _plan(args, counter).side(args.a)
+    write_statistics(args.b, side.gaussian)
+    show_unreadable(side.unreadable)
+    if args.json:
+        print_json({"out": args.b, **side.about()})
+    else:
+        print(f"statistics of {side.gaussian.count} images in {args.b}")
+    return OK
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    from ..fid import frechet_distance
+    from ..fid.sides import check_comparable
+
+    with Counter("") as counter:
+        plan = _plan(args, counter)
+        a, b = plan.side(args.a), plan.side(args.b)
+    for side in (a, b):
+        show_unreadable(side.unreadable)
+    warnings = check_comparable(a, b)
+    others = _others(args, a, b, warnings)
+    report: dict[str, Any] = {"fid": frechet_distance(a.gaussian, b.gaussian), **others}
+    if args.dtype != "float32" and (a.images or b.images):
+        report[args.dtype] = _effect(args, a, b)
+    for warning in warnings:
+        note(f"warning: {warning}")
+    return {
+        **report,
+        "a": a.about(),
+        "b": b.about(),
+        "warnings": warnings,
+        "settings": a.settings or b.settings,
+        **plan.clock.summary(),
+    }
+
+
+def _others(args: argparse.Namespace, a: Any, b: Any, warnings: list[str]) -> dict[str, Any]:
+    from ..fid import inception_score, kernel_inception_distance, precision_recall_density_coverage
+
+    found: dict[str, Any] = {}
+    if args.kid:
+        size = args.kid_subset_size or min(1000, len(a.rows), len(b.rows))
+        if args.kid_subset_size is None and size < 1000:
+            warnings.append(f"KID on subsets of {size} images, all of the smaller side; 1000 are usual")
+        kid = kernel_inception_distance(a.rows, b.rows, subsets=args.kid_subsets, subset_size=size)
+        found |= {"kid_mean": kid.mean, "kid_std": kid.std, "kid_subset_size": size}
+    if args.score:
+        score = inception_score(a.rows, _made(args).features.classifier_weight, splits=args.is_splits)
+        found |= {"is_mean": score.mean, "is_std": score.std}
+    if args.prdc:
+        found |= precision_recall_density_coverage(a.rows, b.rows, neighbours=args.neighbours)._asdict()
+    return found
+
+
+def _effect(args: argparse.Namespace, a: Any, b: Any) -> dict[str, Any]:
+    from ..fid.sides import effect_of_dtype
+
+    options = {"batch_size": args.batch_size, "workers": workers_of(args)}
+    return effect_of_dtype(a, b, _made(args), _made(args, "float32"), args.check_images, **options)
+
+
+def _show(report: dict[str, Any]) -> None:
+    print(f"FID        {report['fid']:.6g}")
+    if "kid_mean" in report:
+        print(f"KID        {report['kid_mean']:.6g} +- {report['kid_std']:.3g}, subsets of {report['kid_subset_size']}")
+    if "is_mean" in report:
+        print(f"IS         {report['is_mean']:.6g} +- {report['is_std']:.3g}")
+    for key in ("precision", "recall", "density", "coverage"):
+        if key in report:
+            print(f"{key:<10} {report[key]:.6g}")
+    for dtype in ("bfloat16",):
+        if dtype in report:
+            effect = report[dtype]
+            print(
+                f"{dtype}   moves FID by {effect['shift']:+.3g}, from {effect['fid_float32']:.6g} in float32, on "
+                f"{effect['images']} images; features by {effect['feature_error']:.2g} relative"
+            )
+    print(f"images     {report['a']['images'] or 'unknown'} and {report['b']['images'] or 'unknown'}")

@@ -1,0 +1,162 @@
+"""One side of a comparison: images, feature shards or an `.npz` of statistics, as a Gaussian and, if asked, as rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..features.extractors import Extractor, FidExtractor
+from ..features.shards import find_features, read_features, settings_of
+from ..features.sources import Source, SourceError, open_source
+from ..features.stream import Clock, stream
+from .distance import frechet_distance
+from .files import read_statistics
+from .statistics import Gaussian, Statistics
+
+COMPARED = ("form", "model", "weights", "preprocessing")  # settings without which features are not comparable
+
+
+@dataclass
+class Side:
+    """rows: features [n, d] on disk, where they were asked for; images: the source, where the side is one."""
+
+    name: str
+    gaussian: Gaussian
+    rows: Any = None
+    images: Source | None = None
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] | None = None
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of it, in JSON."""
+        return {"source": self.name, "images": self.gaussian.count, "unreadable": self.unreadable}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How sides are read. `extractor` is called when the first source of images comes, and may raise what it likes."""
+
+    extractor: Callable[[], FidExtractor]
+    keep_rows: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    on_start: Callable[[str, int], None] = lambda name, total: None
+    on_batch: Callable[[int, int], None] = lambda images, bad: None
+
+    def side(self, text: str) -> Side:
+        """Reads all of `text`. Raises ValueError for fewer than two images, and what the readers raise."""
+        if text.lower().endswith(".npz"):
+            if self.keep_rows:
+                raise ValueError(
+                    f"{text} holds statistics; allowed with KID, Inception score or PRDC: images or features"
+                )
+            return Side(text, read_statistics(text))
+        shards = find_features(text)
+        if shards:
+            settings = settings_of(shards[0].parent) if Path(text).is_dir() else None
+            return self._collect(Side(text, _NOTHING, settings=settings), read_features(shards))
+        source = open_source(text)
+        extractor = self.extractor()
+        self.on_start(text, len(source.names))
+        side = Side(text, _NOTHING, images=source, settings=extractor.settings)
+        return self._collect(side, self._extract(side, source, extractor))
+
+    def _extract(self, side: Side, source: Source, extractor: Extractor) -> Iterator[Any]:
+        for batch in stream(source, extractor, clock=self.clock, **self.options):
+            side.unreadable += [{"path": source.names[index], "reason": reason} for index, reason in batch.bad]
+            self.on_batch(batch.count, len(batch.bad))
+            yield batch.values
+
+    def _collect(self, side: Side, portions: Iterator[Any]) -> Side:
+        statistics, rows = Statistics(), Rows() if self.keep_rows else None
+        for values in portions:
+            if len(values):
+                statistics.update(values)
+                if rows is not None:
+                    rows.add(values)
+        try:
+            side.gaussian = statistics.gaussian()
+        except ValueError as error:
+            raise ValueError(f"{side.name}: {error}") from error
+        side.rows = None if rows is None else rows.array()
+        return side
+
+
+_NOTHING = Gaussian(np.zeros(0), np.zeros((0, 0)))
+
+
+class Rows:
+    """Features in a temporary file without a name, so that those who need all of them at once need no memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="inception-fast-")
+        self._count = self._width = 0
+
+    def add(self, values: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(values, dtype=np.float32).tobytes())
+        self._count, self._width = self._count + len(values), values.shape[1]
+
+    def array(self) -> np.ndarray:
+        """[n, d] float32, read from the file as it is used."""
+        self._file.flush()
+        return np.memmap(self._file, np.float32, "r", shape=(self._count, self._width))
+
+
+def check_comparable(a: Side, b: Side) -> list[str]:
+    """Raises SourceError where the features are of different networks; returns warnings about the rest."""
+    warnings = [warning for side in (a, b) if (warning := side.gaussian.rank_warning(side.name))]
+    if a.settings is None or b.settings is None:
+        return warnings
+    for key in COMPARED:
+        if a.settings.get(key) != b.settings.get(key):
+            raise SourceError(
+                f"{a.name} has features with {key} {a.settings.get(key)!r} and {b.name} with {b.settings.get(key)!r}; "
+                "allowed: the same"
+            )
+    dtypes = [side.settings.get("dtype") for side in (a, b) if side.settings]
+    if dtypes[0] != dtypes[1]:
+        warnings.append(f"{a.name} was computed in {dtypes[0]} and {b.name} in {dtypes[1]}")
+    if a.settings.get("form") != "fid":
+        warnings.append(f"the features are of {a.settings.get('model')}, not of the FID network: not a usual FID")
+    return warnings
+
+
+def effect_of_dtype(a: Side, b: Side, used: Extractor, exact: Extractor, count: int, **options: Any) -> dict[str, Any]:
+    """What the arithmetic of `used` does to FID, measured: the first `count` images of each side in both arithmetics.
+
+    A side without images takes part with its statistics. Keys: `images`, `feature_error` (relative L2), `fid_float32`,
+    `fid`, `shift` and `relative_shift`.
+    """
+    found: dict[str, list[Gaussian]] = {"used": [], "exact": []}
+    images, squares = 0, np.zeros(2)
+    for side in (a, b):
+        if side.images is None:
+            for held in found.values():
+                held.append(side.gaussian)
+            continue
+        wanted = range(min(count, len(side.images.names)))
+        values = [_rows(stream(side.images, e, wanted, **options)) for e in (used, exact)]
+        for held, rows in zip(found.values(), values, strict=True):
+            statistics = Statistics()
+            statistics.update(rows)
+            held.append(statistics.gaussian())
+        images += len(values[0])
+        squares += ((values[0] - values[1]) ** 2).sum(), (values[1] ** 2).sum()
+    fid, exact_fid = (frechet_distance(*pair) for pair in found.values())
+    return {
+        "images": images,
+        "feature_error": float(np.sqrt(squares[0] / squares[1])),
+        "fid_float32": exact_fid,
+        "fid": fid,
+        "shift": fid - exact_fid,
+        "relative_shift": (fid - exact_fid) / exact_fid if exact_fid else None,
+    }
+
+
+def _rows(batches: Iterator[Any]) -> np.ndarray:
+    return np.concatenate([batch.values for batch in batches]).astype(np.float64)

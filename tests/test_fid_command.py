@@ -1,0 +1,182 @@
+"""`inception-fast fid`: from files to scores, equal to those of the usual tools on the same files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+import references
+from inception_fast.cli import main
+from inception_fast.features.shards import write_shard
+from inception_fast.fid import read_statistics
+from numerics import FID_REL, NET_FID_REL
+from pictures import encoded, write_tar
+from test_fid_scores import by_gram, gaussian
+
+COUNTS = (12, 9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders a (with a broken file) and b of PNG files, and weights.pth."""
+    root = tmp_path_factory.mktemp("fid")
+    for seed, (name, count) in enumerate(zip("ab", COUNTS, strict=True)):
+        (root / name).mkdir()
+        for i in range(count):
+            (root / name / f"{i:02d}.png").write_bytes(encoded(100 * seed + i, "PNG", (40 + i, 32)))
+    (root / "a" / "05x.png").write_bytes(b"?")
+    torch.save(references.fid_net().state_dict(), root / "weights.pth")
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(place: Path) -> dict[str, np.ndarray]:
+    """torch-fidelity's, of the same files."""
+    references.torchvision()
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    net = module.FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(place / "weights.pth"))
+    found: dict[str, Any] = {}
+    for name in "ab":
+        files = sorted(path for path in (place / name).iterdir() if len(path.stem) == 2)
+        images = [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in files]
+        found[name] = torch.cat([net(image[None])[0] for image in images]).numpy()
+    return found
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main(["fid", *map(str, arguments), "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+@pytest.fixture(scope="module")
+def weights(place: Path) -> tuple[str, ...]:
+    return "--weights", str(place / "weights.pth"), "--workers", "0"
+
+
+def test_all_scores_of_two_folders(
+    place: Path, features: dict[str, np.ndarray], weights: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--kid", "--is", "--prdc", "--is-splits", "2", "--neighbours", "3"]
+    report = run(capsys, place / "a", place / "b", *weights, *options)
+    assert report["fid"] == pytest.approx(by_gram(features["a"], features["b"]), rel=NET_FID_REL)
+    assert report["a"]["images"] == COUNTS[0] and report["b"]["images"] == COUNTS[1]
+    assert [row["path"] for row in report["a"]["unreadable"]] == [str(place / "a" / "05x.png")]
+    assert len(report["warnings"]) == 3 and "rank 8 at most" in report["warnings"][1]
+    assert report["kid_subset_size"] == COUNTS[1] and np.isfinite(report["kid_mean"]) and report["is_mean"] >= 1
+    assert all(0 <= report[key] <= 1 for key in ("precision", "recall", "coverage")) and report["density"] >= 0
+    assert report["settings"]["preprocessing"] == "tensorflow"
+
+
+def test_every_form_of_a_source_gives_the_same_fid(
+    place: Path, weights: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Statistics written and read, feature shards, tar shards and another batch size."""
+    b = place / "b"
+    wanted = run(capsys, place / "a", b, *weights)["fid"]
+    assert main(["fid", str(place / "a"), str(tmp_path / "a.npz"), "--save-stats", *weights]) == 0
+    assert "statistics of 12 images" in capsys.readouterr().out
+    assert read_statistics(tmp_path / "a.npz").count == 12
+    write_tar(tmp_path / "b.tar", {path.name: path.read_bytes() for path in sorted(b.iterdir())})
+    from_tar = run(capsys, place / "a", tmp_path / "b.tar", *weights, "--batch-size", "4")
+    assert from_tar["fid"] == wanted, "the same images, the same bits"
+    out = tmp_path / "features"
+    assert main(["features", str(b), *weights, "--out", str(out), "--shard-size", "4"]) == 0
+    capsys.readouterr()
+    assert run(capsys, place / "a", out, *weights)["fid"] == wanted
+    assert run(capsys, out, tmp_path / "a.npz")["fid"] == pytest.approx(wanted, rel=FID_REL)
+    (out / "features-00001.parquet").unlink()
+    assert main(["fid", str(out), str(tmp_path / "a.npz")]) == 2
+    assert "holds 2 of 3 shards; run inception-fast features again" in capsys.readouterr().err
+
+
+def test_bfloat16_says_what_it_does_to_fid(
+    place: Path, weights: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = run(capsys, place / "a", place / "b", *weights)["fid"]
+    report = run(capsys, place / "a", place / "b", *weights, "--dtype", "bfloat16")
+    effect = report["bfloat16"]
+    assert effect["fid"] == pytest.approx(report["fid"]) and effect["fid_float32"] == pytest.approx(exact)
+    assert effect["shift"] == pytest.approx(report["fid"] - exact) and effect["images"] == sum(COUNTS)
+    assert 1e-4 < effect["feature_error"] < 0.05
+    assert (
+        main(["fid", str(place / "b"), str(place / "a"), *weights, "--dtype", "bfloat16", "--check-images", "8"]) == 0
+    )
+    assert "bfloat16   moves FID by " in (printed := capsys.readouterr().out) and "on 15 images" in printed
+
+
+def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).random((6, 5), np.float32)
+    for name, weights, dtype in (("a", "x", "float32"), ("b", "y", "float32"), ("c", "x", "bfloat16")):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "features-00000.parquet", list("abcdef"), rows + len(weights), {})
+        settings = {"form": "model", "model": "m", "weights": weights, "preprocessing": None, "dtype": dtype}
+        manifest = {"images": 6, "shard_size": 6, "settings": settings}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["fid", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "features with weights 'x' and" in capsys.readouterr().err
+    report = run(capsys, tmp_path / "a", tmp_path / "c")
+    assert report["fid"] <= 1e-10 and len(report["warnings"]) == 2
+    assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
+
+
+def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).random((40, 5), np.float32)
+    table = {"path": ["x"] * 40, "feature": list(rows.astype(np.float64))}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet", row_group_size=7)
+    write_shard(tmp_path / "b.parquet", ["x"] * 20, rows[:20] + 1, {})
+    found = run(capsys, tmp_path / "a.parquet", tmp_path / "b.parquet")
+    assert found["fid"] == pytest.approx(by_gram(rows, rows[:20] + 1), rel=FID_REL)
+    assert found["warnings"] == [] and gaussian(rows).count == found["a"]["images"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["a", "b"], "--weights is needed for images"),
+        (["a", "nowhere", "--weights", "weights.pth"], "nowhere: no such file or folder"),
+        (["nowhere.npz", "b"], "nowhere.npz"),
+        (["broken.npz", "b"], "broken.npz is no readable .npz"),
+        (["a.npz", "a.npz", "--kid"], "a.npz holds statistics; allowed with KID"),
+        (["one", "a.npz", "--weights", "weights.pth"], "one: 1 image(s); allowed: two or more"),
+        (["a", "out.txt", "--save-stats"], "out.txt; allowed: a name that ends in .npz"),
+        (["a", "out.npz", "--save-stats", "--kid"], "--save-stats with --kid"),
+        (["a", "b", "--weights", "weights.pth", "--unreadable", "fail"], "05x.png is not an image"),
+        (["b", "b", "--weights", "weights.pth", "--prdc", "--neighbours", "9"], "9 neighbours; allowed: 1 to 8"),
+        (["b", "b", "--weights", "weights.pth", "--is"], "10 splits of 9 images"),
+        (["b", "b", "--weights", "weights.pth", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
+    ],
+)
+def test_refuses(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "broken.npz").write_bytes(b"PK but no more")
+    np.savez(place / "a.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
+    (place / "one").mkdir(exist_ok=True)
+    (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
+    assert main(["fid", *arguments, "--workers", "0"]) == 2
+    out, err = capsys.readouterr()
+    error = err.splitlines()[-1]
+    assert out == "" and error.startswith("inception-fast: error: ") and said in error
+    assert not (place / "out.npz").exists()
