@@ -1,0 +1,142 @@
+"""README's figures are those of the committed files, and the program that writes them there does what it says."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from checkout import ROOT
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+publish = _load()
+ORIGIN = {
+    "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
+    "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
+}  # fmt: skip
+README = (
+    "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\nB\n<!-- claims: begin -->\n<!-- claims: end -->\nC\n"
+)
+
+
+def bench_row(runtime: str, median: float | None, **fields: object) -> dict:
+    ratio = None if median is None else median / 10
+    row = {"model": "m", "batch": 1, "dtype": "float32", "runtime": runtime, "median_ms": median, "iqr_ms": 0.1}
+    return row | {"rel_error": 2e-7, "ratio": ratio, "status": "ok", "note": "", "established": True} | fields
+
+
+def bench(**origin: object) -> dict:
+    rows = [
+        bench_row("inception_fast", 10.0, established=None),
+        bench_row("eager", 25.0),
+        bench_row("openvino", 9.5, established=False),
+        bench_row("onnxruntime", None, status="failed", note="no such op"),
+    ]
+    return {"provenance": ORIGIN | origin, "models": {}, "rows": rows}
+
+
+def claims(**origin: object) -> dict:
+    row = {"id": "a", "claim": "x | y", "source": "s", "stated": 28, "measured": 27.97, "unit": "%", "command": "c"}
+    rows = [row | {"verdict": "confirmed"}, row | {"claim": "hidden", "verdict": "published"}]
+    return {"provenance": ORIGIN | origin, "rows": rows}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path
+
+
+def put(house: Path, document: dict, name: str = "in.json") -> Path:
+    path = house / name
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_readme_is_what_the_files_say() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert publish.rewritten(text, ROOT / "benchmarks" / "results", ROOT) == text, "run python benchmarks/publish.py"
+
+
+def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = put(house, bench())
+    assert publish.main([str(source)], house) == 0
+    filed = house / "benchmarks" / "results" / "chip-r-9-2-cores" / "2026-01-02-bench.json"
+    assert filed.read_text() == source.read_text() and str(filed.relative_to(house)) in capsys.readouterr().out
+    text = (house / "README.md").read_text()
+    assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
+    assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
+    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 1 and "old" not in text
+    assert text.startswith("# A\n") and text.endswith("\nC\n")
+    assert publish.main(["--check"], house) == 0
+    assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
+
+
+def test_drift_is_seen(house: Path) -> None:
+    assert publish.main(["--check"], house) == 1
+    assert publish.main([str(put(house, bench()))], house) == 0
+    assert publish.main(["--check"], house) == 0
+    readme = house / "README.md"
+    readme.write_text(readme.read_text().replace("25.00", "26.00"))
+    assert publish.main(["--check"], house) == 1 and "26.00" in readme.read_text()
+
+
+def test_the_newest_run_speaks_for_a_case_and_older_ones_for_the_rest(house: Path) -> None:
+    old = bench()
+    old["rows"] += [bench_row("inception_fast", 77.0, batch=8)]
+    new = bench(date="2026-01-02T09:00:00+00:00")
+    new["rows"][0]["median_ms"] = 5.0
+    assert publish.main([str(put(house, old, "a.json")), str(put(house, new, "b.json"))], house) == 0
+    names = sorted(p.name for p in (house / "benchmarks" / "results").glob("*/*"))
+    assert names == ["2026-01-02-bench-2.json", "2026-01-02-bench.json"]
+    text = (house / "README.md").read_text()
+    assert "**5.00**" in text and "**10.00**" not in text and "| `m` | 8 | float32 | **77.00** |" in text
+    assert text.index("**5.00**") < text.index("**77.00**")
+
+
+def test_claims_are_shown_without_the_published(house: Path) -> None:
+    assert publish.main([str(put(house, claims()))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "| x \\| y | 28 | 28 | % | confirmed |" in text and "hidden" not in text
+    assert "2026-01-02-claims.json" in text
+
+
+def broken(key: str, value: object) -> dict:
+    document = copy.deepcopy(bench())
+    document[key] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        (bench(command="inception-fast bench m --quick"), "a run with --quick; allowed: full ones"),
+        (bench(load=7.5), "load 7.5 on 2 cores; allowed: an idle machine"),
+        (broken("rows", []), "no rows with their provenance"),
+        (broken("provenance", {"machine": "x"}), "its provenance lacks cpu, cores"),
+        ({"rows": [{"model": "m"}]}, "allowed: what inception-fast bench or claims wrote"),
+    ],
+)
+def test_what_proves_nothing_is_not_filed(
+    house: Path, capsys: pytest.CaptureFixture[str], document: dict, said: str
+) -> None:
+    assert publish.main([str(put(house, document))], house) == 2
+    assert said in capsys.readouterr().err
+    assert (house / "README.md").read_text() == README and not (house / "benchmarks").exists()
+
+
+def test_markers_must_be_there(house: Path) -> None:
+    (house / "README.md").write_text("nothing")
+    assert publish.main([], house) == 2
