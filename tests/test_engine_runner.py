@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import numerics
 from engine_nets import Function, randomised, relative
-from inception_fast import backend_status, optimize, use_backend
+from inception_fast import backend_status, dispatch, optimize, use_backend
+from inception_fast.engine import runner
 from inception_fast.engine.program import same_weights
 from inception_fast.engine.session import KEPT_PROGRAMS
 
@@ -306,6 +307,16 @@ def test_absent_backends_say_why(name: str) -> None:
         pytest.skip(f"{name} can run here")
     with pytest.raises(RuntimeError, match=f"'{name}' cannot run here: {status.reason}"):
         optimize(small(), X, backend=name)
+
+
+def test_triton_runs_where_its_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU a CPU example is refused, and no dtype is served that its kernels lack."""
+    monkeypatch.setattr(dispatch, "backend_status", lambda: {n: dispatch.Available("") for n in dispatch.BACKENDS})
+    with pytest.raises(ValueError, match="example inputs on cpu; backend 'triton' runs cuda tensors"):
+        optimize(small(), X, backend="triton")
+    meta = X.to("meta")
+    assert runner._checked_backend(None, torch.device("cuda:0")) == "triton"
+    assert runner._checked_backend(None, X.device) == runner._checked_backend(None, meta.device) == "cpu"
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])

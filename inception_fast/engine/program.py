@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,19 @@ class Executable(Protocol):
 
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         """The module's flattened outputs; with `seconds`, native steps append their names and times."""
+
+
+class Planned(Executable, Protocol):
+    """A program of native plans, `native` by the positions of their items."""
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def native(self) -> Mapping[int, Any]: ...
+
+    @property
+    def packed_bytes(self) -> int: ...
 
 
 class ArenaPool:

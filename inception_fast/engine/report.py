@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
-from .program import Compiled, Executable
+from .program import Interpreted, Planned
 
 if TYPE_CHECKING:
     from .session import Captured
@@ -115,15 +115,21 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def make_report(model: str, backend: str, executable: Executable, captured: Captured, leaves: Sequence[Any]) -> Report:
+def make_report(
+    model: str, backend: str, executable: Interpreted | Planned, captured: Captured, leaves: Sequence[Any]
+) -> Report:
     graph = captured.graph
-    steps = _native_steps(executable.program) if isinstance(executable, Compiled) else _torch_steps(graph, backend)
+    steps = (
+        _torch_steps(graph, backend)
+        if isinstance(executable, Interpreted)
+        else _native_steps(executable.program, backend)
+    )
     inputs = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
     nodes = tuple(_node(name, graph, steps) for name in graph.captured)
     return Report(model, backend, inputs, _counts(executable, captured, steps), captured.fired, nodes, tuple(steps))
 
 
-def _counts(executable: Executable, captured: Captured, steps: list[StepReport]) -> dict[str, int]:
+def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[StepReport]) -> dict[str, int]:
     counts = {
         "captured_nodes": len(captured.graph.captured),
         "convolutions_before": ir.convolutions(captured.raw),
@@ -132,7 +138,7 @@ def _counts(executable: Executable, captured: Captured, steps: list[StepReport])
         "torch_fallbacks": sum(bool(s.reason) for s in steps),
         "flops": sum(s.flops for s in steps),
     }
-    if isinstance(executable, Compiled):
+    if not isinstance(executable, Interpreted):
         program = executable.program
         counts |= {
             "native_calls": len(executable.native),
@@ -144,7 +150,7 @@ def _counts(executable: Executable, captured: Captured, steps: list[StepReport])
     return counts
 
 
-def _native_steps(program: Program) -> list[StepReport]:
+def _native_steps(program: Program, backend: str) -> list[StepReport]:
     found: list[StepReport] = []
     for item in program.items:
         if isinstance(item, TorchItem):
@@ -154,7 +160,7 @@ def _native_steps(program: Program) -> list[StepReport]:
             shape = _shape(step, item.plan.buffers)
             kind = type(step).__name__.removesuffix("Step").lower()
             found.append(
-                StepReport(step.name, kind, "cpu", shape, _flops(step, shape), node.sources if node else (), "")
+                StepReport(step.name, kind, backend, shape, _flops(step, shape), node.sources if node else (), "")
             )
     return found
 

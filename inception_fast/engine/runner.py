@@ -8,14 +8,16 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .. import dispatch
 from .inputs import arguments_of
 from .report import Report, make_report
 from .session import Session
 
-BACKENDS = ("cpu", "torch", "reference")
+BACKENDS = ("cpu", "triton", "torch", "reference")
 DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*DTYPES, torch.float16)
 
 
 class OptimizedModule(nn.Module):
@@ -104,7 +106,8 @@ def optimize(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         dtype: what weights and activations are kept in, torch.float32 (None too) or torch.bfloat16. Sums, BN and the
             module's outputs are float32 either way, so the outputs' dtype is the module's.
-        backend: None or "cpu": the native kernels. "torch", "reference" (float64 inside): the same graph by torch.
+        backend: None: the best for the device of the example. "cpu": the native kernels. "triton": one CUDA graph of
+            Triton kernels, for inputs on a GPU; float16 too. "torch", "reference" (float64 inside): the graph by torch.
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
 
     Raises TypeError or ValueError for what cannot be served, RuntimeError where the backend cannot run here.
@@ -116,9 +119,15 @@ def optimize(
         raise TypeError(f"module of type {type(module).__name__}; allowed: torch.nn.Module")
     if isinstance(module, OptimizedModule):
         raise ValueError("module is optimised already; allowed: the original module")
-    name = _checked_backend(backend)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype}; backend {name!r} runs {', '.join(map(str, DTYPES))}")
+    device = _device_of(example_inputs)
+    name = _checked_backend(backend, device)
+    allowed = GPU_DTYPES if name == "triton" else DTYPES
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(f"dtype {dtype}; backend {name!r} runs {', '.join(map(str, allowed))}")
+    if name == "triton":
+        from .gpu_session import module_on_cpu
+
+        module = module_on_cpu(module)
     _check_parameters(module)
     _check_batch_sizes(batch_sizes)
     session = Session(module, *arguments_of(example_inputs), name, str(dtype or torch.float32).removeprefix("torch."))
@@ -127,14 +136,25 @@ def optimize(
     return OptimizedModule(session)
 
 
-def _checked_backend(backend: str | None) -> str:
+def _device_of(example_inputs: Any) -> torch.device:
+    """That of the example's first tensor; the CPU where there is none."""
+    tensors = (leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, Tensor))
+    return next((x.device for x in tensors), torch.device("cpu"))
+
+
+def _checked_backend(backend: str | None, device: torch.device) -> str:
+    """The named backend, or the best of the device's that runs plans."""
     dispatch.check_name(backend)
-    name = backend or dispatch.current_backend() or "cpu"
+    able = [name for name in dispatch.ORDER.get(device.type, ()) if name in BACKENDS]
+    best = next((name for name in able if dispatch.backend_status()[name]), "cpu")
+    name = backend or dispatch.current_backend() or best
     status = dispatch.backend_status()[name]
     if not status:
         raise RuntimeError(f"backend {name!r} cannot run here: {status.reason}")  # type: ignore[union-attr]
     if name not in BACKENDS:
         raise RuntimeError(f"backend {name!r} runs no plans yet; allowed: {', '.join(BACKENDS)}")
+    if name == "triton" and device.type != "cuda":
+        raise ValueError(f"example inputs on {device}; backend 'triton' runs cuda tensors")
     return name
 
 

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,12 @@ from .inputs import Key, Signature, key_of
 from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
-from .program import DTYPES, ArenaPool, Compiled, Executable, Interpreted, same_weights
+from .program import DTYPES, ArenaPool, Compiled, Interpreted, Planned, same_weights
 
+if TYPE_CHECKING:
+    from .gpu_session import GpuSession
+
+Runnable = Interpreted | Planned
 KEPT_PROGRAMS = 16  # of those planned on demand; sizes asked for at the start stay
 
 
@@ -39,6 +43,7 @@ class Session:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str
     ) -> None:
         self.name, self.backend, self.dtype = type(module).__name__, backend, dtype
+        self._gpu: GpuSession | None = None
         self.module = snapshot(module)
         self.affine = image_affine(module)
         self.signature = Signature(self.module, args, kwargs, len(self.affine[0]) if self.affine else 0)
@@ -46,8 +51,8 @@ class Session:
         self._lock = threading.RLock()
         self._pool = ArenaPool()
         self._captured: dict[Any, Captured] = {}
-        self._fixed: dict[Key, tuple[Executable, Captured]] = {}
-        self._recent: OrderedDict[Key, tuple[Executable, Captured]] = OrderedDict()
+        self._fixed: dict[Key, tuple[Runnable, Captured]] = {}
+        self._recent: OrderedDict[Key, tuple[Runnable, Captured]] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """A session of its own that shares what never changes: parameters, graphs and compiled programs."""
@@ -73,7 +78,7 @@ class Session:
                 self._fixed[key] = self._make(leaves)
         return key
 
-    def executable(self, leaves: Sequence[Any]) -> tuple[Executable, Captured]:
+    def executable(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
         """The program for these inputs, made now where there is none. Raises ValueError where they do not fit."""
         key = key_of(leaves)
         found = self._fixed.get(key) or self._recent.get(key)
@@ -90,11 +95,13 @@ class Session:
             self._recent.move_to_end(key)
             return self._recent[key]
 
-    def programs(self) -> dict[Key, tuple[Executable, Captured]]:
+    def programs(self) -> dict[Key, tuple[Runnable, Captured]]:
         with self._lock:
             return {**self._fixed, **self._recent}
 
-    def _make(self, leaves: Sequence[Any]) -> tuple[Executable, Captured]:
+    def _make(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
+        if self.backend == "triton":
+            return self._make_on_gpu(leaves)
         captured = self._capture(leaves)
         if self.backend == "cpu":
             program = self._lower(captured.graph, leaves)
@@ -102,6 +109,16 @@ class Session:
         return Interpreted(
             captured.graph, torch.float64 if self.backend == "reference" else DTYPES[self.dtype]
         ), captured
+
+    def _make_on_gpu(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
+        from .gpu_session import GpuSession, on_cpu
+
+        if self._gpu is None:
+            device = next(x.device for x in leaves if isinstance(x, Tensor))
+            self._gpu = GpuSession(device, self.dtype)
+        shapes = on_cpu(leaves)
+        captured = self._capture(shapes)
+        return self._gpu.compiled(captured.graph, shapes), captured
 
     def _like(self, program: Program) -> Compiled | None:
         """A program whose packed weights this one can share."""

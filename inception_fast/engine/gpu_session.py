@@ -1,0 +1,42 @@
+"""What a session needs of an NVIDIA GPU: its device, its configurations, its packed weights. Imports Triton."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import triton_gpu
+from . import graph as ir
+from .gpu_plan import Packs
+from .gpu_runner import GpuCompiled
+from .plan import lower
+
+
+class GpuSession:
+    """The programs of one module on one device. Their weights are shared; TF32 is for those who asked torch for it."""
+
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self.device, self.dtype = device, dtype
+        self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+        self.packs = Packs(device)
+        self.choose = triton_gpu.chooser(device, self.tf32)
+
+    def compiled(self, graph: ir.Graph, leaves: Sequence[Any]) -> GpuCompiled:
+        """The program for inputs of these sizes. Raises ValueError where a node has no GPU step."""
+        program = lower(graph, leaves, triton_gpu.reasons, self.dtype)
+        return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32)
+
+
+def on_cpu(leaves: Sequence[Any]) -> list[Any]:
+    """Stand-ins on the CPU for inputs on a GPU: capture and planning look at shapes and dtypes only."""
+    return [torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) and x.is_cuda else x for x in leaves]
+
+
+def module_on_cpu(module: nn.Module) -> nn.Module:
+    """The module, or a copy of one whose parameters are on a GPU."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module).cpu() if any(t.is_cuda for t in tensors) else module

@@ -1,0 +1,192 @@
+"""Whole plans as GPU launches: what the interpreter computes equals the native CPU runner, in any order that the
+streams and their waits allow.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.triton.configs import Config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import engine_nets
+import numerics
+from inception_fast.backends.triton_gpu import spec_reasons
+from inception_fast.engine import optimize
+from inception_fast.engine.gpu_plan import GpuPlan, Packs
+from inception_fast.engine.gpu_runner import GpuCompiled
+from inception_fast.engine.plan import Program, lower
+from inception_fast.engine.report import make_report
+from inception_fast.engine.session import Session
+
+CPU = torch.device("cpu")
+
+
+def big(spec: ConvSpec) -> Config:
+    """Large tiles, which the interpreter likes, and a split where the map is small."""
+    return Config(block_m=128, block_n=64, block_k=64, split=2 if spec.n * spec.oh * spec.ow < 64 else 1)
+
+
+class Block(nn.Module):
+    """Every kind of step: stem, siblings, pair, split, pools of all kinds, residual, concatenation, head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(c: int, oc: int, kernel: Any, stride: int = 1, padding: Any = 0) -> nn.Sequential:
+            made = nn.Conv2d(c, oc, kernel, stride, padding, bias=False)
+            return nn.Sequential(made, nn.BatchNorm2d(oc, eps=1e-3), nn.ReLU())
+
+        self.stem, self.one, self.two = conv(3, 16, 3, 2), conv(16, 24, 1), conv(16, 12, 1)
+        self.pair = nn.Sequential(conv(12, 20, (1, 7), padding=(0, 3)), conv(20, 24, (7, 1), padding=(3, 0)))
+        self.left, self.right = conv(24, 16, (1, 3), padding=(0, 1)), conv(24, 16, (3, 1), padding=(1, 0))
+        self.pooled, self.up, self.head = conv(16, 8, 1), nn.Conv2d(64, 64, 1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        one, pair = self.one(x), self.pair(self.two(x))
+        split = torch.cat((self.left(one), self.right(one)), 1)
+        pool = self.pooled(F.avg_pool2d(x, 3, 1, 1))
+        x = torch.cat((pair, split, pool), 1)
+        x = F.relu(x + 0.17 * self.up(x))
+        x = F.max_pool2d(x, 3, 2)
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def lowered(module: nn.Module, x: Tensor, dtype: str) -> tuple[Program, Any]:
+    native = optimize(module, x)
+    (captured,) = {id(c): c for c in native._session._captured.values()}.values()
+    return lower(captured.graph, [x], spec_reasons, dtype), native
+
+
+@cache
+def block(batch: int, dtype: str = "float32") -> tuple[Tensor, Program, Any]:
+    """Images, the program for them and the native module, made once."""
+    x = numerics.random(batch, 3, 23, 21)
+    if dtype != "float32":
+        _, _, native = block(batch)
+        return x, lower(next(iter(native._session._captured.values())).graph, [x], spec_reasons, dtype), native
+    return x, *lowered(engine_nets.randomised(Block()).eval(), x, dtype)
+
+
+def test_a_small_network_equals_the_native_runner() -> None:
+    x, program, native = block(2, "float32")
+    compiled = GpuCompiled(program, Packs(CPU), big)
+    kinds = [type(task.step).__name__ for task in compiled.plan.tasks]
+    assert "ImportStep" not in kinds and {"ConvStep", "PairStep", "PoolStep"} <= set(kinds)
+    (y,) = compiled.run([x])
+    assert engine_nets.relative(y, native(x)) <= numerics.NET_MAX
+    (again,) = compiled.run([x])
+    assert torch.equal(y, again) and y.data_ptr() != again.data_ptr()
+    (other,) = compiled.run([2 * x])
+    assert torch.equal(y, again) and not torch.equal(other, y)
+
+
+def test_float16_stays_near() -> None:
+    """Twelve layers in a row, each rounded once."""
+    x, program, native = block(2, "float16")
+    (y,) = GpuCompiled(program, Packs(CPU), big).run([x])
+    assert y.dtype is torch.float32
+    assert numerics.rel_l2(y, native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
+
+
+def test_bytes_enter_through_the_stem() -> None:
+    """Normalisation in front of the stem becomes the stem's own reading."""
+    module = engine_nets.randomised(Block()).eval()
+    x = (numerics.random(2, 3, 23, 21).abs() * 255).to(torch.uint8)
+    wrapped = engine_nets.Function(lambda self, v: self.net((v.float() - 127.5) / 127.5), net=module).eval()
+    program, native = lowered(wrapped, x, "float32")
+    compiled = GpuCompiled(program, Packs(CPU), big)
+    assert sum(task.entry is not None for task in compiled.plan.tasks) == 1
+    assert engine_nets.relative(compiled.run([x])[0], native(x)) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_that_streams_allow_gives_the_same_bits(seed: int) -> None:
+    """What a GPU may do: streams run in order, tasks after what they wait for, everything else at any time."""
+    x, program, _ = block(1, "float32")
+    plan = GpuCompiled(program, Packs(CPU), big).plan
+    assert len({task.stream for task in plan.tasks}) > 1
+
+    def run(order: list[int]) -> Tensor:
+        arena = torch.full((plan.arena_bytes + 64,), 255, dtype=torch.uint8)
+        outputs = [torch.empty(b.n, b.h, b.w, b.c) for b in plan.plan.outputs]
+        launches = plan.launches([x], outputs, arena[-arena.data_ptr() % 64 :])
+        for j in order:
+            for one in launches[j]:
+                one.run()
+        return outputs[0]
+
+    first = run(list(range(len(plan.tasks))))
+    generator, done, orders = random.Random(seed), set[int](), []
+    while len(done) < len(plan.tasks):
+        ready = [
+            j
+            for j, task in enumerate(plan.tasks)
+            if j not in done
+            and all(i in done for i in task.waits)
+            and all(i in done for i in range(j) if plan.tasks[i].stream == task.stream)
+        ]
+        orders.append(generator.choice(ready))
+        done.add(orders[-1])
+    assert orders != sorted(orders)
+    assert torch.isfinite(first).all() and torch.equal(run(orders), first)
+
+
+def test_a_missing_wait_would_be_seen() -> None:
+    """Without its waits a task may run before what it reads is there, and then the result differs."""
+    _, program, _ = block(1, "float32")
+    plan = GpuCompiled(program, Packs(CPU), big).plan
+    assert any(task.waits for task in plan.tasks)
+    for j, task in enumerate(plan.tasks):
+        reached = set(task.needs)
+        ordered = {i for i in range(j) if plan.tasks[i].stream == task.stream}
+        for i in sorted(ordered | set(task.waits), reverse=True):
+            ordered |= {i} | {k for k in range(i) if plan.tasks[k].stream == plan.tasks[i].stream}
+        assert reached <= ordered, f"{task.name} may start before {sorted(reached - ordered)}"
+
+
+def test_weights_are_packed_once_for_all_batches() -> None:
+    packs = Packs(CPU)
+    _, program, native = block(1, "float32")
+    GpuCompiled(program, packs, big)
+    before = packs.bytes
+    captured = next(iter(native._session._captured.values()))
+    other = lower(captured.graph, [numerics.random(1, 3, 31, 31)], spec_reasons, "float32")
+    GpuCompiled(other, packs, big)
+    assert packs.bytes == before
+
+
+def test_what_has_no_step_is_named() -> None:
+    module = engine_nets.Function(lambda self, v: torch.fft.fft(self.conv(v)).real, conv=nn.Conv2d(3, 8, 3)).eval()
+    x = numerics.random(1, 3, 8, 8)
+    program, _ = lowered(module, x, "float32")
+    with pytest.raises(ValueError, match=r"no GPU step .*fft"):
+        GpuCompiled(program, Packs(CPU), big)
+
+
+def test_an_arena_too_small_is_refused() -> None:
+    x, program, _ = block(1, "float32")
+    plan: GpuPlan = GpuCompiled(program, Packs(CPU), big).plan
+    with pytest.raises(ValueError, match="allowed: at least"):
+        plan.launches([x], [torch.empty(1, 1, 1, 10)], torch.empty(8, dtype=torch.uint8))
+
+
+def test_a_session_runs_on_the_gpu_backend() -> None:
+    """The way from a module to its results and its report, on the interpreter's device."""
+    module = engine_nets.randomised(Block()).eval()
+    x = numerics.random(1, 3, 23, 21)
+    session = Session(module, (x,), {}, "triton", "float32")
+    session.plan([x])
+    y = session((x,), {})
+    assert engine_nets.relative(y, engine_nets.eager(module, x)) <= numerics.NET_MAX
+    executable, captured = session.executable([x])
+    report = make_report("Block", "triton", executable, captured, [x])
+    assert {step.backend for step in report.steps} == {"triton"} and not report.fallbacks
+    assert report.counts["packed_bytes"] > 0
