@@ -18,6 +18,7 @@ COMMANDS = (
     "train",
     "compare",
     "claims",
+    "inspect",
     "features",
     "fid",
     "kernels",

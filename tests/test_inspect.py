@@ -1,0 +1,73 @@
+"""`inception-fast inspect`: any module, its picture, its flags; wrong requests get one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from inception_fast.cli import main
+
+NETS = "inception_fast.claims.nets"
+
+
+def inspected(folder, *arguments: str) -> dict:
+    assert main(["inspect", *arguments, "--out", str(folder)]) == 0
+    return json.loads((folder / "inspect.json").read_text())
+
+
+def test_the_articles_example_is_flagged_and_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    document = inspected(tmp_path, f"{NETS}:pool_then_conv", "--input", "320,35,35")
+    out = capsys.readouterr().out
+    (flag,) = document["bottlenecks"]
+    assert (flag["shape"], flag["values"]) == ([320, 17, 17], 92480)
+    assert "representational bottleneck: 0 (17x17x320): 392,000 values shrink to 92,480" in out
+    with Image.open(tmp_path / "inspect.png") as picture:
+        picture.load()
+        assert picture.format == "PNG" and min(picture.size) >= 500
+
+
+def test_the_parallel_reduction_is_not(tmp_path, capsys):
+    document = inspected(tmp_path, f"{NETS}:parallel_reduction", "--input", "320,35,35")
+    assert document["bottlenecks"] == [] and "no representational bottleneck" in capsys.readouterr().out
+    assert [level["values"] for level in document["levels"]] == [392000, 184960]
+
+
+def test_a_model_by_name_as_json(tmp_path, capsys):
+    document = inspected(tmp_path, "inception_v1", "--image-size", "128", "--json")
+    assert json.loads(capsys.readouterr().out) == document
+    assert document["input"] == [3, 128, 128] and document["params"] == 6_624_904
+    assert sum(level["macs"] for level in document["levels"]) == document["macs"]
+
+
+def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Conv2d(3, 4, 3)\n"
+        "def breaks():\n    raise KeyError('no file')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    document = inspected(tmp_path, "my_net:make", "--image-size", "9")
+    assert document["params"] == 112 and document["macs"] == 49 * 4 * 27
+    assert main(["inspect", "my_net:breaks", "--image-size", "9"]) == 2
+    assert "KeyError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nothing"], "unknown model 'nothing'; allowed: inception_resnet_v1, "),
+        (["nothing:at_all"], "No module named 'nothing'"),
+        (["os:getcwd"], "os:getcwd makes a str; allowed: a torch.nn.Module"),
+        ([f"{NETS}:deep"], "does not tell its input; give --input C,H,W or --image-size S"),
+        ([f"{NETS}:deep", "--input", "3,8,8"], "cannot take an input of 3x8x8"),
+        (["inception_v3", "--image-size", "20"], "allowed: 75x75 or larger"),
+        (["inception_v3", "--input", "3,0,9"], "'3,0,9' is no shape; allowed: C,H,W such as 320,35,35"),
+    ],
+)
+def test_wrong_requests_get_one_line(tmp_path, capsys, arguments, said):
+    assert main(["inspect", *arguments, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
