@@ -22,7 +22,8 @@ class Buffer:
 
     kind "arena": `position` is a byte offset; "output": the position among the call's outputs; "input": the position
     among the call's inputs, usable only where the caller hands a dense NHWC tensor of this dtype. Any other input
-    enters through an `ImportStep`.
+    enters through an `ImportStep`. "local": the intermediate of one fused pair, in the threads' own memory; `position`
+    tells them apart.
     """
 
     n: int
@@ -89,7 +90,11 @@ class ConvStep:
 
 @dataclass(frozen=True)
 class PairStep:
-    """An asymmetric pair ("chain": second reads first's only output) or a parallel split ("split": both read x)."""
+    """An asymmetric pair ("chain": second reads first's only output) or a parallel split ("split": both read x).
+
+    A chain whose intermediate is a buffer of kind "local" runs as one fused kernel. The second convolution then has
+    kernel 1, stride 1 and no padding along the height or along the width.
+    """
 
     name: str
     kind: str

@@ -36,6 +36,8 @@ class _Memory:
         self.arena = torch.full((plan.arena_bytes // 4,), float("nan"), dtype=torch.float64)
         self.outputs = [torch.full((b.n, b.h, b.w, b.c), float("nan"), dtype=torch.float64) for b in plan.outputs]
 
+        self.local: dict[int, Tensor] = {}
+
     def run(self) -> list[Tensor]:
         for step in self.plan.steps:
             self.step(step)
@@ -47,6 +49,10 @@ class _Memory:
             return self.inputs[b.position].double().permute(0, 2, 3, 1)
         if b.kind == "output":
             return self.outputs[b.position]
+        if b.kind == "local":
+            return self.local.setdefault(
+                b.position, torch.full((b.n, b.h, b.w, b.c), float("nan"), dtype=torch.float64)
+            )
         count = b.n * b.h * b.w * b.c
         return self.arena[b.position // 4 : b.position // 4 + count].view(b.n, b.h, b.w, b.c)
 

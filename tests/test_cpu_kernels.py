@@ -223,6 +223,42 @@ def test_weights_that_are_not_finite_spoil_padding_as_in_the_formula(tier: str) 
     torch.testing.assert_close(conv.run(tier).double(), conv.reference(), rtol=0, atol=0, equal_nan=True)
 
 
+FUSED = {
+    "1x7 7x1": (ConvSpec(3, 9, 11, 12, 20, 1, 7, (1, 1), (0, 0, 3, 3)), (7, 1), (3, 3, 0, 0)),
+    "7x1 1x7": (ConvSpec(2, 9, 8, 12, 37, 7, 1, (1, 1), (3, 3, 0, 0)), (1, 7), (0, 0, 3, 3)),
+    "one column": (ConvSpec(1, 9, 1, 5, 6, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1), (1, 1, 0, 0)),
+    "strided first": (ConvSpec(4, 12, 13, 6, 9, 3, 3, (2, 2), (1, 0, 0, 1)), (5, 1), (2, 2, 0, 0)),
+    "1x1 behind": (ConvSpec(5, 5, 5, 6, 9, 1, 3, (1, 1), (0, 0, 1, 1)), (1, 1), (0, 0, 0, 0)),
+    "nobody": (ConvSpec(0, 5, 5, 6, 9, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1), (1, 1, 0, 0)),
+}
+
+
+@every_tier
+@every_dtype
+@pytest.mark.parametrize("case", FUSED)
+def test_a_fused_pair_is_its_two_convolutions_bit_for_bit(tier: str, dtype: str, case: str) -> None:
+    spec, kernel, padding = FUSED[case]
+    first = normals(replace(spec, dtype=dtype), 1)
+    spec = ConvSpec(spec.n, spec.oh, spec.ow, spec.oc, 21, *kernel, (1, 1), padding, dtype=dtype)
+    second = normals(spec, 2)
+    found = []
+    for kind in ("arena", "local"):
+        for threads in (1, 2, 3):
+            scene = Scene()
+            x = scene.put(first.x, 2, 1, dtype)
+            middle = scene.room(spec.n, spec.h, spec.w, spec.c, dtype=dtype)
+            scene.buffers[-1] = replace(scene.buffers[-1], kind=kind)
+            y = scene.room(spec.n, spec.oh, spec.ow, 21, 3, 2, dtype)
+            a, b = first.step(x, (Output(middle, True),)), second.step(middle, (Output(y, False),))
+            scene.steps.append(PairStep("pair", "chain", a, b))
+            found.append(scene.run(tier, threads).get(y))
+    assert all(torch.equal(y, found[0]) for y in found)
+    if spec.n:
+        once = replace(second, x=first.reference().float())
+        limit = FP32_REL_L2 if dtype == "float32" else 3 * BF16_REL_L2
+        assert rel_l2(found[0], once.reference(relu=False)) <= 2 * limit
+
+
 @every_tier
 @pytest.mark.parametrize("kind", ["chain", "split"])
 def test_pairs_are_their_two_convolutions(tier: str, kind: str) -> None:

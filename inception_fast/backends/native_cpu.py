@@ -187,7 +187,10 @@ class _PlanWriter:
     def _pair(self, spec: PairSpec, params: Params, x: View, y: View) -> None:
         a = spec.first
         chain = spec.kind == "chain"
-        middle = self._scratch(a.n, a.oh, a.ow, a.oc) if chain else View(y.buffer, 0, a.oc)
+        if cpu.fuses(spec):
+            middle = self._buffer(a.n, a.oh, a.ow, a.oc, "local", 0)
+        else:
+            middle = self._scratch(a.n, a.oh, a.ow, a.oc) if chain else View(y.buffer, 0, a.oc)
         first = _conv("first", a, params[0], x, middle, True)
         y = y if chain else View(y.buffer, a.oc, spec.second.oc)
         second = _conv("second", spec.second, params[1], middle if chain else x, y, True)

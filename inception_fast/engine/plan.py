@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..kernels.plan import (
     Step,
     View,
 )
-from ..kernels.spec import ITEM_BYTES, ConvSpec
+from ..kernels.spec import ITEM_BYTES, ConvSpec, PairSpec
 from . import graph as ir
 from .interpret import infer_shapes
 from .memory import Lifetime, place
@@ -75,13 +75,20 @@ def optional(value: Tensor | None) -> np.ndarray | None:
     return None if value is None else array(value)
 
 
-def lower(graph: ir.Graph, inputs: Sequence[Tensor], reasons: Reasons, dtype: str = "float32") -> Program:
+def lower(
+    graph: ir.Graph,
+    inputs: Sequence[Tensor],
+    reasons: Reasons,
+    dtype: str = "float32",
+    fuses: Callable[[PairSpec], bool] = lambda pair: False,
+) -> Program:
     """The program for inputs of these shapes and dtypes. `reasons` says what the backend cannot run.
 
     dtype: "float32" or "bfloat16", of the activations between native steps and of their weights; outputs stay float32.
+    fuses: whether the backend runs a pair as one operator, its intermediate in memory of its own.
     """
     shapes = {n: tuple(v.shape) for n, v in infer_shapes(graph, inputs).items() if isinstance(v, Tensor)}
-    return _Lowering(graph, Native(graph, shapes, reasons, dtype)).run()
+    return _Lowering(graph, Native(graph, shapes, reasons, dtype), fuses).run()
 
 
 @dataclass
@@ -92,12 +99,13 @@ class _Draft:
     dtype: str
     output: int | None = None
     segment: int = 0
+    local: bool = False
     touched: list[int] = field(default_factory=list)
 
 
 class _Lowering:
-    def __init__(self, graph: ir.Graph, native: Native) -> None:
-        self.graph, self.native = graph, native
+    def __init__(self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool]) -> None:
+        self.graph, self.native, self.fuses = graph, native, fuses
         self.drafts: list[_Draft] = []
         self.home: dict[ir.Node, View] = {}
         self.imported: dict[ir.Node, View] = {}
@@ -346,9 +354,10 @@ class _Lowering:
         dtype = self.native.dtype
         first = conv_spec(op.first, self.native.map(node.inputs[0]), dtype=dtype)
         if op.kind == "chain":
-            self.drafts.append(_Draft((first.n, first.oh, first.ow, first.oc), dtype, None, segment))
-            between = View(len(self.drafts) - 1, 0, first.oc)
             second = conv_spec(op.second, (first.n, first.oh, first.ow, first.oc), dtype=dtype)
+            local = self.fuses(PairSpec(first, second, op.kind))
+            self.drafts.append(_Draft((first.n, first.oh, first.ow, first.oc), dtype, None, segment, local))
+            between = View(len(self.drafts) - 1, 0, first.oc)
             views, y1, y2, x2 = [x, between, home], between, home, between
         else:
             second = conv_spec(op.second, self.native.map(node.inputs[0]), dtype=dtype)
@@ -378,7 +387,7 @@ class _Lowering:
     # The buffers' places and the calls.
 
     def _finish(self) -> Program:
-        arena = [i for i, d in enumerate(self.drafts) if d.output is None and d.touched]
+        arena = [i for i, d in enumerate(self.drafts) if d.output is None and d.touched and not d.local]
         lives = [
             Lifetime(ITEM_BYTES[d.dtype] * math.prod(d.map), min(d.touched), max(d.touched))
             for d in (self.drafts[i] for i in arena)
@@ -388,6 +397,8 @@ class _Lowering:
         buffers = []
         for i, draft in enumerate(self.drafts):
             kind, position = ("arena", at.get(i, 0)) if draft.output is None else ("output", draft.output)
+            if draft.local:
+                kind, position = "local", i
             buffers.append(Buffer(*draft.map, kind, position, draft.dtype))
         items: list[NativeItem | TorchItem] = []
         for alone, group in itertools.groupby(self.steps, key=lambda s: isinstance(s[0], ir.Node)):

@@ -127,7 +127,7 @@ class Session:
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
-            return lower(graph, leaves, cpu.reasons, self.dtype)
+            return lower(graph, leaves, cpu.reasons, self.dtype, cpu.fuses)
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot run inputs of {_sizes(leaves)}: {error}") from error
 

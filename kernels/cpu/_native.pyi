@@ -5,9 +5,20 @@ import numpy as np
 CHUNK: int
 
 _View = tuple[int, int, int]
+_Output = tuple[int, int, int, bool]
+_Conv = tuple[
+    tuple[int, int, int, int, int, int, int],
+    tuple[int, int],
+    tuple[int, int, int, int],
+    int,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+]
 _Input = tuple[int, str, tuple[int, int, int, int]]
 
 def tiers() -> list[str]: ...
+def peak(tier: str, dtype: str, seconds: float, /) -> float: ...
 
 class Plan:
     def run(self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /) -> None: ...
@@ -40,6 +51,9 @@ class Builder:
         outputs: Sequence[tuple[int, int, int, bool]],
         residual: _View | None,
         residual_scale: float,
+    ) -> None: ...
+    def pair(
+        self, first: _Conv, second: _Conv, x: _View, between: _View, between_relu: bool, outputs: Sequence[_Output], /
     ) -> None: ...
     def pool(
         self,

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <optional>
 #include <tuple>
 
@@ -16,6 +17,9 @@ namespace {
 using Array = py::array_t<float>;
 using ViewTuple = std::tuple<int32_t, int32_t, int32_t>;
 using OutputTuple = std::tuple<int32_t, int32_t, int32_t, bool>;
+// Sizes, stride, padding, groups, weight, scale, shift.
+using ConvTuple =
+    std::tuple<std::array<int32_t, 7>, std::array<int32_t, 2>, std::array<int32_t, 4>, int32_t, Array, Array, Array>;
 using InputTuple = std::tuple<uintptr_t, std::string, std::array<int64_t, 4>>;
 
 ViewSpec view_of(const ViewTuple &v) { return {std::get<0>(v), std::get<1>(v), std::get<2>(v)}; }
@@ -39,6 +43,26 @@ Vector vector_of(const std::optional<Array> &array, const char *role) {
   return {array->data(), array->size()};
 }
 
+ConvSpec spec_of(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
+                 int32_t groups) {
+  const auto &[n, h, w, c, oc, kh, kw] = sizes;
+  return {n, h, w, c, oc, kh, kw, stride, padding, groups};
+}
+
+ConvArrays arrays_of(const Array &weight, const Array &scale, const Array &shift) {
+  expect_dense(weight, "weight");
+  Vector scales = vector_of(scale, "scale"), shifts = vector_of(shift, "shift");
+  std::vector<int64_t> shape(weight.shape(), weight.shape() + weight.ndim());
+  return {{weight.data(), scales.data, shifts.data}, shape, scales.length, shifts.length};
+}
+
+std::vector<OutputSpec> outputs_of(const std::vector<OutputTuple> &outputs) {
+  std::vector<OutputSpec> specs;
+  for (const auto &[buffer, offset, channels, relu] : outputs)
+    specs.push_back({{buffer, offset, channels}, relu});
+  return specs;
+}
+
 const Tier &tier_named(const std::string &name) {
   std::string allowed;
   for (const Tier *tier : runnable_tiers()) {
@@ -54,6 +78,26 @@ std::vector<std::string> tiers() {
   for (const Tier *tier : runnable_tiers())
     names.emplace_back(tier->name);
   return names;
+}
+
+Type type_named(const std::string &name, const char *role, bool bytes);
+
+// Multiply-adds a second on one core, over about `seconds`.
+double peak(const std::string &tier, const std::string &dtype, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const Tier &found = tier_named(tier);
+  Type type = type_named(dtype, "peak", false);
+  py::gil_scoped_release release;
+  float sink = 0;
+  Clock::time_point start = Clock::now();
+  int64_t rounds = 0, each = 0;
+  double spent = 0;
+  while (spent < seconds) {
+    each = found.peak(type, 10000, &sink);
+    rounds += 10000;
+    spent = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return static_cast<double>(rounds * each) / spent;
 }
 
 Type type_named(const std::string &name, const char *role, bool bytes) {
@@ -104,8 +148,10 @@ public:
       which = BufferKind::input;
     else if (kind == "output")
       which = BufferKind::output;
+    else if (kind == "local")
+      which = BufferKind::local;
     else if (kind != "arena")
-      throw std::invalid_argument("buffer of kind '" + kind + "'; allowed: arena, input, output");
+      throw std::invalid_argument("buffer of kind '" + kind + "'; allowed: arena, input, output, local");
     get().buffer({n, h, w, c, which, position, type_named(dtype, "buffer", false)});
   }
 
@@ -114,18 +160,20 @@ public:
   void conv(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
             int32_t groups, const ViewTuple &x, const Array &weight, const Array &scale, const Array &shift,
             const std::vector<OutputTuple> &outputs, const std::optional<ViewTuple> &residual, float residual_scale) {
-    expect_dense(weight, "weight");
-    Vector scales = vector_of(scale, "scale"), shifts = vector_of(shift, "shift");
-    std::vector<int64_t> shape(weight.shape(), weight.shape() + weight.ndim());
-    std::vector<OutputSpec> specs;
-    for (const auto &[buffer, offset, channels, relu] : outputs)
-      specs.push_back({{buffer, offset, channels}, relu});
     auto left = view_of(residual);
-    const auto &[n, h, w, c, oc, kh, kw] = sizes;
-    ConvArrays from{{weight.data(), scales.data, shifts.data}, shape, scales.length, shifts.length};
-    get().conv({n, h, w, c, oc, kh, kw, stride, padding, groups}, view_of(x), from, specs, left ? &*left : nullptr,
-               residual_scale);
+    get().conv(spec_of(sizes, stride, padding, groups), view_of(x), arrays_of(weight, scale, shift),
+               outputs_of(outputs), left ? &*left : nullptr, residual_scale);
     arrays_.insert(arrays_.end(), {weight, scale, shift});
+  }
+
+  void pair(const ConvTuple &first, const ConvTuple &second, const ViewTuple &x, const ViewTuple &between,
+            bool between_relu, const std::vector<OutputTuple> &outputs) {
+    const auto &[sizes1, stride1, padding1, groups1, weight1, scale1, shift1] = first;
+    const auto &[sizes2, stride2, padding2, groups2, weight2, scale2, shift2] = second;
+    get().pair(spec_of(sizes1, stride1, padding1, groups1), spec_of(sizes2, stride2, padding2, groups2), view_of(x),
+               view_of(between), between_relu, arrays_of(weight1, scale1, shift1), arrays_of(weight2, scale2, shift2),
+               outputs_of(outputs));
+    arrays_.insert(arrays_.end(), {weight1, scale1, shift1, weight2, scale2, shift2});
   }
 
   void pool(const std::array<int32_t, 6> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
@@ -183,6 +231,7 @@ private:
 PYBIND11_MODULE(_native, m) {
   m.def("tiers", &tiers);
   m.attr("CHUNK") = CHUNK;
+  m.def("peak", &peak);
 
   py::class_<Plan>(m, "Plan")
       .def("run", [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
@@ -206,6 +255,7 @@ PYBIND11_MODULE(_native, m) {
       .def("conv", &PyBuilder::conv, py::arg("sizes"), py::arg("stride"), py::arg("padding"), py::arg("groups"),
            py::arg("x"), py::arg("weight").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
            py::arg("outputs"), py::arg("residual"), py::arg("residual_scale"))
+      .def("pair", &PyBuilder::pair)
       .def("pool", &PyBuilder::pool)
       .def("eltwise", &PyBuilder::eltwise)
       .def("import_", &PyBuilder::import)

@@ -60,6 +60,8 @@ void Builder::buffer(Buffer b) {
     expect(b.position >= 0 && b.position % 64 == 0, place, "a multiple of 64 bytes");
     expect(b.position + b.bytes() <= plan_->arena_bytes_, place + " of " + std::to_string(b.bytes()) + " bytes",
            "inside the arena of " + std::to_string(plan_->arena_bytes_) + " bytes");
+  } else if (b.kind == BufferKind::local) {
+    expect(b.position >= 0, place, "0 or more");
   } else if (b.kind == BufferKind::input) {
     int64_t count = static_cast<int64_t>(plan_->inputs_.size());
     expect(b.position >= 0 && b.position < count, place, "one of " + std::to_string(count) + " inputs");
@@ -82,6 +84,8 @@ View Builder::view(const ViewSpec &v, const std::string &role) const {
          "one of " + std::to_string(count) + " buffers");
   int32_t c = plan_->buffers_[v.buffer].c;
   View out{v.buffer, v.offset, v.channels, c, plan_->buffers_[v.buffer].type};
+  expect(plan_->buffers_[v.buffer].kind != BufferKind::local || role == "intermediate",
+         role + " in buffer " + std::to_string(v.buffer) + " of kind local", "arena, input, output");
   expect(v.offset >= 0 && v.channels >= 1 && v.channels <= c - v.offset, role + " " + text(out),
          "at least one of its channels [0, " + std::to_string(c) + ")");
   return out;
@@ -128,7 +132,8 @@ void Builder::add(Op op, const std::vector<View> &reads, const std::vector<View>
   for (const View &view : writes)
     ledger_.write(view, where);
   op.step = plan_->steps() - 1;
-  op.serial = work <= (std::holds_alternative<ConvOp>(op.kernel) ? SERIAL_MACS : SERIAL_FLOATS);
+  bool macs = std::holds_alternative<ConvOp>(op.kernel) || std::holds_alternative<PairOp>(op.kernel);
+  op.serial = work <= (macs ? SERIAL_MACS : SERIAL_FLOATS);
   op.fence = ledger_.fence(reads, writes, op.serial);
   plan_->ops_.push_back(std::move(op));
 }
@@ -178,21 +183,41 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, tier.conv_scratch(op));
 }
 
-void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
-                   const ViewSpec *residual, float residual_scale) {
-  expect_conv(s, arrays);
+// The operator but for its outputs.
+ConvOp Builder::conv_op(const ConvSpec &s, const View &x) const {
   ConvOp op{};
   op.n = s.n, op.h = s.h, op.w = s.w, op.c = s.c, op.oc = s.oc, op.kh = s.kh, op.kw = s.kw, op.groups = s.groups;
   op.stride_h = s.stride[0], op.stride_w = s.stride[1], op.top = s.padding[0], op.left = s.padding[2];
   op.oh = out_size(s.h, s.kh, s.stride[0], int64_t(s.padding[0]) + s.padding[1]);
   op.ow = out_size(s.w, s.kw, s.stride[1], int64_t(s.padding[2]) + s.padding[3]);
-  op.x = view(x, "input");
+  op.y_map = int64_t(op.oh) * op.ow, op.y_row = op.ow;
+  op.x = x;
+  op.residual.buffer = -1;
+  op.residual_scale = 1.0f;
+  return op;
+}
+
+void Builder::queue_packing(const ConvOp &op, int part, const Weights &from) {
+  packings_.push_back({plan_->ops_.size(), part, plan_->panels_.size() - 1, packed_, from});
+  packed_ += (packed_size(op, plan_->panels_.back(), plan_->tier_->lanes) + 15) / 16 * 16;
+}
+
+ConvOp &Builder::packed_op(const Packing &packing) const {
+  auto &kernel = plan_->ops_[packing.op].kernel;
+  if (PairOp *pair = std::get_if<PairOp>(&kernel))
+    return packing.part ? pair->second : pair->first;
+  return std::get<ConvOp>(kernel);
+}
+
+void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
+                   const ViewSpec *residual, float residual_scale) {
+  expect_conv(s, arrays);
+  ConvOp op = conv_op(s, view(x, "input"));
   expect_map(op.x, "input", s.n, s.h, s.w, s.c);
   std::vector<Range> ranges = ranges_of(op, outputs);
   std::vector<View> reads{op.x}, writes;
   for (const Range &range : ranges)
     writes.push_back(range.y);
-  op.residual.buffer = -1;
   op.residual_scale = residual_scale;
   if (residual) {
     expect(outputs.size() == 1, "a residual with " + std::to_string(outputs.size()) + " outputs", "one output");
@@ -201,9 +226,44 @@ void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, cons
     reads.push_back(op.residual);
   }
   schedule(op, s, ranges);
-  packings_.push_back({plan_->ops_.size(), plan_->panels_.size() - 1, packed_, arrays.from});
-  packed_ += (packed_size(op, plan_->panels_.back(), plan_->tier_->lanes) + 15) / 16 * 16;
+  queue_packing(op, 0, arrays.from);
   add({op, 0, false, false}, reads, writes, false, weight_count(op) * op.n * op.oh * op.ow);
+}
+
+void Builder::pair(const ConvSpec &a, const ConvSpec &b, ViewSpec x, ViewSpec between, bool between_relu,
+                   const ConvArrays &a_arrays, const ConvArrays &b_arrays, const std::vector<OutputSpec> &outputs) {
+  expect_conv(a, a_arrays);
+  expect_conv(b, b_arrays);
+  bool columns = b.kw == 1 && b.stride[1] == 1 && b.padding[2] == 0 && b.padding[3] == 0;
+  bool rows = b.kh == 1 && b.stride[0] == 1 && b.padding[0] == 0 && b.padding[1] == 0;
+  expect(columns || rows, "a second kernel of " + numbers({b.kh, b.kw}),
+         "1xn or nx1, without stride or padding along the 1");
+  PairOp op{};
+  op.rows = rows && !columns;
+  op.first = conv_op(a, view(x, "input"));
+  expect_map(op.first.x, "input", a.n, a.h, a.w, a.c);
+  View middle = view(between, "intermediate");
+  expect(plan_->buffers_[middle.buffer].kind == BufferKind::local && middle.channels == middle.pitch,
+         "intermediate " + text(middle), "all channels of a buffer of kind local");
+  expect_map(middle, "intermediate", b.n, b.h, b.w, b.c);
+  expect_map(middle, "intermediate", a.n, op.first.oh, op.first.ow, a.oc);
+  middle.buffer = LOCAL;
+  op.second = conv_op(b, middle);
+  std::vector<Range> ranges = ranges_of(op.second, outputs);
+  std::vector<View> writes;
+  for (const Range &range : ranges)
+    writes.push_back(range.y);
+  schedule(op.first, a, {{middle, between_relu}});
+  size_t scratch = plan_->tier_->conv_scratch(op.first);
+  queue_packing(op.first, 0, a_arrays.from);
+  schedule(op.second, b, ranges);
+  queue_packing(op.second, 1, b_arrays.from);
+  int64_t item = middle.type == Type::bfloat16 ? 2 : 4;
+  op.local_bytes = (item * op.second.h * op.second.w * op.second.c + 63) / 64 * 64;
+  scratch = std::max(scratch, plan_->tier_->conv_scratch(op.second)) + op.local_bytes;
+  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch);
+  int64_t work = weight_count(op.first) * a.n * op.first.oh * op.first.ow;
+  add({op, 0, false, false}, {op.first.x}, writes, false, work + weight_count(op.second) * b.n * b.h * b.w);
 }
 
 void Builder::pool(const PoolSpec &s, ViewSpec x, ViewSpec y, Vector shift, bool relu) {
@@ -293,7 +353,7 @@ void Builder::normalize(ViewSpec x, ViewSpec y, float eps) {
 std::vector<int64_t> Builder::packing() const {
   std::vector<int64_t> out;
   for (const Packing &packing : packings_) {
-    const ConvOp &op = std::get<ConvOp>(plan_->ops_[packing.op].kernel);
+    const ConvOp &op = packed_op(packing);
     out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type)});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
@@ -304,7 +364,9 @@ std::vector<int64_t> Builder::packing() const {
 void Builder::pack_all() {
   plan_->packed_ = std::make_shared<Memory>(packed_ * sizeof(float));
   struct Item {
-    const Packing *packing;
+    size_t packing;
+    int64_t position;
+    const Weights *from;
     const ConvOp *op;
     const Panel *panel;
   };
@@ -316,34 +378,33 @@ void Builder::pack_all() {
     int lanes;
   };
   Work work;
-  work.finite = std::vector<std::atomic<bool>>(plan_->ops_.size()); // by operator; only convolutions are used
+  work.finite = std::vector<std::atomic<bool>>(packings_.size());
   work.to = plan_->packed_->data();
   work.lanes = plan_->tier_->lanes;
-  for (const Packing &packing : packings_) {
-    const ConvOp &op = std::get<ConvOp>(plan_->ops_[packing.op].kernel);
-    work.finite[packing.op] = true;
-    for (const Panel &panel : plan_->panels_[packing.panels])
-      work.items.push_back({&packing, &op, &panel});
+  for (size_t i = 0; i < packings_.size(); ++i) {
+    work.finite[i] = true;
+    for (const Panel &panel : plan_->panels_[packings_[i].panels])
+      work.items.push_back({i, packings_[i].position, &packings_[i].from, &packed_op(packings_[i]), &panel});
   }
   auto body = [](void *context, const Worker &, Barrier &) {
     Work &work = *static_cast<Work *>(context);
     for (size_t i = work.next++; i < work.items.size(); i = work.next++) {
       const Item &item = work.items[i];
-      float *to = work.to + item.packing->position + item.panel->packed;
-      if (!pack(*item.op, *item.panel, item.packing->from, work.lanes, to))
-        work.finite[item.packing->op] = false;
+      float *to = work.to + item.position + item.panel->packed;
+      if (!pack(*item.op, *item.panel, *item.from, work.lanes, to))
+        work.finite[item.packing] = false;
     }
   };
   int threads = packed_ > (1 << 18) ? std::min(available_cores(), 16) : 1;
   Lease team(threads, 0);
   team->run(threads, body, &work);
-  for (const Packing &packing : packings_)
-    plan_->finite_.push_back(work.finite[packing.op]);
+  for (const std::atomic<bool> &finite : work.finite)
+    plan_->finite_.push_back(finite);
 }
 
 void Builder::point_at_weights() {
   for (size_t i = 0; i < packings_.size(); ++i) {
-    ConvOp &op = std::get<ConvOp>(plan_->ops_[packings_[i].op].kernel);
+    ConvOp &op = packed_op(packings_[i]);
     op.packed = plan_->packed_->data() + packings_[i].position;
     op.skip = plan_->finite_[i];
   }

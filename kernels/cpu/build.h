@@ -61,6 +61,9 @@ public:
   // The arrays must stay where they are until build().
   void conv(const ConvSpec &spec, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
             const ViewSpec *residual, float residual_scale);
+  // The second convolution reads the first's output, a buffer of kind local that no other operator names.
+  void pair(const ConvSpec &first, const ConvSpec &second, ViewSpec x, ViewSpec between, bool between_relu,
+            const ConvArrays &first_arrays, const ConvArrays &second_arrays, const std::vector<OutputSpec> &outputs);
   void pool(const PoolSpec &spec, ViewSpec x, ViewSpec y, Vector shift, bool relu);
   void eltwise(ViewSpec x, ViewSpec y, Vector scale, Vector shift, bool relu, const ViewSpec *residual,
                float residual_scale);
@@ -74,7 +77,9 @@ public:
 
 private:
   struct Packing {
-    size_t op, panels;
+    size_t op;
+    int part; // of a pair: 0 its first convolution, 1 its second
+    size_t panels;
     int64_t position;
     Weights from;
   };
@@ -86,7 +91,10 @@ private:
   void expect_same_map(const View &x, const View &y) const;
   void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
   std::vector<Range> ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const;
+  ConvOp conv_op(const ConvSpec &spec, const View &x) const;
   void schedule(ConvOp &op, const ConvSpec &spec, const std::vector<Range> &ranges);
+  void queue_packing(const ConvOp &op, int part, const Weights &from);
+  ConvOp &packed_op(const Packing &packing) const;
   const float *constant(Vector values, int32_t channels, const std::string &role);
   void add(Op op, const std::vector<View> &reads, const std::vector<View> &writes, bool in_place, int64_t work);
   std::vector<int64_t> packing() const;

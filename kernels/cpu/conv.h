@@ -49,6 +49,10 @@ template <class X> inline int32_t packed_channels(const ConvOp &op) {
   return sizeof(X) == sizeof(bf16) ? (channels + 1) / 2 * 2 : channels;
 }
 
+inline void *base_of(const Call &call, const View &view) {
+  return view.buffer == LOCAL ? call.local : call.bases[view.buffer];
+}
+
 inline int64_t tile_count(const ConvOp &op) { return ceil_div(int64_t(op.n) * op.oh * op.ow, Isa::rows); }
 
 inline int64_t segments_per_tile(const ConvOp &op) {
@@ -109,9 +113,9 @@ template <class X> inline void place(const ConvOp &op, const X *x, int64_t tile,
   t.y_high = t.x_high = INT32_MIN;
   for (int r = 0; r < t.rows; ++r) {
     int32_t oy = op.columns ? i : o, ox = op.columns ? o : i;
-    pixels[r] = (image * op.oh + oy) * op.ow + ox;
+    pixels[r] = (image + op.y_image) * op.y_map + oy * op.y_row + ox + op.y_start;
     int32_t iy = t.y[r] = oy * op.stride_h - op.top, ix = t.x[r] = ox * op.stride_w - op.left;
-    t.at[r] = x + ((image * op.h + iy) * op.w + ix) * op.x.pitch;
+    t.at[r] = x + (((image + op.x_image) * op.h + iy) * op.w + ix) * op.x.pitch;
     t.y_low = iy < t.y_low ? iy : t.y_low;
     t.y_high = iy > t.y_high ? iy : t.y_high;
     t.x_low = ix < t.x_low ? ix : t.x_low;
@@ -385,7 +389,7 @@ inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, co
   job.weights = reinterpret_cast<const X *>(op.packed + panel.packed);
   job.scale = reinterpret_cast<const float *>(job.weights + depth * columns);
   job.shift = job.scale + columns;
-  job.y = static_cast<Y *>(call.bases[panel.y.buffer]) + panel.y.offset;
+  job.y = static_cast<Y *>(base_of(call, panel.y)) + panel.y.offset;
   job.y_pitch = panel.y.pitch;
   job.residual = nullptr;
   job.residual_half = op.residual.type == Type::bfloat16;
@@ -453,7 +457,7 @@ inline void run_block(const ConvOp &op, const Call &call, const Part &part, Bloc
       continue;
     if (!built) {
       int64_t channel = int64_t(op.panels[p].group) * (op.c / op.groups);
-      build(op, static_cast<const X *>(call.bases[op.x.buffer]) + op.x.offset + channel, tile0, tile1, block);
+      build(op, static_cast<const X *>(base_of(call, op.x)) + op.x.offset + channel, tile0, tile1, block);
       built = true;
     }
     int last_rows = static_cast<int>(lesser(Isa::rows, m - (high - 1) * Isa::rows));

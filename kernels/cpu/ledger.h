@@ -9,12 +9,12 @@
 
 namespace inception_fast::cpu {
 
-enum class BufferKind { arena, input, output };
+enum class BufferKind { arena, input, output, local };
 
 struct Buffer {
   int32_t n, h, w, c;
   BufferKind kind;
-  int64_t position; // a byte offset in the arena, else an index
+  int64_t position; // a byte offset in the arena, else an index among those of the kind
   Type type;        // float32 or bfloat16
 
   int64_t pixels() const { return int64_t(n) * h * w; }

@@ -65,7 +65,7 @@ void Plan::check(const std::vector<Input> &inputs, const std::vector<void *> &ou
   expect(arena_bytes_ == 0 || reinterpret_cast<uintptr_t>(arena) % 64 == 0, "an arena that is not 64-byte aligned",
          "64-byte aligned");
   for (const Buffer &buffer : buffers_) {
-    if (buffer.kind == BufferKind::arena || buffer.bytes() == 0)
+    if (buffer.kind == BufferKind::arena || buffer.kind == BufferKind::local || buffer.bytes() == 0)
       continue;
     std::string name = (buffer.kind == BufferKind::input ? "input " : "output ") + std::to_string(buffer.position);
     if (buffer.kind == BufferKind::output) {
@@ -102,6 +102,7 @@ void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &work
     const Call &call;
     const Worker &worker;
     void operator()(const ConvOp &op) const { tier.conv(op, call, worker); }
+    void operator()(const PairOp &op) const { tier.pair(op, call, worker); }
     void operator()(const PoolOp &op) const { tier.pool(op, call, worker); }
     void operator()(const EltwiseOp &op) const { tier.eltwise(op, call, worker); }
     void operator()(const ImportOp &op) const { tier.import(op, call, worker); }
@@ -144,6 +145,8 @@ void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outp
     const Buffer &buffer = buffers_[i];
     if (buffer.kind == BufferKind::arena)
       bases[i] = static_cast<char *>(arena) + buffer.position;
+    else if (buffer.kind == BufferKind::local)
+      bases[i] = nullptr;
     else if (buffer.kind == BufferKind::output)
       bases[i] = outputs[buffer.position];
     else
@@ -151,7 +154,7 @@ void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outp
   }
   bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
   int count = alone ? 1 : threads;
-  Job job{*this, Call{bases.data(), inputs.data()}, seconds};
+  Job job{*this, Call{bases.data(), inputs.data(), nullptr}, seconds};
   Lease team(count, scratch_bytes_);
   team->run(count, &Plan::body, &job);
 }

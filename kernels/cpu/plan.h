@@ -35,7 +35,7 @@ struct Shape {
 };
 
 struct Op {
-  std::variant<ConvOp, PoolOp, EltwiseOp, ImportOp, LrnOp, NormalizeOp> kernel;
+  std::variant<ConvOp, PairOp, PoolOp, EltwiseOp, ImportOp, LrnOp, NormalizeOp> kernel;
   int step;    // a step may be several operators
   bool fence;  // must see what the operators before it did
   bool serial; // too small to share out

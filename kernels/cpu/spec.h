@@ -53,9 +53,19 @@ struct ConvOp {
   const Panel *panels;
   const Chunk *chunks;
   int32_t panel_count, chunk_count;
-  bool columns;  // tiles walk the map down its columns
-  bool by_panel; // threads share out the panels first, else the pixels
-  bool skip;     // taps on padding alone are left out: all weights are finite
+  int32_t x_image, y_image;      // the images of x and y that the first one stands for
+  int64_t y_map, y_row, y_start; // pixels of y from image to image and from row to row, and before the first
+  bool columns;                  // tiles walk the map down its columns
+  bool by_panel;                 // threads share out the panels first, else the pixels
+  bool skip;                     // taps on padding alone are left out: all weights are finite
+};
+
+// The second convolution of what the first gives, whose place is a thread's own memory. Maps are shared out in strips
+// along an axis on which the second has neither a kernel nor a stride nor padding: strips need nothing of each other.
+struct PairOp {
+  ConvOp first, second; // first writes and second reads the buffer LOCAL
+  int64_t local_bytes;
+  bool rows; // strips are of rows, else of columns
 };
 
 struct PoolOp {
@@ -103,7 +113,10 @@ struct Input {
 struct Call {
   void *const *bases; // of every buffer
   const Input *inputs;
+  void *local;
 };
+
+constexpr int32_t LOCAL = -2; // a view's buffer: Call::local
 
 struct Worker {
   int index, count;
@@ -117,11 +130,13 @@ struct Tier {
   int lanes, rows, import_pixels;
   size_t (*conv_scratch)(const ConvOp &);
   void (*conv)(const ConvOp &, const Call &, const Worker &);
+  void (*pair)(const PairOp &, const Call &, const Worker &);
   void (*pool)(const PoolOp &, const Call &, const Worker &);
   void (*eltwise)(const EltwiseOp &, const Call &, const Worker &);
   void (*import)(const ImportOp &, const Call &, const Worker &);
   void (*lrn)(const LrnOp &, const Call &, const Worker &);
   void (*normalize)(const NormalizeOp &, const Call &, const Worker &);
+  int64_t (*peak)(Type, int64_t rounds, float *sink);
 };
 
 extern const Tier generic_tier;

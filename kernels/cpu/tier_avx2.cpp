@@ -2,13 +2,15 @@
 #include "simd_avx2.h"
 
 #include "conv.h"
+#include "pair.h"
+#include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx2_tier = {
-    "avx2", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+    "avx2", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair, pool, eltwise, import, lrn, normalize, peak,
 };
 
 } // namespace inception_fast::cpu

@@ -8,13 +8,16 @@ using Isa = Avx512Bf16;
 } // namespace inception_fast::cpu
 
 #include "conv.h"
+#include "pair.h"
+#include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx512_bf16_tier = {
-    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair,
+    pool,          eltwise,    import,    lrn,           normalize,    peak,
 };
 
 } // namespace inception_fast::cpu

@@ -2,13 +2,16 @@
 #include "simd_generic.h"
 
 #include "conv.h"
+#include "pair.h"
+#include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pool, eltwise, import, lrn, normalize,
+    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair,
+    pool,      eltwise,    import,    lrn,           normalize,    peak,
 };
 
 } // namespace inception_fast::cpu
