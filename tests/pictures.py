@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from inception_fast.features.batching import batches
+from inception_fast.features.ray_engine import ShardWorker
 
 
 def encoded(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 20)) -> bytes:
@@ -62,3 +66,28 @@ class TinyExtractor:
         self.seen.append(len(x))
         assert x.shape[1:] == self.prepare.shape and sum(batches(len(x))) == len(x)
         return torch.cat([x.sum((2, 3)), x.prod(3).prod(2)], 1)
+
+
+class TinyRecipe:
+    """Stands in for `Recipe`."""
+
+    def make(self) -> TinyExtractor:
+        return TinyExtractor()
+
+
+class MortalWorker(ShardWorker):
+    """Dies of SIGKILL in the middle of its second shard, unless another one has before; slow, so that both get work."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.1)
+        marker = Path(self.shards.folder).with_name("killed")
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 2:
+            try:
+                marker.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                (self.shards.folder / ".features-00000-half.parquet").write_bytes(b"half a shard")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(batch)

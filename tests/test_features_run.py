@@ -242,6 +242,7 @@ def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["photos", "--out", "out", "--model", "vgg"], "unknown model 'vgg'"),
         (["photos", "--out", "out", "--weights", "none.pth"], "no weights at none.pth"),
         (["photos", "--out", "out", "--preprocessing", "pytorch-fid"], "allowed: with weights of the FID network only"),
+        (["photos", "--out", "out", "--ray-address", "x"], "--ray-address with --engine local"),
         (["photos", "--out", "out", "--dtype", "int8"], "int8"),
         (["photos", "--out", "out", "--batch-size", "0"], "0 is out of range"),
     ],

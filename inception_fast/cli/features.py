@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import OK, add_json, integer, note, print_json, serving
+from .common import OK, CommandError, add_json, integer, note, print_json, serving
 from .progress import Counter
 
 DTYPES = ("float32", "bfloat16")
@@ -21,6 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_extraction(parser)
     parser.add_argument(
         "--shard-size", type=integer(1, 10**7), default=1024, metavar="N", help="images of a shard (default 1024)"
+    )
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes of this machine, or Ray Data"
+    )
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
+    parser.add_argument(
+        "--ray-actors", type=integer(1, 100000), default=1, metavar="N", help="actors that hold the model (default 1)"
     )
     add_json(parser)
 
@@ -53,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         from ..features.sources import open_source
 
         set_threads(args)
+        if args.engine == "local" and args.ray_address is not None:
+            raise CommandError("--ray-address with --engine local; allowed: with --engine ray")
         source = open_source(args.source)
         recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing)
         if args.weights is None:
@@ -70,6 +79,20 @@ def run(args: argparse.Namespace) -> int:
 def _extract(args: argparse.Namespace, source: Any, recipe: Any) -> dict[str, Any]:
     options = {"batch_size": args.batch_size, "shard_size": args.shard_size, "unreadable": args.unreadable}
     with Counter("features") as counter:
+        if args.engine == "ray":
+            from ..features.ray_engine import extract_with_ray
+
+            return extract_with_ray(
+                source,
+                recipe,
+                args.out,
+                actors=args.ray_actors,
+                threads=args.threads or 1,
+                address=args.ray_address,
+                on_batch=counter.add,
+                on_start=counter.start,
+                **options,
+            )
         from ..features.run import extract
 
         return extract(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +90,15 @@ class Batches:
 
 
 def feed(
-    source: Source, prepare: Prepare, indices: Sequence[int], *, batch_size: int, workers: int
+    source: Source, prepare: Prepare, indices: Sequence[int], *, batch_size: int, workers: int, threads: int = 0
 ) -> Iterator[Prepared]:
-    """The images of `indices` in their order. `workers` processes decode; 0 decodes in this one.
+    """The images of `indices` in their order. `workers` processes decode, or else `threads` of this one, or none.
 
     At most AHEAD batches for each worker are in memory. Raises ValueError where shared memory is too small for them.
     """
+    if threads and not workers:
+        yield from _feed_threads(Images(source, prepare), Batches(indices, batch_size), threads)
+        return
     workers = min(workers, len(Batches(indices, batch_size)))
     _check_shared_memory(4 * int(np.prod(prepare.shape)) * batch_size, workers)
     options: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
@@ -105,6 +110,18 @@ def feed(
         **options,
     )
     yield from loader
+
+
+def _feed_threads(images: Images, batches: Batches, threads: int) -> Iterator[Prepared]:
+    """For processes that should not fork. Decoding lets go of the interpreter's lock."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Prepared]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(images.__getitems__, batch))
+            if len(ahead) > AHEAD * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _as_is(prepared: Any) -> Any:

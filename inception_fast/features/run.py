@@ -45,9 +45,7 @@ def extract(
         collector = Collector(shards, source.names)
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "unreadable": unreadable}
         for batch in stream(source, extractor, wanted, clock=clock, **options):
-            found: list[tuple[int, Any]] = [*zip(batch.rows, batch.values, strict=True), *batch.bad]
-            for index, value in sorted(found, key=lambda pair: pair[0]):
-                collector.add(index // shard_size, index, value)
+            collector.add_batch(batch)
             on_batch(batch.count, len(batch.bad))
         bad = shards.finish()
     return summary(source, bad, clock, len(wanted), extractor, out)

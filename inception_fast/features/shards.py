@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..measure.results import write_atomically, write_json
 from .sources import SourceError, import_parquet
+from .stream import Features
 
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
 PREFIX = "features-"
@@ -111,8 +112,14 @@ class Collector:
         self._bad: list[dict[str, str]] = []
         self._seen = 0
 
-    def add(self, shard: int, index: int, value: NDArray[np.float32] | str) -> bool:
-        """One image of `shard`: its feature, or the reason that it has none. True when that completed the shard."""
+    def add_batch(self, batch: Features) -> None:
+        """The next images, in order; every shard that they complete is written."""
+        found: list[tuple[int, Any]] = [*zip(batch.rows, batch.values, strict=True), *batch.bad]
+        for index, value in sorted(found, key=lambda pair: pair[0]):
+            self._add(index // self.shards.size, index, value)
+
+    def _add(self, shard: int, index: int, value: NDArray[np.float32] | str) -> None:
+        """One image of `shard`: its feature, or the reason that it has none."""
         if isinstance(value, str):
             self._bad.append({"path": self.names[index], "reason": value})
         else:
@@ -120,12 +127,11 @@ class Collector:
             self._values.append(value)
         self._seen += 1
         if self._seen < len(self.shards.indices(shard)):
-            return False
+            return
         width = self.shards.manifest["settings"]["width"]
         values = np.stack(self._values) if self._values else np.zeros((0, width), np.float32)
         write_shard(self.shards.path(shard), self._paths, values, {"shard": shard, "unreadable": self._bad})
         self._paths, self._values, self._bad, self._seen = [], [], [], 0
-        return True
 
 
 def write_shard(path: Path, names: list[str], values: NDArray[np.float32], about: dict[str, Any]) -> None:

@@ -53,10 +53,13 @@ def stream(
     *,
     batch_size: int = 32,
     workers: int = 0,
+    threads: int = 0,
     unreadable: str = "skip",
     clock: Clock | None = None,
 ) -> Iterator[Features]:
     """Features of the images of `indices` (all by default), a batch at a time, in order.
+
+    `workers` processes decode, or else `threads` threads.
 
     Args:
         unreadable: "skip" hands the reasons on, "fail" raises Failure at the first.
@@ -66,7 +69,7 @@ def stream(
     clock = clock or Clock()
     wanted = range(len(source.names)) if indices is None else indices
     before = time.perf_counter()
-    for prepared in feed(source, extractor.prepare, wanted, batch_size=batch_size, workers=workers):
+    for prepared in feed(source, extractor.prepare, wanted, batch_size=batch_size, workers=workers, threads=threads):
         ready = time.perf_counter()
         if prepared.bad and unreadable == "fail":
             raise Failure(prepared.bad[0][1])
