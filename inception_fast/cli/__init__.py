@@ -19,6 +19,7 @@ COMMANDS = (
     "compare",
     "claims",
     "inspect",
+    "profile",
     "features",
     "fid",
     "kernels",

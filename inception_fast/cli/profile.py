@@ -1,0 +1,134 @@
+"""Time every layer of an optimised network: FLOP/s, bytes, share of the machine's measured peak."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .common import OK, CommandError, add_json, choice, integer, print_json, serving
+from .inspect import shape, subject
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..measure.profiler import Profile
+    from ..measure.roofline import Peak
+
+DTYPES = ("float32", "bfloat16")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a name from 'inception-fast list', or package.module:function making a module"
+    )
+    parser.add_argument("--batch", type=integer(1, 4096), default=1, metavar="N", help="batch size (default 1)")
+    parser.add_argument("--dtype", type=choice(DTYPES), default="float32", metavar="NAME", help=", ".join(DTYPES))
+    parser.add_argument("--image-size", type=integer(1, 8192), metavar="S", help="square input (default: the model's)")
+    parser.add_argument("--input", type=shape, metavar="C,H,W", help="the input's shape (default: the model's)")
+    parser.add_argument("--rounds", type=integer(1, 10000), default=20, metavar="N", help="timed calls (default 20)")
+    parser.add_argument("--top", type=integer(1, 10000), default=25, metavar="N", help="layers shown (default 25)")
+    parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="of the kernels (default: torch's)")
+    parser.add_argument("--out", metavar="DIR", help="write profile.json there")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the dearest layers, what each kind of step takes, and the peak that they are compared with."""
+    from ..measure.machine import provenance
+    from ..measure.profiler import profile
+    from ..measure.results import write_json
+    from ..measure.roofline import measure_peak
+    from .bench import _mind_the_load, _output_folder, _threads
+
+    folder = _output_folder(args.out) if args.out else None
+    with _threads(args.threads) as threads, serving(args.model):
+        module, x = _ready(args)
+        _mind_the_load()
+        fast = _optimized(module, x, args.dtype)
+        peak = measure_peak(args.dtype)
+        found = profile(fast, x, peak, args.rounds)
+        origin = provenance(threads, args.argv)
+    document = {
+        "provenance": origin,
+        "model": args.model,
+        "input": list(x.shape),
+        "peak": peak.to_dict(),
+        "call_ms": found.call_ms,
+        "steps_ms": found.steps_ms,
+        "peak_share": found.flops / (found.call_ms / 1e3) / peak.flops,
+        "kinds": found.by_kind(),
+        "rows": [layer.as_json() for layer in found.layers],
+    }
+    if folder is not None:
+        write_json(folder / "profile.json", document)
+    if args.json:
+        print_json(document)
+    else:
+        _show(found, peak, args.top)
+        if folder is not None:
+            print(f"written: {folder / 'profile.json'}")
+    return OK
+
+
+def _ready(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The module in eval mode, behaving as after training, and [n, c, h, w] of clouds."""
+    import torch
+
+    from ..measure.compare import calibrate, clouds
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, sizes = subject(args.model, args.image_size, args.input)
+    x = clouds(torch.empty(1, *sizes), args.batch)
+    try:
+        calibrate(module, x[:1])
+    except (RuntimeError, ValueError) as error:
+        size = "x".join(map(str, sizes))
+        raise CommandError(f"{args.model} cannot take an input of {size}: {' '.join(str(error).split())}") from error
+    return module, x
+
+
+def _optimized(module: nn.Module, x: Tensor, dtype: str) -> Any:
+    import torch
+
+    from .. import Unavailable, backend_status, optimize
+
+    status = backend_status()["cpu"]
+    if isinstance(status, Unavailable):
+        raise CommandError(f"profile times the native kernels, which do not run here: {status.reason}")
+    return optimize(module, x, dtype=getattr(torch, dtype), backend="cpu")
+
+
+def _show(found: Profile, peak: Peak, top: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    heads = ("layer", "kind", "output", "ms", "share", "GFLOP/s", "of peak", "MB", "GB/s", "of roof")
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    dearest = sorted(found.layers, key=lambda layer: -layer.ms)[:top]
+    for x in dearest:
+        size = "x".join(map(str, (*x.shape[2:], *x.shape[1:2])))
+        table.add_row(
+            escape(x.layer), x.kind, size, f"{x.ms:.3f}", f"{100 * x.share:.1f} %", f"{x.gflops:.1f}",
+            f"{100 * x.peak_share:.0f} %", f"{x.bytes / 1e6:.2f}", f"{x.gbytes:.1f}", f"{100 * x.roof_share:.0f} %",
+        )  # fmt: skip
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(table)
+    if len(dearest) < len(found.layers):
+        print(f"the dearest {len(dearest)} of {len(found.layers)} layers; --top shows more, --json all")
+    for kind, part in found.by_kind().items():
+        print(f"{kind:10} {part['steps']:4.0f} steps {part['ms']:9.3f} ms {100 * part['share']:5.1f} %")
+    whole = found.flops / (found.call_ms / 1e3)
+    print(
+        f"the call {found.call_ms:.3f} ms, its steps {found.steps_ms:.3f} ms; {whole / 1e9:.1f} GFLOP/s, "
+        f"{100 * whole / peak.flops:.0f} % of the peak"
+    )
+    print(
+        f"peak {peak.flops / 1e9:.1f} GFLOP/s in {peak.dtype}, {peak.threads} threads, reached by {peak.by}; "
+        f"memory read at {peak.bytes / 1e9:.1f} GB/s"
+    )
+    for reason in dict.fromkeys(found.fallbacks):
+        print(f"through torch, not timed apart: {reason}")

@@ -1,0 +1,139 @@
+"""Where an optimised network spends its time: every native step beside its work, its traffic and the machine's peak."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.program import Compiled
+from ..engine.report import StepReport
+from ..engine.runner import OptimizedModule
+from ..engine.segment import NativeItem
+from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
+from ..kernels.spec import ITEM_BYTES, PairSpec
+from .roofline import Peak
+from .timer import summarise
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step. `share` is of the time of all steps, `peak_share` of the machine's FLOP a second, `roof_share` how near
+    the time is to the fewest seconds that work and traffic allow.
+
+    `bytes` is compulsory traffic: every operand moved once.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    ms: float
+    iqr_ms: float
+    share: float
+    flops: int
+    bytes: int
+    gflops: float
+    gbytes: float
+    peak_share: float
+    roof_share: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All steps in their order. `call_ms` is the whole call, so `call_ms - steps_ms` is spent around the steps."""
+
+    layers: tuple[Layer, ...]
+    call_ms: float
+    rounds: int
+    fallbacks: tuple[str, ...]
+
+    @property
+    def steps_ms(self) -> float:
+        return sum(layer.ms for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        return sum(layer.flops for layer in self.layers)
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Milliseconds, share and FLOP of each kind of step, the dearest first."""
+        found: dict[str, dict[str, float]] = {}
+        for layer in self.layers:
+            kind = found.setdefault(layer.kind, {"steps": 0, "ms": 0.0, "share": 0.0, "flops": 0})
+            kind["steps"] += 1
+            kind["ms"] += layer.ms
+            kind["share"] += layer.share
+            kind["flops"] += layer.flops
+        return dict(sorted(found.items(), key=lambda item: -item[1]["ms"]))
+
+
+def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> Profile:
+    """Medians over `rounds` timed calls after two untimed ones.
+
+    Raises ValueError for fewer than one round and for a module that is not on the native CPU kernels.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds {rounds}; allowed: 1 or more")
+    session = fast._session
+    executable, _ = session.executable(session.signature.leaves((x,), {}))
+    if not isinstance(executable, Compiled):
+        raise ValueError(f"a module on backend {fast.backend!r}; allowed: the native CPU kernels")
+    report = fast.report(x)
+    moved = list(_traffic(executable))
+    with torch.inference_mode():
+        for _ in range(2):
+            fast(x)
+        runs, calls = [], []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            fast(x)
+            calls.append(time.perf_counter() - start)
+            runs.append([seconds for _, seconds in fast.time_steps(x)])
+    native = [step for step in report.steps if step.backend == "cpu"]
+    layers = _layers(native, moved, runs, peak)
+    return Profile(layers, 1e3 * summarise(calls).median, rounds, tuple(step.reason for step in report.fallbacks))
+
+
+def _layers(
+    steps: Sequence[StepReport], moved: Sequence[int], runs: Sequence[Sequence[float]], peak: Peak
+) -> tuple[Layer, ...]:
+    times = [summarise(column) for column in zip(*runs, strict=True)]
+    total = sum(t.median for t in times) or math.inf
+    found = []
+    for step, traffic, t in zip(steps, moved, times, strict=True):
+        seconds = max(t.median, 1e-9)  # the clock's tick
+        speed = step.flops / seconds
+        found.append(
+            Layer(
+                step.name, step.kind, step.shape or (), 1e3 * t.median, 1e3 * t.iqr, t.median / total, step.flops,
+                traffic, speed / 1e9, traffic / seconds / 1e9, speed / peak.flops,
+                peak.roof(step.flops, traffic) / seconds,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _traffic(executable: Compiled) -> Iterator[int]:
+    """Compulsory bytes of each native step, in order."""
+    for item in executable.program.items:
+        if isinstance(item, NativeItem):
+            for step in item.plan.steps:
+                yield _bytes(step, item.plan.buffers)
+
+
+def _bytes(step: Step, buffers: Sequence[Any]) -> int:
+    if isinstance(step, PairStep):
+        return PairSpec(step.first.spec, step.second.spec, step.kind).bytes()
+    if isinstance(step, (ConvStep, PoolStep)):
+        return step.spec.bytes()
+    y = buffers[step.y.buffer]
+    tensors = 3 if getattr(step, "residual", None) is not None else 2
+    return tensors * ITEM_BYTES[y.dtype] * y.n * y.h * y.w * step.y.channels
