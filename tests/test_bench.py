@@ -349,3 +349,27 @@ def test_quick_leaves_out_only_the_slowest_builder():
     assert chosen() == ["eager", "compile", "onnxruntime", "openvino"]
     assert chosen("--quick") == ["eager", "onnxruntime", "openvino"]
     assert chosen("--quick", "--against", "compile") == ["compile"] and chosen("--against", "none") == []
+
+
+def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("inception_fast.measure.cpu_suite.BATCHES", (1,))
+    monkeypatch.setattr("inception_fast.measure.cpu_suite.SIDES", (75,))
+    arguments = ["bench", "inception_v3", "--cpu-suite", "--quick", "--against", "none", "--image-size", "139"]
+    assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert "peak on registers" in capsys.readouterr().out
+    document = json.loads((tmp_path / "cpu-suite.json").read_text())
+    assert [(row["dtype"], row["status"]) for row in document["rows"]] == [("float32", "ok"), ("bfloat16", "ok")]
+    assert all(0 < row["peak_share"] < 1.1 for row in document["rows"])
+    assert {(row["batch"], row["fused"]) for row in document["pairs"]} == {(1, False), (16, True)}
+    assert all(min(row["separate_us"], row["fused_us"], row["onednn_us"]) > 0 for row in document["pairs"])
+    assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
+    for row in document["start"]:
+        weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
+        assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
+    with Image.open(tmp_path / "cpu-growth.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) >= 300
+
+
+def test_bench_without_a_model_says_so(capsys):
+    assert main(["bench"]) == 2 and "--cpu-suite" in capsys.readouterr().err

@@ -41,7 +41,13 @@ MOST_PHOTOS = 64
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="names from 'inception-fast list'")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names from 'inception-fast list'")
+    parser.add_argument(
+        "--cpu-suite",
+        action="store_true",
+        help="all about the native kernels: the models (default: all) at batch 1 and 16 in float32 and bfloat16, every "
+        "asymmetric pair, the cost as batch, image and threads grow, the first call; writes cpu-suite.json",
+    )
     parser.add_argument(
         "--batch", type=comma_list(integer(1, 4096)), default=[1], metavar="N,...", help="batch sizes (default 1)"
     )
@@ -87,12 +93,16 @@ def run(args: argparse.Namespace) -> int:
     from ..measure.results import write_json
     from .progress import Meter
 
+    if not args.models and not args.cpu_suite:
+        raise CommandError("no models; name some of those that 'inception-fast list' prints, or --cpu-suite")
     names = _models(args.models)
     peers = _peers(args)
     photos = _photos(args.image)
     folder = _output_folder(args.out)
     _mind_the_load()
     with _threads(args.threads) as threads:
+        if args.cpu_suite:
+            return _suite(args, peers, photos, threads, folder)
         rows: list[Row] = []
         work: dict[str, dict[str, int]] = {}
         with Meter(len(names) * len(args.batch) * len(args.dtype)) as meter:
@@ -117,6 +127,21 @@ def run(args: argparse.Namespace) -> int:
         show(rows, origin)
         print("written: " + ", ".join(map(str, written)))
     return _exit_code(rows)
+
+
+def _suite(args: argparse.Namespace, peers: list[Any], photos: list[Any], threads: int, folder: Path) -> int:
+    from ..measure.compare import Row
+    from . import cpu_suite
+
+    def networks(name: str, batches: list[int], dtypes: list[str], meter: Meter) -> tuple[dict[str, int], list[Row]]:
+        meter.stage(f"{name}: building")
+        model, images = _subject(name, args, photos)
+        asked = argparse.Namespace(**{**vars(args), "batch": batches, "dtype": dtypes})
+        return _work(model, images), _cases(name, model, images, asked, peers, threads, meter)
+
+    document = cpu_suite.run(args, networks, threads, _plan(args), folder)
+    fields = Row.__dataclass_fields__
+    return _exit_code([Row(**{k: v for k, v in row.items() if k in fields}) for row in document["rows"]])
 
 
 def _models(names: list[str]) -> list[str]:

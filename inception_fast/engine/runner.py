@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import dispatch
+from ..kernels.plan import Plan
 from .inputs import arguments_of
 from .report import Report, make_report
+from .segment import NativeItem
 from .session import Session
 
 BACKENDS = ("cpu", "triton", "torch", "reference")
@@ -47,6 +49,12 @@ class OptimizedModule(nn.Module):
         seconds: list[tuple[str, float]] = []
         self._session(args, kwargs, seconds)
         return seconds
+
+    def native_plans(self) -> list[Plan]:
+        """The plans of the native calls for the example's sizes, in order; none on the backends that run by torch."""
+        executable, _ = self._session.executable(self._session.signature.example)
+        program = getattr(executable, "program", None)
+        return [] if program is None else [item.plan for item in program.items if isinstance(item, NativeItem)]
 
     @property
     def backend(self) -> str:

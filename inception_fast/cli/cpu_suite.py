@@ -1,0 +1,137 @@
+"""`bench --cpu-suite`: every network in both formats beside its peers, the pairs, the growth of cost, the start."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import print_json
+
+if TYPE_CHECKING:
+    from ..measure.compare import Row
+    from ..measure.timer import Plan
+    from .progress import Meter
+
+LARGE = ("inception_v3", "inception_v4", "inception_resnet_v2")
+SMALL = ("inception_v1", "inception_v2", "inception_resnet_v1")
+DTYPES = ("float32", "bfloat16")
+STUDIED = "inception_v3"  # whose cost is followed as the work grows
+
+Networks = Callable[[str, list[int], list[str], "Meter"], "tuple[dict[str, int], list[Row]]"]
+
+
+def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan, folder: Path) -> dict[str, Any]:
+    """All parts; `networks` compares one model at some batch sizes and formats. Writes cpu-suite.json and its plots."""
+    from ..kernels import cpu
+    from ..measure.machine import provenance
+    from ..measure.results import write_json
+    from .progress import Meter
+
+    names = args.models or [*LARGE, *SMALL]
+    batches = {name: [1] if args.quick or name in SMALL else [1, 16] for name in names}
+    document: dict[str, Any] = {"tier": cpu.default_tier(), "peak_gflops": {}, "models": {}, "rows": []}
+    for dtype in DTYPES:
+        rates = [cpu.peak_flops(dtype, threads) for _ in range(3)]
+        document["peak_gflops"][dtype] = max(rates) / 1e9
+    with Meter(len(DTYPES) * sum(map(len, batches.values())) + 3) as meter:
+        for name in names:
+            work, rows = networks(name, batches[name], list(DTYPES), meter)
+            document["models"][name] = work
+            document["rows"] += [row.as_json() | _share(row, work, document["peak_gflops"]) for row in rows]
+        for part, study in (("pairs", _pairs), ("growth", _growth), ("start", _start)):
+            meter.stage(part)
+            document[part] = list(study(names, threads, rounds, args.quick))
+            meter.next()
+    document["provenance"] = provenance(threads, args.argv)
+    write_json(folder / "cpu-suite.json", document)
+    written = [folder / "cpu-suite.json", *_plots(document, folder)]
+    if args.json:
+        print_json(document)
+    else:
+        show(document)
+        print("written: " + ", ".join(map(str, written)))
+    return document
+
+
+def _share(row: Row, work: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
+    """What part of the peak a network's multiply-adds reach; zero-padding taps count, as in the literature."""
+    if row.median_ms is None:
+        return {"peak_share": None}
+    gflops = 2e-6 * work["macs"] * row.batch / row.median_ms
+    return {"peak_share": gflops / peaks[row.dtype]}
+
+
+def _networks(names: list[str]) -> Iterator[Any]:
+    import torch
+
+    from .. import create_model
+
+    for name in names:
+        torch.manual_seed(0)
+        yield create_model(name).eval()
+
+
+def _pairs(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterator[dict[str, Any]]:
+    from ..measure.cpu_suite import distinct_pairs, resized, time_pair
+
+    found = distinct_pairs(_networks([name for name in names if name in LARGE]))
+    for pair, count in sorted(found.items(), key=lambda item: -item[0].flops())[: 2 if quick else None]:
+        for dtype in DTYPES:
+            for batch in (1, 16):
+                yield time_pair(resized(pair, batch, dtype), count, threads, rounds).as_json()
+
+
+def _growth(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterator[dict[str, Any]]:
+    from ..measure.cpu_suite import BATCHES, SIDES, growth
+
+    (model,) = _networks([STUDIED])
+    batches, sides = (BATCHES[:1], SIDES[:1]) if quick else (BATCHES, SIDES)
+    for dtype in DTYPES:
+        yield from growth(model, dtype, sorted({1, threads}), batches, sides, rounds)
+
+
+def _start(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterator[dict[str, Any]]:
+    from ..measure.cpu_suite import first_call
+
+    for name, model in zip(names, _networks(names), strict=True):
+        for dtype in DTYPES:
+            yield {"model": name} | first_call(model, dtype)
+
+
+def show(document: dict[str, Any]) -> None:
+    """The tables that bench's own does not print."""
+    from ..measure.compare import Row
+    from .table import show as show_rows
+
+    fields = Row.__dataclass_fields__
+    show_rows(
+        [Row(**{k: v for k, v in row.items() if k in fields}) for row in document["rows"]], document["provenance"]
+    )
+    peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in document["peak_gflops"].items())
+    print(f"\ntier {document['tier']}; peak on registers, GFLOP/s: {peaks}")
+    print("\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take")
+    for row in document["pairs"]:
+        stars = ("", "*") if row["fused"] else ("*", "")
+        print(
+            f"  {row['pair']:32s} {row['batch']:3d} {row['dtype']:9s} {row['separate_us']:8.0f}{stars[0]} /"
+            f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}"
+        )
+    print(
+        "\nmodel, dtype: seconds to optimise, of them packing; first call; MiB packed, arena, grown by the first call"
+    )
+    for row in document["start"]:
+        sizes = [row[key] / 2**20 for key in ("packed_bytes", "arena_bytes", "first_call_grew_bytes")]
+        print(
+            f"  {row['model']:20s} {row['dtype']:9s} {row['optimize_s']:6.2f} {row['packing_s']:6.2f}"
+            f" {row['first_call_s']:6.2f} " + " ".join(f"{size:7.1f}" for size in sizes)
+        )
+
+
+def _plots(document: dict[str, Any], folder: Path) -> list[Path]:
+    from ..measure.cpu_plots import plot_growth
+
+    path = folder / "cpu-growth.png"
+    plot_growth(document["growth"], f"{STUDIED}, {document['provenance']['machine']}, {document['tier']}", path)
+    return [path]
