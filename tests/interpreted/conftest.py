@@ -1,10 +1,13 @@
-"""These tests run Triton's interpreter, which has to be chosen before triton is imported: TRITON_INTERPRET=1.
+"""These tests run in Triton's interpreter, which has to be chosen before triton is imported: TRITON_INTERPRET=1.
 
-`tests/test_triton.py` runs them in a process of their own; elsewhere they are not collected.
+`tests/test_triton.py` runs them in a process of their own. With a GPU they run compiled; elsewhere they are not
+collected.
 """
 
 from __future__ import annotations
 
 import os
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+import torch
+
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available() else ["test_*.py"]

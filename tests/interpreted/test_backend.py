@@ -13,6 +13,8 @@ import op_calls
 from inception_fast import ops
 from inception_fast.backends import triton_gpu, truth
 
+from .maps import DEVICE
+
 HALF, FLOAT = torch.float16, torch.float32
 
 
@@ -21,8 +23,10 @@ def both(
 ) -> tuple[Tensor, Tensor]:
     """What the backend gives, and the reference in float64."""
     assert triton_gpu.reasons(spec) == []
-    prepared = triton_gpu.prepare(spec, params, x, residual, scale)
-    y = triton_gpu.run(prepared, x, residual, torch.channels_last)
+    there = tuple(tuple(t.to(DEVICE) for t in triple) for triple in params)
+    given, old_there = x.to(DEVICE), None if residual is None else residual.to(DEVICE)
+    prepared = triton_gpu.prepare(spec, there, given, old_there, scale)
+    y = triton_gpu.run(prepared, given, old_there, torch.channels_last).cpu()
     wide = tuple(tuple(t.double() for t in triple) for triple in params)
     old = None if residual is None else residual.double()
     wanted = truth.run(truth.prepare(spec, wide, x.double(), old, scale), x.double(), old, torch.channels_last)
@@ -66,9 +70,10 @@ def test_pool_project(dtype: torch.dtype, oc: int, include_pad: bool) -> None:
 def test_layouts_give_the_same_numbers() -> None:
     (x, *params), options = op_calls.conv_arguments("wide_1x7", FLOAT)
     spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
-    prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    there = (tuple(t.to(DEVICE) for t in params),)
+    prepared = triton_gpu.prepare(spec, there, x.to(DEVICE), None, 1.0)
     results = [
-        triton_gpu.run(prepared, numerics.as_layout(x, layout), None, torch.contiguous_format)
+        triton_gpu.run(prepared, numerics.as_layout(x, layout).to(DEVICE), None, torch.contiguous_format)
         for layout in numerics.LAYOUTS
     ]
     assert all(torch.equal(results[0], y) for y in results[1:]) and results[0].is_contiguous()

@@ -25,7 +25,7 @@ from inception_fast.engine.plan import Program, lower
 from inception_fast.engine.report import make_report
 from inception_fast.engine.session import Session
 
-CPU = torch.device("cpu")
+from .maps import DEVICE
 
 
 def big(spec: ConvSpec) -> Config:
@@ -77,11 +77,11 @@ def block(batch: int, dtype: str = "float32") -> tuple[Tensor, Program, Any]:
 
 def test_a_small_network_equals_the_native_runner() -> None:
     x, program, native = block(2, "float32")
-    compiled = GpuCompiled(program, Packs(CPU), big)
+    compiled = GpuCompiled(program, Packs(DEVICE), big)
     kinds = [type(task.step).__name__ for task in compiled.plan.tasks]
     assert "ImportStep" not in kinds and {"ConvStep", "PairStep", "PoolStep"} <= set(kinds)
     (y,) = compiled.run([x])
-    assert engine_nets.relative(y, native(x)) <= numerics.NET_MAX
+    assert engine_nets.relative(y.cpu(), native(x)) <= numerics.NET_MAX
     (again,) = compiled.run([x])
     assert torch.equal(y, again) and y.data_ptr() != again.data_ptr()
     (other,) = compiled.run([2 * x])
@@ -91,9 +91,9 @@ def test_a_small_network_equals_the_native_runner() -> None:
 def test_float16_stays_near() -> None:
     """Twelve layers in a row, each rounded once."""
     x, program, native = block(2, "float16")
-    (y,) = GpuCompiled(program, Packs(CPU), big).run([x])
+    (y,) = GpuCompiled(program, Packs(DEVICE), big).run([x])
     assert y.dtype is torch.float32
-    assert numerics.rel_l2(y, native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
+    assert numerics.rel_l2(y.cpu(), native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
 
 
 def test_bytes_enter_through_the_stem() -> None:
@@ -102,22 +102,22 @@ def test_bytes_enter_through_the_stem() -> None:
     x = (numerics.random(2, 3, 23, 21).abs() * 255).to(torch.uint8)
     wrapped = engine_nets.Function(lambda self, v: self.net((v.float() - 127.5) / 127.5), net=module).eval()
     program, native = lowered(wrapped, x, "float32")
-    compiled = GpuCompiled(program, Packs(CPU), big)
+    compiled = GpuCompiled(program, Packs(DEVICE), big)
     assert sum(task.entry is not None for task in compiled.plan.tasks) == 1
-    assert engine_nets.relative(compiled.run([x])[0], native(x)) <= numerics.NET_MAX
+    assert engine_nets.relative(compiled.run([x])[0].cpu(), native(x)) <= numerics.NET_MAX
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_any_order_that_streams_allow_gives_the_same_bits(seed: int) -> None:
     """What a GPU may do: streams run in order, tasks after what they wait for, everything else at any time."""
     x, program, _ = block(1, "float32")
-    plan = GpuCompiled(program, Packs(CPU), big).plan
+    plan = GpuCompiled(program, Packs(DEVICE), big).plan
     assert len({task.stream for task in plan.tasks}) > 1
 
     def run(order: list[int]) -> Tensor:
-        arena = torch.full((plan.arena_bytes + 64,), 255, dtype=torch.uint8)
-        outputs = [torch.empty(b.n, b.h, b.w, b.c) for b in plan.plan.outputs]
-        launches = plan.launches([x], outputs, arena[-arena.data_ptr() % 64 :])
+        arena = torch.full((plan.arena_bytes + 64,), 255, dtype=torch.uint8, device=DEVICE)
+        outputs = [torch.empty(b.n, b.h, b.w, b.c, device=DEVICE) for b in plan.plan.outputs]
+        launches = plan.launches([x.to(DEVICE)], outputs, arena[-arena.data_ptr() % 64 :])
         for j in order:
             for one in launches[j]:
                 one.run()
@@ -142,7 +142,7 @@ def test_any_order_that_streams_allow_gives_the_same_bits(seed: int) -> None:
 def test_a_missing_wait_would_be_seen() -> None:
     """Without its waits a task may run before what it reads is there, and then the result differs."""
     _, program, _ = block(1, "float32")
-    plan = GpuCompiled(program, Packs(CPU), big).plan
+    plan = GpuCompiled(program, Packs(DEVICE), big).plan
     assert any(task.waits for task in plan.tasks)
     for j, task in enumerate(plan.tasks):
         reached = set(task.needs)
@@ -153,7 +153,7 @@ def test_a_missing_wait_would_be_seen() -> None:
 
 
 def test_weights_are_packed_once_for_all_batches() -> None:
-    packs = Packs(CPU)
+    packs = Packs(DEVICE)
     _, program, native = block(1, "float32")
     GpuCompiled(program, packs, big)
     before = packs.bytes
@@ -168,12 +168,12 @@ def test_what_has_no_step_is_named() -> None:
     x = numerics.random(1, 3, 8, 8)
     program, _ = lowered(module, x, "float32")
     with pytest.raises(ValueError, match=r"no GPU step .*fft"):
-        GpuCompiled(program, Packs(CPU), big)
+        GpuCompiled(program, Packs(DEVICE), big)
 
 
 def test_an_arena_too_small_is_refused() -> None:
     x, program, _ = block(1, "float32")
-    plan: GpuPlan = GpuCompiled(program, Packs(CPU), big).plan
+    plan: GpuPlan = GpuCompiled(program, Packs(DEVICE), big).plan
     with pytest.raises(ValueError, match="allowed: at least"):
         plan.launches([x], [torch.empty(1, 1, 1, 10)], torch.empty(8, dtype=torch.uint8))
 
@@ -182,11 +182,12 @@ def test_a_session_runs_on_the_gpu_backend() -> None:
     """The way from a module to its results and its report, on the interpreter's device."""
     module = engine_nets.randomised(Block()).eval()
     x = numerics.random(1, 3, 23, 21)
-    session = Session(module, (x,), {}, "triton", "float32")
-    session.plan([x])
-    y = session((x,), {})
-    assert engine_nets.relative(y, engine_nets.eager(module, x)) <= numerics.NET_MAX
-    executable, captured = session.executable([x])
+    there = x.to(DEVICE)
+    session = Session(module, (there,), {}, "triton", "float32")
+    session.plan([there])
+    y = session((there,), {})
+    assert engine_nets.relative(y.cpu(), engine_nets.eager(module, x)) <= numerics.NET_MAX
+    executable, captured = session.executable([there])
     report = make_report("Block", "triton", executable, captured, [x])
     assert {step.backend for step in report.steps} == {"triton"} and not report.fallbacks
     assert report.counts["packed_bytes"] > 0

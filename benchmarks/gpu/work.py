@@ -1,0 +1,193 @@
+"""One job of the measuring queue: `python work.py NAME RESULT` writes {"status", "rows" or "note", ...} to RESULT."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from store import FAILED, OK, UNAVAILABLE
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PACKAGE = ROOT / "build" / "gpu" / "package"
+VERSIONS = ("torch", "triton", "jax", "jaxlib", "timm", "numpy", "nvidia-cudnn-cu13", "nvidia-cublas")
+METRICS = (
+    "gpu__time_duration.sum",
+    "l1tex__t_sector_hit_rate.pct",
+    "lts__t_sector_hit_rate.pct",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+)
+# The project's own settings name plugins that the machine may lack.
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-c",
+    "benchmarks/gpu/pytest.ini",
+    "--rootdir",
+    ".",
+    "-p",
+    "no:cacheprovider",
+]
+SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py")
+
+Result = dict[str, Any]
+
+
+def ran(command: Sequence[str], **environment: str) -> Result:
+    """ok, or failed with the end of what the command printed; unavailable where there is no such command."""
+    if shutil.which(command[0]) is None:
+        return {"status": UNAVAILABLE, "note": f"no {command[0]} here"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+    note = (done.stdout + done.stderr)[-2000:]
+    return {
+        "status": FAILED if done.returncode else OK,
+        "note": note.strip().splitlines()[-1] if note.strip() else "",
+    } | ({"log": note} if done.returncode else {})
+
+
+def build() -> Result:
+    """The native module where the checkout has it, and the package as links: nothing is installed or fetched."""
+    cmake = importlib.util.find_spec("pybind11")
+    if cmake is None or cmake.origin is None:
+        return {"status": FAILED, "note": "pybind11 is not installed"}
+    where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
+    folder = ROOT / "build" / "gpu" / "cmake"
+    options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
+    for step in (
+        ["cmake", "-S", ".", "-B", str(folder), *options],
+        ["cmake", "--build", str(folder), "--parallel"],
+        ["cmake", "--install", str(folder)],
+    ):
+        result = ran(step)
+        if result["status"] != OK:
+            return result
+    link_package(PACKAGE / "inception_fast")
+    return {"status": OK}
+
+
+def link_package(package: Path) -> None:
+    """The package as an installation has it: kernels/ inside of inception_fast/."""
+    package.mkdir(parents=True, exist_ok=True)
+    wanted = {child.name: child for child in (ROOT / "inception_fast").iterdir() if child.name != "__pycache__"}
+    wanted["kernels"] = ROOT / "kernels"
+    for stale in package.iterdir():
+        stale.unlink()
+    for name, target in wanted.items():
+        (package / name).symlink_to(target)
+
+
+def machine() -> Result:
+    """GPU, driver, clocks, versions, commit."""
+    fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.total,temperature.gpu"
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True) if shutil.which("nvcc") else None
+    release = re.search(r"release (\S+),", nvcc.stdout) if nvcc else None
+    about = dict(zip(fields.split(","), values, strict=True))
+    about |= {"python": platform.python_version(), "versions": versions, "commit": commit or None}
+    return {"status": OK, "machine": about | {"nvcc": release[1] if release else None}}
+
+
+def exact(name: str) -> Result:
+    """The tests that the interpreter runs elsewhere, compiled and on the device."""
+    return ran([*PYTEST, f"tests/interpreted/test_{name}.py"])
+
+
+def sanitizer(tool: str) -> Result:
+    """The same tests under one of compute-sanitizer's tools, each allocation on its own."""
+    files = [f"tests/interpreted/{name}" for name in SANITIZED]
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *files]
+    return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def layers(batch: str, dtype: str) -> Result:
+    from measure import layer_rows
+
+    return {"status": OK, "rows": layer_rows(int(batch), dtype)}
+
+
+def network(model: str, batch: str, dtype: str) -> Result:
+    from measure import network_rows
+
+    return {"status": OK, "rows": network_rows(model, int(batch), dtype)}
+
+
+def tune(layer: str, dtype: str) -> Result:
+    from measure import tuned_rows
+
+    return {"status": OK, "rows": tuned_rows(layer, dtype)}
+
+
+def counters(pair: str, form: str) -> Result:
+    """What Nsight Compute counts for one call of a pair, every kernel a row."""
+    command = ["ncu", "--csv", "--metrics", ",".join(METRICS), "--profile-from-start", "off"]
+    if shutil.which("ncu") is None:
+        return {"status": UNAVAILABLE, "note": "no ncu here"}
+    once = [sys.executable, str(HERE / "work.py"), f"once/{pair}/{form}", os.devnull]
+    done = subprocess.run([*command, *once], cwd=ROOT, capture_output=True, text=True)
+    rows = counted(done.stdout)
+    if done.returncode or not rows:
+        return {"status": FAILED, "note": (done.stdout + done.stderr)[-2000:]}
+    return {"status": OK, "rows": [{"pair": pair, "form": form, **row} for row in rows]}
+
+
+def counted(text: str) -> list[dict[str, Any]]:
+    """Nsight Compute's CSV as a row a kernel."""
+    import csv
+
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    kernels: dict[str, dict[str, Any]] = {}
+    for line in csv.DictReader(lines):
+        row = kernels.setdefault(line["ID"], {"kernel": line["Kernel Name"]})
+        row[line["Metric Name"]] = f"{line['Metric Value']} {line['Metric Unit']}".strip()
+    return list(kernels.values())
+
+
+def once(pair: str, form: str) -> Result:
+    from measure import pair_once
+
+    pair_once(pair, form)
+    return {"status": OK}
+
+
+WORK: dict[str, Callable[..., Result]] = {
+    f.__name__: f for f in (build, machine, exact, sanitizer, layers, network, tune, counters, once)
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    name, target = argv
+    kind, *arguments = name.split("/")
+    begin = time.monotonic()
+    result = WORK[kind](*arguments)
+    result["seconds"] = round(time.monotonic() - begin, 1)
+    Path(target).write_text(json.dumps(result, allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""The tuner with a clock of its own: which tiles it tries, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.triton import tune
+from inception_fast.kernels.triton.configs import Config
+from inception_fast.kernels.triton.launch import Launch
+
+import numerics
+
+from .maps import DEVICE
+
+SPEC = ConvSpec(1, 9, 9, 32, 48, 3, 3, (1, 1), (1, 1, 1, 1), dtype="float16")
+
+
+def arguments() -> list[torch.Tensor]:
+    x, weight = numerics.random(1, 32, 9, 9, dtype=torch.float16), numerics.random(48, 32, 3, 3, seed=1)
+    return [t.to(DEVICE) for t in (x, weight, torch.ones(48), torch.zeros(48))]
+
+
+def test_the_fastest_that_is_right_wins() -> None:
+    seconds = iter(range(100, 0, -1))
+
+    def timer(call: object) -> float:
+        return float(next(seconds))
+
+    found = tune.tried(SPEC, *arguments(), "sm_90", timer, count=2)
+    assert len(found) == 4 and {config.form for config in found} == {"pointer", "tma"}
+    best = min(found, key=found.__getitem__)
+    row = tune.row_of(SPEC, "sm_90", best, found[best])
+    assert row[:5] == ("sm_90", "half", 81, 48, 288) and row.seconds == 97.0
+
+
+def test_what_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Launch.run
+
+    def failing(self: Launch) -> None:
+        if self.arguments.get("BLOCK_K") == 64:
+            raise RuntimeError("out of resources")
+        run(self)
+
+    monkeypatch.setattr(Launch, "run", failing)
+    both = [Config(block_k=64), Config(block_k=32)]
+    monkeypatch.setattr(tune, "proposals", lambda *rest: both)
+    assert list(tune.tried(SPEC, *arguments(), "sm_80", lambda call: 1.0)) == [both[1]]
+    monkeypatch.setattr(tune, "proposals", lambda *rest: both[:1])
+    with pytest.raises(RuntimeError, match="runs: pointer 128x64x64 w4 s3: out of resources"):
+        tune.tried(SPEC, *arguments(), "sm_80", lambda call: 1.0)
+
+
+def test_ampere_has_no_tma() -> None:
+    assert {config.form for config in tune.proposals(SPEC, "sm_80")} == {"pointer"}

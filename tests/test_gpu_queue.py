@@ -1,0 +1,173 @@
+"""The measuring queue without a GPU: what is planned, what is done again, what a failure keeps from running."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkout import ROOT
+
+FOLDER = ROOT / "benchmarks" / "gpu"
+NAMES = ("store", "catalogue", "run", "work")
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[dict[str, Any]]:
+    """The queue's scripts, which find each other in their own folder."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in NAMES}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def small(queue: dict[str, Any]) -> list[Any]:
+    job = queue["store"].Job
+    names = ("build", "exact/a", "exact/b", "layers/1/x", "network/m/1/x")
+    return [job(name, 100, 150) for name in names]
+
+
+def runner(clock: Clock, ran: list[str], failing: tuple[str, ...] = (), seconds: float = 100) -> Any:
+    def run(job: Any, store: Any, limit: float) -> dict[str, Any]:
+        ran.append(job.name)
+        clock.now += seconds
+        return {"status": "failed" if job.name in failing else "ok", "rows": [{"value": 1}]}
+
+    return run
+
+
+def test_slices_go_on_where_the_last_stopped(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    clock, ran = Clock(), list[str]()
+    store = queue["store"].Store(tmp_path)
+    left = queue["run"].run_slice(small, store, 350, runner(clock, ran), clock)
+    assert ran == ["build", "exact/a", "exact/b"] and [job.name for job in left] == ["layers/1/x", "network/m/1/x"]
+    ran.clear()
+    again = queue["store"].Store(tmp_path / "fresh", [tmp_path])
+    left = queue["run"].run_slice(small, again, 350, runner(clock, ran), clock)
+    assert ran == ["build", "layers/1/x", "network/m/1/x"] and left == []
+    summary = queue["run"].merge(small, again)
+    assert summary["done"] == 5 and {row["job"] for row in summary["rows"]} == {job.name for job in small}
+
+
+def test_a_job_is_started_only_when_it_fits(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    clock, ran = Clock(), list[str]()
+    queue["run"].run_slice(small, queue["store"].Store(tmp_path), 199, runner(clock, ran), clock)
+    assert ran == ["build"] and clock.now <= 199
+
+
+def test_wrong_kernels_are_not_timed(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    clock, ran, store = Clock(), list[str](), queue["store"].Store(tmp_path)
+    left = queue["run"].run_slice(small, store, 1000, runner(clock, ran, ("exact/b",)), clock)
+    assert ran == ["build", "exact/a", "exact/b"] and [job.name for job in left] == ["exact/b"]
+    ran.clear()
+    queue["run"].run_slice(small, store, 1000, runner(clock, ran), clock)
+    assert ran == ["build", "exact/b", "layers/1/x", "network/m/1/x"]
+
+
+def test_a_failure_is_tried_twice(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    clock, ran, store = Clock(), list[str](), queue["store"].Store(tmp_path)
+    for _ in range(3):
+        queue["run"].run_slice(small, store, 1000, runner(clock, ran, ("layers/1/x",)), clock)
+    assert ran.count("layers/1/x") == 2 and ran.count("network/m/1/x") == 1
+    assert queue["run"].merge(small, store)["status"]["layers/1/x"]["status"] == "failed"
+
+
+def test_without_a_build_nothing_runs(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    clock, ran = Clock(), list[str]()
+    queue["run"].run_slice(small, queue["store"].Store(tmp_path), 1000, runner(clock, ran, ("build",)), clock)
+    assert ran == ["build"]
+
+
+def test_a_torn_result_counts_for_nothing(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    store = queue["store"].Store(tmp_path)
+    store.put(small[1], {"status": "ok"})
+    assert not store.wants(small[1])
+    file = tmp_path / "jobs" / small[1].file
+    file.write_text(file.read_text()[:10])
+    assert store.wants(small[1])
+
+
+def test_a_job_that_hangs_or_dies_has_failed(
+    queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = queue["store"].Store(tmp_path), queue["store"].Job("no_such_work/x", 1, 2)
+    result = queue["run"].run_job(job, store, 30)
+    assert result["status"] == "failed" and "KeyError" in result["note"]
+    result = queue["run"].run_job(job, store, 0.001)
+    assert result["status"] == "failed" and "took longer" in result["note"]
+
+
+def test_the_dry_run_lists_every_job_in_slices_that_fit() -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "run.py"), "--dry-run"], capture_output=True, text=True, check=True
+    )
+    slices = [line for line in done.stdout.splitlines() if line.startswith("slice")]
+    assert len(slices) > 10 and all(float(line.split()[3]) <= 540 for line in slices)
+    for name in ("exact/conv", "sanitizer/racecheck", "layers/256/float16", "network/inception_v4/1/bfloat16"):
+        assert f"  {name}\n" in done.stdout
+    wrong = subprocess.run([sys.executable, str(FOLDER / "run.py")], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--out is needed" in wrong.stderr
+
+
+def test_slices_too_short_are_refused() -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), "--dry-run", "--slice-seconds", "100"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "allowed: slices of at least that" in done.stderr
+
+
+def test_the_package_is_linked_as_it_is_installed(queue: dict[str, Any], tmp_path: Path) -> None:
+    queue["work"].link_package(tmp_path / "inception_fast")
+    queue["work"].link_package(tmp_path / "inception_fast")
+    program = "import inception_fast, inception_fast.kernels.spec as s; print(inception_fast.__file__, s.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+    )  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path)) and done.stdout.rstrip().endswith("inception_fast.kernels.spec")
+
+
+def test_counters_are_read_from_the_profiler(queue: dict[str, Any]) -> None:
+    text = "\n".join(
+        (
+            "==PROF== Connected to process 1",
+            '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"',
+            '"0","conv_kernel","dram__bytes_read.sum","Mbyte","21.5"',
+            '"0","conv_kernel","lts__t_sector_hit_rate.pct","%","83.1"',
+            '"1","conv_kernel","dram__bytes_read.sum","Mbyte","1.5"',
+        )
+    )
+    first, second = queue["work"].counted(text)
+    assert first == {
+        "kernel": "conv_kernel",
+        "dram__bytes_read.sum": "21.5 Mbyte",
+        "lts__t_sector_hit_rate.pct": "83.1 %",
+    }
+    assert second["dram__bytes_read.sum"] == "1.5 Mbyte"
+
+
+def test_results_are_json_without_nan(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    store = queue["store"].Store(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        store.put(small[1], {"status": "ok", "rows": [{"median_ms": float("nan")}]})
+    assert store.get(small[1]) is None
+    assert not list((tmp_path / "jobs").iterdir())
+    store.put(small[1], {"status": "ok"})
+    assert json.loads((tmp_path / "jobs" / small[1].file).read_text())["job"] == "exact/a"
