@@ -21,8 +21,10 @@ def plot_growth(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    panels = (("batch", "ms_per_image", "images in a batch", "milliseconds an image"),)
-    panels += (("side", "gflops", "side of the image, pixels", "GFLOP/s"),)
+    panels = [
+        ("batch", "ms_per_image", "images in a batch", "milliseconds an image"),
+        ("side", "gflops", "side of the image, pixels", "GFLOP/s"),
+    ]
     for axes, (axis, value, across, up) in zip(figure.subplots(1, 2), panels, strict=True):
         for dtype, threads in dict.fromkeys((row["dtype"], row["threads"]) for row in rows):
             line = [r for r in rows if (r["axis"], r["dtype"], r["threads"]) == (axis, dtype, threads)]

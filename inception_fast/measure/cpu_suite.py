@@ -59,7 +59,7 @@ def distinct_pairs(models: Iterable[nn.Module], size: int = 299) -> dict[PairSpe
 
 
 def resized(pair: PairSpec, batch: int, dtype: str) -> PairSpec:
-    return PairSpec(*(replace(spec, n=batch, dtype=dtype) for spec in (pair.first, pair.second)))
+    return PairSpec(replace(pair.first, n=batch, dtype=dtype), replace(pair.second, n=batch, dtype=dtype))
 
 
 def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairRow:
@@ -77,8 +77,8 @@ def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairR
     fused = cpu.fuses(pair)
     best = medians["fused" if fused else "separate"]
     name = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
-    times = (1e6 * medians[form] for form in ("separate", "fused", "onednn"))
-    return PairRow(name, count, a.n, a.dtype, *times, fused, pair.flops() / best / 1e9)
+    separate, together, onednn = (1e6 * medians[form] for form in ("separate", "fused", "onednn"))
+    return PairRow(name, count, a.n, a.dtype, separate, together, onednn, fused, pair.flops() / best / 1e9)
 
 
 def _runner(pair: PairSpec, weights: list[Tensor], x: Tensor, threads: int, fused: bool) -> Callable[[], Tensor]:
@@ -101,7 +101,8 @@ def _runner(pair: PairSpec, weights: list[Tensor], x: Tensor, threads: int, fuse
     whole = torch.empty(middle.bytes + ALIGNMENT, dtype=torch.uint8)
     arena = -(-whole.data_ptr() // ALIGNMENT) * ALIGNMENT
     y = torch.empty(b.n, b.oh, b.ow, b.oc, dtype=dtype)
-    arguments = [(x.data_ptr(), a.dtype, tuple(x.stride()))]
+    n, c, h, w = x.stride()
+    arguments = [(x.data_ptr(), a.dtype, (n, c, h, w))]
 
     def run() -> Tensor:
         assert whole is not None and x is not None  # they live as long as their addresses are used
