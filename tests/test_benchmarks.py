@@ -1,0 +1,93 @@
+"""The benchmark suites: they hold what the networks are made of, record interleaved samples, and time nothing wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from types import ModuleType, SimpleNamespace
+
+import inventory
+import pytest
+import torch
+
+import inception_fast as fast
+from checkout import ROOT
+from conv_shapes import CONV_SHAPES
+
+# Convolutions and linear layers, chains, splits of each network, as counted in the reference implementations.
+MADE_OF = {
+    "inception_v1": (58, 0, 0),
+    "inception_v2": (71, 0, 0),
+    "inception_v3": (95, 13, 4),
+    "inception_v4": (150, 26, 6),
+    "inception_resnet_v2": (245, 30, 0),
+    "inception_resnet_v1": (134, 16, 0),
+}
+
+
+def _conftest() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_conftest", ROOT / "benchmarks" / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_inventory_is_what_the_networks_are_made_of() -> None:
+    assert set(MADE_OF) == set(fast.list_models())
+    for name, (convs, chains, splits) in MADE_OF.items():
+        parts = inventory.parts(name)
+        kinds = Counter(pair.kind for pair in parts.pairs())
+        assert (len(parts.convs), kinds["chain"], kinds["split"]) == (convs, chains, splits), name
+    every = inventory.convs()
+    assert sum(sum(count.values()) for count in every.values()) == sum(convs for convs, *_ in MADE_OF.values())
+    # Not in the table: v1's first layer with torch's padding, and Inception-ResNet-v1's classifier.
+    assert sorted((s.c, s.oc) for s in set(every) - set(CONV_SHAPES)) == [(3, 64), (512, 1000)]
+    counts = {str(block): count for block, count in inventory.blocks().items()}
+    assert (
+        counts["inception_resnet_v2-repeat_1.0-17x17x1088"] == 20 and counts["inception_v4-features.11-17x17x1024"] == 7
+    )
+
+
+def test_the_suite_runs_selects_and_compares(tmp_path) -> None:
+    """One small convolution on every backend of this machine, recorded and read by pytest-benchmark itself."""
+    pytest.importorskip("pytest_benchmark")
+    arguments = ["benchmarks/test_convs.py", "-k", "3x3x192-192-1x3", "-q", "-p", "no:cacheprovider"]
+    arguments += ["--benchmark-max-time=0.01", "--benchmark-min-rounds=3", f"--benchmark-json={tmp_path / 'run.json'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "run.json").read_text())
+    found = {one["extra_info"]["backend"]: one for one in document["benchmarks"]}
+    assert {"cpu", "torch"} <= set(found) and len({one["group"] for one in found.values()}) == 1
+    for one in found.values():
+        assert one["stats"]["rounds"] >= 3 and 0 < one["stats"]["min"] <= one["stats"]["median"] < 60
+        assert one["extra_info"]["multiplicity"] == {"inception_resnet_v1": 6}
+        assert one["extra_info"]["macs"] == 9 * 192 * 192 * 3 and one["extra_info"]["noise_floor"] >= 0
+    assert "benchmarks/test_convs.py" in document["provenance"]["command"]
+    command = [sys.executable, "-m", "pytest_benchmark", "compare", str(tmp_path / "run.json"), "--group-by=group"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "test_conv[cpu-3x3x192-192-1x3" in shown.stdout
+
+
+def test_nothing_wrong_is_timed() -> None:
+    conftest = _conftest()
+    options = SimpleNamespace(warm=True, benchmark_max_time="0.01", benchmark_min_rounds=3)
+    item = SimpleNamespace(originalname="test_x", callspec=SimpleNamespace(params={"backend": "cpu", "shape": "s"}))
+    session = SimpleNamespace(config=SimpleNamespace(option=options), items=[item])
+    x = torch.ones(4)
+    right = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
+    assert len(right["cpu"]) >= 3
+    with pytest.raises(pytest.fail.Exception, match=r"cpu is off by .*not timed"):
+        conftest.Contests(session).samples(item, lambda name: lambda: x + 1e-3, lambda: x.double())
+
+
+def test_the_replayed_clock_tells_the_samples() -> None:
+    clock = _conftest().Replay()
+    clock.samples = [0.5, 0.25]
+    readings = [clock() for _ in range(4)]
+    assert [readings[1] - readings[0], readings[3] - readings[2]] == [0.5, 0.25]
