@@ -28,7 +28,7 @@ def available() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The project switches pytest-benchmark off for its tests; here it is what runs, unless it was switched off by hand."""
+    """The project's tests switch pytest-benchmark off; here it is what runs, unless it was switched off by hand."""
     if "--benchmark-disable" not in config.invocation_params.args:
         config.option.benchmark_disable = False
 
