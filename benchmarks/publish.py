@@ -72,9 +72,9 @@ def slug(text: str) -> str:
 
 
 def read_results(results: Path) -> list[tuple[Path, str, Document]]:
-    """(file, kind, document) of everything filed, oldest first."""
+    """(file, kind, document) of every filed bench and claims, oldest first; other files are not for README's tables."""
     found = []
-    for path in results.glob("*/*.json"):
+    for path in (p for p in results.glob("*/*.json") if re.search(r"-(bench|claims)(-\d+)?\.json$", p.name)):
         document = json.loads(path.read_text(encoding="utf-8"))
         found.append((path, kind_of(document), document))
     return sorted(found, key=lambda item: (item[2]["provenance"]["date"], item[0].name))

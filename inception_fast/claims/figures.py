@@ -151,7 +151,7 @@ def _savings(rows: Rows) -> Any:
 _ENGINE = {
     "merge_siblings_time": "sibling 1x1s merged",
     "commute_average_pool_time": "average pool behind its 1x1",
-    **{f"fused_pair_{n}_time": f"1x{n} and {n}x1 as one step" for n in PAIR_SIZES},
+    **{f"fused_pair_{n}_time": f"1x{n} and {n}x1 as one operator" for n in PAIR_SIZES},
     "widening_time": "1x3 beside 3x1, for 1x3 then 3x1",
 }
 
