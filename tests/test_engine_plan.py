@@ -264,3 +264,11 @@ def test_reasons_of_the_backend_are_heard() -> None:
     graph, _ = optimise(engine_nets.capture(Function(lambda m, x: m.a(x), a=conv(4, 3)), X))
     program = lower(graph, [X], lambda spec: ["too odd a size", "wrong day"])
     assert [t.reason for t in torch_items(program)] == ["too odd a size; wrong day"]
+
+
+def test_pixels_do_not_share_a_set_of_the_cache() -> None:
+    """1024 float32 channels are a page: buffers of that pitch, or of a multiple, get a line more between pixels."""
+    program = engine_nets.optimised("inception_v4").native_plans()[0]
+    arena = [b for b in program.buffers if b.kind == "arena"]
+    assert all(b.bytes // (b.n * b.h * b.w) % 4096 for b in arena)
+    assert any(b.c == 1024 + 16 for b in arena)

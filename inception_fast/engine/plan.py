@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.plan import (
+    ALIGNMENT,
     Buffer,
     ConvStep,
     EltwiseStep,
@@ -30,6 +31,9 @@ from .interpret import infer_shapes
 from .memory import Lifetime, place
 from .native import Map, Native, Reasons, conv_spec, pool_spec
 from .segment import NativeItem, segment
+
+
+PAGE = 4096  # bytes; lines this far apart share a set of the level 1 cache
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ def lower(
     return _Lowering(graph, Native(graph, shapes, reasons, dtype), fuses).run()
 
 
+def _spread(channels: int, item: int) -> int:
+    """Channels between pixels, so that the same channel of a dozen pixels is not in one set of the level 1 cache."""
+    return channels + ALIGNMENT // item if channels * item % PAGE == 0 else channels
+
+
 @dataclass
 class _Draft:
     """A buffer before it has a place. `segment`: the run of native steps that writes it."""
@@ -138,7 +147,8 @@ class _Lowering:
     def _new(self, node: ir.Node, output: int | None = None) -> View:
         sizes = self.native.map(node)
         dtype = self.native.dtype if output is None else "float32"
-        self.drafts.append(_Draft(sizes, dtype, output, self.segment[node]))
+        padded = sizes if output is not None else (*sizes[:3], _spread(sizes[3], ITEM_BYTES[dtype]))
+        self.drafts.append(_Draft(padded, dtype, output, self.segment[node]))
         return View(len(self.drafts) - 1, 0, sizes[3])
 
     def _root(self, node: ir.Node) -> ir.Node:
