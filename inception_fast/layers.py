@@ -1,4 +1,5 @@
-"""Trainable drop-in layers. Training is plain torch; with frozen statistics each is one fused operation.
+"""Trainable drop-in layers. In training on a CPU batch norm and ReLU are one native operation behind torch's
+convolution, for channels_last maps; with frozen statistics each layer is one fused operation; else it is plain torch.
 
 A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
 Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops
+from . import _batch_norm, ops
 from .backends.stamp import Stamp, can_stamp
 
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
@@ -138,9 +139,37 @@ class ConvBNReLU(nn.Module):
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
     if not fusable(conv, bn):
-        return F.relu(bn(conv(x)), inplace=True)
+        return batch_norm_relu(conv(x), bn)
     padding: Any = conv.padding
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+
+
+def batch_norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    """relu(bn(x)), in one native operation where that is what training of a plain batch norm needs."""
+    if not (_plainly_trains(bn) and _batch_norm.is_native(x)):
+        return F.relu(bn(x), inplace=True)
+    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
+    y, mean, var = ops.batch_norm_relu(x, bn.weight, bn.bias, eps=bn.eps)
+    with torch.no_grad():
+        count = x.numel() // x.shape[1]
+        bn.num_batches_tracked.add_(1)
+        share = 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+        bn.running_mean.lerp_(mean, share)
+        bn.running_var.lerp_(var * (count / (count - 1)), share)
+    return y
+
+
+def _plainly_trains(bn: nn.Module) -> bool:
+    return (
+        type(bn) is nn.BatchNorm2d
+        and bn.training
+        and bn.affine
+        and bn.running_mean is not None
+        and bn.weight.dtype is torch.float32
+        and bn.running_mean.dtype is torch.float32
+        and not has_hooks(bn)
+        and not torch.compiler.is_exporting()
+    )
 
 
 class _Two(nn.Module):
@@ -228,7 +257,7 @@ class PoolProject(nn.Module):
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
         if not fusable(conv, bn):
-            return F.relu(bn(conv(F.avg_pool2d(x, **pool))), inplace=True)
+            return batch_norm_relu(conv(F.avg_pool2d(x, **pool)), bn)
         return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
 
     def extra_repr(self) -> str:

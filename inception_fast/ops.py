@@ -18,12 +18,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _gradients, dispatch
+from . import _batch_norm, _gradients, dispatch
 from ._checks import Conv, Pair, PoolProject, check_residual_scale, four_sided, like, pair_of, tensors
 from ._when_imported import when_imported
 from .backends import Params
 
-__all__ = ["asymmetric_pair", "conv_bn_relu", "parallel_split", "pool_project"]
+__all__ = ["asymmetric_pair", "batch_norm_relu", "conv_bn_relu", "parallel_split", "pool_project"]
 
 Ints: TypeAlias = int | Sequence[int]
 
@@ -131,7 +131,21 @@ def pool_project(
     return _run(_ops.pool_project.default, call)
 
 
-def _run(operator: Any, arguments: tuple[Any, ...]) -> Tensor:
+def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y = relu(weight * (x - mean) / sqrt(var + eps) + bias), and mean and var of each channel of x over the batch.
+
+    x and y [n, c, h, w]; weight, bias, mean and var [c], float32 (float64 with float64). var is divided by the count.
+    Gradients reach x, weight and bias through y, any number of times; mean and var, which running statistics take in,
+    have none. Native on the CPU for float32 and bfloat16 in channels_last, else in torch's operations.
+
+    Raises ValueError for a single value a channel, and as `conv_bn_relu` does.
+    """
+    tensors(x=x, weight=weight, bias=bias)
+    y, mean, var = _run(_ops.batch_norm_relu.default, (x, weight, bias, eps))
+    return y, mean, var
+
+
+def _run(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Goes past the autograd kernel when no gradient can be asked for: being Python, it costs as much as the rest."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
         return operator(*arguments)
@@ -176,12 +190,6 @@ def _pool_project_call(
     return PoolProject(like(x), params, tuple(kernel_size), tuple(stride), tuple(padding), count_include_pad)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Strides of single-element dimensions mean nothing: a map that is contiguous both ways gives a contiguous y."""
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if nhwc else torch.contiguous_format
-
-
 def _launch(
     spec: dispatch.Spec,
     x: Tensor,
@@ -193,7 +201,7 @@ def _launch(
     name = dispatch.choose(spec, x.device.type, backend if backend is not None else dispatch.current_backend())
     kernels = dispatch.adapter(name)
     prepared = kernels.prepare(spec, params, x, residual, residual_scale)
-    return kernels.run(prepared, x, residual, _memory_format(x))
+    return kernels.run(prepared, x, residual, _batch_norm.memory_format(x))
 
 
 def _conv_kernel(
@@ -240,7 +248,7 @@ def _fake(call: Any) -> Any:
 
     def fake(x: Tensor, *rest: Any, **options: Any) -> Tensor:
         shape = call(x, *rest, **options).shape()
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_batch_norm.memory_format(x))
 
     return fake
 
@@ -311,6 +319,7 @@ def _register() -> Any:
             _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
         torch.library.register_fake(qualified, _fake(call), lib=_library)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+    _register_batch_norm()
     # PyTorch's FLOP counter imports Triton where that is installed; whoever counts pays for it.
     when_imported("torch.utils.flop_counter", _register_flops)
     return torch.ops.inception_fast
@@ -319,6 +328,18 @@ def _register() -> Any:
 def _register_flops(counter: Any) -> None:
     for name, (*_, flops) in _PARTS.items():
         counter.register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
+
+
+def _register_batch_norm() -> None:
+    name, backward = f"{NAMESPACE}::batch_norm_relu", f"{NAMESPACE}::batch_norm_relu_backward"
+    _library.define("batch_norm_relu" + _batch_norm.SCHEMA, tags=_TAGS)
+    _library.define("batch_norm_relu_backward" + _batch_norm.BACKWARD_SCHEMA, tags=_TAGS)
+    for kind in ("CPU", "CUDA"):
+        _library.impl("batch_norm_relu", _batch_norm.kernel, kind)
+        _library.impl("batch_norm_relu_backward", _batch_norm.backward_kernel, kind)
+    torch.library.register_fake(name, _batch_norm.fake, lib=_library)
+    torch.library.register_fake(backward, _batch_norm.backward_fake, lib=_library)
+    torch.library.register_autograd(name, _batch_norm.backward, setup_context=_batch_norm.setup, lib=_library)
 
 
 _ops = _register()

@@ -168,3 +168,14 @@ def normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
     """y = x / max(||x||_2, eps), the norm over the channels of a pixel."""
     norm = _wide(x).square().sum(1, keepdim=True).sqrt()
     return (_wide(x) / norm.clamp_min(eps)).to(x.dtype)
+
+
+def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """relu(weight * (x - mean) / sqrt(var + eps) + bias), and mean and var (divided by the count) of each channel."""
+    values = _wide(x)
+    mean = values.mean((0, 2, 3))
+    centred = values - mean.reshape(1, -1, 1, 1)
+    var = (centred * centred).mean((0, 2, 3))
+    scale = _wide(weight) / (var + eps).sqrt()
+    y = torch.relu(centred * scale.reshape(1, -1, 1, 1) + _per_channel(bias))
+    return y.to(x.dtype), mean, var

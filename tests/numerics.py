@@ -31,6 +31,12 @@ FP64_MAX = 1e-12
 # A float32 gradient is two float32 sums in a row (output to intermediate, intermediate to input): twice the forward
 # budget.
 GRAD_REL_L2 = 1e-6
+# Two bfloat16 trainings of a three-layer net that round activations and gradients at other places: a dozen roundings
+# of 1.66e-3 add in squares on either side, and sums over few pixels cancel a factor of three.
+BF16_TRAINING_REL_L2 = 2e-2
+# The variance of values whose mean is 1000 deviations away: a block's mean errs by some units of 2^-24 of it, 1e-4
+# deviations, and meets the tenth of a deviation by which the means of blocks differ.
+FAR_VARIANCE_REL_L2 = 1e-5
 
 REL_L2 = {
     torch.float64: FP64_REL_L2,

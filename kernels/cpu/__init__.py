@@ -38,6 +38,10 @@ except ImportError as error:
 DTYPES = ("float32", "bfloat16")
 ISA_VARIABLE = "INCEPTION_FAST_ISA"
 
+# Batch norm in training, with pointers for arguments: batch_norm_op.h says of what.
+batch_norm_relu = _native.batch_norm_relu
+batch_norm_relu_backward = _native.batch_norm_relu_backward
+
 InputArgument = tuple[int, str, tuple[int, int, int, int]]
 
 

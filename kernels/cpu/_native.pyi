@@ -19,6 +19,32 @@ _Input = tuple[int, str, tuple[int, int, int, int]]
 
 def tiers() -> list[str]: ...
 def peak(tier: str, dtype: str, seconds: float, /) -> float: ...
+def batch_norm_relu(
+    tier: str,
+    dtype: str,
+    shape: tuple[int, int],
+    x: int,
+    parameters: tuple[int, int],
+    eps: float,
+    y: int,
+    statistics: tuple[int, int],
+    threads: int,
+    /,
+) -> None: ...
+def batch_norm_relu_backward(
+    tier: str,
+    dtype: str,
+    shape: tuple[int, int],
+    x: int,
+    parameters: tuple[int, int],
+    eps: float,
+    grad: int,
+    grad_pitch: int,
+    statistics: tuple[int, int],
+    gradients: tuple[int, int, int],
+    threads: int,
+    /,
+) -> None: ...
 
 class Plan:
     def run(self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /) -> None: ...

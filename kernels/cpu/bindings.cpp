@@ -1,4 +1,5 @@
 // The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32 and C-contiguous.
+#include "batch_norm_op.h"
 #include "build.h"
 
 #include <pybind11/numpy.h>
@@ -226,12 +227,56 @@ private:
   std::vector<Array> arrays_;
 };
 
+template <class T> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
+
+// What both directions of batch norm share: the map [pixels, c], its parameters and statistics.
+BatchNormOp batch_norm_of(const std::string &dtype, std::array<int64_t, 2> shape, uintptr_t x,
+                          std::array<uintptr_t, 2> parameters, std::array<uintptr_t, 2> statistics, double eps) {
+  BatchNormOp op{};
+  op.type = type_named(dtype, "map", false);
+  op.pixels = shape[0];
+  op.c = static_cast<int32_t>(shape[1]);
+  op.x = at<const void>(x);
+  op.weight = at<const float>(parameters[0]);
+  op.bias = at<const float>(parameters[1]);
+  op.mean = at<float>(statistics[0]);
+  op.var = at<float>(statistics[1]);
+  op.eps = eps;
+  return op;
+}
+
+void batch_norm_forward(const std::string &tier, const std::string &dtype, std::array<int64_t, 2> shape, uintptr_t x,
+                        std::array<uintptr_t, 2> parameters, double eps, uintptr_t y,
+                        std::array<uintptr_t, 2> statistics, int threads) {
+  BatchNormOp op = batch_norm_of(dtype, shape, x, parameters, statistics, eps);
+  op.y = at<void>(y);
+  const Tier &on = tier_named(tier);
+  py::gil_scoped_release release;
+  batch_norm_relu(on, op, threads);
+}
+
+void batch_norm_backward(const std::string &tier, const std::string &dtype, std::array<int64_t, 2> shape, uintptr_t x,
+                         std::array<uintptr_t, 2> parameters, double eps, uintptr_t grad, int64_t grad_pitch,
+                         std::array<uintptr_t, 2> statistics, std::array<uintptr_t, 3> gradients, int threads) {
+  BatchNormOp op = batch_norm_of(dtype, shape, x, parameters, statistics, eps);
+  op.grad = at<const void>(grad);
+  op.grad_pitch = grad_pitch;
+  op.y = at<void>(gradients[0]);
+  op.grad_weight = at<float>(gradients[1]);
+  op.grad_bias = at<float>(gradients[2]);
+  const Tier &on = tier_named(tier);
+  py::gil_scoped_release release;
+  batch_norm_relu_backward(on, op, threads);
+}
+
 } // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.def("tiers", &tiers);
   m.attr("CHUNK") = CHUNK;
   m.def("peak", &peak);
+  m.def("batch_norm_relu", &batch_norm_forward);
+  m.def("batch_norm_relu_backward", &batch_norm_backward);
 
   py::class_<Plan>(m, "Plan")
       .def("run", [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,

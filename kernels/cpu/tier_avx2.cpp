@@ -1,6 +1,7 @@
 // Every kernel, compiled for AVX2 and FMA.
 #include "simd_avx2.h"
 
+#include "batch_norm.h"
 #include "conv.h"
 #include "pair.h"
 #include "peak.h"
@@ -12,5 +13,7 @@ namespace inception_fast::cpu {
 extern const Tier avx2_tier = {
     "avx2", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair, pool, eltwise, import, lrn, normalize, peak,
 };
+
+extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
 
 } // namespace inception_fast::cpu

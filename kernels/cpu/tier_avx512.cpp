@@ -7,6 +7,7 @@ using Isa = Avx512;
 }
 } // namespace inception_fast::cpu
 
+#include "batch_norm.h"
 #include "conv.h"
 #include "pair.h"
 #include "peak.h"
@@ -19,5 +20,7 @@ extern const Tier avx512_tier = {
     "avx512", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair,
     pool,     eltwise,    import,    lrn,           normalize,    peak,
 };
+
+extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
 
 } // namespace inception_fast::cpu

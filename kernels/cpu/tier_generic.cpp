@@ -1,6 +1,7 @@
 // Every kernel, compiled for the baseline of the target.
 #include "simd_generic.h"
 
+#include "batch_norm.h"
 #include "conv.h"
 #include "pair.h"
 #include "peak.h"
@@ -13,5 +14,7 @@ extern const Tier generic_tier = {
     "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair,
     pool,      eltwise,    import,    lrn,           normalize,    peak,
 };
+
+extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
 
 } // namespace inception_fast::cpu

@@ -1,0 +1,88 @@
+"""Batch norm in training with its ReLU: the native kernels for float32 and bfloat16 maps in channels_last, and torch.
+
+x and y [n, c, h, w]; weight, bias and the statistics [c], in float32 for all but float64 maps; `var` is divided by the
+count. A gradient's channels may lie in a wider map, as those of a branch do behind a concatenation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import cpu
+
+NATIVE = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+Statistics = tuple[Tensor, Tensor]
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+def reasons(x: Tensor) -> list[str]:
+    """Why the native kernels cannot take the map x; empty when they can."""
+    found = [] if x.dtype in NATIVE else [f"dtype {x.dtype}; the CPU kernels take float32 and bfloat16"]
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        found.append("a map that is not in channels_last")
+    return found
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, memory_format: torch.memory_format) -> Three:
+    """(y, mean, var) with y = relu(weight * (x - mean) / sqrt(var + eps) + bias), by the native kernels."""
+    y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format)
+    mean, var = torch.empty_like(weight), torch.empty_like(weight)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    pointers = (weight.data_ptr(), bias.data_ptr())
+    cpu.batch_norm_relu(
+        cpu.default_tier(),
+        NATIVE[x.dtype],
+        _shape(x),
+        x.data_ptr(),
+        pointers,
+        eps,
+        y.data_ptr(),
+        (mean.data_ptr(), var.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return y, mean, var
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, eps: float) -> Three:
+    """Gradients of x (laid out as x), weight and bias, by the native kernels."""
+    pitch = _pitch(grad)
+    if pitch is None or grad.dtype is not x.dtype:
+        grad, pitch = grad.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape[1]
+    dx = torch.empty_like(x)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    mean, var = (part.contiguous() for part in statistics)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
+    cpu.batch_norm_relu_backward(
+        cpu.default_tier(),
+        NATIVE[x.dtype],
+        _shape(x),
+        x.data_ptr(),
+        (weight.data_ptr(), bias.data_ptr()),
+        eps,
+        grad.data_ptr(),
+        pitch,
+        (mean.data_ptr(), var.data_ptr()),
+        (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return dx, dweight, dbias
+
+
+def _shape(x: Tensor) -> tuple[int, int]:
+    n, c, h, w = x.shape
+    return n * h * w, c
+
+
+def _pitch(grad: Tensor) -> int | None:
+    """How far apart the pixels of `grad` lie where they follow each other evenly, channels side by side; else None."""
+    n, c, h, w = grad.shape
+    steps = [(1, c), (w, 1), (h, w), (n, h * w)]  # (size, pixels to its next element), of c, w, h, n
+    strides = [grad.stride(axis) for axis in (1, 3, 2, 0)]
+    if c > 1 and strides[0] != 1:
+        return None
+    found = [stride // pixels for (size, pixels), stride in zip(steps[1:], strides[1:], strict=True) if size > 1]
+    pitch = found[0] if found else c
+    even = all(size == 1 or s == p * pitch for (size, p), s in zip(steps[1:], strides[1:], strict=True))
+    return pitch if even and pitch >= c else None
