@@ -6,7 +6,7 @@
 // Shapes: see batch_norm_op.h. Numbers: a block's deviations are taken from the block's own mean while the block is in
 // the cache, so little cancels; sums inside a block are float, eight pixels at a time, across blocks double. z is
 // computed again in the backward, in the same order, so that neither y nor a mask has to be kept.
-// Algorithm: a worker takes a row of blocks; the second reading walks it backwards, from what the cache still holds.
+// Algorithm: a worker takes a row of blocks, the same for both readings.
 #pragma once
 
 #include "batch_norm_op.h"
@@ -16,6 +16,7 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int STEP = 8; // pixels summed in registers before they reach a block's sums
+constexpr int ROWS = 4; // pixels written for one reading of the parameters
 
 struct Blocks {
   int64_t first, end;
@@ -86,19 +87,31 @@ template <class T> void block_statistics(const BatchNormOp &op, const Worker &wo
   }
 }
 
+template <int N, class T> inline void apply_pixels(const BatchNormOp &op, const T *x, T *y) {
+  int32_t c = op.c;
+  for (int32_t i = 0; i < c; i += Isa::lanes) {
+    int count = c - i;
+    Isa::V mean = read_some(op.mean + i, count), scale = read_some(op.scale + i, count);
+    Isa::V bias = read_some(op.bias + i, count);
+#pragma GCC unroll 4
+    for (int p = 0; p < N; ++p) {
+      Isa::V d = read_some(x + int64_t(p) * c + i, count) - mean;
+      write_some(y + int64_t(p) * c + i, Isa::relu(Isa::fma(d, scale, bias)), count);
+    }
+  }
+}
+
 template <class T> void block_apply(const BatchNormOp &op, const Worker &worker) {
   auto [first, end] = blocks_of(op, worker);
   int32_t c = op.c;
-  for (int64_t block = end - 1; block >= first; --block) {
-    int64_t from = block * op.block * c, count = pixels_of(op, block);
+  for (int64_t block = first; block < end; ++block) {
+    int64_t from = block * op.block * c, count = pixels_of(op, block), p = 0;
     const T *x = static_cast<const T *>(op.x) + from;
     T *y = static_cast<T *>(op.y) + from;
-    for (int64_t p = 0; p < count; ++p, x += c, y += c)
-      for (int32_t i = 0; i < c; i += Isa::lanes) {
-        int some = c - i;
-        Isa::V d = read_some(x + i, some) - read_some(op.mean + i, some);
-        write_some(y + i, Isa::relu(Isa::fma(d, read_some(op.scale + i, some), read_some(op.bias + i, some))), some);
-      }
+    for (; p + ROWS <= count; p += ROWS)
+      apply_pixels<ROWS>(op, x + p * c, y + p * c);
+    for (; p < count; ++p)
+      apply_pixels<1>(op, x + p * c, y + p * c);
   }
 }
 
@@ -147,23 +160,33 @@ template <class T> void block_gradient_sums(const BatchNormOp &op, const Worker 
   }
 }
 
+template <int N, class T> inline void gradient_pixels(const BatchNormOp &op, const T *x, const T *grad, T *dx) {
+  int32_t c = op.c;
+  for (int32_t i = 0; i < c; i += Isa::lanes) {
+    int count = c - i;
+    Open open(op, i, count);
+    Isa::V slope = read_some(op.slope + i, count), offset = read_some(op.offset + i, count);
+#pragma GCC unroll 4
+    for (int p = 0; p < N; ++p) {
+      Isa::V d = read_some(x + int64_t(p) * c + i, count) - open.mean;
+      Isa::V g = open.through(d, read_some(grad + p * op.grad_pitch + i, count));
+      write_some(dx + int64_t(p) * c + i, Isa::fma(g, open.scale, Isa::fma(d, slope, offset)), count);
+    }
+  }
+}
+
 template <class T> void block_gradient(const BatchNormOp &op, const Worker &worker) {
   auto [first, end] = blocks_of(op, worker);
   int32_t c = op.c;
-  for (int64_t block = end - 1; block >= first; --block) {
-    int64_t from = block * op.block * c, count = pixels_of(op, block);
+  for (int64_t block = first; block < end; ++block) {
+    int64_t from = block * op.block * c, count = pixels_of(op, block), p = 0;
     const T *x = static_cast<const T *>(op.x) + from;
     const T *grad = static_cast<const T *>(op.grad) + block * op.block * op.grad_pitch;
     T *dx = static_cast<T *>(op.y) + from;
-    for (int64_t p = 0; p < count; ++p, x += c, dx += c, grad += op.grad_pitch)
-      for (int32_t i = 0; i < c; i += Isa::lanes) {
-        int some = c - i;
-        Open open(op, i, some);
-        Isa::V d = read_some(x + i, some) - open.mean;
-        Isa::V g = open.through(d, read_some(grad + i, some));
-        Isa::V rest = Isa::fma(d, read_some(op.slope + i, some), read_some(op.offset + i, some));
-        write_some(dx + i, Isa::fma(g, open.scale, rest), some);
-      }
+    for (; p + ROWS <= count; p += ROWS)
+      gradient_pixels<ROWS>(op, x + p * c, grad + p * op.grad_pitch, dx + p * c);
+    for (; p < count; ++p)
+      gradient_pixels<1>(op, x + p * c, grad + p * op.grad_pitch, dx + p * c);
   }
 }
 
