@@ -25,7 +25,7 @@ _HOMES = {
     "backend_status": "dispatch",
     "use_backend": "dispatch",
 }
-_MODULES = ("models", "engine", "layers", "losses", "ops", "dispatch", "weights", "measure", "fid")
+_MODULES = ("models", "engine", "layers", "losses", "ops", "dispatch", "weights", "measure", "fid", "tf")
 
 if TYPE_CHECKING:
     from . import dispatch, engine, fid, layers, losses, measure, models, ops, weights

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from inception_fast.weights._tensorflow import settle_triton
+
 SEED = 20140917
 THREADS = min(2, os.cpu_count() or 1)
 _ran: Counter[str] = Counter()
@@ -19,6 +21,7 @@ _skips: Counter[str] = Counter()
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
+    settle_triton()  # some tests import tensorflow themselves
 
 
 def pytest_report_header(config: pytest.Config) -> str:

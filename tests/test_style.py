@@ -30,7 +30,7 @@ FLOORS = (
     ("layers", "losses"),
     ("models", "weights", "replace"),
     ("engine",),
-    ("images", "measure", "train", "features", "fid", "claims"),
+    ("images", "measure", "train", "features", "fid", "claims", "tf"),
     ("cli", "__main__"),
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

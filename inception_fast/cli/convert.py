@@ -1,4 +1,4 @@
-"""Convert weights between layouts, into a safetensors file."""
+"""Convert weights between layouts, into a safetensors file, a TF-slim checkpoint or a Keras file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import dataclasses
 
 from .common import OK, add_json, print_json, serving
 
+ALL = ("inception_fast", "slim", "keras")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a weight file, a TensorFlow checkpoint or hf:<repo>")
-    parser.add_argument("target", metavar="DST", help="the .safetensors file to write")
+    parser.add_argument("target", metavar="DST", help="what to write: NAME.safetensors, .ckpt, .keras or .weights.h5")
     parser.add_argument("--model", metavar="NAME", help="the model SRC must hold (default: recognised)")
-    parser.add_argument("--layout", metavar="NAME", help="the layout to write (only inception_fast, the default)")
+    parser.add_argument("--layout", metavar="NAME", help=f"the layout to write, {', '.join(ALL)} (default: by DST)")
     add_json(parser)
 
 
@@ -21,7 +23,14 @@ def run(args: argparse.Namespace) -> int:
     from ..weights import convert
 
     with serving(f"convert {args.source}"):
-        source = convert(args.source, args.target, args.model, args.layout)
+        if args.layout not in (None, *ALL):
+            raise ValueError(f"layout={args.layout!r}; allowed: {', '.join(ALL)}")
+        if args.layout == "keras" or (args.layout is None and args.target.endswith((".keras", ".weights.h5"))):
+            from .. import tf
+
+            source = tf.convert(args.source, args.target, args.model)
+        else:
+            source = convert(args.source, args.target, args.model, args.layout)
     tensors = source.state_dict()
     report = {
         "source": args.source,

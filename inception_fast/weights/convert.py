@@ -1,4 +1,7 @@
-"""Any readable weights -> one safetensors file of ours, with metadata, moved into its place when complete."""
+"""Any readable weights -> a safetensors file of ours, with metadata, or a TF-slim checkpoint.
+
+What is written moves into its place when complete. Keras files are written by `inception_fast.tf.convert`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import slim
 from ._source import Source
 from .torch_files import own_metadata
 
-EXTENSIONS = (".safetensors",)
-LAYOUTS = ("inception_fast",)
+LAYOUTS = {"inception_fast": ".safetensors", "slim": ".ckpt"}
+"""What can be written, and the ending of its files: a checkpoint is named by its prefix, such as `net.ckpt`."""
 
 
 def convert(
@@ -22,28 +26,32 @@ def convert(
 ) -> Source:
     """Writes the weights of `src`, a path or "hf:<repo>", to `dst` and returns what was written.
 
-    The names in the file are those of torchvision, timm or facenet-pytorch, whichever has the variant; the background
-    class of TF-slim's ImageNet nets is left out.
+    The names in a safetensors file are those of torchvision, timm or facenet-pytorch, whichever has the variant; the
+    background class of TF-slim's ImageNet nets is left out there and stays in a checkpoint.
 
     Args:
         model: the variant that `src` must hold; recognised by default.
-        layout: "inception_fast".
+        layout: "inception_fast" or "slim"; by default what the ending of `dst` says, ".safetensors" or ".ckpt".
 
     Raises WeightsError (a ValueError) or FileNotFoundError as `resolve` does, ValueError for a `dst` of another
-    extension. Nothing is written then, and an existing file stays as it was.
+    ending. Nothing is written then, and an existing file stays as it was.
     """
     from . import resolve
 
     target = Path(dst)
     if layout not in (None, *LAYOUTS):
-        raise ValueError(f"layout={layout!r}; allowed: {', '.join(LAYOUTS)}")
-    if target.suffix not in EXTENSIONS:
-        raise ValueError(f"{target} ends in {target.suffix!r}; allowed: {', '.join(EXTENSIONS)}")
+        raise ValueError(f"layout={layout!r}; allowed: {', '.join(LAYOUTS)}; Keras files: inception_fast.tf.convert")
+    allowed = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
+    if target.suffix not in allowed:
+        raise ValueError(f"{target} ends in {target.suffix!r}; allowed: {', '.join(allowed)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     if target.is_dir():
         raise ValueError(f"{target} is a folder; allowed: a file name")
     source = resolve(src, model)
+    if target.suffix == LAYOUTS["slim"]:
+        slim.write(target, source)
+        return source
     tensors = source.state_dict()
     _verify(source, tensors)
     write(target, source, tensors)

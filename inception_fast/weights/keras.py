@@ -1,8 +1,9 @@
-"""Keras InceptionV3 and InceptionResNetV2: `.h5`, `.weights.h5` and `.keras` of Keras 2 and 3, read by h5py alone.
+"""Keras nets, InceptionV3, InceptionResNetV2 and our six: `.h5`, `.weights.h5`, `.keras`, read by h5py alone.
 
 Most layers there are unnamed, `conv2d_7`: the numbers count up in the order of creation, which is slim's, while files
 list layers in topological order. Kernels are [kh, kw, cin, cout], dense ones [cin, cout]. BN has no scale; the
-background class is already gone.
+background class is already gone. Our own Keras nets of these two variants follow that; in the others a layer's name is
+its slim scope, "_" for "/", with "_bn" behind it for its batch norm.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import importlib
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._source import Source, WeightsError, data_config, head_classes, model_mismatch
-from .names import Layer, layers, normalised
+from ._source import Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from .names import AUX, ROOTS, Layer, layers, normalised
 
 Variables = dict[str, dict[str, Tensor]]
 """Layer name -> variable name -> value."""
@@ -35,8 +37,11 @@ NUMBERED = {  # the order of a layer's variables, by their count, in the formats
     },
     "conv2d": {1: ("kernel",), 2: ("kernel", "bias")},
     "dense": {1: ("kernel",), 2: ("kernel", "bias")},
+    "separable_conv2d": {3: ("depthwise_kernel", "pointwise_kernel", "bias")},
 }
 WEIGHTS_MEMBER = "model.weights.h5"
+NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
+"""The variants that Keras has too, with numbers for names."""
 
 
 def read(path: Path, asked: str | None) -> Source:
@@ -58,9 +63,24 @@ def read(path: Path, asked: str | None) -> Source:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
-    model = _recognise(origin, variables, named, asked)
-    tensors = _tensors(origin, model, variables if named else _rename(origin, model, variables))
-    options = {"num_classes": head_classes(model, tensors), "convention": "tf", "aux_logits": False, "bn_eps": 1e-3}
+    return source(origin, variables, named, asked)
+
+
+def source(origin: str, variables: Variables, named: bool = True, asked: str | None = None) -> Source:
+    """What the variables of a Keras net hold. `named`: its layers have their own names, not class and position.
+
+    Raises WeightsError where they are of no variant, of another than `asked`, or not exactly those of the variant.
+    """
+    model, stem = _recognise(origin, variables, named, asked)
+    tensors = _tensors(origin, model, stem, variables if named else _rename(origin, model, variables))
+    options: dict[str, Any] = {"num_classes": head_classes(model, tensors), "convention": "tf", "bn_eps": 1e-3}
+    if model in AUX:
+        options["aux_logits"] = has_aux(model, tensors)
+    if model == "inception_v2":
+        options["stem"] = stem
+    if model == "inception_resnet_v1":
+        has_embedding = "last_linear.weight" in tensors
+        options["embedding_size"] = tensors["last_linear.weight"].shape[0] if has_embedding else None
     return Source("keras", model, options, data_config("keras", model), tensors, origin)
 
 
@@ -108,20 +128,50 @@ def _numbers(variables: Variables, pattern: re.Pattern[str]) -> list[tuple[int, 
     return sorted((int(match[1] or 0), name) for match, name in matches if match)
 
 
-def _recognise(origin: str, variables: Variables, named: bool, asked: str | None) -> str:
+def _recognise(origin: str, variables: Variables, named: bool, asked: str | None) -> tuple[str, str]:
+    """The variant, and for v2 its stem."""
     resnet = any(UP.match(name) or name == "conv_7b" for name in variables)
     if not named:
         resnet = any("bias" in values for name, values in variables.items() if CONV.match(name))
     first = min(variables, default="(nothing)")
     convs = _numbers(variables, CONV)
-    model = "inception_resnet_v2" if resnet else "inception_v3"
-    if not convs:
-        raise WeightsError(
-            f"{origin}: {first} is no layer of an Inception net; allowed: conv2d, conv2d_1 ... of Keras' Inception nets"
-        )
+    stem = "separable" if any("depthwise_kernel" in values for values in variables.values()) else "plain"
+    if convs:
+        model = "inception_resnet_v2" if resnet else "inception_v3"
+        shown = next((name for name in variables if UP.match(name)), convs[0][1])
+    else:
+        others = [model for model in ROOTS if model not in NUMBERED_MODELS]
+        known = {model: {name for name, _ in layer_names(model, stem).values()} for model in others}
+        model = max(others, key=lambda other: len(known[other] & set(variables)))
+        shown = next((name for name in variables if name in known[model] - {"predictions"}), "")
+        if not shown:
+            raise WeightsError(
+                f"{origin}: {first} is no layer of an Inception net; allowed: conv2d, conv2d_1 ... of Keras' Inception "
+                "nets, or Conv2d_2b_1x1 ... of ours"
+            )
     if asked is not None and asked != model:
-        raise model_mismatch(origin, next((name for name in variables if UP.match(name)), convs[0][1]), model, asked)
-    return model
+        raise model_mismatch(origin, shown, model, asked)
+    return model, stem
+
+
+@cache
+def layer_names(model: str, stem: str = "separable") -> Mapping[str, tuple[str, str]]:
+    """Our path of each layer -> its names in our Keras nets, (weights, batch norm or ""), in the order of creation."""
+    result: dict[str, tuple[str, str]] = {}
+    number = 0
+    for layer in layers(model, stem):
+        name = layer.scope.replace("/", "_").strip("_")
+        if layer.kind == "linear" and not layer.aux:
+            result[layer.path] = "predictions", ""
+        elif model not in NUMBERED_MODELS or layer.aux:
+            result[layer.path] = name, f"{name}_bn" if normalised(layer)[1] else ""
+        elif layer.kind == "bn" and layer.path != "conv2d_7b":
+            suffix = f"_{number}" if number else ""
+            result[layer.path] = f"conv2d{suffix}", f"batch_normalization{suffix}"
+            number += 1
+        else:
+            result[layer.path] = _own_name(layer)
+    return result
 
 
 def _unnamed(model: str) -> list[Layer]:
@@ -141,17 +191,25 @@ def _sequence(origin: str, model: str, variables: Variables, pattern: re.Pattern
     return [name for _, name in numbers]
 
 
-def _tensors(origin: str, model: str, variables: Variables) -> dict[str, Tensor]:
-    unnamed = _unnamed(model)
-    convs = _sequence(origin, model, variables, CONV, len(unnamed))
-    norms = _sequence(origin, model, variables, NORM, len(unnamed))
-    pairs = dict(zip((layer.path for layer in unnamed), zip(convs, norms, strict=True), strict=True))
-    used = {"predictions", *convs, *norms}
+def _tensors(origin: str, model: str, stem: str, variables: Variables) -> dict[str, Tensor]:
+    names = dict(layer_names(model, stem))
+    if model in NUMBERED_MODELS:
+        # The numbers go on from what the session made before: their order counts.
+        unnamed = _unnamed(model)
+        convs = _sequence(origin, model, variables, CONV, len(unnamed))
+        norms = _sequence(origin, model, variables, NORM, len(unnamed))
+        names |= zip((layer.path for layer in unnamed), zip(convs, norms, strict=True), strict=True)
+    table = layers(model, stem)
+    head = "predictions" in variables
+    aux = any(layer.aux and names[layer.path][0] in variables for layer in table)
+    used: set[str] = set()
     result: dict[str, Tensor] = {}
-    for layer in layers(model):
-        if layer.aux or (layer.kind == "linear" and "predictions" not in variables):
+    for layer in table:
+        conv, norm = names[layer.path]
+        # A net without its head ends in the trunk: the bottleneck of Inception-ResNet-v1 goes with it.
+        optional = conv == "predictions" or (layer.kind == "linear_bn" and not head)
+        if (layer.aux and not aux) or (optional and conv not in variables):
             continue
-        conv, norm = pairs.get(layer.path) or _own_name(layer)
         used |= {conv, norm}
         result |= dict(_layer(origin, layer, variables, conv, norm))
     for name in sorted(set(variables) - used):
@@ -180,9 +238,15 @@ def _layer(origin: str, layer: Layer, variables: Variables, conv: str, norm: str
             raise WeightsError(f"{origin}: {name}/{variable} is missing")
         return variables[name][variable]
 
+    if layer.kind == "separable":
+        depthwise = get(conv, "depthwise_kernel").permute(2, 3, 0, 1)  # [cin, multiplier, kh, kw]
+        yield f"{layer.path}.depthwise.weight", depthwise.reshape(-1, 1, *depthwise.shape[2:])
+        yield f"{layer.path}.pointwise.weight", get(conv, "pointwise_kernel").permute(3, 2, 0, 1)
+        yield f"{layer.path}.pointwise.bias", get(conv, "bias")
+        return
     weight, bn = normalised(layer)
     kernel = get(conv, "kernel")
-    rank = 2 if layer.kind == "linear" else 4
+    rank = 2 if layer.kind.startswith("linear") else 4
     if kernel.ndim != rank:
         raise WeightsError(f"{origin}: {conv}/kernel has shape {tuple(kernel.shape)}; allowed: rank {rank}")
     yield f"{weight}.weight", kernel.T if rank == 2 else kernel.permute(3, 2, 0, 1)

@@ -6,8 +6,8 @@ v1 to v3 are 1x1 convolutions. BN has no scale (gamma) unless the net was built 
 
 from __future__ import annotations
 
-import importlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from ._tensorflow import load_tensorflow
 from .names import AUX, ROOTS, Layer, layers, normalised
 
 LEAVES = (
@@ -76,6 +77,76 @@ def read(prefix: Path, asked: str | None) -> Source:
     return _source(origin, model, stem, tensors)
 
 
+def write(prefix: Path, source: Source) -> None:
+    """Writes a V2 checkpoint under slim's names, variables in the order in which TF-slim's saver writes them.
+
+    Batch norm's factor (gamma) is left out where it is one throughout, as slim's nets have none. The files appear when
+    they are complete. Raises ValueError for tensors that slim has no layer for, FileNotFoundError without the folder.
+    """
+    if not prefix.parent.is_dir():
+        raise FileNotFoundError(f"no folder {prefix.parent} to write {prefix.name} to")
+    variables = _variables(source)
+    tensorflow = _tensorflow(prefix)
+    with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as folder:
+        scratch = Path(folder) / prefix.name
+        names = sorted(variables)
+        with tensorflow.device("CPU"):
+            values = [tensorflow.constant(variables[name].contiguous().numpy()) for name in names]
+            tensorflow.raw_ops.SaveV2(
+                prefix=str(scratch), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+            )
+        for file in sorted(Path(folder).iterdir()):  # the data before the index, which says that they are there
+            os.replace(file, prefix.parent / file.name)
+
+
+def _variables(source: Source) -> dict[str, Tensor]:
+    """Slim's variables of a source's tensors; the background class is what the file had."""
+    stem = source.options.get("stem", "separable")
+    tensors = source.tensors
+    result: dict[str, Tensor] = {}
+    used: set[str] = set()
+
+    def take(key: str) -> Tensor:
+        used.add(key)
+        return tensors[key].detach().cpu()
+
+    for layer in layers(source.model, stem):
+        path, bn = normalised(layer)
+        scope = layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[source.model]}/{layer.scope}"
+        if layer.kind == "separable":
+            depthwise = take(f"{path}.depthwise.weight")  # [cin * multiplier, 1, kh, kw]
+            cin = take(f"{path}.pointwise.weight").shape[1] // 8
+            depthwise = depthwise.reshape(cin, 8, *depthwise.shape[2:]).permute(2, 3, 0, 1)
+            result[f"{scope}/depthwise_weights"] = depthwise
+            result[f"{scope}/pointwise_weights"] = take(f"{path}.pointwise.weight").permute(2, 3, 1, 0)
+            result[f"{scope}/biases"] = take(f"{path}.pointwise.bias")
+            continue
+        if f"{path}.weight" not in tensors:
+            if layer.aux or layer.kind.startswith("linear"):
+                continue
+            raise WeightsError(f"{source.origin}: {path}.weight of {source.model} is missing")
+        weight = take(f"{path}.weight")
+        if weight.ndim == 4:
+            weight = weight.permute(2, 3, 1, 0)
+        else:
+            # The logits of v1 to v3 are 1x1 convolutions, known by their scopes.
+            weight = weight.T[None, None] if "Conv2d" in layer.scope else weight.T
+        result[f"{scope}/weights"] = weight
+        if not bn:
+            result[f"{scope}/biases"] = take(f"{path}.bias")
+            continue
+        factor = take(f"{bn}.weight")
+        if bool((factor != 1).any()):
+            result[f"{scope}/BatchNorm/gamma"] = factor
+        result[f"{scope}/BatchNorm/beta"] = take(f"{bn}.bias")
+        result[f"{scope}/BatchNorm/moving_mean"] = take(f"{bn}.running_mean")
+        result[f"{scope}/BatchNorm/moving_variance"] = take(f"{bn}.running_var")
+    for key in tensors:
+        if key not in used and not key.endswith(".num_batches_tracked"):
+            raise WeightsError(f"{source.origin}: TF-slim's {ROOTS[source.model]} has no place for {key}")
+    return result
+
+
 def _check_parts(prefix: Path) -> None:
     if prefix.is_file():
         return
@@ -86,15 +157,17 @@ def _check_parts(prefix: Path) -> None:
         raise FileNotFoundError(f"checkpoint {index} has no data: looked for {prefix}.data-00000-of-00001")
 
 
-def _open(prefix: Path) -> Any:
+def _tensorflow(prefix: Path) -> Any:
     try:
-        # The full module is heavy and asks for attention by logging: load it for a checkpoint only.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        tensorflow = importlib.import_module("tensorflow")
+        return load_tensorflow()
     except ImportError as error:
         raise ImportError(
-            f"{prefix} is a TensorFlow checkpoint; to read it: pip install inception-fast[tensorflow]"
+            f"{prefix} is a TensorFlow checkpoint; it needs TensorFlow: pip install inception-fast[tensorflow]"
         ) from error
+
+
+def _open(prefix: Path) -> Any:
+    tensorflow = _tensorflow(prefix)
     try:
         return tensorflow.train.load_checkpoint(str(prefix))
     except Exception as error:

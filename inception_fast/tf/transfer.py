@@ -1,0 +1,204 @@
+"""Weights between Keras models, our torch models, TF-slim checkpoints and files, without changing a bit."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models import InceptionNet
+from ..models import create_model as create_torch
+from ..models._registry import build
+from ..weights import Source, WeightsError, resolve, slim
+from ..weights.keras import layer_names
+from ..weights.keras import source as keras_source
+from ..weights.names import layers, normalised
+
+SUFFIXES = (".keras", ".weights.h5")
+"""Of the files that `convert` writes: a model that Keras loads by itself, and its weights alone."""
+
+
+def torch_net(
+    name: str, weights: Any, classes: int, channels: int, include_top: bool, options: dict[str, Any]
+) -> InceptionNet:
+    """Our torch model of a file's weights. Raises ValueError where the file has no classifier of `classes` classes."""
+    if include_top and classes:
+        source = resolve(weights, name)
+        allowed = {source.file_classes, source.options["num_classes"]} - {0}
+        if classes not in allowed:
+            seen = " or ".join(map(str, sorted(allowed))) or "none"
+            raise ValueError(f"classes={classes}, {weights} has {seen}; allowed: these, or include_top=False")
+    net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, **options)
+    assert isinstance(net, InceptionNet)
+    options_of(net)
+    return net
+
+
+def options_of(net: InceptionNet) -> dict[str, Any]:
+    """What `inception_fast.tf.create_model` must be told to make the same net.
+
+    Raises ValueError for options that have no Keras net.
+    """
+    for option, allowed in (("fid", False), ("classic", False), ("transform_input", False), ("widths", "slim")):
+        value = getattr(net.options, option, allowed)
+        if value != allowed:
+            raise ValueError(f"{net.variant} with {option}={value!r} has no Keras net; allowed: {option}={allowed!r}")
+    if net.options.bn_eps != 1e-3:
+        raise ValueError(f"bn_eps={net.options.bn_eps} has no Keras net; allowed: 0.001")
+    return {
+        "convention": net.convention,
+        "stem": getattr(net.options, "stem", None),
+        "embedding_size": getattr(net.options, "embedding_size", None),
+    }
+
+
+def needs_scale(state: Mapping[str, Tensor]) -> bool:
+    """Whether a batch norm's factor is not one: a Keras net without gamma could not hold it."""
+    factors = (state[key.replace("running_mean", "weight")] for key in state if key.endswith("running_mean"))
+    return any(bool((factor != 1).any()) for factor in factors)
+
+
+def assign(model: keras.Model, variant: str, stem: str, state: Mapping[str, Tensor]) -> None:
+    """Copies a torch state dict into the Keras net of the same variant."""
+    present = {layer.name: layer for layer in model.layers}
+    for layer in layers(variant, stem):
+        name, norm = layer_names(variant, stem)[layer.path]
+        if name not in present:
+            continue
+        values: dict[str, Tensor]
+        if layer.kind == "separable":
+            depthwise = state[f"{layer.path}.depthwise.weight"]  # [cin * multiplier, 1, kh, kw]
+            kernel = present[name].depthwise_kernel.shape
+            values = {
+                "depthwise_kernel": depthwise.reshape(kernel[2], kernel[3], *kernel[:2]).permute(2, 3, 0, 1),
+                "pointwise_kernel": state[f"{layer.path}.pointwise.weight"].permute(2, 3, 1, 0),
+                "bias": state[f"{layer.path}.pointwise.bias"],
+            }
+        else:
+            path, bn = normalised(layer)
+            weight = state[f"{path}.weight"]
+            values = {"kernel": weight.T if weight.ndim == 2 else weight.permute(2, 3, 1, 0)}
+            if bn:
+                _set(present[norm], _norm_values(state, bn, present[norm].scale))
+            else:
+                values["bias"] = state[f"{path}.bias"]
+        _set(present[name], values)
+
+
+def _norm_values(state: Mapping[str, Tensor], bn: str, scale: bool) -> dict[str, Tensor]:
+    values = {"beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+    found = {name: state[f"{bn}.{leaf}"] for name, leaf in values.items()}
+    factor = state[f"{bn}.weight"]
+    if scale:
+        found["gamma"] = factor
+    elif bool((factor != 1).any()):
+        raise ValueError(f"{bn}.weight is not one everywhere; allowed: that, or bn_scale=True")
+    return found
+
+
+def _set(layer: keras.layers.Layer, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        getattr(layer, name).assign(np.ascontiguousarray(value.detach().cpu().numpy()))
+
+
+def source_of(model: keras.Model) -> Source:
+    """The weights of a Keras net, ours or Keras' own InceptionV3 or InceptionResNetV2, under our torch names.
+
+    Raises WeightsError (a ValueError) for another model.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
+    variables = {
+        layer.name: {
+            v.path.rpartition("/")[2]: torch.from_numpy(np.array(keras.ops.convert_to_numpy(v))) for v in layer.weights
+        }
+        for layer in model.layers
+        if layer.weights
+    }
+    source = keras_source(f"model {model.name!r}", variables)
+    if any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers):
+        source.options["convention"] = "torch"
+    return source
+
+
+def to_torch(model: keras.Model) -> InceptionNet:
+    """Our torch model with the weights of a Keras net, ours or Keras' own, in eval mode.
+
+    Raises WeightsError (a ValueError) for another model.
+    """
+    source = source_of(model)
+    if source.options.get("embedding_size", 0) is None:
+        raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
+    net = build(source.model, **source.options, in_chans=int(model.inputs[0].shape[-1]))
+    source.load(net)
+    return net.eval()  # type: ignore[return-value]
+
+
+def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int] | None = None) -> keras.Model:
+    """The Keras net of one of our torch models, with its weights.
+
+    Args:
+        input_shape: (h, w, c); by default the size of the model's `data_config`.
+
+    Raises ValueError for options that have no Keras net, such as `fid`, `classic` and `widths="paper"`.
+    """
+    from .models import create_model
+
+    if not isinstance(net, InceptionNet):
+        raise TypeError(f"net of type {type(net).__name__}; allowed: models of inception_fast.create_model")
+    state = net.state_dict()
+    options = options_of(net)
+    size = net.data_config.input_size[1:]
+    model = create_model(
+        net.variant,
+        classes=net.num_classes,
+        input_shape=input_shape or (*size, net.in_chans),
+        aux_logits=net.aux_logits,
+        bn_scale=needs_scale(state),
+        **options,
+    )
+    assign(model, net.variant, options["stem"] or "separable", state)
+    return model
+
+
+def save_slim(model: keras.Model, prefix: str | os.PathLike[str]) -> None:
+    """Writes a Keras net's weights as a TF-slim checkpoint of the V2 format: PREFIX.index, PREFIX.data-00000-of-00001.
+
+    Raises WeightsError (a ValueError) for a model that is none of the variants.
+    """
+    slim.write(Path(prefix), source_of(model))
+
+
+def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str | None = None) -> Source:
+    """Writes the weights of `src`, a path or "hf:<repo>", as a Keras file and returns what was written.
+
+    `dst` ends in ".keras", a model that Keras loads by itself, or in ".weights.h5", the weights alone. The file appears
+    when it is complete; until then an existing one stays as it was.
+
+    Raises WeightsError (a ValueError) or FileNotFoundError as `inception_fast.weights.resolve` does, ValueError for
+    another suffix.
+    """
+    target = Path(dst)
+    suffix = next((s for s in SUFFIXES if target.name.endswith(s)), None)
+    if suffix is None:
+        raise ValueError(f"{target} is no Keras file; allowed: {', '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; allowed: a file name")
+    source = resolve(src, model)
+    net = build(source.model, **source.options)
+    source.load(net)
+    made = from_torch(net)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        scratch = Path(folder) / f"model{suffix}"
+        made.save(scratch) if suffix == ".keras" else made.save_weights(scratch)
+        os.replace(scratch, target)
+    return source

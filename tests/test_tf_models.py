@@ -1,0 +1,316 @@
+"""The Keras nets equal the torch ones in numbers, parameters and names; weights move between all unchanged."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import inception_fast as fast
+import references
+from inception_fast import weights
+from inception_fast.cli import main
+from numerics import NET_MAX, max_error
+
+keras = pytest.importorskip("keras", reason="the Keras nets need keras")
+pytest.importorskip("tensorflow", reason="the Keras nets run on tensorflow here")
+
+from inception_fast import tf  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and NumPy 2 disagree about `__array__`
+
+PUBLISHED = {  # parameters without gamma, moving statistics, features of the head; slim's and Keras' own counts
+    "inception_v1": (6_617_624, 14_560, 1024),
+    "inception_v2": (11_178_336, 19_776, 1024),
+    "inception_v3": (23_817_352, 34_432, 2048),
+    "inception_v4": (42_648_232, 63_168, 1536),
+    "inception_resnet_v2": (55_813_192, 60_544, 1536),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def torch_net(name: str, **options: Any) -> Any:
+    """A torch model with random statistics; factors of batch norm stay one, as in slim and Keras."""
+    net = fast.create_model(name, **options).eval()
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return net
+
+
+def image(size: int = 107, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def nhwc(x: Tensor) -> np.ndarray:
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def nchw(y: Any) -> Tensor:
+    y = torch.from_numpy(np.array(y))
+    return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+
+
+def same_state(one: Any, other: Any) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert set(mine) == set(theirs)
+    return all(torch.equal(value, theirs[key]) for key, value in mine.items() if "num_batches" not in key)
+
+
+@pytest.mark.parametrize("name", fast.list_models())
+def test_logits_endpoints_and_counts(name: str) -> None:
+    """facenet's net without classes, so that its output is the normalised embedding."""
+    classes = 0 if name == "inception_resnet_v1" else 7
+    net = torch_net(name, num_classes=classes, convention="tf")
+    model = tf.from_torch(net, (107, 107, 3))
+    maps = keras.Model(model.input, {"logits": model.output, **tf.endpoints(model)})(nhwc(image()), training=False)
+    with torch.inference_mode():
+        expected = net.forward_endpoints(image())
+        expected["logits"] = net(image())
+    assert set(maps) == set(expected)
+    for key, value in expected.items():
+        assert max_error(nchw(maps[key]), value) <= NET_MAX, key
+    assert same_state(tf.to_torch(model), net)
+    if name in PUBLISHED:
+        learned, moving, features = PUBLISHED[name]
+        assert model.count_params() == learned + moving - (1000 - classes) * (features + 1)
+        assert sum(int(np.prod(v.shape)) for v in model.non_trainable_variables) == moving
+
+
+@pytest.mark.parametrize("name, size", [("inception_v1", 107), ("inception_v2", 106), ("inception_v3", 107)])
+def test_the_torch_convention(name: str, size: int) -> None:
+    """Symmetric padding, pools that round up, averages that count the padding: torchvision's nets in Keras."""
+    net = torch_net(name, num_classes=5, convention="torch")
+    nn.init.uniform_(net.get_submodule(net.first_layer).bn.weight, 0.5, 1.5) if name != "inception_v2" else None
+    model = tf.from_torch(net, (size, size, 3))
+    with torch.inference_mode():
+        assert max_error(nchw(model(nhwc(image(size)), training=False)), net(image(size))) <= NET_MAX
+    back = tf.to_torch(model)
+    assert back.convention == "torch" and same_state(back, net)
+
+
+def test_keras_applications_load_by_name(tmp_path: Path) -> None:
+    """Names, order and shapes of the layers with weights are those of Keras' own: every way of loading works."""
+    reference = references.keras_net("InceptionV3", 75, classes=9)
+    x = nhwc(image(75))
+    expected = torch.from_numpy(np.array(references.run_keras(reference, image(75))))
+    reference.save_weights(tmp_path / "net.weights.h5")
+    loaded = tf.create_model("inception_v3", tmp_path / "net.weights.h5", classes=9, input_shape=(75, 75, 3))
+    assert max_error(nchw(loaded(x, training=False)), expected) <= NET_MAX
+    values = loaded.get_weights()
+    reference.save(tmp_path / "net.h5")
+    model = tf.create_model("inception_v3", classes=9, input_shape=(75, 75, 3))
+    for load in (
+        lambda: model.set_weights(reference.get_weights()),
+        lambda: model.load_weights(tmp_path / "net.weights.h5"),
+        lambda: model.load_weights(tmp_path / "net.h5", by_name=True),
+    ):
+        model.set_weights([np.zeros_like(value) for value in values])
+        load()
+        assert all(map(np.array_equal, model.get_weights(), values))
+    assert model.get_layer("mixed7").output.shape == reference.get_layer("mixed7").output.shape
+
+
+def test_inception_resnet_v2_is_laid_out_as_keras_own() -> None:
+    keras.backend.clear_session()
+    reference = keras.applications.InceptionResNetV2(weights=None, classes=2, input_shape=(75, 75, 3))
+    model = tf.InceptionResNetV2(classes=2, input_shape=(75, 75, 3))
+    assert [(v.path, v.shape) for v in model.variables] == [(v.path, v.shape) for v in reference.variables]
+
+
+def test_top_pooling_and_activation() -> None:
+    x = nhwc(image(75))
+    bottom = tf.create_model("inception_v1", include_top=False, input_shape=(75, 75, 3))
+    assert bottom.output_shape == (None, 3, 3, 1024)
+    pooled = tf.create_model("inception_v1", include_top=False, pooling="max")
+    pooled.set_weights(bottom.get_weights())
+    assert pooled.input_shape == (None, None, None, 3)
+    np.testing.assert_array_equal(pooled(x), np.asarray(bottom(x)).max((1, 2)))
+    model = tf.InceptionV1(classes=4, input_shape=(75, 75, 3))
+    assert np.asarray(model(x)).sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "inception_v5"}, "unknown model 'inception_v5'"),
+        ({"name": "inception_v1", "pooling": "mean"}, "pooling='mean'; allowed: None, 'avg', 'max'"),
+        ({"name": "inception_v3", "input_shape": (74, 74, 3)}, r"input_shape=\(74, 74, 3\) .*at least 75"),
+        ({"name": "inception_v3", "classes": -1}, "classes=-1; allowed: an integer >= 0"),
+        ({"name": "inception_v1", "aux_logits": True}, "aux_logits=True for inception_v1; allowed: inception_v3"),
+        ({"name": "inception_v3", "aux_logits": True, "input_shape": (96, 96, 3)}, "17x17 or larger"),
+        ({"name": "inception_v1", "stem": "plain"}, "stem='plain' for inception_v1; allowed: inception_v2"),
+    ],
+)
+def test_bad_options(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tf.create_model(**arguments)
+
+
+def test_bad_weights(tmp_path: Path) -> None:
+    torch.save(torch_net("inception_v1", num_classes=3).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"classes=1000, .* has 3; allowed: these, or include_top=False"):
+        tf.create_model("inception_v1", tmp_path / "net.pth")
+    with pytest.raises(FileNotFoundError, match="looked for"):
+        tf.create_model("inception_v1", tmp_path / "gone.pth")
+    assert tf.create_model("inception_v1", tmp_path / "net.pth", include_top=False).output_shape[-1] == 1024
+    with pytest.raises(ValueError, match=r"fid=True has no Keras net"):
+        tf.from_torch(fast.create_model("inception_v3", fid=True))
+    with pytest.raises(ValueError, match="is no layer of an Inception net"):
+        tf.to_torch(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="other")]))
+
+
+def slim_files(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}.index", folder / f"{name}.data-00000-of-00001"]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("inception_v1", {}),
+        ("inception_v3", {"aux_logits": True, "input_shape": (299, 299, 3)}),
+    ],
+)
+def test_slim_torch_keras_slim_gives_the_same_bytes(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """With slim's background class, the auxiliary head and the files' own order: the checkpoints are equal as files."""
+    aux = {"aux_logits": True} if "aux_logits" in options else {}
+    net = torch_net(name, num_classes=1001, convention="tf", **aux)
+    tf.save_slim(tf.from_torch(net, options.get("input_shape", (107, 107, 3))), tmp_path / "first.ckpt")
+    again = fast.create_model(name, weights=tmp_path / "first.ckpt", num_classes=1001)
+    assert same_state(again, net)
+    model = tf.from_torch(again, options.get("input_shape", (107, 107, 3)))
+    tf.save_slim(model, tmp_path / "second.ckpt")
+    for one, other in zip(slim_files(tmp_path, "first.ckpt"), slim_files(tmp_path, "second.ckpt"), strict=True):
+        assert one.stat().st_size > 0 and filecmp.cmp(one, other, shallow=False)
+
+
+@pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v1", "inception_resnet_v2"])
+def test_torch_slim_torch(tmp_path: Path, name: str) -> None:
+    net = torch_net(name, num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    weights.convert(tmp_path / "net.pth", tmp_path / "net.ckpt", model=name)
+    assert same_state(fast.create_model(name, weights=tmp_path / "net.ckpt"), net)
+
+
+def test_slims_own_checkpoint_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    """The nets that slim itself wrote: all its model variables, and none besides, with the same bytes."""
+    pytest.importorskip("tf_slim", reason="the graphs are tf_slim's")
+    done = subprocess.run(
+        [sys.executable, str(references.SLIM_PROGRAM), str(tmp_path), "inception_v2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    import tensorflow
+
+    net = fast.create_model("inception_v2", weights=tmp_path / "inception_v2.ckpt", num_classes=1001).eval()
+    model = tf.from_torch(net)
+    arrays = np.load(tmp_path / "inception_v2.npz")
+    assert max_error(nchw(model(arrays["x224"], training=False)), torch.from_numpy(arrays["logits224"])) <= NET_MAX
+    tf.save_slim(model, tmp_path / "back.ckpt")
+    before, after = (tensorflow.train.load_checkpoint(str(tmp_path / f)) for f in ("inception_v2.ckpt", "back.ckpt"))
+    names = {n for n in before.get_variable_to_shape_map() if n.rpartition("/")[2] in weights.slim.LEAVES}
+    assert set(after.get_variable_to_shape_map()) == names
+    for name in names:
+        assert before.get_tensor(name).tobytes() == after.get_tensor(name).tobytes(), name
+
+
+@pytest.mark.parametrize("name", ["inception_v2"])
+def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    net = torch_net(name, num_classes=6, convention="tf")
+    source = tmp_path / "net.safetensors"
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    assert main(["convert", str(tmp_path / "net.pth"), str(source)]) == 0
+    files = ("net.safetensors", "net.keras", "net.weights.h5", "n.ckpt")
+    for before, after in pairwise(files):
+        capsys.readouterr()
+        assert main(["convert", str(tmp_path / before), str(tmp_path / after), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["model"] == name
+    back = fast.create_model(name, weights=tmp_path / "n.ckpt")
+    assert back.num_classes == 6 and same_state(back, net)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    loaded = keras.saving.load_model(tmp_path / "net.keras")
+    assert same_state(tf.to_torch(loaded), net)
+
+
+@pytest.mark.parametrize("layout, target", [("keras", "x.pth"), ("slim", "x.safetensors"), ("onnx", "x.onnx")])
+def test_convert_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, target: str) -> None:
+    torch.save(torch_net("inception_v1", num_classes=2).state_dict(), tmp_path / "net.pth")
+    assert main(["convert", str(tmp_path / "net.pth"), str(tmp_path / target), "--layout", layout]) == 2
+    message = capsys.readouterr().err
+    assert "allowed: " in message and message.count("\n") == 1
+    assert not (tmp_path / target).exists()
+
+
+def test_preprocess_and_decode() -> None:
+    pixels = np.array([[[[0, 127.5, 255]]]], dtype=np.float32)
+    assert tf.preprocess_input(pixels.copy()).tolist() == [[[[-1, 0, 1]]]]
+    pytest.importorskip("timm", reason="the names come from timm")
+    references.torchvision()  # lets timm load beside a torchvision that was built for another torch
+    scores = np.zeros((2, 1000), np.float32)
+    scores[0, 207], scores[0, 3], scores[1, 0] = 2, 1, 1
+    first, second = tf.decode_predictions(scores, top=2)
+    assert first == [("n02099601", "golden_retriever", 2.0), ("n01491361", "tiger_shark", 1.0)]
+    assert second[0] == ("n01440764", "tench", 1.0)
+    with pytest.raises(ValueError, match=r"shape \(2, 10\); allowed: \(n, 1000\)"):
+        tf.decode_predictions(np.zeros((2, 10)))
+
+
+OTHER_BACKEND = """
+import sys, numpy as np, torch, inception_fast as fast, keras
+from inception_fast import tf
+assert keras.backend.backend() == "torch" and "tensorflow" not in sys.modules
+torch.manual_seed(0)
+x = torch.rand(1, 3, 107, 107) * 2 - 1
+for name, convention in (("inception_v2", "tf"),):
+    net = fast.create_model(name, num_classes=5, convention=convention).eval()
+    model = tf.from_torch(net, (107, 107, 3))
+    with torch.inference_mode():
+        expected = net(x)
+        y = model(x.permute(0, 2, 3, 1), training=False)
+    error = ((y - expected).abs().max() / expected.abs().max()).item()
+    assert error < 1e-5, (name, error)
+"""
+
+
+def test_on_the_torch_backend() -> None:
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("package", ["keras", "tensorflow"])
+def test_without_tensorflow_the_extra_is_named(package: str) -> None:
+    program = f"""
+import sys
+sys.modules[{package!r}] = None
+import inception_fast as fast
+assert "keras" not in sys.modules or sys.modules["keras"] is None
+try:
+    fast.tf.create_model("inception_v1")
+except ImportError as error:
+    assert "pip install inception-fast[tensorflow]" in str(error), error
+else:
+    raise AssertionError("no error")
+fast.create_model("inception_v1", num_classes=2)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
