@@ -9,7 +9,7 @@ import keras
 import torch
 
 from ..models._options import check, check_choice, check_count
-from ..models._registry import find_family
+from ..models._registry import build, find_family
 from .blocks import FORMAT, Net
 from .families import AUX_ENDPOINTS, ENDPOINTS, TRUNKS
 
@@ -38,7 +38,7 @@ def create_model(
     """A variant as a functional Keras model: [n, h, w, c] images, x / 127.5 - 1, -> [n, classes] logits.
 
     Args:
-        weights: a path or "hf:<repo>" in any layout that `inception_fast.create_model` reads; random ones by default.
+        weights: a path or "hf:<repo>", any layout that `inception_fast.create_model` reads; random ones by default.
         classes: width of the classifier; 0 leaves it out (Inception-ResNet-v1 then returns normalised embeddings).
         include_top: without it, the last map, or what `pooling` makes of it.
         pooling: None, "avg" or "max"; only without the top.
@@ -48,26 +48,13 @@ def create_model(
         convention: "tf", as in TF-slim and Keras, or "torch"; by default that of the weights, else "tf".
         stem: "separable" or "plain", v2 only; by default that of the weights, else "separable".
         embedding_size: width of the bottleneck, v1 of the ResNets only; by default that of the weights, else 512.
-        bn_scale: whether batch norms have a factor (gamma); by default only where the weights need it, as slim and
-            Keras have none.
+        bn_scale: whether batch norms have a factor (gamma), as slim's and Keras' have not; by default where weights do.
         input_tensor: a Keras tensor to use as the image.
 
     Raises ValueError or TypeError naming what was seen and what is allowed.
-
-    Example:
-        model = create_model("inception_v3", classes=10, input_shape=(96, 96, 3))
     """
-    family = find_family(name)
-    check_count("classes", classes, 0)
-    check_choice("include_top", include_top, (True, False))
-    check_choice("pooling", pooling, POOLINGS)
-    check_choice("convention", convention, (None, "tf", "torch"))
-    check_choice("stem", stem, (None, "separable", "plain"))
-    check(not aux_logits or name in AUX_ENDPOINTS, f"aux_logits=True for {name}", ", ".join(AUX_ENDPOINTS))
-    check(stem is None or name == "inception_v2", f"stem={stem!r} for {name}", "inception_v2")
-    resnet1 = name == "inception_resnet_v1"
-    check(embedding_size is None or resnet1, f"embedding_size={embedding_size} for {name}", "inception_resnet_v1")
-    shape = _input_shape(name, family.smallest, input_shape, include_top, input_tensor)
+    _check(name, classes, include_top, pooling, convention, aux_logits, stem, embedding_size)
+    shape = _input_shape(name, input_shape, include_top, input_tensor)
     options: dict[str, Any] = {"convention": convention, "stem": stem, "embedding_size": embedding_size}
     state = None
     if weights is not None:
@@ -75,26 +62,21 @@ def create_model(
 
         wanted = {key: value for key, value in options.items() if value is not None}
         aux = {"aux_logits": aux_logits} if name in AUX_ENDPOINTS else {}
-        net = transfer.torch_net(name, weights, classes if include_top else 0, shape[-1], include_top, wanted | aux)
+        net = transfer.torch_net(name, weights, classes if include_top else 0, shape[2], include_top, wanted | aux)
         options |= transfer.options_of(net)
         state = net.state_dict()
-    builder = Net(
-        name,
-        options["stem"] or "separable",
-        options["convention"] or "tf",
-        bool(bn_scale) if state is None or bn_scale is not None else transfer.needs_scale(state),
-    )
+        bn_scale = transfer.needs_scale(state) if bn_scale is None else bn_scale
     image = keras.Input(shape, name="image") if input_tensor is None else input_tensor
-    x = TRUNKS[name](builder, image, options["stem"] or "separable")
-    x = _top(builder, x, classes, options["embedding_size"] or 512, classifier_activation) if include_top else x
-    if not include_top and pooling is not None:
-        x = _pool(pooling)(x)
+    stem = options["stem"] or "separable"
+    builder = Net(name, stem, options["convention"] or "tf", bool(bn_scale))
+    x = TRUNKS[name](builder, image, stem)
+    x = _end(builder, x, include_top, pooling, classes, options["embedding_size"] or 512, classifier_activation)
     model = keras.Model(image, x, name=model_name or name)
     if aux_logits:
         tap = model.get_layer(AUX_ENDPOINTS[name]).output
         model = keras.Model(image, [x, builder.aux_head(tap, classes)], name=model.name)
     if state is not None:
-        transfer.assign(model, name, options["stem"] or "separable", state)
+        transfer.assign(model, name, stem, state)
     return model
 
 
@@ -103,7 +85,9 @@ def _pool(kind: str, name: str | None = None) -> keras.layers.Layer:
     return made(FORMAT, name=name)
 
 
-def _top(net: Net, x: Any, classes: int, embedding: int, activation: Any) -> Any:
+def _end(net: Net, x: Any, top: bool, pooling: str | None, classes: int, embedding: int, activation: Any) -> Any:
+    if not top:
+        return x if pooling is None else _pool(pooling)(x)
     x = _pool("avg", "avg_pool")(x)
     if net.model == "inception_resnet_v1":
         dense, norm = next(net.trunk)
@@ -114,7 +98,24 @@ def _top(net: Net, x: Any, classes: int, embedding: int, activation: Any) -> Any
     return keras.layers.Dense(classes, activation=activation, name="predictions")(x) if classes else x
 
 
-def _input_shape(name: str, least: int, shape: Any, include_top: bool, tensor: Any) -> tuple[int | None, ...]:
+def _check(
+    name: str, classes: Any, include_top: Any, pooling: Any, convention: Any, aux: Any, stem: Any, embedding: Any
+) -> None:
+    find_family(name)
+    check_count("classes", classes, 0)
+    check_choice("include_top", include_top, (True, False))
+    check_choice("pooling", pooling, POOLINGS)
+    check_choice("convention", convention, (None, "tf", "torch"))
+    check_choice("stem", stem, (None, "separable", "plain"))
+    check(not aux or name in AUX_ENDPOINTS, f"aux_logits=True for {name}", ", ".join(AUX_ENDPOINTS))
+    check(not aux or (include_top and classes), "aux_logits=True without a classifier", "include_top=True, classes > 0")
+    check(stem is None or name == "inception_v2", f"stem={stem!r} for {name}", "inception_v2")
+    resnet1 = name == "inception_resnet_v1"
+    check(embedding is None or resnet1, f"embedding_size={embedding} for {name}", "inception_resnet_v1")
+
+
+def _input_shape(name: str, shape: Any, include_top: bool, tensor: Any) -> tuple[int | None, int | None, int]:
+    least = find_family(name).smallest
     if tensor is not None:
         check(keras.backend.is_keras_tensor(tensor), f"input_tensor of type {type(tensor).__name__}", "a Keras tensor")
         shape = tuple(tensor.shape[1:])
@@ -124,7 +125,7 @@ def _input_shape(name: str, least: int, shape: Any, include_top: bool, tensor: A
     good = isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(shape[2], int) and shape[2] >= 1
     good = good and all(size is None or (isinstance(size, int) and size >= least) for size in shape[:2])
     check(good, f"input_shape={shape!r} for {name}", f"(height, width, channels), sizes None or at least {least}")
-    return tuple(shape)
+    return shape[0], shape[1], shape[2]
 
 
 def endpoints(model: keras.Model) -> dict[str, Any]:
@@ -137,10 +138,9 @@ def endpoints(model: keras.Model) -> dict[str, Any]:
     """
     variant, _ = variant_of(model)
     table = ENDPOINTS.get(variant, {})
-    family = find_family(variant)
     present = {layer.name: layer for layer in model.layers}
     with torch.device("meta"):
-        names = [name for name, _ in family(num_classes=0).steps if name]
+        names = [name for name, _ in build(variant, num_classes=0).steps if name]
     found = {}
     for name in names:
         layer = table.get(name) or next((c for c in (f"{name}_ac", name) if c in present), name)

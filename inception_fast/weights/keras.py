@@ -30,7 +30,7 @@ Variables = dict[str, dict[str, Tensor]]
 CONV = re.compile(r"conv2d(?:_(\d+))?$")
 NORM = re.compile(r"batch_normalization(?:_v\d)?(?:_(\d+))?$")
 UP = re.compile(r"block(35|17|8)_(\d+)_conv$")
-NUMBERED = {  # the order of a layer's variables, by their count, in the formats that only number them
+NUMBERED: dict[str, dict[int, tuple[str, ...]]] = {
     "batch_normalization": {
         3: ("beta", "moving_mean", "moving_variance"),
         4: ("gamma", "beta", "moving_mean", "moving_variance"),
@@ -39,6 +39,7 @@ NUMBERED = {  # the order of a layer's variables, by their count, in the formats
     "dense": {1: ("kernel",), 2: ("kernel", "bias")},
     "separable_conv2d": {3: ("depthwise_kernel", "pointwise_kernel", "bias")},
 }
+"""The order of a layer's variables, by their count, in the formats that only number them."""
 WEIGHTS_MEMBER = "model.weights.h5"
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""

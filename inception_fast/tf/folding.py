@@ -1,0 +1,84 @@
+"""Batch norm folded into the convolution before it: a Keras model for inference with fewer layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from .layers import ConvBNReLU
+
+FOLDABLE = (keras.layers.Conv2D, keras.layers.Dense)
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """A copy of a functional model in which each batch norm behind a convolution or dense layer became its bias.
+
+    A batch norm is folded where it alone reads a layer without activation; the others stay. The copy computes what
+    `model` computes with training=False, up to rounding, and is not for training. `model` stays as it is.
+
+    The folded weights are float32 products, computed in float64 and rounded once.
+
+    Raises TypeError for a model without a graph.
+    """
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+        raise TypeError(f"model of type {type(model).__name__}; allowed: functional models")
+    folded = _pairs(model)
+    layers = {id(conv): bn for conv, bn in folded}
+    gone = {bn.name for _, bn in folded}
+
+    def clone(layer: Any) -> Any:
+        if isinstance(layer, ConvBNReLU):
+            return _conv(layer.conv, layer.name, "relu")
+        if id(layer) in layers:
+            return _conv(layer, layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if layer.name in gone else layer(*args, **kwargs)
+
+    copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in model.layers:
+        if layer.name in gone or not layer.weights:
+            continue
+        twin = copy.get_layer(layer.name)
+        if isinstance(layer, ConvBNReLU):
+            twin.set_weights(_fold(layer.conv, layer.bn))
+        elif id(layer) in layers:
+            twin.set_weights(_fold(layer, layers[id(layer)]))
+        else:
+            twin.set_weights(layer.get_weights())
+    return copy
+
+
+def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
+    """(layer, batch norm) that can become one."""
+    found = []
+    kept = {id(t) for t in model.outputs}
+    for bn in model.layers:
+        if not isinstance(bn, keras.layers.BatchNormalization) or len(bn._inbound_nodes) != 1:
+            continue
+        source = bn.input._keras_history.operation
+        alone = len(source._inbound_nodes) == len(source._outbound_nodes) == 1 and id(source.output) not in kept
+        linear = type(source) in FOLDABLE and source.activation is keras.activations.linear
+        if alone and linear and bn.axis in (-1, len(bn.input.shape) - 1):
+            found.append((source, bn))
+    return found
+
+
+def _conv(layer: Any, name: str, activation: str | None = None) -> Any:
+    config = layer.get_config() | {"use_bias": True, "name": name}
+    return type(layer).from_config(config | ({"activation": activation} if activation else {}))
+
+
+def _fold(layer: Any, bn: Any) -> list[np.ndarray]:
+    def value(variable: Any) -> Any:
+        return np.asarray(keras.ops.convert_to_numpy(variable), dtype=np.float64)
+
+    scale = 1 / np.sqrt(value(bn.moving_variance) + bn.epsilon)
+    scale = scale if bn.gamma is None else scale * value(bn.gamma)
+    bias = 0.0 if layer.bias is None else value(layer.bias)
+    shift = (bias - value(bn.moving_mean)) * scale
+    shift = shift if bn.beta is None else shift + value(bn.beta)
+    return [(value(layer.kernel) * scale).astype(np.float32), shift.astype(np.float32)]

@@ -1,0 +1,232 @@
+"""The Keras layers train, are saved, run mixed and compiled; a model optimised equals itself, without a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from numerics import BF16_REL_L2, NET_MAX, XLA_GRADIENT_MAX, max_error, rel_l2
+
+keras = pytest.importorskip("keras", reason="the Keras layers need keras")
+tensorflow = pytest.importorskip("tensorflow", reason="the Keras layers run on tensorflow here")
+
+from inception_fast import tf  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and NumPy 2 disagree about `__array__`
+
+SIZE = 17
+
+
+def images(batch: int = 2, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+
+
+def net(dtype: Any = None, activation: str | None = None) -> Any:
+    """All three layers in a small functional model, statistics and factors random."""
+    x = image = keras.Input((SIZE, SIZE, 3))
+    x = tf.ConvBNReLU(8, 3, strides=2, padding="same", dtype=dtype, name="conv")(x)
+    x = tf.AsymmetricPair(6, 10, 7, order="nx1_1xn", scale=True, dtype=dtype, name="pair")(x)
+    x = tf.ParallelSplit(5, 7, dtype=dtype, name="split")(x)
+    x = keras.layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    model = keras.Model(image, keras.layers.Dense(4, activation=activation, dtype="float32", name="head")(x))
+    rng = np.random.default_rng(1)
+    for variable in model.variables:
+        if variable.name in ("moving_variance", "gamma"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif variable.name in ("moving_mean", "beta"):
+            variable.assign(rng.normal(0, 0.1, variable.shape))
+    return model
+
+
+def as_torch(y: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(y, dtype=np.float32))
+
+
+def assert_same(y: Any, expected: Any) -> None:
+    assert max_error(as_torch(y), as_torch(expected)) <= NET_MAX
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return net()
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any) -> np.ndarray:
+    return np.array(model(images(), training=False))
+
+
+@pytest.fixture(scope="module")
+def fast_model(model: Any) -> Any:
+    return tf.optimize(model)
+
+
+@pytest.mark.parametrize("policy", [None, "mixed_bfloat16"])
+def test_training_lowers_the_loss(policy: str | None) -> None:
+    model = net(policy, "softmax")
+    assert model.get_layer("pair").first.conv.compute_dtype == ("bfloat16" if policy else "float32")
+    assert {v.dtype for v in model.trainable_variables} == {"float32"}
+    before = [np.array(v) for v in model.get_layer("split").variables]
+    model.compile("adam", "sparse_categorical_crossentropy")
+    history = model.fit(images(8), np.arange(8) % 4, batch_size=8, epochs=6, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert all((np.array(v) != old).any() for v, old in zip(model.get_layer("split").variables, before, strict=True))
+
+
+def test_saved_and_exported_models_are_the_same(model: Any, expected: np.ndarray, tmp_path: Path) -> None:
+    model.save(tmp_path / "net.keras")
+    loaded = keras.saving.load_model(tmp_path / "net.keras")
+    assert isinstance(loaded.get_layer("split"), tf.ParallelSplit) and loaded.get_layer("pair").order == "nx1_1xn"
+    np.testing.assert_array_equal(loaded(images(), training=False), expected)
+    model.export(tmp_path / "saved", verbose=False)
+    served = tensorflow.saved_model.load(str(tmp_path / "saved"))
+    assert_same(served.serve(images()), expected)
+
+
+def test_compiled_by_xla(model: Any, expected: np.ndarray) -> None:
+    assert_same(tensorflow.function(lambda x: model(x, training=False), jit_compile=True)(images()), expected)
+    layer, x = tf.ParallelSplit(2), tensorflow.constant(images(2, 4))
+    layer.build(x.shape)
+
+    def gradient() -> Any:
+        with tensorflow.GradientTape() as tape:
+            loss = tensorflow.reduce_sum(layer(x, training=True) ** 2)
+        return tape.gradient(loss, layer.first.conv.kernel)
+
+    eager = gradient()
+    assert np.abs(eager).max() > 0
+    assert max_error(as_torch(tensorflow.function(gradient, jit_compile=True)()), as_torch(eager)) <= XLA_GRADIENT_MAX
+
+
+def test_batch_norm_folds(model: Any, expected: np.ndarray) -> None:
+    plain = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("relu"),
+            keras.layers.BatchNormalization(),  # behind a ReLU: stays
+        ]
+    )
+    plain = keras.Model(plain.inputs, plain.outputs)
+    for variable in plain.variables:
+        variable.assign(np.random.default_rng(2).uniform(0.5, 1.5, variable.shape))
+    folded = tf.fold_batch_norm(plain)
+    assert len(plain.weights) - len(folded.weights) == 4
+    assert_same(folded(images()), plain(images(), training=False))
+    folded = tf.fold_batch_norm(model)
+    assert not any(isinstance(layer, tf.ConvBNReLU) for layer in folded.layers)
+    assert_same(folded(images()), expected)
+
+
+def test_bad_layers() -> None:
+    with pytest.raises(ValueError, match="kernel length 4; allowed: an odd integer"):
+        tf.AsymmetricPair(4, 4, 4)
+    with pytest.raises(ValueError, match="order '7x1'; allowed: 1xn_nx1, nx1_1xn"):
+        tf.AsymmetricPair(4, 4, 7, order="7x1")
+
+
+def test_optimised_in_eager_code_pipelines_and_predict(model: Any, expected: np.ndarray, fast_model: Any) -> None:
+    assert_same(fast_model(images()), expected)
+    assert_same(fast_model.predict(images(5), batch_size=2, verbose=0), model.predict(images(5), verbose=0))
+    data = tensorflow.data.Dataset.from_tensor_slices(images(5)).batch(2).map(fast_model, num_parallel_calls=2)
+    assert data.element_spec.shape.as_list() == [None, 4]
+    assert_same(np.concatenate(list(data.as_numpy_iterator())), model.predict(images(5), verbose=0))
+    assert_same(tensorflow.function(fast_model)(images()), expected)
+    image = keras.Input((SIZE, SIZE, 3))
+    assert_same(keras.Model(image, fast_model(image)).predict(images(), verbose=0), expected)
+    report = fast_model.report()
+    assert report.counts["native_calls"] == 1 if hasattr(report, "counts") else "native calls: 1" in str(report)
+
+
+def test_optimised_in_bfloat16(model: Any, expected: np.ndarray) -> None:
+    y = tf.optimize(model, "bfloat16")(images())
+    # Five layers in a row, of which each rounds its weights and its result.
+    assert y.dtype == tensorflow.float32 and rel_l2(as_torch(y), as_torch(expected)) <= BF16_REL_L2 * 10**0.5
+    assert (np.array(y) != expected).any()
+    assert_same(tf.optimize(model, tensorflow.float32)(images()), expected)
+
+
+def test_tensors_are_handed_over_without_a_copy(model: Any) -> None:
+    """An engine that returns its input gets and gives the memory of TensorFlow's own tensor, maps and rows alike."""
+    from inception_fast.tf.runner import OptimizedModel
+
+    def address(tensor: Any) -> int:
+        return torch.utils.dlpack.from_dlpack(tensorflow.experimental.dlpack.to_dlpack(tensor)).data_ptr()
+
+    seen: list[torch.Tensor] = []
+
+    class Echo(torch.nn.Module):
+        def forward(self, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            seen.extend(xs)
+            return xs
+
+    x = tensorflow.constant(images())
+    y = OptimizedModel(model, Echo())._eager(x)[0]
+    assert address(x) == seen[0].data_ptr() == address(y)
+    assert seen[0].shape == (2, 3, SIZE, SIZE) and seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "function"])
+def test_gradients_raise(fast_model: Any, graph: bool) -> None:
+    def gradient(x: Any) -> Any:
+        with tensorflow.GradientTape() as tape:
+            tape.watch(x)
+            y = fast_model(x)
+        return tape.gradient(y, x)
+
+    with pytest.raises(RuntimeError, match="only infer: no gradient flows through them"):
+        (tensorflow.function(gradient) if graph else gradient)(tensorflow.constant(images()))
+    for refused in (lambda: fast_model.fit(images()), lambda: fast_model(images(), training=True)):
+        with pytest.raises(RuntimeError, match="only infer"):
+            refused()
+    with pytest.raises(RuntimeError, match="save or export the original model"):
+        fast_model.save("net.keras")
+
+
+def other_layers() -> Any:
+    """What Keras models have beside the Inception nets' own layers, uneven SAME padding included."""
+    layers = keras.layers
+    x = image = keras.Input((18, 15, 3))
+    x = x / 127.5 - 1.0
+    x = layers.Rescaling(2.0, 0.5)(x)
+    x = layers.Conv2D(8, 4, strides=(2, 1), padding="same", activation="relu")(x)
+    y = layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2)(x)
+    y = layers.BatchNormalization()(y)
+    y = layers.ReLU(6.0)(y)
+    z = layers.SeparableConv2D(16, 5, strides=2, padding="same", activation="silu")(x)
+    x = layers.Multiply()([y, layers.Add()([y, z, z])])
+    x = layers.Concatenate()([layers.MaxPooling2D(3, 2, "same")(x), layers.AveragePooling2D(3, 2, "same")(x)])
+    x = layers.SpatialDropout2D(0.5)(layers.Conv2D(6, 3, groups=2)(layers.ZeroPadding2D(((1, 0), (2, 1)))(x)))
+    rows = layers.Concatenate()([layers.Flatten()(x), layers.GlobalMaxPooling2D()(x)])
+    inner = keras.Sequential([keras.Input((rows.shape[-1],)), layers.Dense(9, "tanh"), layers.UnitNormalization()])
+    rows = layers.Dropout(0.5)(inner(rows))
+    return keras.Model(image, [x, layers.Softmax()(layers.Dense(3)(rows))])
+
+
+def test_other_layers_and_several_outputs() -> None:
+    model = other_layers()
+    x = np.random.default_rng(3).uniform(0, 255, (2, 18, 15, 3)).astype(np.float32)
+    found, wanted = tf.optimize(model)(x), model(x, training=False)
+    assert [tuple(y.shape) for y in found] == [tuple(y.shape) for y in wanted]
+    for y, expected in zip(found, wanted, strict=True):
+        assert_same(y, expected)
+
+
+def test_optimize_refuses() -> None:
+    image = keras.Input((8, 8, 3))
+    with pytest.raises(ValueError, match=r"layer 'odd' \(Conv2DTranspose\): no native form; allowed: Activation, Add"):
+        tf.optimize(keras.Model(image, keras.layers.Conv2DTranspose(4, 3, name="odd")(image)))
+    with pytest.raises(ValueError, match=r"'gelu'; allowed: linear, relu"):
+        tf.optimize(keras.Model(image, keras.layers.Conv2D(4, 3, activation="gelu")(image)))
+    small = keras.Model(image, tf.ConvBNReLU(4, 3)(image))
+    with pytest.raises(ValueError, match="dtype='half of it'; allowed: None, 'float32', 'bfloat16'"):
+        tf.optimize(small, "half of it")
+    with pytest.raises(ValueError, match="optimised already"):
+        tf.optimize(tf.optimize(small))
+    with pytest.raises(TypeError, match=r"model of type Linear; allowed: keras\.Model"):
+        tf.optimize(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
