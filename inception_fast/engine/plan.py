@@ -32,7 +32,6 @@ from .memory import Lifetime, place
 from .native import Map, Native, Reasons, conv_spec, pool_spec
 from .segment import NativeItem, segment
 
-
 PAGE = 4096  # bytes; lines this far apart share a set of the level 1 cache
 
 

@@ -139,15 +139,23 @@ def relative_error(y: Tensor, reference: Tensor) -> float:
 
 
 def compare(
-    case: Case, subject: Subject, peers: Sequence[Runtime], threads: int, plan: Plan, limit: float, watch: Watch
+    case: Case,
+    subject: Subject,
+    peers: Sequence[Runtime],
+    threads: int,
+    plan: Plan,
+    limit: float,
+    watch: Watch,
+    ours: Runtime | None = None,
 ) -> list[Row]:
     """The rows of one case, ours first; `limit` is the number of seconds a peer may take to build the network.
 
+    `ours` is another way to call this package, of the same name, such as under TensorFlow.
     Without a right answer of ours nothing is timed: there is nothing to compare with.
     """
     with torch.inference_mode():
         rows, runners = [], {}
-        for step, runtime in enumerate([Ours(), *peers]):
+        for step, runtime in enumerate([ours or Ours(), *peers]):
             watch.stage(f"{case}: building {runtime.name}")
             row, built = _ready(runtime, case, subject, threads, limit)
             rows.append(row)

@@ -1,0 +1,203 @@
+"""Times `inception_fast.tf.optimize` beside Keras on TensorFlow: model(x), tf.function and jit_compile=True.
+
+    python benchmarks/keras_models.py inception_v3 --batch 1,16 --dtype float32,bfloat16 --out keras-results
+
+Each of them in the faster of two forms: as it is, and with batch norm folded. Photographs, calibrated random weights,
+outputs proved against float64 before anything is timed, all runtimes of a case in turns: what `inception-fast bench`
+does, by the same code. Writes OUT/bench.json with its provenance; the cases are called "<model> in Keras". A case of
+ours that is wrong makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import inception_fast as fast
+from inception_fast.images import prepare_batch, sample_photos
+from inception_fast.measure import compare as comparison
+from inception_fast.measure.compare import Case, Subject
+from inception_fast.measure.flops import layers, totals
+from inception_fast.measure.machine import provenance
+from inception_fast.measure.peers import Built
+from inception_fast.measure.results import write_json
+from inception_fast.measure.timer import Plan, interleave, summarise
+from inception_fast.weights._tensorflow import load_tensorflow
+
+MODELS = ("inception_v3", "inception_v4", "inception_resnet_v2")
+DTYPES = ("float32", "bfloat16")
+TRIAL = Plan(seconds=1e-6, least=3, most=3, warmup=1)
+Call = Callable[[Any], Any]
+
+
+def keras_net(model: nn.Module, x: Tensor) -> Any:
+    return fast.tf.from_torch(model, (*x.shape[2:], x.shape[1]))
+
+
+def tensor(x: Tensor, dtype: str = "float32") -> Any:
+    tf = load_tensorflow()
+    return tf.cast(tf.constant(x.permute(0, 2, 3, 1).contiguous().numpy()), dtype)
+
+
+def as_torch(y: Any) -> Tensor:
+    tf = load_tensorflow()
+    return torch.from_numpy(tf.cast(y, "float32").numpy())
+
+
+def in_dtype(model: Any, dtype: str) -> Any:
+    """A copy whose weights and activations are of `dtype`: faster than mixed precision, which casts at each call."""
+    import keras
+
+    if dtype == "float32":
+        return model
+
+    def clone(layer: Any) -> Any:
+        return type(layer).from_config(layer.get_config() | {"dtype": dtype})
+
+    twin = keras.models.clone_model(model, clone_function=clone)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+class Ours:
+    """`inception_fast.tf.optimize` under eager code."""
+
+    name, package = "inception_fast", "inception-fast"
+
+    def reasons(self, dtype: str) -> list[str]:
+        return []
+
+    def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
+        fast_model = fast.tf.optimize(keras_net(model, x), dtype)
+
+        def bind(x: Tensor) -> Callable[[], Any]:
+            feed = tensor(x)
+            return lambda: fast_model(feed)
+
+        return Built(bind, as_torch)
+
+
+class Keras:
+    """A way to call the Keras model, in the faster of two forms: as it is, and with batch norm folded."""
+
+    package = "tensorflow"
+
+    def __init__(self, name: str, wrap: Callable[[Any], Call]) -> None:
+        self.name, self.wrap = name, wrap
+
+    def reasons(self, dtype: str) -> list[str]:
+        return []
+
+    def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
+        plain = keras_net(model, x)
+        forms = {"plain": plain, "batch norm folded": fast.tf.fold_batch_norm(plain)}
+        calls = {name: self.wrap(in_dtype(form, dtype)) for name, form in forms.items()}
+
+        def bind(x: Tensor, name: str) -> Callable[[], Any]:
+            feed = tensor(x, dtype)
+            # A result on the CPU is complete when the call returns.
+            return lambda: calls[name](feed)
+
+        trial = interleave({name: bind(x, name) for name in calls}, TRIAL)
+        best = min(calls, key=lambda name: summarise(trial[name]).median)
+        return Built(lambda x: bind(x, best), as_torch, best)
+
+
+def peers() -> list[Keras]:
+    tf = load_tensorflow()
+
+    def inference(model: Any) -> Call:
+        return lambda x: model(x, training=False)
+
+    return [
+        Keras("keras", inference),
+        Keras("tf.function", lambda model: tf.function(inference(model))),
+        Keras("jit_compile", lambda model: tf.function(inference(model), jit_compile=True)),
+    ]
+
+
+class Quiet:
+    """Says on standard error what is being done."""
+
+    def stage(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def done(self, fraction: float) -> None:
+        pass
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=list(MODELS))
+    parser.add_argument("--batch", type=lambda text: [int(n) for n in text.split(",")], default=[1, 16])
+    parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES))
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--build-limit", type=float, default=600.0, metavar="S")
+    parser.add_argument("--quick", action="store_true", help="three rounds: shows that it works, not how fast")
+    parser.add_argument("--out", type=Path, default=Path("keras-results"))
+    args = parser.parse_args(argv)
+    for name, allowed in ((args.models, fast.list_models()), (args.dtype, DTYPES)):
+        unknown = [value for value in name if value not in allowed]
+        if unknown:
+            parser.error(f"{', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return args
+
+
+def subject(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = fast.create_model(name, convention="tf").eval()
+    config = model.data_config
+    if size:
+        config = replace(config, input_size=(3, size, size))
+    images = prepare_batch((photo.image for photo in sample_photos()), config)
+    comparison.calibrate(model, images)
+    return model, images
+
+
+def main(argv: list[str]) -> int:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    tf = load_tensorflow()
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    plan = Plan(seconds=1.0, least=3, most=3, warmup=1) if args.quick else Plan()
+    rows, work = [], {}
+    for name in args.models:
+        model, images = subject(name, args.image_size)
+        macs, params = totals(layers(model, images[:1]))
+        work[f"{name} in Keras"] = {"macs": macs, "params": params, "image_size": images.shape[-1]}
+        for batch in args.batch:
+            inputs = comparison.batches(images, batch)
+            about = Subject(model, inputs, comparison.truth(model, inputs))
+            for dtype in args.dtype:
+                case = Case(f"{name} in Keras", batch, dtype)
+                found = comparison.compare(
+                    case, about, peers(), args.threads, plan, args.build_limit, Quiet(), ours=Ours()
+                )
+                for row in found:
+                    values = (row.runtime, row.median_ms, row.rel_error, row.ratio, row.status, row.note)
+                    print(*values, sep="\t", flush=True)
+                rows += found
+    args.out.mkdir(parents=True, exist_ok=True)
+    origin = provenance(args.threads, argv) | {"command": " ".join(["python", "benchmarks/keras_models.py", *argv])}
+    write_json(
+        args.out / "bench.json",
+        {
+            "provenance": origin | {"images": [photo.name for photo in sample_photos()], "weights": "random"},
+            "models": work,
+            "rows": [row.as_json() for row in rows],
+        },
+    )
+    return 1 if any(row.runtime == Ours.name and row.status != "ok" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
