@@ -25,10 +25,14 @@ COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.spl
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the examples run in, with a photo as the commands expect."""
+    """The folder that the examples run in, with a photo and two folders of images as the commands expect."""
     folder = tmp_path_factory.mktemp("readme")
     pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.jpg")
+    for name in ("generated", "real"):
+        (folder / name).mkdir()
+        for i in range(2):
+            Image.fromarray(np.roll(pixels, i + len(name), axis=2) // (i + 1)).save(folder / name / f"{i}.jpg")
     return folder
 
 

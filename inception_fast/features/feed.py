@@ -94,7 +94,8 @@ def feed(
 ) -> Iterator[Prepared]:
     """The images of `indices` in their order. `workers` processes decode, or else `threads` of this one, or none.
 
-    At most AHEAD batches for each worker are in memory. Raises ValueError where shared memory is too small for them.
+    At most AHEAD batches for each worker are in memory. Raises ValueError where shared memory is too small for them,
+    ChildProcessError, an OSError, where one of the processes dies.
     """
     if threads and not workers:
         yield from _feed_threads(Images(source, prepare), Batches(indices, batch_size), threads)
@@ -109,7 +110,14 @@ def feed(
         num_workers=workers,
         **options,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a decoding process died ({str(error).splitlines()[0]}); what is written stays, run the same command again"
+        ) from error
 
 
 def _feed_threads(images: Images, batches: Batches, threads: int) -> Iterator[Prepared]:
