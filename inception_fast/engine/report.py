@@ -13,6 +13,7 @@ from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
 from .program import Interpreted, Planned
+from .slices import Sliced
 
 if TYPE_CHECKING:
     from .session import Captured
@@ -147,6 +148,8 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
             "buffer_bytes": sum(b.bytes for b in program.buffers),
             "packed_bytes": executable.packed_bytes,
         }
+        if isinstance(executable, Sliced):
+            counts |= {"slices": executable.slices}  # calls; the other counts are those of one
     return counts
 
 

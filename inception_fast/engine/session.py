@@ -20,6 +20,7 @@ from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
 from .program import DTYPES, ArenaPool, Compiled, Interpreted, Planned, same_weights
+from .slices import Sliced, images_at_a_time
 
 if TYPE_CHECKING:
     from .gpu_session import GpuSession
@@ -104,11 +105,27 @@ class Session:
             return self._make_on_gpu(leaves)
         captured = self._capture(leaves)
         if self.backend == "cpu":
-            program = self._lower(captured.graph, leaves)
-            return Compiled(program, self._pool, self._like(program)), captured
+            return self._compile(captured, leaves), captured
         return Interpreted(
             captured.graph, torch.float64 if self.backend == "reference" else DTYPES[self.dtype]
         ), captured
+
+    def _compile(self, captured: Captured, leaves: Sequence[Any]) -> Runnable:
+        program = self._lower(captured.graph, leaves)
+        like = self._like(program)
+        step = images_at_a_time(program) if captured.raw.dynamic else None
+        batch = self.signature.batch_of(leaves)
+        if step is None or step >= batch:
+            return Compiled(program, self._pool, like)
+        main = Compiled(self._lower(captured.graph, self._first(leaves, step)), self._pool, like)
+        left = batch % step
+        rest = Compiled(self._lower(captured.graph, self._first(leaves, left)), self._pool, main) if left else None
+        return Sliced(main, rest, batch, step)
+
+    def _first(self, leaves: Sequence[Any], count: int) -> list[Any]:
+        batch = self.signature.batch_of(leaves)
+        batched = [isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch for x in leaves]
+        return [x[:count] if is_batched else x for x, is_batched in zip(leaves, batched, strict=True)]
 
     def _make_on_gpu(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
         from .gpu_session import GpuSession, on_cpu
@@ -122,7 +139,8 @@ class Session:
 
     def _like(self, program: Program) -> Compiled | None:
         """A program whose packed weights this one can share."""
-        made = (e for e, _ in self.programs().values() if isinstance(e, Compiled))
+        runnables = (e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values())
+        made = (e for e in runnables if isinstance(e, Compiled))
         return next((m for m in made if same_weights(m.program, program)), None)
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
