@@ -11,6 +11,7 @@ from inception_fast.kernels.triton import catalogue, offline
 from inception_fast.kernels.triton.catalogue import Entry
 from inception_fast.kernels.triton.configs import Config
 
+from inception_fast import dispatch
 from inception_fast.cli import main
 
 ENTRIES = list(catalogue.entries())
@@ -90,7 +91,11 @@ def test_the_command_prints_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert table[0].split()[:3] == ["kernel", "config", "registers"] and "HGMMA:" in table[1]
 
 
-def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--arch", "sm_42"], ["no_such_kernel"]):
+def test_the_command_refuses_what_it_does_not_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = dispatch.Unavailable("no NVIDIA driver")
+    monkeypatch.setattr(dispatch, "backend_status", lambda: dict.fromkeys(dispatch.BACKENDS, nothing))
+    for words in (["--arch", "sm_42"], ["no_such_kernel"], ["--tune", "no_such_model"], ["--tune", "inception_v1"]):
         assert main(["kernels", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -18,7 +18,7 @@ from timing import device_seconds, host_seconds, summary
 from torch import Tensor
 
 from inception_fast.backends import triton_gpu
-from inception_fast.measure.compare import BUDGET, PEER_SHARE
+from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 
 PAIR_SIZES = {
     "v3_192": (192, 192, 192),
@@ -37,7 +37,7 @@ def layer_spec(name: str, n: int, dtype: str) -> ConvSpec:
 
 def draw(spec: ConvSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x in channels_last, weight, scale and shift; random, since zeros shift clocks."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     kind = getattr(torch, spec.dtype)
     x = torch.randn(spec.n, spec.c, spec.h, spec.w, device=DEVICE, generator=generator).to(kind)
     weight = torch.randn(spec.oc, spec.c, spec.kh, spec.kw, device=DEVICE, generator=generator)
@@ -137,8 +137,9 @@ def network_rows(model: str, n: int, dtype: str) -> list[dict[str, Any]]:
     kind = getattr(torch, dtype)
     torch.manual_seed(0)
     net = fast.create_model(model).eval()
-    size = net.data_config["input_size"][-1] if hasattr(net, "data_config") else 299
+    size = net.data_config.input_size[-1]
     x = torch.randn(n, 3, size, size, device=DEVICE)
+    calibrate(net, x[:2].cpu())
     with torch.inference_mode():
         wanted = fast.create_model(model).eval().to(DEVICE, torch.float64)
         wanted.load_state_dict({k: v.to(DEVICE) for k, v in net.state_dict().items()})
@@ -154,7 +155,7 @@ def network_rows(model: str, n: int, dtype: str) -> list[dict[str, Any]]:
         "compile": lambda: (lambda m: lambda: m(given).clone())(torch.compile(peer, mode="max-autotune")),
     }
     calls, rows = {}, {}
-    with torch.inference_mode():
+    with torch.no_grad():
         for runtime, make in makers.items():
             row: dict[str, Any] = {"model": model, "batch": n, "dtype": dtype, "runtime": runtime}
             try:

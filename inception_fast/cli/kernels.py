@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
-from .common import OK, WRONG, CommandError, add_json, choice, note, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, choice, comma_list, integer, note, print_json, serving
 
 ARCHES = ("sm_80", "sm_90a", "sm_100a")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +21,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 on a spill or a missing tensor-core instruction"
     )
+    parser.add_argument("--tune", metavar="MODEL", help="on a GPU: find MODEL's fastest tiles, keep them in the cache")
+    parser.add_argument("--batch", type=comma_list(integer(1, 65536)), default=[1, 32], help="batches to tune (1,32)")
+    parser.add_argument("--dtype", type=choice(DTYPES), default="bfloat16", help=f"one of {', '.join(DTYPES)}")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """A row a kernel and configuration; spills and missing tensor-core instructions are named on standard error."""
+    if args.tune is not None:
+        return tune(args)
     with serving("kernels"):
         from ..kernels.triton import catalogue
 
@@ -44,6 +50,29 @@ def run(args: argparse.Namespace) -> int:
     for line in wrong:
         note(line)
     return WRONG if wrong and args.check else OK
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Times tiles for every convolution of a model and prints the cache file, or the rows that it gained."""
+    from .. import create_model
+
+    with serving(f"--tune {args.tune}"):
+        from ..engine.gpu_tune import tune_model
+
+        model: Any = create_model(args.tune).eval()
+        shapes = [(batch, *model.data_config.input_size) for batch in args.batch]
+        rows = []
+
+        def progress(done: int, count: int, row: Any) -> None:
+            note(f"{done}/{count} m={row.m} oc={row.oc} k={row.k}: {row.config}, {row.seconds * 1e6:.1f} us")
+            rows.append(row._asdict() | {"config": str(row.config)})
+
+        try:
+            file = tune_model(model, shapes, args.dtype, progress)
+        except RuntimeError as error:
+            raise CommandError(f"--tune {args.tune}: {error}") from error
+    print_json(rows) if args.json else print(file)
+    return OK
 
 
 def compiled(entries: list[Any], arch: str) -> Iterator[tuple[dict[str, Any], str]]:

@@ -5,6 +5,7 @@ streams and their waits allow.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from inception_fast.backends.triton_gpu import spec_reasons
 from inception_fast.engine import optimize
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
+from inception_fast.engine.gpu_tune import wanted_specs
 from inception_fast.engine.plan import Program, lower
 from inception_fast.engine.report import make_report
 from inception_fast.engine.session import Session
@@ -161,6 +163,15 @@ def test_weights_are_packed_once_for_all_batches() -> None:
     other = lower(captured.graph, [numerics.random(1, 3, 31, 31)], spec_reasons, "float32")
     GpuCompiled(other, packs, big)
     assert packs.bytes == before
+
+
+def test_tiles_are_looked_up_for_every_convolution_but_the_stem() -> None:
+    _, program, _ = block(1, "float32")
+    looked_up: list[ConvSpec] = []
+    compiled = GpuCompiled(program, Packs(DEVICE), lambda spec: looked_up.append(spec) or big(spec))  # type: ignore
+    specs = wanted_specs(compiled.plan.tasks)
+    asked = {replace(spec, residual=False) for spec in looked_up if spec.c > 3}
+    assert specs and set(specs) == asked
 
 
 def test_what_has_no_step_is_named() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from inception_fast.kernels.spec import ConvSpec
-from inception_fast.kernels.triton import tune
+from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.launch import Launch
 
 import numerics
+from inception_fast.engine import gpu_tune
 
 from .maps import DEVICE
 
@@ -53,3 +57,12 @@ def test_what_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ampere_has_no_tma() -> None:
     assert {config.form for config in tune.proposals(SPEC, "sm_80")} == {"pointer"}
+
+
+def test_what_was_tuned_replaces_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    first, second = (tune.row_of(SPEC, "sm_90", Config(block_k=k), k * 1e-6) for k in (32, 64))
+    other = tune.row_of(replace(SPEC, n=2), "sm_90", Config(), 1e-6)
+    for row in (first, other, second):
+        gpu_tune.keep(file, row)
+    assert configs.read(file) == [other, second]
