@@ -32,9 +32,8 @@ from inception_fast.features.stream import Clock, stream
 from inception_fast.images import sample_photos
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json
-from numerics import FEATURES_MAX
+from numerics import BF16_FEATURES, FEATURES_MAX
 
-BF16_FEATURES = 2e-2  # relative L2: 94 layers of one rounding each, 94^0.5 * 1.7e-3
 Job = Callable[[], np.ndarray]
 
 

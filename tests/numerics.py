@@ -172,6 +172,8 @@ NET_MAX = 1e-5
 REWRITE_MAX = 1e-12
 # Features of the FID network are means of 64 positive values out of 94 such layers: the same budget as the logits'.
 FEATURES_MAX = NET_MAX
+# In bfloat16 each of those layers rounds once, and independent errors add in squares: 94^0.5 * BF16_REL_L2.
+BF16_FEATURES = 94**0.5 * BF16_REL_L2
 # FID from the same float64 statistics: eigenvalues of S1 S2 by a general solver err by sqrt(width) * 2^-53 of the
 # largest one, and a root makes 1e-15 of a small one 3e-8 of it; the traces cancel a further digit or two.
 FID_REL = 1e-6

@@ -18,7 +18,7 @@ import torch
 
 import inception_fast as fast
 from checkout import ROOT
-from inception_fast.cli import main
+from inception_fast.cli import main, progress
 from inception_fast.features import feed as feeding
 from inception_fast.features.extractors import ConfigPrepare, FidPrepare, Recipe
 from inception_fast.features.feed import Failure
@@ -26,7 +26,7 @@ from inception_fast.features.run import extract
 from inception_fast.features.shards import find_features, read_features
 from inception_fast.features.sources import open_source
 from inception_fast.features.stream import stream
-from pictures import TinyExtractor, encoded, write_folder
+from pictures import TinyExtractor, TinyPrepare, encoded, write_folder
 
 COUNT = 23
 
@@ -67,6 +67,41 @@ def test_rows_are_the_images_in_order_whatever_the_batch(photos: Path, tmp_path:
     wanted = np.concatenate([part.values for part in stream(source, TinyExtractor(), batch_size=5)])
     assert np.array_equal(np.array(rows["feature"], np.float32), wanted) and len({*map(tuple, wanted)}) == COUNT
     assert np.array_equal(np.concatenate(list(read_features(find_features(str(out))))), wanted)
+
+
+def test_threads_decode_in_order_and_not_far_ahead(photos: Path) -> None:
+    class Counting(TinyPrepare):
+        done = 0
+
+        def __call__(self, image: Any) -> Any:
+            Counting.done += 1
+            return super().__call__(image)
+
+    extractor, source = TinyExtractor(), open_source(str(photos))
+    wanted = np.concatenate([part.values for part in stream(source, extractor, batch_size=2)])
+    extractor.prepare = Counting()
+    found = []
+    for part in stream(source, extractor, batch_size=2, threads=1):
+        found.append(part.values)
+        assert Counting.done <= 2 * (len(found) + feeding.AHEAD + 1), "memory would follow the number of images"
+    assert np.array_equal(np.concatenate(found), wanted)
+
+
+def test_progress_counts_images_of_this_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no terminal: a line now and then, with the rate and the time left."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.Counter("features") as counter:
+        counter.start(100, 400)
+        for _ in range(5):
+            now[0] += 4
+            counter.add(20, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "features: 100 of 400 images are there",
+        "features: 160/400 images, 5.0 images/s, 48 s left, 3 unreadable",
+    ]
 
 
 def test_unreadable_images_are_listed_with_the_reason(photos: Path, tmp_path: Path) -> None:

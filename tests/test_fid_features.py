@@ -18,7 +18,7 @@ import references
 from inception_fast.features.batching import batches
 from inception_fast.fid import InceptionFeatures, register_with_torch_fidelity
 from inception_fast.fid.resize import prepare, resize_like_tensorflow1
-from numerics import FEATURES_MAX, NET_SCORE_REL
+from numerics import BF16_FEATURES, FEATURES_MAX, NET_SCORE_REL, rel_l2
 
 SIZES = [(299, 299), (32, 32), (5, 701), (400, 299), (1, 1)]
 """As is, larger, both ways at once, one way only, and a single pixel."""
@@ -123,6 +123,14 @@ def test_the_same_bits_in_any_batch(features: InceptionFeatures) -> None:
     assert torch.equal(features(images[:7]), together[:7])
     for i in (0, 6, 33, 63):
         assert torch.equal(features(images[i : i + 1])[0], together[i])
+
+
+def test_bfloat16_is_close_and_has_the_same_bits_in_any_batch(features: InceptionFeatures, weights: Path) -> None:
+    images = pictures(3, 24, 40)
+    half = InceptionFeatures(weights, torch.bfloat16)
+    together = half(images)
+    assert together.dtype == torch.float32 and torch.equal(half(images[2:])[0], together[2])
+    assert 0 < rel_l2(together, features(images)) <= BF16_FEATURES
 
 
 def test_batches_are_few_kinds() -> None:
