@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from .progress import Meter
 
     if not args.models and not args.cpu_suite:
-        raise CommandError("no models; name some of those that 'inception-fast list' prints, or --cpu-suite")
+        raise CommandError("no MODEL; name some that 'inception-fast list' prints, or --cpu-suite")
     names = _models(args.models)
     peers = _peers(args)
     photos = _photos(args.image)
