@@ -1,7 +1,7 @@
 """Runs TF-slim's own graphs on random weights: real checkpoints, inputs and logits in a folder. A program of its own.
 
 tf_slim needs the legacy Keras, which must be chosen before tensorflow is imported, so it cannot share a process with
-Keras 3. `python slim_graphs.py DIR [NET...]` writes, for each net, DIR/<net>.ckpt* and DIR/<net>.npz with `x<size>`,
+Keras 3. `python slim_graphs.py DIR` writes, for each net, DIR/<net>.ckpt* and DIR/<net>.npz with `x<size>`,
 `logits<size>` (and `aux<size>`).
 """
 
@@ -97,7 +97,7 @@ def main() -> None:
     tf, slim = load_slim()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    for name in sys.argv[2:] or NETS:
+    for name in NETS:
         if name.endswith("_plain"):
             plain_stem(importlib.import_module("tf_slim.nets.inception_v2"))
         run(tf, slim, name, Path(sys.argv[1]))

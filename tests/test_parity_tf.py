@@ -87,6 +87,21 @@ def test_slim_auxiliary_head(slim: Path) -> None:
     assert relative(aux, arrays["aux299"][:, 1:]) <= BUDGET
 
 
+def test_slim_comes_back_from_keras_byte_for_byte(slim: Path, tmp_path: Path) -> None:
+    """All of slim's own model variables, and none besides: checkpoint to torch to Keras to checkpoint."""
+    import tensorflow
+
+    net = fast.create_model("inception_v2", weights=slim / "inception_v2.ckpt", num_classes=1001).eval()
+    model, arrays = fast.tf.from_torch(net), np.load(slim / "inception_v2.npz")
+    assert relative(np.array(model(arrays["x224"], training=False)), arrays["logits224"]) <= BUDGET
+    fast.tf.save_slim(model, tmp_path / "back.ckpt")
+    prefixes = (slim / "inception_v2.ckpt", tmp_path / "back.ckpt")
+    before, after = (tensorflow.train.load_checkpoint(str(prefix)) for prefix in prefixes)
+    names = {n for n in before.get_variable_to_shape_map() if n.rpartition("/")[2] in weights.slim.LEAVES}
+    assert set(after.get_variable_to_shape_map()) == names
+    assert all(before.get_tensor(name).tobytes() == after.get_tensor(name).tobytes() for name in names)
+
+
 def test_slim_paths(slim: Path, tmp_path: Path) -> None:
     """Index, data file and folder stand for the checkpoint, also where its `checkpoint` file names another machine."""
     for file in slim.glob("inception_v1.ckpt.*"):
