@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inception_fast.kernels.triton import catalogue, offline
+from inception_fast.kernels.spec import ConvSpec, PoolSpec
+from inception_fast.kernels.triton import catalogue, convolve, launch, offline
 from inception_fast.kernels.triton.catalogue import Entry
 from inception_fast.kernels.triton.configs import Config
+from inception_fast.kernels.triton.launch import Launch
 
 from inception_fast import dispatch
 from inception_fast.cli import main
@@ -48,6 +50,27 @@ def test_ampere(entry: Entry) -> None:
 def test_blackwell_keeps_float32_exact(entry: Entry) -> None:
     """Triton 3.7 takes TF32 for float32 that came from bytes wherever a tile is large enough for tcgen05."""
     assert offline.complaint(compiled(entry, "sm_100a"), entry.tensor_cores) == ""
+
+
+def single(kind: str) -> list[Launch]:
+    """Launches whose sizes are one wherever they can be: Triton turns such arguments into constants."""
+    half = torch.bfloat16
+    tiny = Config(block_m=32, block_n=32, block_k=32, split=2)
+    if kind == "pool":
+        spec = PoolSpec(1, 1, 8, 1, 1, 3, padding=(0, 0, 1, 1), kind="avg")
+        return launch.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
+    oc, groups = (1, 2) if kind == "group" else (1000, 1)
+    packed = convolve.pack([catalogue._part(oc, 2048, 1, 1)] * groups, half, "meta")
+    outputs = [catalogue.blank(1, 1, 1, oc, half) for _ in range(groups)]
+    config = replace(tiny, form="tma", block_m=64) if kind == "tma" else tiny
+    spec = ConvSpec(1, 1, 1, 2048, oc * groups, 1, 1, dtype="bfloat16")
+    return convolve.convolution(kind, spec, catalogue.blank(1, 1, 1, 2048, half), packed, outputs, config)
+
+
+@pytest.mark.parametrize("kind", ("linear", "group", "tma", "pool"))
+def test_sizes_of_one_compile(kind: str) -> None:
+    for one in single(kind):
+        assert offline.compile_launch(one, "sm_90a").spill_bytes == 0
 
 
 def test_a_spill_is_seen() -> None:
