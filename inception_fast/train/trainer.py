@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..measure.flops import layers, totals
+from ..replace import replace_layers
 from .data import Data, Normalise, evaluation_loader
 from .distributed import SharedDropout, World, wrap
 from .networks import build, scale_weights
@@ -43,6 +44,7 @@ class Trainer:
         self.macs, self.parameters = costs
         if settings.init_scale != 1:
             scale_weights(self.model, settings.init_scale)
+        self.model = replace_layers(self.model)
         self.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.called = wrap(self.model, world, settings.batch_norm)
         self.optimizer = build_optimizer(settings.recipe, self.model)

@@ -1,0 +1,187 @@
+"""One training step, ours beside torch's: times of interleaved rounds, and the memory that a step needs.
+
+    python benchmarks/training_step.py --out DIR [--model inception_v3 --batch 16 --size 139 --dtype float32,bfloat16]
+
+A step is forward, loss, backward and RMSProp's update on a channels_last batch, bfloat16 by autocast. Every runtime is
+a process of its own, so that peak memory can be told, and all of them take turns under the project's timer. Each
+runtime's loss on the first batch is compared with eager's; gradients are compared layer by layer in the tests, since
+those of a fresh network amplify rounding errors in float32 already. Writes DIR/training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("float32", "bfloat16")
+RUNTIMES = ("inception_fast", "eager", "compile")
+# Largest relative distance of the first loss from eager's: rounding that 94 layers of a fresh network amplify, a mean
+# over the batch of losses near log(1000).
+BUDGET = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def build(runtime: str, args: argparse.Namespace, dtype: str) -> tuple[Callable[..., float], Any]:
+    """(a step that returns the loss, the model)."""
+    import torch
+    import torch.nn.functional as F
+
+    import inception_fast as fast
+    from inception_fast.train.optim import RMSpropTF
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model: Any = fast.create_model(args.model, num_classes=1000, drop_rate=0.0)
+    if runtime == "inception_fast":
+        model = fast.replace_layers(model)
+    model = model.to(memory_format=torch.channels_last).train()
+    called = torch.compile(model) if runtime == "compile" else model
+    optimizer = RMSpropTF(model.parameters(), lr=1e-4)
+    x = torch.randn(args.batch, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (args.batch,))
+
+    def step(update: bool = True) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = F.cross_entropy(called(x).float(), labels)
+        loss.backward()
+        if update:
+            optimizer.step()
+        return float(loss.detach())
+
+    return step, model
+
+
+def serve(runtime: str, args: argparse.Namespace, dtype: str, pipe: Connection) -> None:
+    """A runtime's process: its first loss, then a step for each request, last the peak of its memory."""
+    try:
+        step, model = build(runtime, args, dtype)
+        pipe.send(step(update=False))
+        while pipe.recv() == "step":
+            pipe.send(step())
+        import torch
+
+        model.zero_grad(set_to_none=True)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            step(update=False)
+        pipe.send(allocated_peak(profile))
+    except Exception as error:  # told to the parent, which lists it
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def allocated_peak(profile: Any) -> int:
+    """Most bytes of tensors that lived at once in a step, weights and what was there before it left out."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+class Peer:
+    """A runtime's process, seen from here."""
+
+    def __init__(self, runtime: str, args: argparse.Namespace, dtype: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(runtime, args, dtype, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.loss = self._answer()
+
+    def _answer(self) -> Any:
+        answer = self.pipe.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def step(self) -> float:
+        self.pipe.send("step")
+        return float(self._answer())
+
+    def finish(self) -> int:
+        self.pipe.send("end")
+        peak = int(self._answer())
+        self.process.join()
+        return peak
+
+
+def measure(args: argparse.Namespace, dtype: str, runtimes: list[str]) -> list[dict[str, Any]]:
+    from inception_fast.measure.timer import Plan, interleave, noise_floor, sign_test, summarise
+
+    peers = {runtime: Peer(runtime, args, dtype) for runtime in runtimes}
+    base = peers["eager"].loss
+    errors = {name: abs(peer.loss - base) / abs(base) for name, peer in peers.items()}
+    plan = Plan(seconds=args.seconds, least=args.least, most=200)
+    samples = interleave({name: peer.step for name, peer in peers.items()}, plan)
+    ours = summarise(samples[RUNTIMES[0]]).median
+    rows = []
+    for name, peer in peers.items():
+        summary = summarise(samples[name])
+        p_value = None if name == RUNTIMES[0] else sign_test(samples[RUNTIMES[0]], samples[name])
+        rows.append(
+            {
+                "model": args.model,
+                "batch": args.batch,
+                "size": args.size,
+                "dtype": dtype,
+                "runtime": name,
+                "median_ms": 1e3 * summary.median,
+                "iqr_ms": 1e3 * summary.iqr,
+                "rounds": summary.count,
+                "ratio": summary.median / ours,
+                "noise": noise_floor(samples[name]),
+                "p_value": p_value,
+                "loss_error": errors[name],
+                "status": "ok" if errors[name] <= BUDGET[dtype] else "wrong",
+                "peak_bytes": peer.finish(),
+            }
+        )
+    return rows
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="inception_v3")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=139)
+    parser.add_argument("--dtype", default=",".join(DTYPES))
+    parser.add_argument("--against", default="eager,compile", help="eager is always among them")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of measuring for each dtype")
+    parser.add_argument("--least", type=int, default=9, help="rounds")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    return parser.parse_args()
+
+
+def main() -> int:
+    from inception_fast.measure.machine import cores, provenance
+    from inception_fast.measure.results import write_json
+
+    args = arguments()
+    args.threads = args.threads or cores()
+    runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *args.against.split(","))]
+    rows: list[dict[str, Any]] = []
+    for dtype in args.dtype.split(","):
+        if dtype not in DTYPES:
+            raise SystemExit(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+        rows += measure(args, dtype, runtimes)
+    print(f"{'runtime':16}{'dtype':10}{'median ms':>11}{'IQR':>8}{'ratio':>8}{'peak MB':>9}{'loss off':>10}")
+    for row in rows:
+        print(
+            f"{row['runtime']:16}{row['dtype']:10}{row['median_ms']:11.1f}{row['iqr_ms']:8.1f}{row['ratio']:8.3f}"
+            f"{row['peak_bytes'] / 1e6:9.1f}{row['loss_error']:10.1e}"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "training.json", {"rows": rows, "provenance": provenance(args.threads, sys.argv[1:])})
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
