@@ -16,7 +16,7 @@ from inception_fast import create_model, optimize
 from inception_fast.engine import OptimizedModule
 from numerics import BF16_REL_L2, BF16_ROUNDING, NET_BF16_REL_L2, rel_l2
 
-every_tier = pytest.mark.parametrize("tier", cpu.tiers())
+every_tier = pytest.mark.parametrize("tier", (*cpu.tiers(), *cpu.EMULATED))
 every_target = pytest.mark.parametrize("target", cpu.DTYPES)
 HALF = "bfloat16"
 
@@ -114,6 +114,18 @@ def test_models(name: str) -> None:
         assert torch.equal(fast(x), found)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("tier", cpu.EMULATED)
+def test_a_model_on_a_tile_unit(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.ISA_VARIABLE, tier)
+    torch.manual_seed(0)
+    model, x = create_model("inception_v3").eval(), torch.randn(2, 3, 75, 75)
+    fast = optimize(model, x, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found, truth = fast(x), model(x)
+    assert 1e-4 < rel_l2(found, truth.double()) <= NET_BF16_REL_L2
+    assert torch.equal(fast(x[1:]), found[1:])
 
 
 def test_bytes_and_features() -> None:

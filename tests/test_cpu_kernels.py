@@ -18,6 +18,11 @@ from numerics import BF16_REL_L2, FP32_REL_L2, rel_l2
 TIERS = cpu.tiers()
 every_tier = pytest.mark.parametrize("tier", TIERS)
 every_dtype = pytest.mark.parametrize("dtype", cpu.DTYPES)
+# A tile unit takes bfloat16; its float32 kernels are those of the other tiers.
+KERNELS = [("float32", tier) for tier in TIERS] + [("bfloat16", tier) for tier in (*TIERS, *cpu.EMULATED)]
+every_kernel = pytest.mark.parametrize(("dtype", "tier"), KERNELS)
+every_tier_and_emulation = pytest.mark.parametrize("tier", (*TIERS, *cpu.EMULATED))
+TILE_TIERS = [*cpu.EMULATED, *(tier for tier in TIERS if tier.startswith("amx"))]
 
 
 def spec_of(shape: ConvShape, n: int = 1, largest: int = 17) -> ConvSpec:
@@ -35,8 +40,9 @@ def spec_of(shape: ConvShape, n: int = 1, largest: int = 17) -> ConvSpec:
 def test_every_layer_of_the_variants_is_exact(shape: ConvShape, dtype: str) -> None:
     conv = integers(replace(spec_of(shape), dtype=dtype))
     truth = conv.reference()
-    for tier in TIERS:
-        assert torch.equal(conv.run(tier, threads=2).double(), truth), tier
+    for kind, tier in KERNELS:
+        if kind == dtype:
+            assert torch.equal(conv.run(tier, threads=2).double(), truth), tier
 
 
 # One layer per kind of tile: the stem (three channels, merged taps), columns, rows, both, a wide map in several blocks.
@@ -49,8 +55,7 @@ FULL_SIZE = [
 ]
 
 
-@every_tier
-@every_dtype
+@every_kernel
 @pytest.mark.parametrize("spec", FULL_SIZE, ids=lambda s: f"{s.h}x{s.w}-{s.kh}x{s.kw}")
 def test_large_maps_are_exact(tier: str, dtype: str, spec: ConvSpec) -> None:
     conv = integers(replace(spec, dtype=dtype))
@@ -77,8 +82,7 @@ EDGES = {
 }
 
 
-@every_tier
-@every_dtype
+@every_kernel
 @pytest.mark.parametrize("around", [(0, 0), (3, 5)], ids=["dense", "slices"])
 @pytest.mark.parametrize("spec", EDGES.values(), ids=EDGES.keys())
 def test_edge_shapes_are_exact(tier: str, dtype: str, spec: ConvSpec, around: tuple[int, int]) -> None:
@@ -88,23 +92,51 @@ def test_edge_shapes_are_exact(tier: str, dtype: str, spec: ConvSpec, around: tu
     assert torch.equal(conv.run(tier, relu=False, around=around).double(), conv.reference(relu=False))
 
 
-@every_tier
-@every_dtype
+# Sixteen channels of a group are the fewest for a tile unit.
+TILE_EDGES = {
+    "even kernel, one-sided padding": ConvSpec(2, 7, 10, 17, 33, 4, 2, (1, 2), (3, 0, 0, 1)),
+    "stride 3": ConvSpec(2, 17, 23, 22, 12, 3, 5, (3, 3), (0, 2, 1, 0)),
+    "stride beyond the kernel": ConvSpec(2, 12, 13, 20, 4, 2, 1, (5, 4)),
+    "padding beyond the kernel": ConvSpec(1, 4, 4, 40, 9, 2, 2, (1, 1), (5, 4, 3, 6)),
+    "wide kernel on a narrow map": ConvSpec(2, 6, 2, 64, 8, 1, 7, (1, 1), (0, 0, 3, 3)),
+    "strided columns": ConvSpec(2, 11, 12, 33, 9, 1, 5, (2, 3), (0, 0, 2, 1)),
+    "rows of taps in one": ConvSpec(2, 9, 9, 16, 48, 7, 1, (1, 1), (3, 3, 0, 0)),
+    "1x1, padded": ConvSpec(3, 9, 9, 64, 40, 1, 1, (1, 1), (1, 0, 0, 1)),
+    "1x1, strided": ConvSpec(3, 9, 9, 64, 40, 1, 1, (2, 2)),
+    "1x1 in place, groups": ConvSpec(3, 7, 9, 128, 70, 1, 1, groups=2),
+    "groups of odd width": ConvSpec(1, 8, 7, 57, 57, 3, 1, (1, 1), (1, 1, 0, 0), groups=3),
+    "several blocks of an image": ConvSpec(2, 60, 50, 96, 20, 3, 3, (1, 1), (1, 1, 1, 1)),
+    "batch of nothing": ConvSpec(0, 8, 8, 16, 16, 3, 3),
+}
+
+
+@pytest.mark.parametrize("tier", TILE_TIERS)
+@pytest.mark.parametrize("around", [(0, 0), (3, 5)], ids=["dense", "slices"])
+@pytest.mark.parametrize("spec", TILE_EDGES.values(), ids=TILE_EDGES.keys())
+def test_edges_of_a_tile_unit_are_exact(tier: str, spec: ConvSpec, around: tuple[int, int]) -> None:
+    conv = integers(replace(spec, dtype="bfloat16"), residual=True)
+    truth = conv.reference()
+    for threads in (1, 3):
+        assert torch.equal(conv.run(tier, threads, around=around).double(), truth)
+
+
+@every_kernel
 @pytest.mark.parametrize("width", range(1, 70, 4))
 def test_every_tail_of_columns_and_pixels(tier: str, dtype: str, width: int) -> None:
-    conv = integers(ConvSpec(1, 1, width, 6, width, 1, 1, dtype=dtype))
+    conv = integers(ConvSpec(1, 1, width, 18, width, 1, 1, dtype=dtype))
     assert torch.equal(conv.run(tier, around=(1, 2)).double(), conv.reference())
 
 
-@every_tier
+@every_kernel
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("widths", [(64, 48, 96), (1, 40, 31, 2), (15, 17), (3, 3, 3, 3)], ids=str)
-def test_outputs_scatter_to_any_columns(tier: str, widths: tuple[int, ...], groups: int) -> None:
-    spec = ConvSpec(2, 7, 9, 10, sum(widths), 1, 1, groups=groups)
+def test_outputs_scatter_to_any_columns(tier: str, dtype: str, widths: tuple[int, ...], groups: int) -> None:
+    spec = ConvSpec(2, 7, 9, 34, sum(widths), 1, 1, groups=groups, dtype=dtype)
     conv = integers(spec)
     scene = Scene()
-    x = scene.put(conv.x)
-    outputs = tuple(Output(scene.room(2, 7, 9, width, i, 2 * i + 1), i % 2 == 0) for i, width in enumerate(widths))
+    x = scene.put(conv.x, dtype=dtype)
+    rooms = [scene.room(2, 7, 9, width, i, 2 * i + 1, dtype) for i, width in enumerate(widths)]
+    outputs = tuple(Output(room, i % 2 == 0) for i, room in enumerate(rooms))
     scene.steps.append(conv.step(x, outputs))
     memory = scene.run(tier, threads=2)
     truths = conv.reference(relu=False).split(widths, dim=1)
@@ -125,16 +157,16 @@ def test_outputs_share_a_buffer_like_a_concatenation(tier: str) -> None:
     assert torch.equal(found.double(), conv.reference())
 
 
-@every_tier
-def test_a_residual_may_be_replaced_in_place(tier: str) -> None:
-    conv = integers(ConvSpec(2, 6, 6, 20, 19, 1, 1), residual=True)
+@every_kernel
+def test_a_residual_may_be_replaced_in_place(tier: str, dtype: str) -> None:
+    conv = integers(ConvSpec(2, 6, 6, 20, 19, 1, 1, dtype=dtype), residual=True)
     scene = Scene()
-    x, residual = scene.put(conv.x), scene.put(conv.residual, 2, 3)
+    x, residual = scene.put(conv.x, dtype=dtype), scene.put(conv.residual, 2, 3, dtype)
     scene.steps.append(conv.step(x, (Output(residual, True),), residual))
     assert torch.equal(scene.run(tier, threads=3).get(residual).double(), conv.reference())
 
 
-@every_tier
+@every_tier_and_emulation
 @pytest.mark.parametrize(
     "spec",
     [
@@ -166,8 +198,7 @@ INVARIANT = [
 ]
 
 
-@every_tier
-@every_dtype
+@every_kernel
 @pytest.mark.parametrize("spec", INVARIANT, ids=lambda s: f"{s.h}-{s.c}-{s.kh}x{s.kw}")
 def test_bits_depend_on_neither_threads_nor_batch_nor_layout(tier: str, dtype: str, spec: ConvSpec) -> None:
     conv = normals(replace(spec, dtype=dtype))
@@ -192,7 +223,7 @@ def test_tiers_with_fused_multiply_add_agree_bit_for_bit() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@every_tier
+@every_tier_and_emulation
 def test_types_mix(tier: str) -> None:
     """bfloat16 in, float32 out, a float32 residual; and the other way round."""
     for x_type, y_type in (("bfloat16", "float32"), ("float32", "bfloat16")):
@@ -205,20 +236,20 @@ def test_types_mix(tier: str) -> None:
         assert torch.equal(scene.run(tier, threads=2).get(y).double(), truth)
 
 
-@every_tier
+@every_kernel
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("kh", "kw"), [(3, 3), (1, 5), (5, 1)])
-def test_specials_reach_just_the_pixels_that_read_them(tier: str, value: float, kh: int, kw: int) -> None:
-    conv = integers(ConvSpec(2, 9, 11, 5, 20, kh, kw, (1, 1), (kh // 2, kh // 2, kw // 2, kw // 2)))
+def test_specials_reach_just_the_pixels_that_read_them(tier: str, dtype: str, value: float, kh: int, kw: int) -> None:
+    conv = integers(ConvSpec(2, 9, 11, 21, 20, kh, kw, (1, 1), (kh // 2, kh // 2, kw // 2, kw // 2), dtype=dtype))
     conv.x[0, 2, 4, 10] = conv.x[1, 0, 0, 0] = value
     y, truth = conv.run(tier, threads=2), conv.reference()
     torch.testing.assert_close(y.double(), truth, rtol=0, atol=0, equal_nan=True)
     assert 0 < int(y.isfinite().sum()) < y.numel()
 
 
-@every_tier
-def test_weights_that_are_not_finite_spoil_padding_as_in_the_formula(tier: str) -> None:
-    conv = integers(ConvSpec(1, 7, 7, 4, 6, 3, 3, (1, 1), (1, 1, 1, 1)))
+@every_kernel
+def test_weights_that_are_not_finite_spoil_padding_as_in_the_formula(tier: str, dtype: str) -> None:
+    conv = integers(ConvSpec(1, 7, 7, 19, 6, 3, 3, (1, 1), (1, 1, 1, 1), dtype=dtype))
     conv.weight[2, 1, 0, 0] = math.inf
     torch.testing.assert_close(conv.run(tier).double(), conv.reference(), rtol=0, atol=0, equal_nan=True)
 
@@ -229,12 +260,14 @@ FUSED = {
     "one column": (ConvSpec(1, 9, 1, 5, 6, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1), (1, 1, 0, 0)),
     "strided first": (ConvSpec(4, 12, 13, 6, 9, 3, 3, (2, 2), (1, 0, 0, 1)), (5, 1), (2, 2, 0, 0)),
     "1x1 behind": (ConvSpec(5, 5, 5, 6, 9, 1, 3, (1, 1), (0, 0, 1, 1)), (1, 1), (0, 0, 0, 0)),
+    "tiles, 1x7 7x1": (ConvSpec(3, 9, 11, 64, 48, 1, 7, (1, 1), (0, 0, 3, 3)), (7, 1), (3, 3, 0, 0)),
+    "tiles, strided first": (ConvSpec(2, 13, 12, 20, 32, 3, 3, (2, 2), (1, 0, 0, 1)), (1, 7), (0, 0, 3, 3)),
+    "tiles, 1x1 in front": (ConvSpec(2, 9, 8, 64, 96, 1, 1), (1, 3), (0, 0, 1, 1)),
     "nobody": (ConvSpec(0, 5, 5, 6, 9, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1), (1, 1, 0, 0)),
 }
 
 
-@every_tier
-@every_dtype
+@every_kernel
 @pytest.mark.parametrize("case", FUSED)
 def test_a_fused_pair_is_its_two_convolutions_bit_for_bit(tier: str, dtype: str, case: str) -> None:
     spec, kernel, padding = FUSED[case]

@@ -212,7 +212,16 @@ def test_weights_are_copied_whatever_their_strides() -> None:
 
 
 def test_tiers_go_from_slow_to_fast() -> None:
-    assert TIERS[0] == "generic" and set(TIERS) <= {"generic", "avx2", "avx512", "avx512_bf16"}
+    assert TIERS[0] == "generic" and set(TIERS) <= {"generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"}
+
+
+@pytest.mark.parametrize("tier", cpu.EMULATED)
+def test_what_is_emulated_runs_by_name_only(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tier not in TIERS
+    plan, x = chain(), chain_input()
+    assert torch.equal(call(cpu.compile(plan, tier), plan, x)[0], chain_truth(x))
+    monkeypatch.setenv(cpu.ISA_VARIABLE, tier)
+    assert cpu.default_tier() == tier == cpu.compile(plan).tier
 
 
 def test_the_environment_chooses_the_tier(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_the_kernels_refuse_to_be_imported_under_another_name() -> None:
 def test_an_install_runs_a_native_plan(way: str, installed: Callable[[str], Install]) -> None:
     place = installed(way)
     tier, file = place.python(NATIVE_PLAN).split()
-    assert tier in ("generic", "avx2", "avx512")
+    assert tier in ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16")
     assert not Path(file).is_relative_to(ROOT)
     assert Path(file).is_relative_to(place.root) == (way != "editable")
 
@@ -253,12 +253,22 @@ def test_only_the_tiers_use_what_the_processor_may_lack(objects: dict[str, Path]
     """A wheel is built on one machine and run on another: outside a tier's own file nothing may need AVX."""
     for name, path in objects.items():
         found = vex(disassembled(path))
-        if name.startswith("tier_avx"):
+        if name.startswith(("tier_avx", "tier_amx_bf16")):
             assert found, f"{name} holds no AVX instruction: the check is blind"
         else:
             assert not found, f"{name}: {found[:5]}"
     if "tier_avx2.cpp" in objects:
         assert "%zmm" not in disassembled(objects["tier_avx2.cpp"])
+
+
+def test_the_tile_unit_is_used_by_its_tier_alone(objects: dict[str, Path]) -> None:
+    """The tests run an emulation of it: that the tier itself multiplies with it is seen in its code."""
+    if "tier_amx_bf16.cpp" not in objects:
+        pytest.skip("a build for another processor")
+    for name, path in objects.items():
+        code = disassembled(path)
+        for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
+            assert (instruction in code) == (name == "tier_amx_bf16.cpp"), f"{instruction} in {name}"
 
 
 def test_the_linker_cannot_swap_the_code_of_two_tiers(objects: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .common import OK, add_json, one_line, print_json
 
-TIERS = ("generic", "avx2", "avx512")
+TIERS = ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -24,10 +24,12 @@ struct Tiers {
 const BatchNormTier &kernels_of(const Tier &tier) {
   const Tiers known[] = {
       {&generic_tier, &generic_batch_norm},
+      {&amx_emulated_tier, &generic_batch_norm},
 #ifdef INCEPTION_FAST_X86
       {&avx2_tier, &avx2_batch_norm},
       {&avx512_tier, &avx512_batch_norm},
       {&avx512_bf16_tier, &avx512_bf16_batch_norm},
+      {&amx_bf16_tier, &avx512_bf16_batch_norm},
 #endif
   };
   for (const Tiers &each : known)

@@ -71,6 +71,9 @@ const Tier &tier_named(const std::string &name) {
       return *tier;
     allowed += (allowed.empty() ? "" : ", ") + std::string(tier->name);
   }
+  for (const Tier *tier : emulated_tiers())
+    if (name == tier->name)
+      return *tier;
   throw std::invalid_argument("tier '" + name + "'; this machine can run: " + allowed);
 }
 

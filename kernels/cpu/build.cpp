@@ -169,14 +169,15 @@ std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<Output
 // The panels, the chunks and how threads and tiles walk them.
 void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &ranges) {
   const Tier &tier = *plan_->tier_;
+  // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
+  op.columns = op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
+  lay_out_rows(op, tier.k_multiple);
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
   plan_->chunks_.push_back(chunks_of(op.x.type, op.c / op.groups, op.kh * op.kw));
   op.panels = plan_->panels_.back().data();
   op.chunks = plan_->chunks_.back().data();
   op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
   op.chunk_count = static_cast<int32_t>(plan_->chunks_.back().size());
-  // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
-  op.columns = op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
   // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
   int64_t x = int64_t(op.n) * op.h * op.w * op.c, pixels = int64_t(op.n) * op.oh * op.ow;
   op.by_panel = weight_count(op) > x || pixels < 64 * tier.rows;
@@ -354,7 +355,7 @@ std::vector<int64_t> Builder::packing() const {
   std::vector<int64_t> out;
   for (const Packing &packing : packings_) {
     const ConvOp &op = packed_op(packing);
-    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type)});
+    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
   }

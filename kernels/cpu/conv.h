@@ -14,6 +14,7 @@
 // pass.
 #pragma once
 
+#include "sink.h"
 #include "spec.h"
 
 namespace inception_fast::cpu {
@@ -49,10 +50,6 @@ template <class X> inline int32_t packed_channels(const ConvOp &op) {
   return sizeof(X) == sizeof(bf16) ? (channels + 1) / 2 * 2 : channels;
 }
 
-inline void *base_of(const Call &call, const View &view) {
-  return view.buffer == LOCAL ? call.local : call.bases[view.buffer];
-}
-
 inline int64_t tile_count(const ConvOp &op) { return ceil_div(int64_t(op.n) * op.oh * op.ow, Isa::rows); }
 
 inline int64_t segments_per_tile(const ConvOp &op) {
@@ -86,7 +83,7 @@ template <class X> inline size_t lay_out(const ConvOp &op, unsigned char *scratc
   return at;
 }
 
-size_t conv_scratch(const ConvOp &op) {
+inline size_t conv_scratch(const ConvOp &op) {
   if (op.x.type == Type::bfloat16) {
     Block<bf16> block;
     return lay_out(op, nullptr, block);
@@ -184,48 +181,14 @@ template <class X> inline void build(const ConvOp &op, const X *x, int64_t tile0
 }
 
 // One chunk of one panel over some tiles of a block.
-template <class X, class Y> struct Job {
+template <class X, class Y> struct Job : Sink<Y> {
   const Block<X> *block;
   int32_t begin, begin_pitch; // this chunk's column of block->begin
   const X *weights;
-  const float *scale, *shift;
-  Y *y;
-  const void *residual;
-  int64_t y_pitch, residual_pitch;
-  float residual_scale;
   const char *ahead; // the weights after this chunk's, of which every tile from tile0 on asks for its share
   int64_t ahead_step, tile0;
-  int width;
-  bool relu, first, last, residual_half;
+  bool first, last;
 };
-
-template <class T> inline Isa::V read(const T *p, int v, int width) {
-  int count = width - v * Isa::lanes;
-  return count < Isa::lanes ? Isa::load_some(p + v * Isa::lanes, count) : Isa::load(p + v * Isa::lanes);
-}
-
-template <class X, class Y> inline Isa::V residual_at(const Job<X, Y> &job, int64_t pixel, int v) {
-  int64_t at = pixel * job.residual_pitch;
-  return job.residual_half ? read(static_cast<const bf16 *>(job.residual) + at, v, job.width)
-                           : read(static_cast<const float *>(job.residual) + at, v, job.width);
-}
-
-template <int NV, class X, class Y> inline void finish(const Job<X, Y> &job, int64_t pixel, const Isa::V (&sum)[NV]) {
-  Y *y = job.y + pixel * job.y_pitch;
-#pragma GCC unroll 2
-  for (int v = 0; v < NV; ++v) {
-    Isa::V value = Isa::fma(sum[v], Isa::load(job.scale + v * Isa::lanes), Isa::load(job.shift + v * Isa::lanes));
-    if (job.residual)
-      value = Isa::fma(Isa::set(job.residual_scale), value, residual_at(job, pixel, v));
-    if (job.relu)
-      value = Isa::relu(value);
-    int count = job.width - v * Isa::lanes;
-    if (count < Isa::lanes)
-      Isa::store_some(y + v * Isa::lanes, value, count);
-    else
-      Isa::store(y + v * Isa::lanes, value);
-  }
-}
 
 // sum += x[:, k] * w[k, :]
 template <int R, int NV> inline void step(const float *const (&x)[R], int64_t k, const float *w, Isa::V (&sum)[R][NV]) {
@@ -349,7 +312,7 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
       const int64_t *pixels = block.pixels + tile * Isa::rows;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        finish<NV>(job, pixels[r], sum[r]);
+        finish<NV, Y>(job, pixels[r], sum[r], Columns<NV>(job.scale), Columns<NV>(job.shift));
     } else {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
@@ -384,23 +347,11 @@ inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, co
   int64_t columns = int64_t(panel.vectors) * Isa::lanes;
   int64_t depth = int64_t(op.kh) * op.kw * packed_channels<X>(op);
   Job<X, Y> job;
+  job.weights = reinterpret_cast<const X *>(op.packed + panel.packed);
+  static_cast<Sink<Y> &>(job) =
+      sink_of<Y>(op, call, panel, reinterpret_cast<const float *>(job.weights + depth * columns));
   job.block = &block;
   job.begin_pitch = op.chunk_count + 1;
-  job.weights = reinterpret_cast<const X *>(op.packed + panel.packed);
-  job.scale = reinterpret_cast<const float *>(job.weights + depth * columns);
-  job.shift = job.scale + columns;
-  job.y = static_cast<Y *>(base_of(call, panel.y)) + panel.y.offset;
-  job.y_pitch = panel.y.pitch;
-  job.residual = nullptr;
-  job.residual_half = op.residual.type == Type::bfloat16;
-  if (op.residual.buffer >= 0) {
-    int64_t offset = (op.residual.offset + panel.column) * (job.residual_half ? sizeof(bf16) : sizeof(float));
-    job.residual = static_cast<const char *>(call.bases[op.residual.buffer]) + offset;
-  }
-  job.residual_pitch = op.residual.pitch;
-  job.residual_scale = op.residual_scale;
-  job.width = panel.width;
-  job.relu = panel.relu;
   job.tile0 = tile0;
   const char *weights = reinterpret_cast<const char *>(job.weights);
   for (int i = 0; i < op.chunk_count; ++i) {
@@ -434,10 +385,10 @@ struct Part {
   int64_t end(const Panel &panel) const { return cut(panel, high); }
 };
 
-inline Part part_of(const ConvOp &op, const Worker &worker) {
+inline Part part_of(const ConvOp &op, const Worker &worker, int64_t tiles) {
   const Panel &last = op.panels[op.panel_count - 1];
   Part part;
-  part.tiles = tile_count(op);
+  part.tiles = tiles;
   part.by_panel = op.by_panel;
   int64_t units = part.tiles * (op.by_panel ? last.first + last.vectors : 1);
   part.low = units * worker.index / worker.count;
@@ -469,7 +420,7 @@ inline void run_block(const ConvOp &op, const Call &call, const Part &part, Bloc
 }
 
 template <class X> inline void conv_of(const ConvOp &op, const Call &call, const Worker &worker) {
-  Part part = part_of(op, worker);
+  Part part = part_of(op, worker, tile_count(op));
   if (part.low >= part.high)
     return;
   Block<X> block;
@@ -488,7 +439,7 @@ template <class X> inline void conv_of(const ConvOp &op, const Call &call, const
   }
 }
 
-void conv(const ConvOp &op, const Call &call, const Worker &worker) {
+inline void conv(const ConvOp &op, const Call &call, const Worker &worker) {
   if (op.x.type == Type::bfloat16)
     conv_of<bf16>(op, call, worker);
   else

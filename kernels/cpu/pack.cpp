@@ -23,12 +23,30 @@ std::vector<Chunk> chunks_of(Type type, int channels, int taps) {
   return chunks;
 }
 
+void lay_out_rows(ConvOp &op, int k_multiple) {
+  constexpr int FEWEST = 16;
+  bool half = op.x.type == Type::bfloat16;
+  int channels = op.c / op.groups, taps = op.kh * op.kw, packed = half ? (channels + 1) / 2 * 2 : channels;
+  op.row_taps = taps;
+  op.row_depth = int64_t(taps) * packed;
+  op.tiled = half && k_multiple > 1 && channels >= FEWEST;
+  if (!op.tiled)
+    return;
+  auto fill = [&](int64_t depth) { return (depth + k_multiple - 1) / k_multiple * k_multiple; };
+  int row = op.columns ? 1 : op.kw, rows = taps / row;
+  int64_t apart = rows * fill(int64_t(row) * packed), together = fill(op.row_depth);
+  // Rows of taps that share a copy of x are worth some padding.
+  if (4 * apart <= 5 * together)
+    op.row_taps = row;
+  op.row_depth = fill(int64_t(op.row_taps) * packed);
+}
+
 static int64_t depth_of(const ConvOp &op) { return int64_t(op.kh) * op.kw * (op.c / op.groups); }
 
 // Floats behind one column of a panel's weights.
 static int64_t packed_depth(const ConvOp &op) {
-  int channels = op.c / op.groups;
-  return int64_t(op.kh) * op.kw * (op.x.type == Type::bfloat16 ? (channels + 1) / 2 : channels);
+  int64_t depth = int64_t(op.kh * op.kw / op.row_taps) * op.row_depth;
+  return op.x.type == Type::bfloat16 ? depth / 2 : depth;
 }
 
 std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges, int lanes) {
@@ -87,10 +105,10 @@ static bool pack_weights(const ConvOp &op, const Panel &panel, const float *from
   int packed = (channels + per - 1) / per * per;
   const float *weight = from + panel.column * depth_of(op);
   bool finite = true;
-  std::memset(to, 0, sizeof(T) * size_t(taps) * packed * columns);
+  std::memset(to, 0, sizeof(T) * size_t(taps / op.row_taps) * op.row_depth * columns);
   for (int c = 0; c < channels; ++c)
     for (int tap = 0; tap < taps; ++tap) {
-      int64_t k = int64_t(tap) * packed + c;
+      int64_t k = int64_t(tap / op.row_taps) * op.row_depth + tap % op.row_taps * packed + c;
       T *row = to + (k - k % per) * columns + k % per;
       const float *column = weight + int64_t(c) * taps + tap;
       for (int i = 0; i < panel.width; ++i) {

@@ -31,6 +31,7 @@ inline void narrow(const PairOp &op, int64_t image, int32_t low, int32_t high, C
   first.y_map = int64_t(first.oh) * first.ow;
 }
 
+template <void (*conv)(const ConvOp &, const Call &, const Worker &)>
 void pair(const PairOp &op, const Call &call, const Worker &worker) {
   Call inner{call.bases, call.inputs, worker.scratch};
   Worker alone{0, 1, worker.scratch + op.local_bytes};

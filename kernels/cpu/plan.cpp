@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "amx.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -27,10 +29,17 @@ const std::vector<const Tier *> &runnable_tiers() {
       if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
           __builtin_cpu_supports("avx512bf16"))
         found.push_back(&avx512_bf16_tier);
+      if (found.back() == &avx512_bf16_tier && amx_allowed() && amx_multiplies())
+        found.push_back(&amx_bf16_tier);
     }
 #endif
     return found;
   }();
+  return tiers;
+}
+
+const std::vector<const Tier *> &emulated_tiers() {
+  static const std::vector<const Tier *> tiers{&amx_emulated_tier};
   return tiers;
 }
 

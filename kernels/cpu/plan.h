@@ -15,6 +15,9 @@ namespace inception_fast::cpu {
 // Tiers this machine can run, slowest first.
 const std::vector<const Tier *> &runnable_tiers();
 
+// Tiers that compute what another machine's would, by name only.
+const std::vector<const Tier *> &emulated_tiers();
+
 // Zeroed memory, in huge pages where the system has them.
 class Memory {
 public:

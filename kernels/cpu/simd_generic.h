@@ -1,4 +1,4 @@
-// Four lanes in the compiler's vector extension: no instruction beyond the baseline of the target.
+// Four or sixteen lanes in the compiler's vector extension: no instruction beyond the baseline of the target.
 #pragma once
 
 #include "spec.h"
@@ -6,13 +6,21 @@
 namespace inception_fast::cpu {
 namespace {
 
-struct Isa {
+template <int Lanes> struct Floats;
+template <> struct Floats<4> {
   using V = float __attribute__((vector_size(16)));
-  static constexpr int lanes = 4;
-  static constexpr int rows = 6;
+};
+template <> struct Floats<16> {
+  using V = float __attribute__((vector_size(64)));
+};
+
+template <int Lanes> struct Generic {
+  using V = typename Floats<Lanes>::V;
+  static constexpr int lanes = Lanes;
+  static constexpr int rows = Lanes > 4 ? 2 : 6;
   static constexpr bool dots = false;
 
-  static V set(float x) { return V{x, x, x, x}; }
+  static V set(float x) { return x - V{}; }
   static V set(bf16 x) { return set(widen(x)); }
   static V zero() { return V{}; }
   static V load(const float *p) {
@@ -20,12 +28,12 @@ struct Isa {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
-  static V load(const bf16 *p) { return V{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
+  static V load(const bf16 *p) { return every<1>(p); }
   static void store(float *p, V v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store(bf16 *p, V v) { store_some(p, v, lanes); }
   static V load_some(const float *p, int count) {
     V v{};
-    for (int i = 0; i < count; ++i)
+    for (int i = 0; i < count && i < lanes; ++i)
       v[i] = p[i];
     return v;
   }
@@ -36,7 +44,7 @@ struct Isa {
     return v;
   }
   static void store_some(float *p, V v, int count) {
-    for (int i = 0; i < count; ++i)
+    for (int i = 0; i < count && i < lanes; ++i)
       p[i] = v[i];
   }
   static void store_some(bf16 *p, V v, int count) {
@@ -52,11 +60,18 @@ struct Isa {
     return v;
   }
 
-  // The first and the second of each of 4 pairs of neighbours.
-  static V load_first(const bf16 *p) { return V{widen(p[0]), widen(p[2]), widen(p[4]), widen(p[6])}; }
-  static V load_second(const bf16 *p) { return V{widen(p[1]), widen(p[3]), widen(p[5]), widen(p[7])}; }
+  // The first and the second of each of `lanes` pairs of neighbours.
+  static V load_first(const bf16 *p) { return every<2>(p); }
+  static V load_second(const bf16 *p) { return every<2>(p + 1); }
 
 private:
+  template <int step> static V every(const bf16 *p) {
+    V v{};
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i)
+      v[i] = widen(p[i * step]);
+    return v;
+  }
   static float widen(bf16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
     float value;

@@ -44,7 +44,8 @@ struct Chunk {
 };
 
 // Weights are [k][vectors * lanes] of x's type. Those of bfloat16 come in pairs, [k / 2][vectors * lanes][2], and where
-// the channels of a group are odd, every tap has one more of zeros.
+// the channels of a group are odd, every tap has one more of zeros. K is rows of `row_taps` taps, and each is filled up
+// with zeros to `row_depth`: a multiple of the tier's `k_multiple` where `tiled`, else just its taps.
 struct ConvOp {
   int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow, groups;
   View x, residual; // residual.buffer is -1 when there is none
@@ -58,6 +59,9 @@ struct ConvOp {
   bool columns;                  // tiles walk the map down its columns
   bool by_panel;                 // threads share out the panels first, else the pixels
   bool skip;                     // taps on padding alone are left out: all weights are finite
+  bool tiled;                    // the weights are laid out for the tile unit
+  int32_t row_taps;
+  int64_t row_depth;
 };
 
 // The second convolution of what the first gives, whose place is a thread's own memory. Maps are shared out in strips
@@ -124,10 +128,10 @@ struct Worker {
 };
 
 // The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile; an import needs working
-// memory for `import_pixels` pixels of floats.
+// memory for `import_pixels` pixels of floats. A tier with a tile unit multiplies `k_multiple` of K at a time.
 struct Tier {
   const char *name;
-  int lanes, rows, import_pixels;
+  int lanes, rows, import_pixels, k_multiple;
   size_t (*conv_scratch)(const ConvOp &);
   void (*conv)(const ConvOp &, const Call &, const Worker &);
   void (*pair)(const PairOp &, const Call &, const Worker &);
@@ -140,10 +144,13 @@ struct Tier {
 };
 
 extern const Tier generic_tier;
+extern const Tier amx_emulated_tier; // slow: what the tile unit computes, on any processor
 #ifdef INCEPTION_FAST_X86
 extern const Tier avx2_tier;
 extern const Tier avx512_tier;
 extern const Tier avx512_bf16_tier;
+extern const Tier amx_bf16_tier;
+bool amx_multiplies(); // whether the tile unit's products are right; only where it may be used
 #endif
 
 // A chunk is at most this long: sequential float sums of this length stay within the fp32 budget, and a panel's chunk

@@ -1,6 +1,12 @@
 // Every kernel, compiled for the baseline of the target.
 #include "simd_generic.h"
 
+namespace inception_fast::cpu {
+namespace {
+using Isa = Generic<4>;
+}
+} // namespace inception_fast::cpu
+
 #include "batch_norm.h"
 #include "conv.h"
 #include "pair.h"
@@ -11,8 +17,8 @@
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, conv_scratch, conv, pair,
-    pool,      eltwise,    import,    lrn,           normalize,    peak,
+    "generic",  Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
+    pair<conv>, pool,       eltwise,   import,        lrn, normalize,    peak,
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
