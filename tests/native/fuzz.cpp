@@ -1,0 +1,305 @@
+#include "fuzz.h"
+
+#include "scene.h"
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <stdexcept>
+
+namespace native_driver {
+
+namespace {
+
+constexpr double EXACT = 1 << 24; // float32 holds every integer up to here
+
+int pick(Rng &rng, std::initializer_list<int> values) {
+  return values.begin()[rng.between(0, static_cast<int>(values.size()) - 1)];
+}
+
+Type any_type(Rng &rng) { return rng.one_in(2) ? Type::float32 : Type::bfloat16; }
+
+Values maybe(Rng &rng, int count, int low, int high) {
+  return rng.one_in(2) ? rng.integers(count, low, high) : Values{};
+}
+
+// Sometimes between other channels of its buffer.
+Map near(Scene &scene, Rng &rng, int n, int h, int w, int c, Type type) {
+  bool slice = rng.one_in(2);
+  return scene.room(n, h, w, c, type, slice ? rng.between(0, 5) : 0, slice ? rng.between(0, 5) : 0);
+}
+
+Map brought(Scene &scene, Rng &rng, int n, int h, int w, int c, Type type, int special = 0) {
+  int source = scene.input({n, c, h, w}, rng.one_in(4) ? Type::bfloat16 : Type::float32, special);
+  Map y = near(scene, rng, n, h, w, c, type);
+  scene.import(source, y, {}, {});
+  return y;
+}
+
+struct ConvOptions {
+  int64_t least = 0, most = 100'000; // multiply-adds, about
+  bool groups = false, deep = false, scatter = false;
+  int special = 0;
+};
+
+ConvSpec any_conv(Rng &rng, const ConvOptions &o) {
+  ConvSpec s{};
+  s.n = rng.one_in(16) ? 0 : pick(rng, {1, 1, 1, 2, 3});
+  s.h = rng.between(1, 11), s.w = rng.between(1, 11);
+  s.c = pick(rng, {1, 2, 3, 5, 8, 15, 16, 21, 32, 48}), s.oc = pick(rng, {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 48, 70});
+  s.kh = pick(rng, {1, 1, 2, 3, 3, 5, 7}), s.kw = pick(rng, {1, 1, 3, 3, 4, 7});
+  s.stride = {pick(rng, {1, 1, 1, 2, 3}), pick(rng, {1, 1, 1, 2, 3})};
+  bool same = rng.one_in(2);
+  s.padding = same ? std::array<int32_t, 4>{s.kh / 2, s.kh / 2, s.kw / 2, s.kw / 2}
+                   : std::array<int32_t, 4>{rng.between(0, s.kh), rng.between(0, s.kh), rng.between(0, s.kw),
+                                            rng.between(0, s.kw)};
+  s.groups = 1;
+  if (o.groups) {
+    s.groups = pick(rng, {2, 3, 4});
+    s.c = s.groups * rng.between(1, 9), s.oc = s.groups * rng.between(1, 20);
+  }
+  if (o.deep)
+    s.c = pick(rng, {288, 289, 300, 577, 600, 1153}), s.kh = rng.between(1, 2), s.kw = rng.between(1, 2);
+  if (o.least > 0)
+    s.n = pick(rng, {1, 2}), s.h = rng.between(9, 17), s.w = rng.between(9, 17), s.stride = {1, 1};
+  s.h = std::max(s.h, s.kh - s.padding[0] - s.padding[1]);
+  s.w = std::max(s.w, s.kw - s.padding[2] - s.padding[3]);
+  auto work = [&] {
+    int64_t oh = (s.h + s.padding[0] + s.padding[1] - s.kh) / s.stride[0] + 1,
+            ow = (s.w + s.padding[2] + s.padding[3] - s.kw) / s.stride[1] + 1;
+    return std::max(1, s.n) * oh * ow * s.kh * s.kw * (s.c / s.groups) * s.oc;
+  };
+  while (work() > o.most && s.oc / s.groups > 1)
+    s.oc = (s.oc / s.groups + 1) / 2 * s.groups;
+  while (work() < o.least)
+    s.oc += 17 * s.groups;
+  return s;
+}
+
+// Small enough that every partial sum is exact, whatever the order.
+ConvStep step_of(Rng &rng, const ConvSpec &s, int special) {
+  int64_t count = int64_t(s.oc) * (s.c / s.groups) * s.kh * s.kw;
+  ConvStep step{s, rng.integers(count, -3, 3), rng.integers(s.oc, 1, 3), rng.integers(s.oc, -9, 9), 1};
+  for (int i = 0; i < special; ++i)
+    step.weight[rng.between(0, static_cast<int>(count) - 1)] = std::numeric_limits<float>::infinity();
+  return step;
+}
+
+double bound_of(const ConvSpec &s, double x) { return 3 * (3 * x * s.kh * s.kw * (s.c / s.groups)) + 9; }
+
+std::pair<int, int> size_of(const ConvSpec &s) {
+  return {(s.h + s.padding[0] + s.padding[1] - s.kh) / s.stride[0] + 1,
+          (s.w + s.padding[2] + s.padding[3] - s.kw) / s.stride[1] + 1};
+}
+
+Map conv_of(Scene &scene, Rng &rng, const Map &x, const ConvSpec &s, const ConvOptions &o) {
+  auto [oh, ow] = size_of(s);
+  ConvStep step = step_of(rng, s, o.special > 0 && rng.one_in(2) ? 1 : 0);
+  double bound = bound_of(s, x.bound);
+  if (o.scatter) {
+    std::vector<Target> targets;
+    Map whole = scene.room(s.n, oh, ow, s.oc + 9, any_type(rng)), last = whole;
+    for (int left = s.oc, at = s.oc + 7; left > 0;) {
+      int width = rng.between(1, left);
+      at -= width;
+      View slice = whole.view;
+      slice.offset = at, slice.channels = width;
+      last = rng.one_in(3) ? scene.output(s.n, oh, ow, width, any_type(rng)) : whole;
+      targets.push_back({last.view.buffer == whole.view.buffer ? slice : last.view, rng.one_in(2)});
+      left -= width;
+    }
+    scene.conv(std::move(step), x, targets, nullptr);
+    return whole;
+  }
+  Type type = any_type(rng);
+  bool relu = rng.one_in(2);
+  if (rng.one_in(2)) {
+    Map residual = brought(scene, rng, s.n, oh, ow, s.oc, type, o.special);
+    step.residual_scale = static_cast<float>(pick(rng, {-2, 1, 2, 3}));
+    Map y = rng.one_in(2) ? residual : near(scene, rng, s.n, oh, ow, s.oc, type);
+    scene.conv(std::move(step), x, {{y.view, relu}}, &residual);
+    y.bound = 3 * bound + residual.bound;
+    return y;
+  }
+  Map y = rng.one_in(3) ? scene.output(s.n, oh, ow, s.oc, type) : near(scene, rng, s.n, oh, ow, s.oc, type);
+  scene.conv(std::move(step), x, {{y.view, relu}}, nullptr);
+  y.bound = bound;
+  return y;
+}
+
+void one_conv(Scene &scene, Rng &rng, const ConvOptions &o) {
+  ConvSpec s = any_conv(rng, o);
+  conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng), o.special), s, o);
+}
+
+PoolSpec any_pool(Rng &rng, int n, int h, int w, int c, bool maximum) {
+  PoolSpec s{};
+  s.n = n, s.h = h, s.w = w, s.c = c;
+  s.kh = rng.between(1, std::min(h, 4)), s.kw = rng.between(1, std::min(w, 5));
+  if (rng.one_in(6))
+    s.kh = h, s.kw = w;
+  s.stride = {rng.between(1, 3), rng.between(1, 3)};
+  s.padding = {rng.between(0, s.kh - 1), rng.between(0, s.kh - 1), rng.between(0, s.kw - 1), rng.between(0, s.kw - 1)};
+  // The last window starts on the map or on its padding before, never in what hangs over.
+  s.overhang = {rng.between(0, s.stride[0] - 1), rng.between(0, s.stride[1] - 1)};
+  auto fit = [&](int size, int kernel, int stride, int before, int after, int &over) {
+    int last = (size + before + after + over - kernel) / stride * stride - before;
+    if (last >= size)
+      over = 0;
+  };
+  fit(h, s.kh, s.stride[0], s.padding[0], s.padding[1], s.overhang[0]);
+  fit(w, s.kw, s.stride[1], s.padding[2], s.padding[3], s.overhang[1]);
+  s.maximum = maximum, s.count_include_pad = rng.one_in(2);
+  return s;
+}
+
+Map pool_of(Scene &scene, Rng &rng, const Map &x, bool maximum, bool shifts) {
+  PoolSpec s = any_pool(rng, x.n, x.h, x.w, x.view.channels, maximum);
+  int oh = (s.h + s.padding[0] + s.padding[1] + s.overhang[0] - s.kh) / s.stride[0] + 1,
+      ow = (s.w + s.padding[2] + s.padding[3] + s.overhang[1] - s.kw) / s.stride[1] + 1;
+  Map y = near(scene, rng, x.n, oh, ow, s.c, any_type(rng));
+  scene.pool(s, x, y, shifts ? maybe(rng, s.c, -9, 9) : Values{}, rng.one_in(3));
+  y.bound = x.bound + 9;
+  y.integers = x.integers && maximum;
+  return y;
+}
+
+Map some_map(Scene &scene, Rng &rng, bool large, int special = 0) {
+  if (large)
+    return brought(scene, rng, pick(rng, {1, 2}), rng.between(11, 17), rng.between(11, 17), rng.between(40, 90),
+                   any_type(rng), special);
+  return brought(scene, rng, rng.one_in(16) ? 0 : rng.between(1, 3), rng.between(1, 9), rng.between(1, 9),
+                 pick(rng, {1, 3, 4, 7, 16, 17, 31, 33, 64, 65, 130}), any_type(rng), special);
+}
+
+Map eltwise_of(Scene &scene, Rng &rng, const Map &x) {
+  int c = x.view.channels;
+  bool in_place = rng.one_in(3), adds = rng.one_in(2);
+  Map y = in_place ? x : near(scene, rng, x.n, x.h, x.w, c, any_type(rng));
+  Map residual = adds ? brought(scene, rng, x.n, x.h, x.w, c, any_type(rng)) : y;
+  float residual_scale = static_cast<float>(pick(rng, {-1, 1, 2}));
+  scene.eltwise(x, y, maybe(rng, c, 1, 3), maybe(rng, c, -9, 9), rng.one_in(2), adds ? &residual : nullptr,
+                residual_scale);
+  y.bound = 2 * (3 * x.bound + 9) + residual.bound;
+  return y;
+}
+
+void import_any(Scene &scene, Rng &rng) {
+  int n = rng.one_in(16) ? 0 : rng.between(1, 3), h = rng.between(1, 40), w = rng.between(1, 40),
+      c = rng.between(1, 20);
+  int source = scene.input({n, c, h, w}, static_cast<Type>(rng.between(0, 2)), 0);
+  for (int i = 0; i < 2; ++i) {
+    Map y = near(scene, rng, n, h, w, c, any_type(rng));
+    scene.import(source, y, maybe(rng, c, 1, 3), maybe(rng, c, -9, 9));
+  }
+}
+
+void lrn_any(Scene &scene, Rng &rng) {
+  Map x = some_map(scene, rng, rng.one_in(4)),
+      y = rng.one_in(2) ? x : near(scene, rng, x.n, x.h, x.w, x.view.channels, x.view.type);
+  int size = rng.between(1, 9);
+  constexpr float BETA[] = {0.5f, 0.75f, 1.0f, 2.0f};
+  scene.lrn(x, y, size, 0.25f * static_cast<float>(size), BETA[rng.between(0, 3)],
+            static_cast<float>(rng.between(1, 3)));
+}
+
+void normalize_any(Scene &scene, Rng &rng) {
+  Map x = some_map(scene, rng, rng.one_in(4)),
+      y = rng.one_in(2) ? x : near(scene, rng, x.n, x.h, x.w, x.view.channels, x.view.type);
+  scene.normalize(x, y, rng.one_in(2) ? 1e-12f : 7.0f);
+}
+
+// Steps that read, overwrite and replace each other's memory.
+void mix(Scene &scene, Rng &rng) {
+  std::vector<Map> maps{some_map(scene, rng, true)};
+  for (int steps = rng.between(4, 9); steps > 0; --steps) {
+    size_t which = rng.between(0, static_cast<int>(maps.size()) - 1);
+    Map x = maps[which], y = x;
+    ConvSpec s{x.n, x.h, x.w, x.view.channels, rng.between(20, 40), 1, pick(rng, {1, 3}), {1, 1}, {0, 0, 0, 0}, 1};
+    s.padding[2] = s.padding[3] = s.kw / 2;
+    if (x.integers && rng.one_in(2) && bound_of(s, x.bound) < EXACT / 4) {
+      y = conv_of(scene, rng, x, s, {});
+    } else if (x.integers && rng.one_in(2) && x.bound < EXACT / 64) {
+      y = eltwise_of(scene, rng, x);
+      if (y.view.buffer == x.view.buffer)
+        maps.erase(maps.begin() + which);
+    } else {
+      y = pool_of(scene, rng, x, !x.integers || rng.one_in(2), x.integers);
+    }
+    if (maps.size() > 1 && rng.one_in(2)) {
+      size_t dead = rng.between(0, static_cast<int>(maps.size()) - 1);
+      scene.retire(maps[dead]);
+      maps.erase(maps.begin() + dead);
+    }
+    maps.push_back(y);
+  }
+}
+
+struct Test {
+  const char *name, *about;
+  void (*make)(Scene &, Rng &);
+  int callers;
+};
+
+const Test TESTS[] = {
+    {"conv", "any size, stride, padding, residual and type", [](Scene &s, Rng &r) { one_conv(s, r, {}); }, 1},
+    {"groups", "grouped convolutions", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, true}); }, 1},
+    {"deep", "sums of several chunks", [](Scene &s, Rng &r) { one_conv(s, r, {0, 200'000, false, true}); }, 1},
+    {"scatter", "outputs to several places", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, false, false, true}); },
+     1},
+    {"specials", "infinities and NaN in maps and weights",
+     [](Scene &s, Rng &r) {
+       if (r.one_in(2))
+         one_conv(s, r, {0, 50'000, false, false, false, 1});
+       else
+         pool_of(s, r, some_map(s, r, false, 3), r.one_in(2), true);
+     },
+     1},
+    {"shared", "convolutions that threads share", [](Scene &s, Rng &r) { one_conv(s, r, {210'000, 500'000}); }, 1},
+    {"maximum", "maximum pools", [](Scene &s, Rng &r) { pool_of(s, r, some_map(s, r, r.one_in(4)), true, true); }, 1},
+    {"average", "average pools", [](Scene &s, Rng &r) { pool_of(s, r, some_map(s, r, r.one_in(4)), false, true); }, 1},
+    {"eltwise", "scale, shift, residual, ReLU", [](Scene &s, Rng &r) { eltwise_of(s, r, some_map(s, r, r.one_in(4))); },
+     1},
+    {"import", "tensors of any strides and type", import_any, 1},
+    {"lrn", "local response normalisation", lrn_any, 1},
+    {"normalize", "L2 normalisation", normalize_any, 1},
+    {"mix", "steps that wait for each other", mix, 1},
+    {"callers", "one plan called by four threads at once", mix, 4},
+};
+
+} // namespace
+
+std::vector<std::pair<std::string, std::string>> fuzz_tests() {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const Test &test : TESTS)
+    names.emplace_back(test.name, test.about);
+  return names;
+}
+
+int fuzz(const Fuzz &options) {
+  int plans = 0;
+  for (const Test &test : TESTS)
+    for (int seed = options.seed; seed < options.seed + options.seeds; ++seed) {
+      if (options.test != "all" && options.test != test.name)
+        continue;
+      Rng rng{std::mt19937(static_cast<unsigned>(seed * 64 + (&test - TESTS)))};
+      Scene scene(rng);
+      test.make(scene, rng);
+      std::vector<int> threads{1, rng.between(2, 4)};
+      for (const Tier *tier : runnable_tiers()) {
+        if (options.tier != "all" && options.tier != tier->name)
+          continue;
+        try {
+          scene.check(*tier, threads, test.callers);
+        } catch (const std::exception &error) {
+          throw std::runtime_error(std::string(test.name) + ", seed " + std::to_string(seed) + ", " + error.what());
+        }
+        ++plans;
+      }
+    }
+  if (plans == 0)
+    throw std::invalid_argument("no plan of test '" + options.test + "' and tier '" + options.tier + "' ran");
+  return plans;
+}
+
+} // namespace native_driver

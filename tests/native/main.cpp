@@ -1,0 +1,96 @@
+// native_driver tests | tiers | fuzz KEY=VALUE... | layer KEY=VALUE...
+//
+// Exit codes: 0 fine, 1 a plan differs from its truth, 2 a mistake in the command.
+#include "fuzz.h"
+#include "layer.h"
+#include "plan.h"
+
+#include <functional>
+#include <iostream>
+#include <map>
+#include <stdexcept>
+
+using namespace native_driver;
+
+namespace {
+
+using Setters = std::map<std::string, std::function<void(const std::string &)>>;
+
+std::function<void(const std::string &)> to(std::string &field) {
+  return [&field](const std::string &value) { field = value; };
+}
+
+std::function<void(const std::string &)> to(int &field, int least) {
+  return [&field, least](const std::string &value) {
+    size_t used = 0;
+    field = std::stoi(value, &used);
+    if (used != value.size() || field < least)
+      throw std::invalid_argument("'" + value + "'; allowed: a whole number from " + std::to_string(least));
+  };
+}
+
+void read_options(int argc, char **argv, const Setters &setters) {
+  std::string allowed;
+  for (const auto &[key, setter] : setters)
+    allowed += (allowed.empty() ? "" : ", ") + key;
+  for (int i = 2; i < argc; ++i) {
+    std::string option = argv[i], key = option.substr(0, option.find('='));
+    auto found = setters.find(key);
+    if (found == setters.end() || key.size() == option.size())
+      throw std::invalid_argument("'" + option + "'; allowed: KEY=VALUE with " + allowed);
+    found->second(option.substr(key.size() + 1));
+  }
+}
+
+int run(int argc, char **argv) {
+  std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "tests") {
+    for (const auto &[name, about] : fuzz_tests())
+      std::cout << name << ": " << about << "\n";
+  } else if (mode == "tiers") {
+    for (const auto *tier : inception_fast::cpu::runnable_tiers())
+      std::cout << tier->name << "\n";
+  } else if (mode == "fuzz") {
+    Fuzz o;
+    read_options(argc, argv,
+                 {{"test", to(o.test)}, {"tier", to(o.tier)}, {"seed", to(o.seed, 0)}, {"seeds", to(o.seeds, 1)}});
+    std::cout << fuzz(o) << " plans are right\n";
+  } else if (mode == "layer") {
+    Layer l;
+    int tall = 0;
+    read_options(argc, argv,
+                 {{"kind", to(l.kind)},
+                  {"tier", to(l.tier)},
+                  {"type", to(l.type)},
+                  {"n", to(l.n, 1)},
+                  {"h", to(l.h, 1)},
+                  {"w", to(l.w, 1)},
+                  {"c", to(l.c, 1)},
+                  {"oc", to(l.oc, 1)},
+                  {"mid", to(l.mid, 1)},
+                  {"kh", to(l.kh, 1)},
+                  {"kw", to(l.kw, 1)},
+                  {"repeats", to(l.repeats, 0)},
+                  {"threads", to(l.threads, 1)},
+                  {"first_tall", to(tall, 0)}});
+    l.first_tall = tall != 0;
+    std::cout << run_layer(l) << "\n";
+  } else {
+    throw std::invalid_argument("'" + mode + "'; allowed: tests, tiers, fuzz, layer");
+  }
+  return 0;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::invalid_argument &error) {
+    std::cerr << "native_driver: " << error.what() << "\n";
+    return 2;
+  } catch (const std::exception &error) {
+    std::cerr << "wrong: " << error.what() << "\n";
+    return 1;
+  }
+}
