@@ -186,7 +186,7 @@ Map eltwise_of(Scene &scene, Rng &rng, const Map &x) {
 
 void import_any(Scene &scene, Rng &rng) {
   int n = rng.one_in(16) ? 0 : rng.between(1, 3), h = rng.between(1, 40), w = rng.between(1, 40),
-      c = rng.between(1, 20);
+      c = rng.one_in(2) ? 3 : rng.between(1, 20);
   int source = scene.input({n, c, h, w}, static_cast<Type>(rng.between(0, 2)), 0);
   for (int i = 0; i < 2; ++i) {
     Map y = near(scene, rng, n, h, w, c, any_type(rng));

@@ -22,9 +22,9 @@ std::function<void(const std::string &)> to(std::string &field) {
 
 std::function<void(const std::string &)> to(int &field, int least) {
   return [&field, least](const std::string &value) {
-    size_t used = 0;
-    field = std::stoi(value, &used);
-    if (used != value.size() || field < least)
+    bool digits = !value.empty() && value.size() < 10 && value.find_first_not_of("0123456789") == std::string::npos;
+    field = digits ? std::stoi(value) : least - 1;
+    if (field < least)
       throw std::invalid_argument("'" + value + "'; allowed: a whole number from " + std::to_string(least));
   };
 }

@@ -1,0 +1,133 @@
+"""Cache misses of single layers: cachegrind on the native driver, beside a model of reuse distances.
+
+The misses of one call in the steady state are those of a run with several calls less those of a run with one, divided
+by the calls between them: set-up, packing and the cold first call cancel.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+LINE = 64  # bytes
+COUNTS = ("Dr", "D1mr", "DLmr", "Dw", "D1mw", "DLmw")
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes and ways of the simulated level 1 data cache and last level, 64-byte lines."""
+
+    l1: int = 32 << 10
+    l1_ways: int = 8
+    last: int = 1 << 20
+    last_ways: int = 16
+
+    def flags(self) -> list[str]:
+        return [f"--D1={self.l1},{self.l1_ways},{LINE}", f"--LL={self.last},{self.last_ways},{LINE}"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A stride 1 convolution "conv" of kh x kw, or a "pair" of 1 x kw and kh x 1, padded to the same size, float32."""
+
+    kind: str
+    h: int
+    w: int
+    c: int
+    oc: int
+    kh: int
+    kw: int
+    mid: int = 0
+    n: int = 1
+
+    def convs(self) -> list[tuple[int, int, int, int]]:
+        """(c, oc, kh, kw) of each convolution."""
+        if self.kind == "conv":
+            return [(self.c, self.oc, self.kh, self.kw)]
+        return [(self.c, self.mid, 1, self.kw), (self.mid, self.oc, self.kh, 1)]
+
+    def arguments(self) -> list[str]:
+        sizes = {"n": self.n, "h": self.h, "w": self.w, "c": self.c, "oc": self.oc, "kh": self.kh, "kw": self.kw}
+        return [f"kind={self.kind}", f"mid={max(self.mid, 1)}", *(f"{key}={value}" for key, value in sizes.items())]
+
+
+@dataclass(frozen=True)
+class Misses:
+    """Of one call: data accesses, and those of them that miss the level 1 data cache and the last level."""
+
+    accesses: float
+    l1: float
+    last: float
+
+
+def parse_cachegrind(text: str) -> dict[str, int]:
+    """The totals of a cachegrind output file, by event. Raises ValueError where the file is cut short."""
+    lines = text.splitlines()
+    events = next((line.split()[1:] for line in lines if line.startswith("events:")), None)
+    totals = next((line.split()[1:] for line in lines if line.startswith("summary:")), None)
+    if events is None or totals is None or len(events) != len(totals):
+        raise ValueError("this is no whole cachegrind file; allowed: one with matching lines 'events:' and 'summary:'")
+    found = dict(zip(events, map(int, totals), strict=True))
+    missing = [name for name in COUNTS if name not in found]
+    if missing:
+        raise ValueError(f"cachegrind counted no {', '.join(missing)}; allowed: a run with --cache-sim=yes")
+    return found
+
+
+def simulate(driver: Path, layer: Layer, caches: Caches, repeats: int, tier: str = "avx2") -> dict[str, int]:
+    """Every event of one run of the driver. Raises FileNotFoundError without valgrind, RuntimeError when it fails."""
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        raise FileNotFoundError("valgrind is not installed; install the system's package valgrind")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "cachegrind.out"
+        options = ["--tool=cachegrind", "--cache-sim=yes", f"--cachegrind-out-file={out}", *caches.flags()]
+        arguments = ["layer", f"tier={tier}", f"repeats={repeats}", *layer.arguments()]
+        done = subprocess.run([valgrind, *options, str(driver), *arguments], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"cachegrind on {' '.join(arguments)}:\n{done.stderr[-2000:]}")
+        json.loads(done.stdout)
+        return parse_cachegrind(out.read_text())
+
+
+def per_call(few: dict[str, int], many: dict[str, int], calls: int) -> Misses:
+    """What `calls` more calls cost, each."""
+    if calls < 1:
+        raise ValueError(f"{calls} calls between the runs; allowed: 1 or more")
+    cost = {name: (many[name] - few[name]) / calls for name in COUNTS}
+    return Misses(cost["Dr"] + cost["Dw"], cost["D1mr"] + cost["D1mw"], cost["DLmr"] + cost["DLmw"])
+
+
+def measure(driver: Path, layer: Layer, caches: Caches, tier: str = "avx2") -> Misses:
+    """The misses of a call whose data the one before has left in the caches."""
+    return per_call(simulate(driver, layer, caches, 1, tier), simulate(driver, layer, caches, 3, tier), 2)
+
+
+def modelled_misses(layer: Layer, cache: int, block_pixels: int = 48 * 6) -> float:
+    """Lines that calls in a row bring into a fully associative cache of `cache` bytes, by reuse distance.
+
+    The kernel walks blocks of about `block_pixels` output pixels; in each it passes over all weights, and every panel
+    of columns reads the block's input again. Data whose reuse distance, the bytes touched in between, is below the
+    cache's size is found there; anything else comes in line by line. The distances are those between panels (a block's
+    input and one panel's weights), between blocks (the weights and a block's maps) and between calls (everything).
+    """
+    pixels, misses = layer.n * layer.h * layer.w, 0.0
+    convs = layer.convs()
+    everything = sum(4 * (pixels * (c + oc) + c * oc * kh * kw) for c, oc, kh, kw in convs)
+    for c, oc, kh, kw in convs:
+        blocks = max(1.0, pixels / block_pixels)
+        panels = max(1.0, oc / 16)
+        weights, taken, written = 4 * c * oc * kh * kw, 4 * pixels * c, 4 * pixels * oc
+        halo = 4 * layer.n * layer.w * c * (kh - 1) * (blocks - 1)  # rows that two blocks share
+        block = (taken + halo) / blocks
+        if everything <= cache:
+            continue
+        reads_of_weights = 1.0 if blocks == 1 or weights + block + written / blocks <= cache else blocks
+        reads_of_input = 1.0 if block + weights / panels <= cache else panels
+        first = taken + (halo if weights + block > cache else 0.0)
+        misses += (weights * reads_of_weights + first * reads_of_input + written) / LINE
+    return misses

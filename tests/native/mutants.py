@@ -1,0 +1,148 @@
+"""Mistakes that a kernel could have, each with the driver's test that must notice it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, `old` becomes `new`; `unit` is the translation unit to compile, `test` what fails on `tier`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    unit: str = "tier_generic.cpp"
+    tier: str = "generic"
+    seeds: int = 30
+
+    def applied(self, source: str) -> str:
+        """The spoilt source. Raises ValueError unless it holds the old text once: the table is out of date then."""
+        if source.count(self.old) != 1:
+            raise ValueError(f"mutant '{self.name}': {self.file} has its text {source.count(self.old)} times, not once")
+        return source.replace(self.old, self.new)
+
+
+def _conv(name: str, old: str, new: str, test: str = "conv") -> Mutant:
+    return Mutant(name, "conv.h", old, new, test)
+
+
+MUTANTS = (
+    _conv(
+        "padding one pixel late", "uint32_t(t.x[r] + kw) < uint32_t(op.w)", "uint32_t(t.x[r] + kw) <= uint32_t(op.w)"
+    ),
+    _conv("no padding below", "t.y_high + kh < op.h", "t.y_high + kh <= op.h"),
+    _conv("no padding on the right", "t.x_high + op.kw <= op.w", "t.x_high + op.kw <= op.w + 1"),
+    _conv(
+        "input is dense", "((image * op.h + iy) * op.w + ix) * op.x.pitch", "((image * op.h + iy) * op.w + ix) * op.c"
+    ),
+    _conv("one image", "pixels[r] = (image * op.oh + oy) * op.ow + ox", "pixels[r] = oy * op.ow + ox"),
+    _conv("taps of a slice are neighbours", "x_inside && op.x.pitch == channels && ", "x_inside && "),
+    Mutant(
+        "odd taps of pairs are neighbours",
+        "conv.h",
+        "== channels && packed == channels;",
+        "== channels;",
+        "conv",
+        seeds=120,
+    ),
+    _conv(
+        "odd taps are packed without a gap", "int64_t(tap) * packed + chunk.c0", "int64_t(tap) * channels + chunk.c0"
+    ),
+    _conv("padding is skipped beside infinities", "*segment) || !op.skip", "*segment)", "specials"),
+    _conv("a tile on padding is left out", "begin[0] == begin[1] && !job.first && !job.last", "begin[0] == begin[1]"),
+    _conv("the last chunk alone counts", "if (!job.first) {", "if (false) {", "deep"),
+    _conv("no ReLU", "if (job.relu)", "if (false)"),
+    _conv("residual unscaled", "Isa::fma(Isa::set(job.residual_scale), value,", "Isa::fma(Isa::set(1), value,"),
+    _conv(
+        "whole vectors at the last column",
+        "if (count < Isa::lanes)\n      Isa::store_some(y +",
+        "if (count < 0)\n      Isa::store_some(y +",
+    ),
+    _conv("the first group for all", "int64_t(op.panels[p].group) * (op.c / op.groups)", "0", "groups"),
+    _conv("whole tiles at the last pixel", "lesser(Isa::rows, m - (high - 1) * Isa::rows)", "Isa::rows"),
+    _conv(
+        "the remainder has no thread",
+        "part.high = units * (worker.index + 1) / worker.count",
+        "part.high = units / worker.count * (worker.index + 1)",
+        "shared",
+    ),
+    Mutant("a maximum is never negative", "pool.h", "-__builtin_inff()", "0.0f", "maximum"),
+    Mutant("a maximum drops NaN", "simd_generic.h", "((v > a) | (v != v)) ? v : a", "(v > a) ? v : a", "specials"),
+    Mutant(
+        "padding counts where it must not",
+        "pool.h",
+        "if (op.count_include_pad)",
+        "if (!op.count_include_pad)",
+        "average",
+    ),
+    Mutant(
+        "what hangs over counts",
+        "pool.h",
+        "right = left + op.kw < op.w + op.right ? left + op.kw : op.w + op.right",
+        "right = left + op.kw",
+        "average",
+    ),
+    Mutant("a pool has one image", "pool.h", "((image * op.h + y0) * op.w + x0)", "(y0 * op.w + x0)", "maximum"),
+    Mutant("an element is its own residual", "pointwise.h", "residual.read(i, count)", "x.read(i, count)", "eltwise"),
+    Mutant("the window reaches ahead", "pointwise.h", "back = op.size / 2", "back = (op.size - 1) / 2", "lrn"),
+    Mutant("eps is added", "pointwise.h", "norm < op.eps ? op.eps : norm", "norm + op.eps", "normalize"),
+    Mutant("images are dense in channels", "pointwise.h", "x[i * from.w + k * from.c]", "x[i * from.w + k]", "import"),
+    Mutant("imported slices are dense", "pointwise.h", "op.y.pitch == c ? 1 : count", "1", "import"),
+    Mutant(
+        "halves round away from zero", "simd_generic.h", "bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000", "conv"
+    ),
+    Mutant(
+        "a chunk goes past the channels", "pack.cpp", "std::min(channels, c + step)", "c + step", "deep", "pack.cpp"
+    ),
+    Mutant(
+        "all weights pass for finite",
+        "pack.cpp",
+        "finite &= is_finite(row[i * per])",
+        "finite &= true",
+        "specials",
+        "pack.cpp",
+    ),
+    Mutant(
+        "every panel begins its range", "pack.cpp", "panel.y.offset += column - range_begin;", "", "scatter", "pack.cpp"
+    ),
+    Mutant("nobody waits", "ledger.cpp", "  return wait;", "  return false;", "mix", "ledger.cpp"),
+    Mutant("small steps run on every thread", "plan.cpp", "else if (worker.index == 0)", "else", "mix", "plan.cpp"),
+    Mutant(
+        "padding of the wrong side",
+        "build.cpp",
+        "op.left = s.padding[2];",
+        "op.left = s.padding[3];",
+        "conv",
+        "build.cpp",
+    ),
+    Mutant(
+        "the mask misses the first lane",
+        "simd_avx2.h",
+        "_mm256_setr_epi32(0, 1,",
+        "_mm256_setr_epi32(1, 1,",
+        "conv",
+        "tier_avx2.cpp",
+        "avx2",
+    ),
+    Mutant(
+        "ReLU drops NaN",
+        "simd_avx2.h",
+        "_mm256_max_ps(zero(), v)",
+        "_mm256_max_ps(v, zero())",
+        "specials",
+        "tier_avx2.cpp",
+        "avx2",
+    ),
+    Mutant(
+        "ReLU of sixteen drops NaN",
+        "simd_avx512.h",
+        "_mm512_max_ps(zero(), v)",
+        "_mm512_max_ps(v, zero())",
+        "specials",
+        "tier_avx512.cpp",
+        "avx512",
+    ),
+)
