@@ -116,7 +116,7 @@ class Workshop:
         command[command.index("-c") + 1] = str(folder / mutant.unit)
         objects = [spoilt if name == mutant.unit else path for name, path in self.objects.items()]
         driver = folder / "driver"
-        for line in (command, [command[0], "-pthread", "-o", str(driver), *objects]):
+        for line in (command, [command[0], "-pthread", "-o", str(driver), *objects, "-ldl"]):
             done = subprocess.run(line, capture_output=True, text=True, cwd=self.plain)
             assert done.returncode == 0, done.stderr[-3000:]
         return driver

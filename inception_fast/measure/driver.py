@@ -30,9 +30,9 @@ def build_driver(checkout: Path, folder: Path, *, optimize: str = "-O3", sanitiz
         "CMAKE_BUILD_TYPE": "None",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
-        "INCEPTION_FAST_DRIVER": "ON",
-        "INCEPTION_FAST_OPTIMIZE": optimize,
-        "INCEPTION_FAST_SANITIZE": sanitize,
+        "NATIVE_DRIVER": "ON",
+        "NATIVE_OPTIMIZE": optimize,
+        "NATIVE_SANITIZE": sanitize,
     }
     options = [f"-D{name}={value}" for name, value in values.items()]
     configure = [tool("cmake"), "-S", str(checkout), "-B", str(folder), "-G", "Ninja", *options]

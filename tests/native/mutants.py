@@ -35,10 +35,8 @@ MUTANTS = (
     ),
     _conv("no padding below", "t.y_high + kh < op.h", "t.y_high + kh <= op.h"),
     _conv("no padding on the right", "t.x_high + op.kw <= op.w", "t.x_high + op.kw <= op.w + 1"),
-    _conv(
-        "input is dense", "((image * op.h + iy) * op.w + ix) * op.x.pitch", "((image * op.h + iy) * op.w + ix) * op.c"
-    ),
-    _conv("one image", "pixels[r] = (image * op.oh + oy) * op.ow + ox", "pixels[r] = oy * op.ow + ox"),
+    _conv("input is dense", "* op.h + iy) * op.w + ix) * op.x.pitch", "* op.h + iy) * op.w + ix) * op.c"),
+    _conv("one image", "(image + op.y_image) * op.y_map + oy", "op.y_image * op.y_map + oy"),
     _conv("taps of a slice are neighbours", "x_inside && op.x.pitch == channels && ", "x_inside && "),
     Mutant(
         "odd taps of pairs are neighbours",
