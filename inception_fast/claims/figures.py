@@ -212,8 +212,55 @@ _PANELS = {
     "residual": "Residual connections",
 }
 
+
+def _caches(rows: Rows) -> Any:
+    """Misses a call over the size of all data, simulated and modelled, the capacities drawn in."""
+    row = rows.get("misses_over_map_size")
+    if row is None or not row.details:
+        return None
+    figure = _figure(10, 4.4)
+    for axes, level, title in zip(figure.subplots(1, 2), ("l1", "last"), ("L1", "last level"), strict=True):
+        for kind, (label, colour) in _KINDS.items():
+            points = [p for p in row.details["points"] if p["kind"] == kind]
+            sizes = [p["bytes"] / 1024 for p in points]
+            found = [max(p[level], 0.5) for p in points]
+            # The fused pair often lies on the unfused one: hollow squares let both be seen.
+            style = {"marker": "s", "markersize": 8, "fillstyle": "none", "linewidth": 0} if kind == "fused" else {}
+            axes.plot(sizes, found, **({"marker": "o", "markersize": 4} | style), color=colour, label=label)
+            if points[0][f"model_{level}"] is not None:
+                model = [max(p[f"model_{level}"], 0.5) for p in points]
+                axes.plot(sizes, model, "--", color=colour, linewidth=1, label=f"{label}, modelled")
+        for name, size in (("L1", row.details["l1"]), ("LL", row.details["last"])):
+            axes.axvline(size / 1024, color="#444444", linewidth=1, linestyle=":")
+            axes.annotate(
+                f"{name} {size >> 10} KiB", (size / 1024, 0.98), (3, 0), xycoords=("data", "axes fraction"),
+                textcoords="offset points", va="top", fontsize=8.5,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"Misses in the {title}" if level == "last" else "Misses in L1", loc="left", fontsize=11)
+        axes.set_xlabel("maps and weights together, KiB")
+        axes.set_ylabel("lines of 64 bytes a call")
+        axes.grid(color="#eeeeee")
+        _bare(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
+    return figure
+
+
+_KINDS = {
+    "conv": ("7x7", GREY),
+    "pair": ("1x7, then 7x1", ORANGE),
+    "fused": ("the pair fused", BLUE),
+}
+
 PICTURES: dict[str, tuple[Callable[[Rows], Any], str]] = {
     "factorising.png": (_factorising, "What small kernels save: as stated, as counted, as timed on this machine."),
+    "caches.png": (
+        _caches,
+        "Cache misses of a call as the map grows, simulated by cachegrind on the native code (solid) and modelled from "
+        "reuse distances (dashed); dotted lines are the caches' capacities.",
+    ),
     "reduction.png": (
         _reduction,
         "Halving a 35x35x320 map to 17x17x640 in three orders. Pool first is cheap and squeezes the representation; "

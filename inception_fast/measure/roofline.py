@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: arithmetic by the best of two large products, memory by a long read."""
+"""What this machine can do at most, measured: the best of two kinds of products, and a long read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+
+from ..kernels import cpu
 
 SIDE = 1536  # of the square matrices multiplied
 READ = 1 << 28  # bytes read, beyond every cache
@@ -34,30 +35,21 @@ class Peak:
 
 
 def measure_peak(dtype: str = "float32", seconds: float = 0.3) -> Peak:
-    """The best of a matrix product of torch and a 3x3 convolution of ours, and the fastest read of 256 MiB.
+    """The best of a matrix product of torch and products of ours on registers, and the fastest read of 256 MiB.
 
     `seconds` is the time given to each. Raises ValueError for a dtype whose products are not measured.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    threads = torch.get_num_threads()
     with torch.inference_mode():
         a, b = (torch.randn(SIDE, SIDE).to(DTYPES[dtype]) for _ in range(2))
         product = 2 * SIDE**3 / _fastest(lambda: a @ b, seconds)
-        ours = _convolution(dtype, seconds)
         memory = torch.zeros(READ // 8, dtype=torch.int64)
         read = READ / _fastest(lambda: memory.sum(), seconds)
-    by = f"a {SIDE}x{SIDE} matrix product of torch" if product >= ours else "a 3x3 convolution of the native kernels"
-    return Peak(max(product, ours), read, by, dtype, torch.get_num_threads())
-
-
-def _convolution(dtype: str, seconds: float) -> float:
-    """FLOP a second of a convolution whose operands stay in the caches of its cores."""
-    from ..engine import optimize
-
-    c, size = 192, 34
-    x = torch.randn(1, c, size, size)
-    conv = optimize(nn.Conv2d(c, c, 3, padding=1, bias=False).eval(), x, dtype=DTYPES[dtype])
-    return 2 * c * c * 9 * size * size / _fastest(lambda: conv(x), seconds)
+    registers = cpu.peak_flops(dtype, threads, seconds=seconds)
+    by = f"a {SIDE}x{SIDE} matrix product of torch" if product >= registers else "products on registers"
+    return Peak(max(product, registers), read, by, dtype, threads)
 
 
 def _fastest(call: Callable[[], object], seconds: float) -> float:

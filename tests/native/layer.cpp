@@ -23,22 +23,30 @@ static void add_conv(Builder &builder, const ConvStep &step, ViewSpec x, ViewSpe
   builder.conv(s, x, arrays, {{y, true}}, nullptr, 1);
 }
 
+static void add_fused(Builder &builder, const std::vector<ConvStep> &steps, ViewSpec x, ViewSpec between, ViewSpec y) {
+  auto arrays = [](const ConvStep &step) {
+    const ConvSpec &s = step.spec;
+    return ConvArrays{{step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
+  };
+  builder.pair(steps[0].spec, steps[1].spec, x, between, true, arrays(steps[0]), arrays(steps[1]), {{y, true}});
+}
+
 static ConvStep step_of(const Layer &l, Rng &rng, int c, int oc, int kh, int kw) {
   ConvSpec s{l.n, l.h, l.w, c, oc, kh, kw, {1, 1}, {kh / 2, kh / 2, kw / 2, kw / 2}, 1};
   return {s, rng.integers(int64_t(oc) * c * kh * kw, -1, 1), rng.integers(oc, 1, 1), rng.integers(oc, 0, 3), 1};
 }
 
 std::string run_layer(const Layer &l) {
-  if (l.kind != "conv" && l.kind != "pair")
-    throw std::invalid_argument("kind '" + l.kind + "'; allowed: conv, pair");
+  if (l.kind != "conv" && l.kind != "pair" && l.kind != "fused")
+    throw std::invalid_argument("kind '" + l.kind + "'; allowed: conv, pair, fused");
   if (l.type != "float32" && l.type != "bfloat16")
     throw std::invalid_argument("type '" + l.type + "'; allowed: float32, bfloat16");
   if (l.kh % 2 == 0 || l.kw % 2 == 0)
     throw std::invalid_argument("an even kernel; allowed: odd");
   Type type = l.type == "float32" ? Type::float32 : Type::bfloat16;
-  bool pair = l.kind == "pair";
+  bool fused = l.kind == "fused", pair = fused || l.kind == "pair";
   int64_t pixels = int64_t(l.n) * l.h * l.w, item = size_of(type);
-  int64_t arena_bytes = pair ? (pixels * l.mid * item + 63) / 64 * 64 : 0;
+  int64_t arena_bytes = pair && !fused ? (pixels * l.mid * item + 63) / 64 * 64 : 0;
   Rng rng{std::mt19937(1)};
   Builder builder(tier_named(l.tier), arena_bytes);
   builder.input({l.n, l.c, l.h, l.w});
@@ -46,7 +54,7 @@ std::string run_layer(const Layer &l) {
   builder.buffer({l.n, l.h, l.w, l.oc, BufferKind::output, 0, type});
   std::vector<ConvStep> steps;
   if (pair) {
-    builder.buffer({l.n, l.h, l.w, l.mid, BufferKind::arena, 0, type});
+    builder.buffer({l.n, l.h, l.w, l.mid, fused ? BufferKind::local : BufferKind::arena, 0, type});
     steps.push_back(step_of(l, rng, l.c, l.mid, l.first_tall ? l.kh : 1, l.first_tall ? 1 : l.kw));
     steps.push_back(step_of(l, rng, l.mid, l.oc, l.first_tall ? 1 : l.kh, l.first_tall ? l.kw : 1));
   } else {
@@ -55,10 +63,15 @@ std::string run_layer(const Layer &l) {
   int64_t macs = 0, weights = 0;
   for (size_t i = 0; i < steps.size(); ++i) {
     const ConvSpec &s = steps[i].spec;
-    builder.step("conv");
     bool last = i + 1 == steps.size();
-    add_conv(builder, steps[i], i == 0 ? ViewSpec{0, 0, l.c} : ViewSpec{2, 0, l.mid},
-             last ? ViewSpec{1, 0, l.oc} : ViewSpec{2, 0, l.mid});
+    if (!fused) {
+      builder.step("conv");
+      add_conv(builder, steps[i], i == 0 ? ViewSpec{0, 0, l.c} : ViewSpec{2, 0, l.mid},
+               last ? ViewSpec{1, 0, l.oc} : ViewSpec{2, 0, l.mid});
+    } else if (last) {
+      builder.step("pair");
+      add_fused(builder, steps, {0, 0, l.c}, {2, 0, l.mid}, {1, 0, l.oc});
+    }
     weights += int64_t(s.oc) * s.c * s.kh * s.kw;
     macs += pixels * s.oc * s.c * s.kh * s.kw;
   }
