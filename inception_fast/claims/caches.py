@@ -37,7 +37,10 @@ def cache_misses(context: Context) -> list[Row]:
             known[layer] = measure(driver, layer, CACHES)
         return known[layer]
 
-    return [*_rows(context, misses, ""), _sweep(context, misses)]
+    try:
+        return [*_rows(context, misses, ""), _sweep(context, misses)]
+    except RuntimeError as error:
+        return _rows(context, None, " ".join(str(error).split())[:300])
 
 
 def _driver(context: Context) -> Path | str:
