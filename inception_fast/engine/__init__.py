@@ -6,6 +6,13 @@ print(fast_model.report())
 
 from __future__ import annotations
 
+import sys
+
+from ..weights._tensorflow import settle_triton
+
+if "tensorflow" in sys.modules:  # torch loads Triton to capture, and the two live in one process only so
+    settle_triton()
+
 from .report import NodeReport, Report, StepReport
 from .runner import OptimizedModule, optimize
 
