@@ -117,12 +117,14 @@ void Barrier::reset(int count, int spins) {
 }
 
 void Barrier::wait() {
+  // All is read before this thread counts as arrived: the last one may leave at once and reset the barrier.
   uint64_t round = passed_.value();
+  int spins = spins_;
   if (left_.fetch_sub(1) == 1) {
     left_.store(count_);
     passed_.set(round + 1);
   } else {
-    passed_.wait(round, spins_);
+    passed_.wait(round, spins);
   }
 }
 

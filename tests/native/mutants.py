@@ -52,12 +52,20 @@ MUTANTS = (
     _conv("padding is skipped beside infinities", "*segment) || !op.skip", "*segment)", "specials"),
     _conv("a tile on padding is left out", "begin[0] == begin[1] && !job.first && !job.last", "begin[0] == begin[1]"),
     _conv("the last chunk alone counts", "if (!job.first) {", "if (false) {", "deep"),
-    _conv("no ReLU", "if (job.relu)", "if (false)"),
-    _conv("residual unscaled", "Isa::fma(Isa::set(job.residual_scale), value,", "Isa::fma(Isa::set(1), value,"),
-    _conv(
+    Mutant("no ReLU", "sink.h", "if (sink.relu)", "if (false)", "conv"),
+    Mutant(
+        "residual unscaled",
+        "sink.h",
+        "Isa::fma(Isa::set(sink.residual_scale), value,",
+        "Isa::fma(Isa::set(1), value,",
+        "conv",
+    ),
+    Mutant(
         "whole vectors at the last column",
+        "sink.h",
         "if (count < Isa::lanes)\n      Isa::store_some(y +",
         "if (count < 0)\n      Isa::store_some(y +",
+        "conv",
     ),
     _conv("the first group for all", "int64_t(op.panels[p].group) * (op.c / op.groups)", "0", "groups"),
     _conv("whole tiles at the last pixel", "lesser(Isa::rows, m - (high - 1) * Isa::rows)", "Isa::rows"),
