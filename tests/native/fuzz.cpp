@@ -245,6 +245,8 @@ const Test TESTS[] = {
     {"conv", "any size, stride, padding, residual and type", [](Scene &s, Rng &r) { one_conv(s, r, {}); }, 1},
     {"groups", "grouped convolutions", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, true}); }, 1},
     {"deep", "sums of several chunks", [](Scene &s, Rng &r) { one_conv(s, r, {0, 200'000, false, true}); }, 1},
+    {"long", "many channels of many pixels",
+     [](Scene &s, Rng &r) { one_conv(s, r, {1'000'000, 8'000'000, false, true}); }, 1},
     {"scatter", "outputs to several places", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, false, false, true}); },
      1},
     {"specials", "infinities and NaN in maps and weights",
