@@ -156,7 +156,7 @@ MUTANTS = (
         "avx512",
     ),
     _tiles("the last sums stay behind", "conv_amx.h", "  stage.waiting.finish_all();\n  tiles.release();", "", "conv"),
-    _tiles("sums outlive their pixels", "conv_amx.h", "stage.waiting.finish_all(); // they", "// they", "conv"),
+    _tiles("sums outlive their pixels", "conv_amx.h", "stage.waiting.finish_all(); // they", "// they", "deep"),
     _tiles("another kind's sums are overwritten", "tile_multiply.h", "open_ != &kind<NV, Y>()", "false", "scatter"),
     _tiles(
         "the third tile is the second again",
