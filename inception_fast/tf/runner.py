@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import keras
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import engine
 from ..engine import Report
+from . import boundary
 from .translate import translate
 
 UNKNOWN_SIZE = 128
@@ -19,34 +21,64 @@ UNKNOWN_SIZE = 128
 NO_GRADIENT = "optimised models only infer: no gradient flows through them; train the original model"
 
 
+class Engines:
+    """One optimised module for each device that tensors came from, made at the first of them."""
+
+    def __init__(self, first: nn.Module, make: Callable[[torch.device], nn.Module] | None = None) -> None:
+        self._made = {torch.device("cpu"): first}
+        self._make, self._lock = make, threading.Lock()
+
+    def on(self, device: torch.device) -> nn.Module:
+        with self._lock:
+            if device not in self._made:
+                if self._make is None:
+                    raise ValueError(f"tensor on {device}; allowed: the CPU")
+                self._made[device] = self._make(device)
+            return self._made[device]
+
+
 class OptimizedModel(keras.Model):
     """A Keras model's inference, made by `optimize`: call it, map it over a tf.data pipeline, or `predict` with it.
 
     On TensorFlow a call is eager native code; inside `tf.function` and tf.data it becomes a `tf.py_function`, so a
-    graph with it can neither be exported nor compiled by XLA. Threads may call it at once.
+    graph with it can neither be exported nor compiled by XLA. Threads may call it at once. Tensors on a GPU run the
+    engine's GPU plan; `inception_fast.tf.boundary` says how the two libraries wait for each other there, and what of
+    it could not be verified: it was not yet measured on hardware.
     """
 
-    def __init__(self, model: keras.Model, engine_module: torch.nn.Module) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        engine_module: nn.Module,
+        make: Callable[[torch.device], nn.Module] | None = None,
+    ) -> None:
         super().__init__(name=f"{model.name}_optimized", trainable=False)
-        # Not a torch submodule, which Keras' torch backend would make of an attribute.
-        self._engine = [engine_module]
-        self._structure = model.output
+        self._engines = Engines(engine_module, make)
+        self._arguments, self._structure = model.input, model.output
         self._shape_of = model.compute_output_shape
-        self._rank = [len(x.shape) for x in model.inputs]
+        self._ranks = [len(x.shape) for x in model.inputs]
+        self._guarded: Any = None
         self.supports_jit = False
         self.run_eagerly = True
         self.built = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # An eager tensor needs nothing of what Keras does around a layer, which takes as long as a small net's kernels.
+        if len(args) == 1 and not kwargs and type(args[0]).__name__ == "EagerTensor":
+            return self.call(args[0])
+        return super().__call__(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             raise RuntimeError(f"training=True; {NO_GRADIENT}")
         flat = keras.tree.flatten(inputs)
-        if len(flat) != len(self._rank):
-            raise ValueError(f"{len(flat)} inputs; allowed: {len(self._rank)}")
-        if keras.backend.backend() == "torch":
-            outputs = self._on_torch(flat)
-        else:
-            outputs = self._on_tensorflow(flat, inputs)
+        if len(flat) != len(self._ranks):
+            raise ValueError(f"{len(flat)} inputs; allowed: {len(self._ranks)}")
+        for x, rank in zip(flat, self._ranks, strict=True):
+            _check_rank(x, rank)
+        # As functional models do with images of bytes and with other precisions.
+        flat = [x if _is_float32(x) else keras.ops.cast(x, "float32") for x in flat]
+        outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
         return keras.tree.pack_sequence_as(self._structure, outputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -63,7 +95,7 @@ class OptimizedModel(keras.Model):
     def _run(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """NHWC or [n, c] in, the same out. Both permutations are views: the engine's maps are channels_last."""
         with torch.inference_mode():
-            ys = self._engine[0](*(x.permute(0, 3, 1, 2) if x.ndim == 4 else x for x in xs))
+            ys = self._engines.on(xs[0].device)(*(x.permute(0, 3, 1, 2) if x.ndim == 4 else x for x in xs))
             return [(y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous() for y in ys]
 
     def _on_torch(self, xs: Sequence[Tensor]) -> list[Tensor]:
@@ -71,45 +103,42 @@ class OptimizedModel(keras.Model):
             raise RuntimeError(NO_GRADIENT)
         return [y.clone() if y.is_inference() and torch.is_grad_enabled() else y for y in self._run(xs)]
 
-    def _on_tensorflow(self, xs: Sequence[Any], inputs: Any) -> list[Any]:
+    def _on_tensorflow(self, xs: Sequence[Any]) -> list[Any]:
+        if self._guarded is None:
+            import tensorflow
+
+            self._guarded = tensorflow.custom_gradient(self._with_gradient)
+        return list(self._guarded(*xs))
+
+    def _with_gradient(self, *tensors: Any) -> tuple[list[Any], Callable[..., NoReturn]]:
         import tensorflow
 
-        @tensorflow.custom_gradient
-        def run(*tensors: Any) -> Any:
-            def gradient(*_: Any, **__: Any) -> NoReturn:
-                raise RuntimeError(NO_GRADIENT)
+        def gradient(*_: Any, **__: Any) -> NoReturn:
+            raise RuntimeError(NO_GRADIENT)
 
-            if tensorflow.executing_eagerly():
-                return self._eager(*tensors), gradient
-            shapes = keras.tree.flatten(self._shapes(inputs))
-            results = tensorflow.py_function(self._eager, tensors, [tensorflow.float32] * len(shapes))
-            for result, shape in zip(results, shapes, strict=True):
-                result.set_shape(shape.as_list())
-            return results, gradient
-
-        return list(run(*xs))
-
-    def _shapes(self, inputs: Any) -> Any:
-        import tensorflow
-
+        if tensorflow.executing_eagerly():
+            return self._eager(*tensors), gradient
+        known = [
+            default if x.shape.rank is None else keras.KerasTensor(x.shape.as_list())
+            for x, default in zip(tensors, keras.tree.flatten(self._arguments), strict=True)
+        ]
+        inputs = keras.tree.pack_sequence_as(self._arguments, known)
         specs = keras.tree.flatten(self.compute_output_spec(inputs))
-        return [tensorflow.TensorShape(spec.shape) for spec in specs]
+        results = tensorflow.py_function(self._eager, tensors, [tensorflow.float32] * len(specs))
+        for result, spec in zip(results, specs, strict=True):
+            result.set_shape(spec.shape)
+        return results, gradient
 
     def _eager(self, *tensors: Any) -> list[Any]:
-        """Eager TensorFlow tensors through the engine. TensorFlow's allocator and torch's align alike, so views do."""
-        import tensorflow
-        from tensorflow.experimental import dlpack
-
-        for tensor in tensors:
-            if not tensor.device.endswith("CPU:0"):
-                raise ValueError(f"tensor on {tensor.device}; allowed: the CPU, as in with tf.device('CPU')")
-        shared = [torch.utils.dlpack.from_dlpack(dlpack.to_dlpack(tensor)) for tensor in tensors]
-        results = [dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(y)) for y in self._run(shared)]
-        return [tensorflow.identity(y) if y.dtype != tensorflow.float32 else y for y in results]
+        """Eager TensorFlow tensors through the engine."""
+        device = boundary.device_of(tensors)
+        if device.type == "cpu":
+            return boundary.on_cpu(tensors, self._run)
+        return boundary.on_gpu(tensors, device, self._run)
 
     def report(self) -> Report:
         """What became of every captured layer: the engine's report for the example's sizes."""
-        found: Report = self._engine[0].report()  # type: ignore[operator]
+        found: Report = self._engines.on(torch.device("cpu")).report()  # type: ignore[operator]
         return found
 
     def fit(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -142,9 +171,25 @@ def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
         raise RuntimeError(f"Keras runs on {keras.backend.backend()}; allowed: tensorflow, torch")
     if isinstance(keras_model, OptimizedModel):
         raise ValueError("model is optimised already; allowed: the original model")
-    module = translate(keras_model)
+    module, wanted = translate(keras_model), _torch_dtype(dtype)
     example = tuple(_example(x) for x in keras_model.inputs)
-    return OptimizedModel(keras_model, engine.optimize(module, example, dtype=_torch_dtype(dtype)))
+
+    def on_gpu(device: torch.device) -> nn.Module:
+        there = tuple(x.to(device) for x in example)
+        return engine.optimize(module, there, dtype=wanted, backend="triton")
+
+    return OptimizedModel(keras_model, engine.optimize(module, example, dtype=wanted), on_gpu)
+
+
+def _check_rank(x: Any, rank: int) -> None:
+    seen = x.shape.rank if hasattr(x.shape, "rank") else len(x.shape)  # None: a graph's tensor of any shape
+    if seen not in (None, rank):
+        raise ValueError(f"input of shape {tuple(x.shape)}; allowed: {'(n, h, w, c)' if rank == 4 else '(n, c)'}")
+
+
+def _is_float32(x: Any) -> bool:
+    found: bool = keras.backend.standardize_dtype(x.dtype) == "float32"
+    return found
 
 
 def _torch_dtype(dtype: Any) -> torch.dtype | None:
