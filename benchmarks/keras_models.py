@@ -1,18 +1,21 @@
 """Times `inception_fast.tf.optimize` beside Keras on TensorFlow: model(x), tf.function and jit_compile=True.
 
-    python benchmarks/keras_models.py inception_v3 --batch 1,16 --dtype float32,bfloat16 --out keras-results
+    python benchmarks/keras_models.py --out keras-results
+    python benchmarks/publish.py keras-results/bench.json
 
-Each of them in the faster of two forms: as it is, and with batch norm folded. Photographs, calibrated random weights,
-outputs proved against float64 before anything is timed, all runtimes of a case in turns: what `inception-fast bench`
-does, by the same code. Writes OUT/bench.json with its provenance; the cases are called "<model> in Keras". A case of
-ours that is wrong makes the exit code 1.
+Each of them in the faster of two forms: as it is, and with batch norm folded, weights and activations in the number
+format asked for. Photographs, calibrated random weights, outputs proved against float64 before anything is timed, all
+runtimes of a case in turns: what `inception-fast bench` does, by the same code. Writes OUT/bench.json with its
+provenance, anew after each model; the cases are called "<model> in Keras". A case of ours that is wrong makes the exit
+code 1. The whole of it takes some minutes: --seconds is what each case is timed for, if nine rounds fit.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 import inception_fast as fast
 from inception_fast.images import prepare_batch, sample_photos
 from inception_fast.measure import compare as comparison
-from inception_fast.measure.compare import Case, Subject
+from inception_fast.measure.compare import Case, Row, Subject
 from inception_fast.measure.flops import layers, totals
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.peers import Built
@@ -31,9 +34,12 @@ from inception_fast.measure.results import write_json
 from inception_fast.measure.timer import Plan, interleave, summarise
 from inception_fast.weights._tensorflow import load_tensorflow
 
-MODELS = ("inception_v3", "inception_v4", "inception_resnet_v2")
+MODELS = ("inception_v3", "inception_v1", "inception_v2", "inception_resnet_v1")
 DTYPES = ("float32", "bfloat16")
-TRIAL = Plan(seconds=1e-6, least=3, most=3, warmup=1)
+QUICK = "inception_v1"
+SUFFIX = " in Keras"
+SHOWN = ("model", "batch", "dtype", "runtime", "median_ms", "rel_error", "ratio", "status", "note")
+TRIAL = Plan(seconds=1e-6, least=2, most=2, warmup=1, settle=0)
 Call = Callable[[Any], Any]
 
 
@@ -66,16 +72,39 @@ def in_dtype(model: Any, dtype: str) -> Any:
     return twin
 
 
+class Nets:
+    """The Keras nets of one torch model, each made once: all runtimes and batch sizes share them."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        plain = keras_net(model, x)
+        self.forms = {"plain": plain, "batch norm folded": fast.tf.fold_batch_norm(plain)}
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def form(self, name: str, dtype: str) -> Any:
+        return self._once(name, dtype, lambda: in_dtype(self.forms[name], dtype))
+
+    def optimized(self, dtype: str) -> Any:
+        return self._once("ours", dtype, lambda: fast.tf.optimize(self.forms["plain"], dtype))
+
+    def _once(self, name: str, dtype: str, make: Callable[[], Any]) -> Any:
+        if (name, dtype) not in self._made:
+            self._made[name, dtype] = make()
+        return self._made[name, dtype]
+
+
 class Ours:
     """`inception_fast.tf.optimize` under eager code."""
 
     name, package = "inception_fast", "inception-fast"
 
+    def __init__(self, nets: Nets) -> None:
+        self.nets = nets
+
     def reasons(self, dtype: str) -> list[str]:
         return []
 
     def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
-        fast_model = fast.tf.optimize(keras_net(model, x), dtype)
+        fast_model = self.nets.optimized(dtype)
 
         def bind(x: Tensor) -> Callable[[], Any]:
             feed = tensor(x)
@@ -89,16 +118,14 @@ class Keras:
 
     package = "tensorflow"
 
-    def __init__(self, name: str, wrap: Callable[[Any], Call]) -> None:
-        self.name, self.wrap = name, wrap
+    def __init__(self, name: str, nets: Nets, wrap: Callable[[Any], Call]) -> None:
+        self.name, self.nets, self.wrap = name, nets, wrap
 
     def reasons(self, dtype: str) -> list[str]:
         return []
 
     def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
-        plain = keras_net(model, x)
-        forms = {"plain": plain, "batch norm folded": fast.tf.fold_batch_norm(plain)}
-        calls = {name: self.wrap(in_dtype(form, dtype)) for name, form in forms.items()}
+        calls = {name: self.wrap(self.nets.form(name, dtype)) for name in self.nets.forms}
 
         def bind(x: Tensor, name: str) -> Callable[[], Any]:
             feed = tensor(x, dtype)
@@ -106,20 +133,24 @@ class Keras:
             return lambda: calls[name](feed)
 
         trial = interleave({name: bind(x, name) for name in calls}, TRIAL)
-        best = min(calls, key=lambda name: summarise(trial[name]).median)
+        best = min(calls, key=lambda name: summarise(trial[name]).best)
         return Built(lambda x: bind(x, best), as_torch, best)
 
 
-def peers() -> list[Keras]:
+def peers(nets: Nets) -> list[Keras]:
     tf = load_tensorflow()
 
     def inference(model: Any) -> Call:
         return lambda x: model(x, training=False)
 
+    def graph(model: Any, **options: Any) -> Call:
+        made: Call = tf.function(inference(model), autograph=False, **options)
+        return made
+
     return [
-        Keras("keras", inference),
-        Keras("tf.function", lambda model: tf.function(inference(model))),
-        Keras("jit_compile", lambda model: tf.function(inference(model), jit_compile=True)),
+        Keras("keras", nets, inference),
+        Keras("tf.function", nets, graph),
+        Keras("jit_compile", nets, lambda model: graph(model, jit_compile=True)),
     ]
 
 
@@ -135,15 +166,19 @@ class Quiet:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", default=list(MODELS))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(MODELS)}")
     parser.add_argument("--batch", type=lambda text: [int(n) for n in text.split(",")], default=[1, 16])
     parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES))
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each case, if nine rounds fit")
     parser.add_argument("--build-limit", type=float, default=600.0, metavar="S")
-    parser.add_argument("--quick", action="store_true", help="three rounds: shows that it works, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"three rounds, by default of {QUICK}: shows that it works"
+    )
     parser.add_argument("--out", type=Path, default=Path("keras-results"))
     args = parser.parse_args(argv)
+    args.models = args.models or ([QUICK] if args.quick else list(MODELS))
     for name, allowed in ((args.models, fast.list_models()), (args.dtype, DTYPES)):
         unknown = [value for value in name if value not in allowed]
         if unknown:
@@ -162,40 +197,52 @@ def subject(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
     return model, images
 
 
+def truth(model: nn.Module, images: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """The float64 logits of every batch; each photograph is computed once."""
+    logits = torch.cat(comparison.truth(model, list(images.split(1))))
+    every = logits[torch.arange(sum(map(len, inputs))) % len(images)]
+    return list(every.split([len(x) for x in inputs]))
+
+
+def rows_of(name: str, args: argparse.Namespace, work: dict[str, Any]) -> Iterator[Row]:
+    """The rows of one model; `work` gets its size."""
+    model, images = subject(name, args.image_size)
+    macs, params = totals(layers(model, images[:1]))
+    work[f"{name}{SUFFIX}"] = {"macs": macs, "params": params, "image_size": images.shape[-1]}
+    nets = Nets(model, images)
+    for batch in args.batch:
+        inputs = comparison.batches(images, batch)
+        about = Subject(model, inputs, truth(model, images, inputs))
+        # A call of a batch takes long enough to bury what the runtime before it left in the caches.
+        plan = Plan(seconds=args.seconds, settle=int(batch == 1))
+        plan = Plan(seconds=1.0, least=3, most=3, warmup=1) if args.quick else plan
+        for dtype in args.dtype:
+            case = Case(f"{name}{SUFFIX}", batch, dtype)
+            yield from comparison.compare(
+                case, about, peers(nets), args.threads, plan, args.build_limit, Quiet(), ours=Ours(nets)
+            )
+
+
 def main(argv: list[str]) -> int:
     args = arguments(argv)
+    start = time.perf_counter()
     torch.set_num_threads(args.threads)
     tf = load_tensorflow()
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    plan = Plan(seconds=1.0, least=3, most=3, warmup=1) if args.quick else Plan()
-    rows, work = [], {}
-    for name in args.models:
-        model, images = subject(name, args.image_size)
-        macs, params = totals(layers(model, images[:1]))
-        work[f"{name} in Keras"] = {"macs": macs, "params": params, "image_size": images.shape[-1]}
-        for batch in args.batch:
-            inputs = comparison.batches(images, batch)
-            about = Subject(model, inputs, comparison.truth(model, inputs))
-            for dtype in args.dtype:
-                case = Case(f"{name} in Keras", batch, dtype)
-                found = comparison.compare(
-                    case, about, peers(), args.threads, plan, args.build_limit, Quiet(), ours=Ours()
-                )
-                for row in found:
-                    values = (row.runtime, row.median_ms, row.rel_error, row.ratio, row.status, row.note)
-                    print(*values, sep="\t", flush=True)
-                rows += found
     args.out.mkdir(parents=True, exist_ok=True)
     origin = provenance(args.threads, argv) | {"command": " ".join(["python", "benchmarks/keras_models.py", *argv])}
-    write_json(
-        args.out / "bench.json",
-        {
-            "provenance": origin | {"images": [photo.name for photo in sample_photos()], "weights": "random"},
-            "models": work,
-            "rows": [row.as_json() for row in rows],
-        },
-    )
+    origin |= {"images": [photo.name for photo in sample_photos()], "weights": "random"}
+    rows: list[Row] = []
+    work: dict[str, Any] = {}
+    for name in args.models:
+        for row in rows_of(name, args, work):
+            print(*(getattr(row, key) for key in SHOWN), sep="\t", flush=True)
+            rows.append(row)
+        origin["seconds"] = round(time.perf_counter() - start)
+        found = {"provenance": origin, "models": work, "rows": [row.as_json() for row in rows]}
+        write_json(args.out / "bench.json", found)
+    print(f"{origin['seconds']} s, {args.out / 'bench.json'}", file=sys.stderr)
     return 1 if any(row.runtime == Ours.name and row.status != "ok" for row in rows) else 0
 
 

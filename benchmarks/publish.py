@@ -4,8 +4,8 @@
     python benchmarks/publish.py                             rewrites the tables
     python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
 
-Takes what `inception-fast bench` and `inception-fast claims` write, unchanged. The newest file of a machine speaks for
-each case in it; older ones stay as history.
+Takes what `inception-fast bench`, `benchmarks/keras_models.py` and `inception-fast claims` write, unchanged. The newest
+file of a machine speaks for each case in it; older ones stay as history.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "inception_fast"
+KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
 KINDS = {"bench": "runtime", "claims": "claim"}  # of result files, by a key that only their rows have
 UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
@@ -80,23 +81,27 @@ def read_results(results: Path) -> list[tuple[Path, str, Document]]:
     return sorted(found, key=lambda item: (item[2]["provenance"]["date"], item[0].name))
 
 
-def bench_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """A table for each file that is the newest to speak of a case on its machine, the newest file first."""
+def bench_section(found: Sequence[tuple[Path, str, Document]], root: Path, keras: bool = False) -> str:
+    """A table for each file that is the newest to speak of a case on its machine, the newest file first.
+
+    keras: of the models run by Keras, or of the others.
+    """
     newest: dict[tuple[str, Case], Path] = {}
     for path, kind, document in found:
         if kind == "bench":
-            newest.update({(path.parent.name, case): path for case in _cases(document["rows"])})
+            newest.update({(path.parent.name, case): path for case in _cases(document["rows"], keras)})
     parts = []
     for path, kind, document in reversed(found):
         if kind == "bench":
-            cases = [c for c in _cases(document["rows"]) if newest[path.parent.name, c] == path]
+            cases = [c for c in _cases(document["rows"], keras) if newest[path.parent.name, c] == path]
             if cases:
                 parts.append(_bench_table(cases, document, path.relative_to(root)))
     return "\n\n".join(parts) or UNMEASURED
 
 
-def _cases(rows: Iterable[Mapping[str, Any]]) -> list[Case]:
-    return list(dict.fromkeys((row["model"], row["batch"], row["dtype"]) for row in rows))
+def _cases(rows: Iterable[Mapping[str, Any]], keras: bool) -> list[Case]:
+    wanted = (row for row in rows if row["model"].endswith(KERAS) == keras)
+    return list(dict.fromkeys((row["model"], row["batch"], row["dtype"]) for row in wanted))
 
 
 def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
@@ -107,7 +112,7 @@ def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
     notes: dict[str, None] = {}
     for case in cases:
         model, batch, dtype = case
-        cells = [f"`{model}`", str(batch), dtype]
+        cells = [f"`{model.removesuffix(KERAS)}`", str(batch), dtype]
         for name in runtimes:
             row = rows.get((case, name))
             cells.append(_time(row))
@@ -176,7 +181,12 @@ def _figure(value: float | None) -> str:
 def rewritten(readme: str, results: Path, root: Path) -> str:
     """README with every marked section as the files say; ValueError where a pair of markers is missing or twice."""
     found = read_results(results)
-    for name, section in (("results", bench_section(found, root)), ("claims", claims_section(found, root))):
+    sections = {
+        "results": bench_section(found, root),
+        "keras": bench_section(found, root, keras=True),
+        "claims": claims_section(found, root),
+    }
+    for name, section in sections.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             raise ValueError(

@@ -27,7 +27,8 @@ ORIGIN = {
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
 }  # fmt: skip
 README = (
-    "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\nB\n<!-- claims: begin -->\n<!-- claims: end -->\nC\n"
+    "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\nB\n<!-- claims: begin -->\n<!-- claims: end -->\n"
+    "<!-- keras: begin -->\n<!-- keras: end -->\nC\n"
 )
 
 
@@ -78,7 +79,7 @@ def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str
     text = (house / "README.md").read_text()
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
     assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
-    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 1 and "old" not in text
+    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 2 and "old" not in text
     assert text.startswith("# A\n") and text.endswith("\nC\n")
     assert publish.main(["--check"], house) == 0
     assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
@@ -104,6 +105,18 @@ def test_the_newest_run_speaks_for_a_case_and_older_ones_for_the_rest(house: Pat
     text = (house / "README.md").read_text()
     assert "**5.00**" in text and "**10.00**" not in text and "| `m` | 8 | float32 | **77.00** |" in text
     assert text.index("**5.00**") < text.index("**77.00**")
+
+
+def test_keras_has_a_table_of_its_own(house: Path) -> None:
+    """Beside the cases of another run, whose name without the suffix and whose times differ."""
+    document = bench(date="2026-01-03T03:04:05+00:00")
+    for row in document["rows"]:
+        row["model"] = "m in Keras"
+    document["rows"][0]["median_ms"] = 7.0
+    assert publish.main([str(put(house, bench())), str(put(house, document, "b.json"))], house) == 0
+    plain, keras = (house / "README.md").read_text().split("<!-- keras: begin -->")
+    assert "| `m` | 1 | float32 | **10.00** |" in plain and "7.00" not in plain and "2026-01-02-bench.json" in plain
+    assert "| `m` | 1 | float32 | **7.00** |" in keras and "10.00" not in keras and "2026-01-03-bench.json" in keras
 
 
 def test_claims_are_shown_without_the_published(house: Path) -> None:
