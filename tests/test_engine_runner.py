@@ -282,6 +282,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "twice": (lambda: optimize(optimize(small(), X), X), ValueError, "optimised already"),
     "dtype": (lambda: optimize(small(), X, dtype=torch.float16), ValueError, "dtype torch.float16; .* torch.bfloat16"),
     "backend": (lambda: optimize(small(), X, backend="tpu"), ValueError, "unknown backend 'tpu'; allowed: .*cpu"),
+    "a number": (lambda: optimize(small(), X, batch_sizes=4), TypeError, "batch_sizes 4; allowed: None, or a sequence"),
     "no batch": (lambda: optimize(small(), X, batch_sizes=[]), ValueError, "one or more"),
     "batch of 0": (lambda: optimize(small(), X, batch_sizes=[1, 0]), ValueError, r"\[1, 0\]; allowed: integers"),
     "empty example": (lambda: optimize(small(), X[:0]), ValueError, "at least 1"),

@@ -145,10 +145,25 @@ def test_impossible_input(name: str, features_only: bool) -> None:
     refused(ValueError, "4 channels", 1, 4, 99, 99)
     refused(ValueError, "99 channels", 1, 99, 99, 3)
     refused(TypeError, "torch.uint8", 1, 3, 99, 99, dtype=torch.uint8)
+    refused(TypeError, "torch.float64.*allowed: torch.float32, that of its weights", 1, 3, 99, 99, dtype=torch.float64)
     refused(ValueError, "empty batch", 0, 3, 99, 99)
     refused(ValueError, f"{least - 1}x99", 1, 3, least - 1, 99)
     refused(ValueError, f"99x{least - 1}", 1, 3, 99, least - 1)
+    for value in (None, [[0.0]]):
+        with pytest.raises(TypeError, match=rf"{name} got (NoneType|list); allowed: a torch\.Tensor"):
+            net(value)
+    with pytest.raises(ValueError, match=r"layout torch\.sparse_coo; allowed: torch\.strided"):
+        net(torch.empty(1, 3, 99, 99, device="meta").to_sparse())
     net(torch.empty(1, 3, least, least, device="meta"))
+    wide = net.double()
+    wide(torch.empty(1, 3, 99, 99, dtype=torch.float64, device="meta"))
+
+
+def test_autocast_takes_what_it_casts() -> None:
+    net = create_model("inception_v1", num_classes=2).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert net(torch.zeros(1, 3, 32, 32, dtype=dtype)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["inception_v1", "inception_v3", "inception_v4", "inception_resnet_v2"])

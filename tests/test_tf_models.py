@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import inception_fast as fast
 import references
 from inception_fast import weights
 from inception_fast.cli import main
+from keras_nets import CLASSES, SIZE, image, nchw, nhwc, seeded, torch_net
 from numerics import NET_MAX, max_error
 
 keras = pytest.importorskip("keras", reason="the Keras nets need keras")
@@ -29,9 +32,6 @@ pytest.importorskip("tensorflow", reason="the Keras nets run on tensorflow here"
 from inception_fast import tf  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and NumPy 2 disagree about `__array__`
-
-SIZE = 81
-"""Odd, and even after a halving: paddings differ there."""
 
 PUBLISHED = {  # parameters without gamma, moving statistics, features of the head; slim's and Keras' own counts
     "inception_v1": (6_617_624, 14_560, 1024),
@@ -50,58 +50,61 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def torch_net(name: str, **options: Any) -> Any:
-    """A torch model with random statistics; factors of batch norm stay one, as in slim and Keras."""
-    net = fast.create_model(name, **options).eval()
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-    return net
-
-
-def image(size: int = 107, batch: int = 1) -> Tensor:
-    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def nhwc(x: Tensor) -> np.ndarray:
-    return x.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def nchw(y: Any) -> Tensor:
-    y = torch.from_numpy(np.array(y))
-    return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
-
-
 def same_state(one: Any, other: Any) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     assert set(mine) == set(theirs)
     return all(torch.equal(value, theirs[key]) for key, value in mine.items() if "num_batches" not in key)
 
 
-@pytest.mark.parametrize("name", fast.list_models())
-def test_logits_endpoints_and_counts(name: str) -> None:
-    """facenet's net without classes, so that its output is the normalised embedding."""
-    classes = 0 if name == "inception_resnet_v1" else 7
-    net = torch_net(name, num_classes=classes, convention="tf")
+@dataclass(frozen=True)
+class Evaluated:
+    """A seeded net in torch and in Keras on TensorFlow: maps by slim's names and "logits", and what was counted."""
+
+    torch: dict[str, Tensor]
+    keras: dict[str, Tensor]
+    parameters: int
+    moving: int
+    came_back: bool
+    variables: list[tuple[str, Any]]
+
+
+@cache
+def evaluated(name: str) -> Evaluated:
+    """Kept without the nets, for every test of this file."""
+    net = seeded(name)
+    keras.backend.clear_session()
     model = tf.from_torch(net, (SIZE, SIZE, 3))
     maps = keras.Model(model.input, {"logits": model.output, **tf.endpoints(model)})(nhwc(image(SIZE)), training=False)
     with torch.inference_mode():
-        expected = net.forward_endpoints(image(SIZE))
-        expected["logits"] = net(image(SIZE))
-    assert set(maps) == set(expected)
-    for key, value in expected.items():
-        assert max_error(nchw(maps[key]), value) <= NET_MAX, key
-    assert same_state(tf.to_torch(model), net)
+        expected = net.forward_endpoints(image(SIZE)) | {"logits": net(image(SIZE))}
+    return Evaluated(
+        expected,
+        {key: nchw(value) for key, value in maps.items()},
+        model.count_params(),
+        sum(int(np.prod(v.shape)) for v in model.non_trainable_variables),
+        same_state(tf.to_torch(model), net),
+        [(v.path, v.shape) for v in model.variables],
+    )
+
+
+@pytest.mark.parametrize("name", fast.list_models())
+def test_logits_endpoints_and_counts(name: str) -> None:
+    found = evaluated(name)
+    assert set(found.keras) == set(found.torch)
+    for key, value in found.torch.items():
+        assert max_error(found.keras[key], value) <= NET_MAX, key
+    assert found.came_back
     if name in PUBLISHED:
         learned, moving, features = PUBLISHED[name]
-        assert model.count_params() == learned + moving - (1000 - classes) * (features + 1)
-        assert sum(int(np.prod(v.shape)) for v in model.non_trainable_variables) == moving
-    if name == "inception_resnet_v2":  # laid out as Keras' own: names, order and shapes
-        keras.backend.clear_session()
-        own = keras.applications.InceptionResNetV2(weights=None, classes=7, input_shape=(SIZE, SIZE, 3))
-        assert [(v.path, v.shape) for v in model.variables] == [(v.path, v.shape) for v in own.variables]
+        assert found.parameters == learned + moving - (1000 - CLASSES) * (features + 1)
+        assert found.moving == moving
+
+
+def test_laid_out_as_keras_own() -> None:
+    """Names, order and shapes; InceptionV3's are compared where its files are loaded."""
+    keras.backend.clear_session()
+    own = keras.applications.InceptionResNetV2(weights=None, classes=CLASSES, input_shape=(SIZE, SIZE, 3))
+    assert evaluated("inception_resnet_v2").variables == [(v.path, v.shape) for v in own.variables]
 
 
 @pytest.mark.parametrize("name, size", [("inception_v1", 107), ("inception_v2", 106), ("inception_v3", 107)])
@@ -257,24 +260,35 @@ def test_preprocess_and_decode() -> None:
 OTHER_BACKEND = """
 import sys, numpy as np, torch, inception_fast as fast, keras
 from inception_fast import tf
-assert keras.backend.backend() == "torch" and "tensorflow" not in sys.modules
-torch.manual_seed(0)
-x = torch.rand(1, 3, 107, 107) * 2 - 1
-for name, convention in (("inception_v2", "tf"),):
-    net = fast.create_model(name, num_classes=5, convention=convention).eval()
-    model = tf.from_torch(net, (107, 107, 3))
-    with torch.inference_mode():
-        expected = net(x)
-        y = model(x.permute(0, 2, 3, 1), training=False)
-    error = ((y - expected).abs().max() / expected.abs().max()).item()
-    assert error < 1e-5, (name, error)
+from keras_nets import SIZE, image, nhwc, seeded
+assert keras.backend.backend() == sys.argv[1] and "tensorflow" not in sys.modules
+# The random values would be replaced at once, and some backends compile their making for every shape.
+keras.initializers.VarianceScaling.__call__ = lambda self, shape, dtype=None: np.zeros(shape, dtype)
+torch.set_num_threads(1)
+logits = {}
+for name in fast.list_models():
+    model = tf.from_torch(seeded(name), (SIZE, SIZE, 3))
+    logits[name] = keras.ops.convert_to_numpy(model(nhwc(image(SIZE)), training=False))
+    keras.backend.clear_session()
+assert "tensorflow" not in sys.modules
+np.savez(sys.argv[2], **logits)
 """
 
 
-def test_on_the_torch_backend() -> None:
-    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_the_same_logits_on_every_backend(tmp_path: Path, backend: str) -> None:
+    """All six nets, in a process that never loads TensorFlow, against torch's nets and Keras' on TensorFlow."""
+    pytest.importorskip(backend, reason=f"Keras runs on {backend} here")
+    tests = Path(__file__).parent
+    environment = {**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
+    command = [sys.executable, "-c", OTHER_BACKEND, backend, str(tmp_path / "logits.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "logits.npz")
+    assert set(found) == set(fast.list_models())
+    for name, logits in found.items():
+        for other in (evaluated(name).torch, evaluated(name).keras):
+            assert max_error(torch.from_numpy(logits), other["logits"]) <= NET_MAX, name
 
 
 @pytest.mark.parametrize("package", ["keras", "tensorflow"])

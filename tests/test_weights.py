@@ -303,7 +303,7 @@ def test_missing_files(tmp_path: Path) -> None:
         weights.resolve(tmp_path)
 
 
-@pytest.mark.parametrize("argument", ["", b"weights.pth"])
+@pytest.mark.parametrize("argument", ["", b"weights.pth", 5])
 def test_weights_argument(argument: Any) -> None:
     with pytest.raises(TypeError, match="allowed: a path or hf:<repo>"):
         weights.resolve(argument)

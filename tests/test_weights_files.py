@@ -240,6 +240,25 @@ def test_hub_spec(spec: str) -> None:
         weights.resolve(spec)
 
 
+@pytest.mark.parametrize("client", ["httpx", "httpx2", "requests.exceptions"])
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    """Errors of the hub's HTTP client, which are no OSErrors; others are bugs and pass."""
+    library = pytest.importorskip("huggingface_hub")
+
+    def unreachable(kind: type[Exception]) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise kind("Name or service not known\nand more")
+
+        monkeypatch.setattr(library, "list_repo_files", fail)
+
+    unreachable(type("ConnectError", (Exception,), {"__module__": client}))
+    with pytest.raises(FileNotFoundError, match=r"hf:owner/net cannot be fetched .*ConnectError: Name or .*known$"):
+        weights.resolve("hf:owner/net")
+    unreachable(ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        weights.resolve("hf:owner/net")
+
+
 def test_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install inception-fast\[hub\]"):

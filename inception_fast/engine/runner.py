@@ -180,6 +180,8 @@ def _check_parameters(module: nn.Module) -> None:
 def _check_batch_sizes(batch_sizes: Sequence[int] | None) -> None:
     if batch_sizes is None:
         return
+    if not isinstance(batch_sizes, Sequence):
+        raise TypeError(f"batch_sizes {batch_sizes!r}; allowed: None, or a sequence of integers of at least 1")
     wrong = [b for b in batch_sizes if not isinstance(b, int) or isinstance(b, bool) or b < 1]
     if wrong or not len(batch_sizes):
         raise ValueError(f"batch_sizes {list(batch_sizes)}; allowed: integers of at least 1, one or more")

@@ -31,15 +31,22 @@ class FeatureInfo(list[dict[str, Any]]):
         return [row["module"] for row in self]
 
 
-def check_input(x: Tensor, name: str, in_chans: int, min_size: int) -> None:
-    """Raises ValueError, TypeError for the dtype, where `x` is not a floating [n, in_chans, h, w] of at least min_size.
+def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tensor | None) -> None:
+    """Raises ValueError where `x` is not [n, in_chans, h, w] of at least min_size, TypeError for what its type is.
 
+    `weight` is one of those that will meet the image: their dtypes are the same, or autocast sees to it.
     Sizes that a tracer left symbolic are not looked at: they would become guards, or constants, of the graph.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} got {type(x).__name__}; allowed: a torch.Tensor [n, {in_chans}, h, w]")
     if x.dim() != 4:
         raise ValueError(f"{name} got a tensor of shape {tuple(x.shape)}; allowed: rank 4, [n, {in_chans}, h, w]")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: a floating point dtype")
+    if weight is not None and x.dtype != weight.dtype and not _autocasts(x.device.type):
+        raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: {weight.dtype}, that of its weights")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} got a tensor of layout {x.layout}; allowed: torch.strided")
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
     if x.shape[1] != in_chans:
@@ -49,6 +56,10 @@ def check_input(x: Tensor, name: str, in_chans: int, min_size: int) -> None:
         raise ValueError(f"{name} got an image of {h}x{w}; allowed: {min_size}x{min_size} or larger")
     if not torch.compiler.is_compiling() and x.shape[0] == 0:
         raise ValueError(f"{name} got an empty batch of shape {tuple(x.shape)}; allowed: at least one image")
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class InputTransform(nn.Module):
@@ -86,7 +97,7 @@ class TrunkNet(nn.Module):
 
     def run(self, x: Tensor, keep: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """The last map of the trunk, and those of the endpoints or module paths in `keep`."""
-        check_input(x, self.name, self.in_chans, self.min_size)
+        check_input(x, self.name, self.in_chans, self.min_size, next(self.parameters(), None))
         if self.input_transform is not None:
             x = self.input_transform(x)
         kept: dict[str, Tensor] = {}

@@ -30,7 +30,7 @@ def resolve(weights: str | os.PathLike[str], model: str | None = None) -> Source
     """
     if model is not None and model not in ROOTS:
         raise ValueError(f"unknown model {model!r}; allowed: {', '.join(ROOTS)}")
-    text = os.fspath(weights)
+    text = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
         raise TypeError(f"weights={weights!r}; allowed: a path or hf:<repo>")
     if text.startswith("hf:"):

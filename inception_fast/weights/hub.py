@@ -11,6 +11,7 @@ from typing import Any
 from ._source import WeightsError
 
 SPEC = re.compile(r"hf:(?P<repo>[^@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>\S+))?")
+HTTP_CLIENTS = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".keras", ".weights.h5", ".h5", ".index", ".ckpt")
 """Weight files, the preferred kind first."""
@@ -50,7 +51,7 @@ def download(spec: str) -> tuple[Path, Path | None]:
     except ImportError as error:
         raise ImportError(f"{spec} is on the Hugging Face hub; to fetch it: pip install inception-fast[hub]") from error
     repo, revision = match["repo"], match["revision"]
-    failures = (OSError, errors.EntryNotFoundError, errors.HFValidationError)
+    known = (OSError, errors.EntryNotFoundError, errors.HFValidationError)
     try:
         names = list(hub.list_repo_files(repo, revision=revision))
         name = match["file"] or choose(names, f"hf:{repo}")
@@ -60,7 +61,10 @@ def download(spec: str) -> tuple[Path, Path | None]:
         config = hub.hf_hub_download(repo, "config.json", revision=revision) if "config.json" in names else None
     except FileNotFoundError:
         raise
-    except failures as error:
+    except Exception as error:
+        # The hub's own HTTP client, which changed from one major version to the next, raises errors of its own.
+        if not isinstance(error, known) and not type(error).__module__.startswith(HTTP_CLIENTS):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             f"{spec} cannot be fetched from the Hugging Face hub: {type(error).__name__}: {reason}"
