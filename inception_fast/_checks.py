@@ -55,7 +55,9 @@ def tensors(**named: Any) -> None:
 
 def pair_of(value: int | Sequence[int], name: str) -> list[int]:
     """[vertical, horizontal] of an int or a pair."""
-    both = [value, value] if isinstance(value, int) else list(value)
+    both = _ints(value, name, "an int or a pair (vertical, horizontal)")
+    if len(both) == 1 and isinstance(value, int):
+        return both * 2
     if len(both) != 2:
         raise ValueError(f"{name} {value}; allowed: an int or a pair (vertical, horizontal)")
     return both
@@ -63,12 +65,26 @@ def pair_of(value: int | Sequence[int], name: str) -> list[int]:
 
 def four_sided(padding: int | Sequence[int]) -> list[int]:
     """[top, bottom, left, right] of an int, a pair (vertical, horizontal) or the four."""
-    sides = [padding] if isinstance(padding, int) else list(padding)
+    allowed = "an int, (vertical, horizontal) or (top, bottom, left, right)"
+    sides = _ints(padding, "padding", allowed)
     if len(sides) == 4:
         return sides
     if len(sides) not in (1, 2):
-        raise ValueError(f"padding {padding}; allowed: an int, (vertical, horizontal) or (top, bottom, left, right)")
+        raise ValueError(f"padding {padding}; allowed: {allowed}")
     return [sides[0], sides[0], sides[-1], sides[-1]]
+
+
+def _ints(value: Any, name: str, allowed: str) -> list[int]:
+    values = [value] if isinstance(value, int) else value
+    sequence = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    if not sequence or any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
+        raise TypeError(f"{name} {value!r}; allowed: {allowed}")
+    return list(values)
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} {value!r}; allowed: True or False")
 
 
 def check_residual_scale(residual: Any, residual_scale: float) -> None:

@@ -4,7 +4,7 @@ convolution, for channels_last maps; with frozen statistics each layer is one fu
 A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
 Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
 statistic or parameter changed. Where a child is not plain (hooked, parametrised, of another class) it is called as it
-is. `torch.export` sees plain convolutions and batch norms.
+is. `torch.export` and `torch.jit.trace` see plain convolutions and batch norms.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import _batch_norm, ops
+from ._checks import pair_of
 from .backends.stamp import Stamp, can_stamp
 
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
@@ -53,6 +54,7 @@ def fusable(conv: nn.Module, bn: nn.Module) -> bool:
         and conv_problem(conv) is None
         and not (has_hooks(conv) or has_hooks(bn))
         and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 
@@ -124,6 +126,7 @@ class ConvBNReLU(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        _check_sizes(cin, cout, kernel_size, stride, padding)
         self.conv = nn.Conv2d(cin, cout, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
         self._fold = Fold()
@@ -246,6 +249,7 @@ class PoolProject(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        _check_sizes(cin, cout, kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.count_include_pad = count_include_pad
         self.conv = nn.Conv2d(cin, cout, 1, bias=False)
@@ -268,6 +272,18 @@ class PoolProject(nn.Module):
 def _check_length(n: int) -> None:
     if n < 1 or n % 2 == 0:
         raise ValueError(f"kernel length {n}; allowed: an odd number, so that SAME padding is symmetric")
+
+
+def _check_sizes(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any) -> None:
+    """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
+    for name, channels in (("cin", cin), ("cout", cout)):
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+    for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if name == "padding" and value in ("same", "valid"):
+            continue
+        if min(pair_of(value, name)) < least:
+            raise ValueError(f"{name} {value}; allowed: at least {least}")
 
 
 def _row(cin: int, cout: int, n: int) -> ConvBNReLU:

@@ -16,8 +16,8 @@ class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
     """
 
     def __init__(self, smoothing: float = 0.1, weight: Tensor | None = None, reduction: str = "mean") -> None:
-        if not 0.0 <= smoothing < 1.0:
-            raise ValueError(f"smoothing {smoothing}; allowed: 0 <= smoothing < 1")
+        if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"smoothing {smoothing!r}; allowed: 0 <= smoothing < 1")
         super().__init__(weight=weight, reduction=reduction, label_smoothing=smoothing)
 
 

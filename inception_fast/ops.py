@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _batch_norm, _gradients, dispatch
-from ._checks import Conv, Pair, PoolProject, check_residual_scale, four_sided, like, pair_of, tensors
+from ._checks import Conv, Pair, PoolProject, check_flag, check_residual_scale, four_sided, like, pair_of, tensors
 from ._when_imported import when_imported
 from .backends import Params
 
@@ -64,6 +64,7 @@ def conv_bn_relu(
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift, residual=x if residual is None else residual)
+    check_flag("relu", relu)
     strides, sides = pair_of(stride, "stride"), four_sided(padding)
     call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend)
     return _run(_ops.conv_bn_relu.default, call)
@@ -125,6 +126,7 @@ def pool_project(
     An average commutes with a 1x1 convolution, so the convolution goes first where the pool then meets fewer channels.
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift)
+    check_flag("count_include_pad", count_include_pad)
     kernel, strides = pair_of(kernel_size, "kernel_size"), pair_of(stride, "stride")
     pads = pair_of(padding, "padding")
     call = (x, weight, scale, shift, kernel, strides, pads, count_include_pad, backend)

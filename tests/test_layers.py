@@ -223,6 +223,14 @@ def test_layers_compile_whole_and_export_as_plain_torch(name: str) -> None:
     "build",
     [
         lambda: fast.AsymmetricPair(4, 4, 4, 4),
+        lambda: fast.AsymmetricPair(4, 0, 4, 3),
+        lambda: fast.ConvBNReLU(0, 4, 3),
+        lambda: fast.ConvBNReLU(4, 4.0, 3),
+        lambda: fast.ConvBNReLU(4, 4, 0),
+        lambda: fast.ConvBNReLU(4, 4, (3, 3, 3)),
+        lambda: fast.ConvBNReLU(4, 4, 3, stride=(1, 0)),
+        lambda: fast.ConvBNReLU(4, 4, 3, padding=-1),
+        lambda: layers.PoolProject(4, 4, kernel_size=0),
         lambda: fast.ParallelSplit(4, 4, n=2),
         lambda: fast.AsymmetricPair(4, 4, 4, 3, order="nxn"),
     ],
@@ -230,6 +238,18 @@ def test_layers_compile_whole_and_export_as_plain_torch(name: str) -> None:
 def test_impossible_layers_raise(build: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         build()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_traced_layers_are_plain() -> None:
+    """TorchScript has no place for the operations' Python; what it gets are the convolution and batch norm."""
+    x = numerics.random(1, 8, 9, 9)
+    for layer in (fast.ConvBNReLU(8, 10, 3), fast.AsymmetricPair(8, 6, 10, 3), layers.PoolProject(8, 10)):
+        layer = randomise(layer).eval()
+        with torch.no_grad():
+            traced = torch.jit.trace(layer, x)
+            assert "inception_fast::" not in str(traced.inlined_graph)
+            numerics.assert_close_budget(traced(x[:, :, 1:]), layer(x[:, :, 1:]).double(), roundings=2)
 
 
 def test_the_other_order_of_a_pair() -> None:
@@ -252,6 +272,8 @@ def test_label_smoothing_is_torchs() -> None:
     assert torch.allclose(fast.LabelSmoothingCrossEntropy(0.0)(logits, target), F.cross_entropy(logits, target))
     with pytest.raises(ValueError, match="allowed: 0 <= smoothing"):
         fast.LabelSmoothingCrossEntropy(1.5)
+    with pytest.raises(ValueError, match=r"smoothing .0\.1.; allowed: 0 <= smoothing"):
+        fast.LabelSmoothingCrossEntropy("0.1")
 
 
 def test_auxiliary_heads_count_for_less() -> None:

@@ -159,6 +159,18 @@ def test_impossible_input(name: str, features_only: bool) -> None:
     wide(torch.empty(1, 3, 99, 99, dtype=torch.float64, device="meta"))
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_impossible_map(name: str) -> None:
+    net = meta(name, num_classes=3).eval()
+    channels = net.feature_info[-1]["num_chs"]
+    for shape in ((channels, 3, 3), (2, channels + 1, 3, 3), (0, channels, 3, 3), (1, channels, 0, 3)):
+        with pytest.raises(ValueError, match=rf"{name}'s head got .*; allowed: \[n, {channels}, h, w\]"):
+            net.forward_head(torch.empty(shape, device="meta"))
+    with pytest.raises(TypeError, match="head got NoneType"):
+        net.forward_head(None)
+    assert net.forward_head(torch.empty(2, channels, 1, 3, device="meta")).shape == (2, 3)
+
+
 def test_autocast_takes_what_it_casts() -> None:
     net = create_model("inception_v1", num_classes=2).eval()
     with torch.autocast("cpu", torch.bfloat16):

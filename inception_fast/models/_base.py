@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._config import DataConfig
 from ._options import Options, check, check_choice, check_count
-from ._trunk import FeatureInfo, InputTransform, Steps, TrunkNet
+from ._trunk import FeatureInfo, InputTransform, Steps, TrunkNet, check_map
 from .blocks import GLOBAL_POOLS, global_pool, linear
 
 
@@ -104,6 +104,7 @@ class InceptionNet(TrunkNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[n, num_features, h, w] -> [n, num_classes], or the features before the classifier."""
+        check_map(x, self.name, self.feature_info[-1]["num_chs"])
         x = self.embed(global_pool(x, self.global_pool))
         return x if pre_logits else self.get_classifier()(x)
 

@@ -58,6 +58,16 @@ def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tens
         raise ValueError(f"{name} got an empty batch of shape {tuple(x.shape)}; allowed: at least one image")
 
 
+def check_map(x: Tensor, name: str, channels: int) -> None:
+    """Raises TypeError or ValueError where `x` is not the trunk's last map, [n, channels, h, w]."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}'s head got {type(x).__name__}; allowed: a torch.Tensor [n, {channels}, h, w]")
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return
+    if x.dim() != 4 or x.shape[1] != channels or (not torch.compiler.is_compiling() and 0 in x.shape):
+        raise ValueError(f"{name}'s head got a map of shape {tuple(x.shape)}; allowed: [n, {channels}, h, w], n >= 1")
+
+
 def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
