@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from inception_fast.kernels import cpu
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import numerics
 from engine_nets import Function, randomised, relative
@@ -267,6 +268,20 @@ def test_the_module_is_for_inference_on_the_cpu(fast: Any) -> None:
         fast.load_state_dict({})
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(fast)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_tracers_are_told_to_take_the_original(module: Small) -> None:
+    """They pass tensors without values, of which native code would read whatever lies there."""
+    fast = optimize(module, (X, 0.5))
+    with pytest.raises(RuntimeError, match="cannot be traced; trace the original module"):
+        torch.jit.trace(lambda x: fast(x, 0.5), X)
+    with pytest.raises(RuntimeError, match="cannot be exported: export the original module"):
+        torch.export.export(fast, (X, 0.5))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(RuntimeError, match="FakeTensor as input"):
+        fast(mode.from_tensor(X), 0.5)
+    tagged = torch.Tensor._make_subclass(type("Tagged", (torch.Tensor,), {}), X)
+    assert torch.equal(fast(tagged, 0.5), fast(X, 0.5))
 
 
 def test_a_copy_is_independent(fast: Any) -> None:

@@ -145,7 +145,7 @@ def test_impossible_input(name: str, features_only: bool) -> None:
     refused(ValueError, "4 channels", 1, 4, 99, 99)
     refused(ValueError, "99 channels", 1, 99, 99, 3)
     refused(TypeError, "torch.uint8", 1, 3, 99, 99, dtype=torch.uint8)
-    refused(TypeError, "torch.float64.*allowed: torch.float32, that of its weights", 1, 3, 99, 99, dtype=torch.float64)
+    refused(TypeError, "torch.float64", 1, 3, 99, 99, dtype=torch.float64)
     refused(ValueError, "empty batch", 0, 3, 99, 99)
     refused(ValueError, f"{least - 1}x99", 1, 3, least - 1, 99)
     refused(ValueError, f"99x{least - 1}", 1, 3, 99, least - 1)
@@ -162,7 +162,7 @@ def test_impossible_input(name: str, features_only: bool) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_impossible_map(name: str) -> None:
     net = meta(name, num_classes=3).eval()
-    channels = net.feature_info[-1]["num_chs"]
+    channels = net.num_features
     for shape in ((channels, 3, 3), (2, channels + 1, 3, 3), (0, channels, 3, 3), (1, channels, 0, 3)):
         with pytest.raises(ValueError, match=rf"{name}'s head got .*; allowed: \[n, {channels}, h, w\]"):
             net.forward_head(torch.empty(shape, device="meta"))

@@ -139,6 +139,9 @@ def test_keras_applications_load_by_name(tmp_path: Path) -> None:
         load()
         assert all(map(np.array_equal, model.get_weights(), values))
     assert model.get_layer("mixed7").output.shape == reference.get_layer("mixed7").output.shape
+    fast_model = tf.optimize(reference)
+    assert max_error(nchw(fast_model(x)), expected) <= NET_MAX
+    assert fast_model.report().counts["native_calls"] == 1
 
 
 def test_top_pooling_and_activation() -> None:
@@ -270,6 +273,25 @@ for name in fast.list_models():
     model = tf.from_torch(seeded(name), (SIZE, SIZE, 3))
     logits[name] = keras.ops.convert_to_numpy(model(nhwc(image(SIZE)), training=False))
     keras.backend.clear_session()
+image = keras.Input((9, 9, 3))
+model = keras.Model(image, tf.ConvBNReLU(4, 3)(image))
+if sys.argv[1] == "torch":
+    x = torch.rand(2, 9, 9, 3)
+    y, expected = tf.optimize(model)(x), model(x, training=False)
+    assert y.shape == expected.shape and (y - expected).abs().max() <= 1e-6 < expected.max()
+    try:
+        tf.optimize(model)(x.requires_grad_())
+    except RuntimeError as error:
+        assert "no gradient flows" in str(error), error
+    else:
+        raise AssertionError("no error")
+else:
+    try:
+        tf.optimize(model)
+    except RuntimeError as error:
+        assert str(error) == "Keras runs on jax; allowed: tensorflow, torch", error
+    else:
+        raise AssertionError("no error")
 assert "tensorflow" not in sys.modules
 np.savez(sys.argv[2], **logits)
 """

@@ -120,7 +120,7 @@ def test_convert_is_all_or_nothing(tmp_path: Path, source_file: Path, monkeypatc
 
 def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> None:
     target = tmp_path / "target.safetensors"
-    with pytest.raises(ValueError, match=r"ends in '\.h5'; allowed: \.safetensors"):
+    with pytest.raises(ValueError, match=r"ends in '\.h5'; allowed: \.safetensors, \.ckpt, .*\.keras"):
         weights.convert(source_file, tmp_path / "target.h5")
     with pytest.raises(ValueError, match="layout='keras'; allowed: inception_fast"):
         weights.convert(source_file, target, layout="keras")

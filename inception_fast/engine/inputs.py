@@ -87,6 +87,8 @@ class Signature:
         """What shapes do not tell: ValueError for other numbers than the example's, RuntimeError for gradients."""
         for i, (leaf, example) in enumerate(zip(leaves, self.example, strict=True)):
             if isinstance(example, Tensor) and isinstance(leaf, Tensor):
+                if type(leaf) is not Tensor:
+                    _check_values_exist(leaf)
                 if leaf.requires_grad and torch.is_grad_enabled():
                     raise RuntimeError(
                         f"input {i} requires gradients; optimised modules only infer: call them under torch.no_grad()"
@@ -116,6 +118,18 @@ class Signature:
     def arguments(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = pytree.tree_unflatten(list(leaves), self.spec)
         return args, kwargs
+
+
+def _check_values_exist(leaf: Tensor) -> None:
+    """Raises RuntimeError for the stand-ins that tracers pass, which have a shape and no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    if isinstance(leaf, (FakeTensor, FunctionalTensor)):
+        raise RuntimeError(
+            f"{type(leaf).__name__} as input; optimised modules hold native code and cannot be exported: export the "
+            "original module"
+        )
 
 
 def key_of(leaves: Sequence[Any]) -> Key:

@@ -33,6 +33,8 @@ class OptimizedModule(nn.Module):
     @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for these arguments, in fresh tensors; maps are channels_last."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError("optimised modules hold native code and cannot be traced; trace the original module")
         return self._session(args, kwargs)
 
     def report(self, *args: Any, **kwargs: Any) -> Report:

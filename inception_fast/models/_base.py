@@ -104,7 +104,7 @@ class InceptionNet(TrunkNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[n, num_features, h, w] -> [n, num_classes], or the features before the classifier."""
-        check_map(x, self.name, self.feature_info[-1]["num_chs"])
+        check_map(x, self.name, self.num_features)
         x = self.embed(global_pool(x, self.global_pool))
         return x if pre_logits else self.get_classifier()(x)
 

@@ -43,7 +43,8 @@ def convert(
         raise ValueError(f"layout={layout!r}; allowed: {', '.join(LAYOUTS)}; Keras files: inception_fast.tf.convert")
     allowed = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
     if target.suffix not in allowed:
-        raise ValueError(f"{target} ends in {target.suffix!r}; allowed: {', '.join(allowed)}")
+        keras = "" if layout else ", by the command line and inception_fast.tf.convert also .keras and .weights.h5"
+        raise ValueError(f"{target} ends in {target.suffix!r}; allowed: {', '.join(allowed)}{keras}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     if target.is_dir():
