@@ -294,6 +294,11 @@ def test_a_copy_is_independent(fast: Any) -> None:
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no module": (lambda: optimize(torch.relu, X), TypeError, "builtin_function_or_method; allowed: torch.nn.Module"),
+    "TorchScript": (
+        lambda: optimize(torch.jit.trace(nn.Identity(), X), X),
+        TypeError,
+        "TorchScript .*the module that it",
+    ),
     "twice": (lambda: optimize(optimize(small(), X), X), ValueError, "optimised already"),
     "dtype": (lambda: optimize(small(), X, dtype=torch.float16), ValueError, "dtype torch.float16; .* torch.bfloat16"),
     "backend": (lambda: optimize(small(), X, backend="tpu"), ValueError, "unknown backend 'tpu'; allowed: .*cpu"),
@@ -309,6 +314,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_optimised(name: str) -> None:
     make, error, message = REFUSED[name]

@@ -127,6 +127,10 @@ def optimize(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module of type {type(module).__name__}; allowed: torch.nn.Module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"TorchScript module of type {type(module).__name__}; allowed: the module that it was made from"
+        )
     if isinstance(module, OptimizedModule):
         raise ValueError("module is optimised already; allowed: the original module")
     device = _device_of(example_inputs)
