@@ -69,6 +69,16 @@ def read_safetensors(path: Path, asked: str | None) -> Source:
     return recognise(str(path), tensors, asked)
 
 
+def _seen(message: str) -> str:
+    """What torch's unpickler met, without its advice to go on unsafely."""
+    wanted = re.search(r"GLOBAL (\S+)", message)
+    if wanted:
+        return f"it asks for {wanted[1]}"
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", message)
+    first = message.strip().split("\n")[0]
+    return found[1] if found else "a damaged pickle" if not first or "weights_only" in first else first
+
+
 def read_pickle(path: Path, asked: str | None) -> Source:
     """Reads a `.pth` or `.pt` file with torch's restricted unpickler: nothing in it is executed."""
     try:
@@ -76,9 +86,9 @@ def read_pickle(path: Path, asked: str | None) -> Source:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way; whichever it is, the file is refused
-        reason = str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{path} does not load as plain tensors; allowed: torch.save(model.state_dict(), ...), no code ({reason})"
+            f"{path} does not load as plain tensors: {_seen(str(error))}; "
+            "allowed: torch.save(model.state_dict(), ...), no code"
         ) from error
     return recognise(str(path), _state_dict(str(path), content), asked)
 
