@@ -122,11 +122,17 @@ def test_unreadable_images_are_listed_with_the_reason(photos: Path, tmp_path: Pa
             extract(source, TinyExtractor(), tmp_path / "other", workers=workers, shard_size=10, unreadable="fail")
 
 
-def test_a_source_of_nothing_but_rubbish(tmp_path: Path) -> None:
+def test_a_source_of_nothing_but_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"?")
     summary = extract(open_source(str(tmp_path / "photos")), TinyExtractor(), tmp_path / "out")
     assert summary["features"] == 0 and table(tmp_path / "out")["path"] == []
+    monkeypatch.setattr(Recipe, "make", lambda self: TinyExtractor())
+    command = ["features", str(tmp_path / "photos"), "--out", str(tmp_path / "again"), "--workers", "0"]
+    assert main(command) == 1
+    fine = encoded(1)
+    (tmp_path / "photos" / "b.jpg").write_bytes(fine)
+    assert main([*command[:-3], str(tmp_path / "third"), "--workers", "0"]) == 0
 
 
 def test_what_is_there_is_not_done_again(photos: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import OK, CommandError, add_json, integer, note, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, integer, note, print_json, serving
 from .progress import Counter
 
 DTYPES = ("float32", "bfloat16")
@@ -54,7 +54,7 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the shards that are missing, prints a summary or the JSON object of it."""
+    """Writes the shards that are missing, prints a summary or the JSON object of it; 1 where no image could be read."""
     with serving("features"):
         from ..features.extractors import Recipe
         from ..features.sources import open_source
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         rate = f"{found['images_per_second']:.1f} images/s" if found["images_this_run"] else "all there already"
         print(f"{found['features']} features of {found['images']} images in {found['out']}, {rate}")
-    return OK
+    return OK if found["features"] else WRONG
 
 
 def _extract(args: argparse.Namespace, source: Any, recipe: Any) -> dict[str, Any]:
