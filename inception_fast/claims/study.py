@@ -70,7 +70,6 @@ def run(context: Context, names: Sequence[str]) -> list[Row]:
             raise ValueError(f"study {name!r}; allowed: {', '.join(known)}")
     rows: list[Row] = []
     for name in names:
-        context.say(name)
         rows += known[name](context)
     ids = [row.id for row in rows]
     if len(set(ids)) < len(ids):

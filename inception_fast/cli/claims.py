@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=comma_list(str), metavar="STUDY,...", help="some studies alone (default: all)")
     parser.add_argument(
         "--training", action="append", default=[], metavar="DIR",
-        help="a result of 'inception-fast compare --experiment NAME' to judge, in place of a run here; repeatable",
+        help="a result of 'inception-fast compare --experiment NAME' to judge, or a folder of such, in place of a "
+        "training here; repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="take the studies that DIR holds from a run that was cut short"
+    )
     parser.add_argument(
         "--threads", type=integer(1, 1024), metavar="N", help="threads of the kernels (default: torch's)"
     )
@@ -34,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, writes the report. Returns 1 where an output of ours was wrong, so that it was not timed."""
     from ..claims.study import studies
-    from ..claims.training import read_comparison
+    from ..claims.training import read_comparisons
     from ..measure.machine import provenance
     from ..measure.results import write_json
     from .bench import _mind_the_load, _output_folder, _threads
@@ -44,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise CommandError(f"--only {unknown[0]!r} is not known; allowed: {', '.join(studies())}")
     with serving("--training"):
-        trained = dict(read_comparison(Path(path)) for path in args.training)
+        trained = {k: v for path in args.training for k, v in read_comparisons(Path(path)).items()}
     _native()
     folder = _output_folder(args.out)
     _mind_the_load()
     with _threads(args.threads) as threads:
-        sections = _measure(folder, names, args.quick, trained)
         origin = provenance(threads, args.argv)
+        sections = _measure(folder, names, args, trained, _Parts(folder, origin, args.quick))
     rows = [row for part in sections.values() for row in part]
     pictures = _pictures(rows, folder)
     document = {"provenance": origin, "quick": args.quick, "rows": [row.as_json() for row in rows], "plots": pictures}
@@ -72,15 +77,54 @@ def _native() -> None:
         raise CommandError(f"claims times the native kernels, which do not run here: {status.reason}")
 
 
-def _measure(folder: Path, names: list[str], quick: bool, trained: dict[str, Any]) -> dict[str, list[Row]]:
+class _Parts:
+    """The finished studies in DIR/parts, each with what it depends on; another commit, machine or setting voids it."""
+
+    def __init__(self, folder: Path, origin: dict[str, Any], quick: bool) -> None:
+        self.folder = folder / "parts"
+        self.key = {k: origin[k] for k in ("machine", "threads", "versions", "commit")} | {"quick": quick}
+
+    def _path(self, study: str) -> Path:
+        return self.folder / f"{study}.json"
+
+    def load(self, study: str, trained: dict[str, Any]) -> list[Row] | None:
+        from ..claims.row import Row
+
+        try:
+            held = json.loads(self._path(study).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if held["key"] != self.key | _given(study, trained):
+            return None
+        return [Row(**row) for row in held["rows"]]
+
+    def save(self, study: str, trained: dict[str, Any], rows: list[Row]) -> None:
+        from ..measure.results import write_json
+
+        self.folder.mkdir(exist_ok=True)
+        key = self.key | _given(study, trained)
+        write_json(self._path(study), {"key": key, "rows": [row.as_json() for row in rows]})
+
+
+def _given(study: str, trained: dict[str, Any]) -> dict[str, Any]:
+    """What of the given comparisons a study's rows depend on."""
+    return {"trained": {name: document["runs"] for name, document in trained.items()} if study == "training" else {}}
+
+
+def _measure(
+    folder: Path, names: list[str], args: argparse.Namespace, trained: dict[str, Any], parts: _Parts
+) -> dict[str, list[Row]]:
     from ..claims.study import Context, run
     from .progress import Meter
 
     with Meter(len(names)) as meter:
-        context = Context(folder, quick, trained, meter.stage)
+        context = Context(folder, args.quick, trained, meter.stage)
         sections = {}
-        for name in names:
-            sections[name] = run(context, [name])
+        for number, name in enumerate(names, 1):
+            held = parts.load(name, trained) if args.resume else None
+            meter.stage(f"study {number} of {len(names)}: {name}" + ("" if held is None else ", already measured"))
+            sections[name] = run(context, [name]) if held is None else held
+            parts.save(name, trained, sections[name])
             meter.next()
     return sections
 
