@@ -19,7 +19,7 @@ from .study import Context
 
 WIDTH = 96  # channels of the layers simulated, half of v3's: the simulator takes fifty times as long as the machine
 IMAGES = 2  # in a call of a pair to be fused: one image alone is run as two convolutions
-SWEEP_WIDTH, SWEEP_SIDES, SWEEP_SIZE = 16, (6, 9, 13, 19, 28, 42, 64, 90), 7
+SWEEP_WIDTH, SWEEP_SIDES, SWEEP_SIZE = 16, (6, 9, 13, 19, 28, 42, 62, 90), 7
 SWEPT = ("conv", "separate", "pair", "fused")
 CACHES = Caches()  # a small machine: maps that overflow its last level are simulated in seconds
 MIDDLE = replace(CACHES, last=256 << 10, last_ways=8)  # the level between, simulated as a last one

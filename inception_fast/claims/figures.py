@@ -215,51 +215,65 @@ _PANELS = {
 
 def _caches(rows: Rows) -> Any:
     """Misses a call over the size of all data, simulated and modelled, the capacities drawn in."""
-    row = rows.get("misses_over_map_size")
+    row = rows.get("fusing_over_map_size_last")
     if row is None or not row.details:
         return None
-    figure = _figure(10, 4.4)
-    for axes, level, title in zip(figure.subplots(1, 2), ("l1", "last"), ("L1", "last level"), strict=True):
-        for kind, (label, colour) in _KINDS.items():
+    figure = _figure(12.5, 5)
+    for axes, (level, title) in zip(figure.subplots(1, 3), _LEVELS.items(), strict=True):
+        for kind, (_, colour, marker) in _KINDS.items():
             points = [p for p in row.details["points"] if p["kind"] == kind]
             sizes = [p["bytes"] / 1024 for p in points]
-            found = [max(p[level], 0.5) for p in points]
-            # The fused pair often lies on the unfused one: hollow squares let both be seen.
-            style = {"marker": "s", "markersize": 8, "fillstyle": "none", "linewidth": 0} if kind == "fused" else {}
-            axes.plot(sizes, found, **({"marker": "o", "markersize": 4} | style), color=colour, label=label)
-            if points[0][f"model_{level}"] is not None:
-                model = [max(p[f"model_{level}"], 0.5) for p in points]
-                axes.plot(sizes, model, "--", color=colour, linewidth=1, label=f"{label}, modelled")
-        for name, size in (("L1", row.details["l1"]), ("LL", row.details["last"])):
+            # Counts below one are drawn at the foot: a logarithm has no place for none.
+            found, model = ([max(p[key], 0.5) for p in points] for key in (level, f"model_{level}"))
+            axes.plot(sizes, found, marker=marker, markersize=6, fillstyle="none", color=colour, linewidth=1.4)
+            axes.plot(sizes, model, "--", color=colour, linewidth=1)
+        for name, key in (("L1", "l1"), ("L2", "l2"), ("LL", "last")):
+            size = row.details[key]
             axes.axvline(size / 1024, color="#444444", linewidth=1, linestyle=":")
+            text = f"{name}\n{size >> 10} KiB" if size < 1 << 20 else f"{name}\n{size >> 20} MiB"
             axes.annotate(
-                f"{name} {size >> 10} KiB", (size / 1024, 0.98), (3, 0), xycoords=("data", "axes fraction"),
-                textcoords="offset points", va="top", fontsize=8.5,
+                text, (size / 1024, 0.99), (-3, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                va="top", ha="right", fontsize=9,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"Misses in the {title}" if level == "last" else "Misses in L1", loc="left", fontsize=11)
-        axes.set_xlabel("maps and weights together, KiB")
-        axes.set_ylabel("lines of 64 bytes a call")
+        axes.set_ylim(0.35, 4e7)
+        axes.set_xticks([32, 128, 512, 2048], ["32 KiB", "128 KiB", "512 KiB", "2 MiB"])
+        axes.set_xticks([], minor=True)
+        axes.set_title(f"Misses in {title}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("maps and weights together")
         axes.grid(color="#eeeeee")
         _bare(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
+    figure.axes[0].set_ylabel("lines of 64 bytes a call (none: at the foot)")
+    handles = [_key(color=c, marker=m, fillstyle="none", label=text) for text, c, m in _KINDS.values()]
+    handles += [_key(color="black", label="counted by cachegrind"), _key("--", color="black", label="modelled")]
+    figure.legend(handles=handles, frameon=False, loc="outside upper center", ncols=3, fontsize=10)
     return figure
 
 
+def _key(style: str = "-", **look: Any) -> Any:
+    """A sample line for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle=style, **look)
+
+
+_LEVELS = {"l1": "L1, 8 ways", "l2": "L2, 8 ways", "last": "LL, the last level, 16 ways"}
 _KINDS = {
-    "conv": ("7x7", GREY),
-    "pair": ("1x7, then 7x1", ORANGE),
-    "fused": ("the pair fused", BLUE),
+    "conv": ("7x7", GREY, "o"),
+    "separate": ("1x7 and 7x1, each called by itself", GREEN, "^"),
+    "pair": ("1x7, then 7x1, in sequence", ORANGE, "s"),
+    "fused": ("1x7 and 7x1 fused", BLUE, "D"),
 }
 
 PICTURES: dict[str, tuple[Callable[[Rows], Any], str]] = {
     "factorising.png": (_factorising, "What small kernels save: as stated, as counted, as timed on this machine."),
     "caches.png": (
         _caches,
-        "Cache misses of a call as the map grows, simulated by cachegrind on the native code (solid) and modelled from "
-        "reuse distances (dashed); dotted lines are the caches' capacities.",
+        "Cache misses of a call as two images of 16 channels grow from 6x6 to 90x90: counted by cachegrind, which runs "
+        "the native AVX2 code on simulated caches (solid), and computed from reuse distances, the bytes touched between "
+        "two uses of the same data (dashed). Dotted lines are what each cache holds: left of a level's line its misses "
+        "should be none. Fusing keeps the map between the two kernels small, so it overflows a level later.",
     ),
     "reduction.png": (
         _reduction,

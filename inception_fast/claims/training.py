@@ -53,6 +53,12 @@ def _read(file: Path) -> tuple[str, Document]:
         raise ValueError(
             f"{file} is no result of 'inception-fast compare --experiment' ({type(error).__name__}: {error})"
         ) from error
+    if "curves" in document:  # as filed: the losses of every run in a list
+        document["rows"] = [
+            {"model": curve["model"], "seed": curve["seed"], "step": step, "loss": loss}
+            for curve in document.pop("curves")
+            for step, loss in enumerate(curve["loss"], 1)
+        ]
     if name not in JUDGES:
         raise ValueError(f"{file} is of experiment {name!r}; allowed: {', '.join(JUDGES)}")
     return name, document
@@ -71,7 +77,7 @@ def training(context: Context) -> list[Row]:
 
 
 def _run(experiment: Experiment, context: Context) -> Document:
-    """The experiment as it stands, with seeds enough; quick: a few steps of one, which show that it runs and no more."""
+    """The experiment with seeds enough; quick: a few steps of one, which show that it runs and prove nothing."""
     settings = experiment.settings(**({"steps": QUICK_STEPS, "batch_size": 8} if context.quick else {}))
     seeds = 1 if context.quick else max(SEEDS, experiment.seeds)
     options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500)

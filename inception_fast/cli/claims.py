@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     _mind_the_load()
     with _threads(args.threads) as threads:
         origin = provenance(threads, args.argv)
-        sections = _measure(folder, names, args, trained, _Parts(folder, origin, args.quick))
+        sections = _measure(folder, names, args, trained, origin)
     rows = [row for part in sections.values() for row in part]
     pictures = _pictures(rows, folder)
     document = {"provenance": origin, "quick": args.quick, "rows": [row.as_json() for row in rows], "plots": pictures}
@@ -77,54 +76,25 @@ def _native() -> None:
         raise CommandError(f"claims times the native kernels, which do not run here: {status.reason}")
 
 
-class _Parts:
-    """The finished studies in DIR/parts, each with what it depends on; another commit, machine or setting voids it."""
-
-    def __init__(self, folder: Path, origin: dict[str, Any], quick: bool) -> None:
-        self.folder = folder / "parts"
-        self.key = {k: origin[k] for k in ("machine", "threads", "versions", "commit")} | {"quick": quick}
-
-    def _path(self, study: str) -> Path:
-        return self.folder / f"{study}.json"
-
-    def load(self, study: str, trained: dict[str, Any]) -> list[Row] | None:
-        from ..claims.row import Row
-
-        try:
-            held = json.loads(self._path(study).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if held["key"] != self.key | _given(study, trained):
-            return None
-        return [Row(**row) for row in held["rows"]]
-
-    def save(self, study: str, trained: dict[str, Any], rows: list[Row]) -> None:
-        from ..measure.results import write_json
-
-        self.folder.mkdir(exist_ok=True)
-        key = self.key | _given(study, trained)
-        write_json(self._path(study), {"key": key, "rows": [row.as_json() for row in rows]})
-
-
-def _given(study: str, trained: dict[str, Any]) -> dict[str, Any]:
-    """What of the given comparisons a study's rows depend on."""
-    return {"trained": {name: document["runs"] for name, document in trained.items()} if study == "training" else {}}
-
-
 def _measure(
-    folder: Path, names: list[str], args: argparse.Namespace, trained: dict[str, Any], parts: _Parts
+    folder: Path, names: list[str], args: argparse.Namespace, trained: dict[str, Any], origin: dict[str, Any]
 ) -> dict[str, list[Row]]:
+    from ..claims.row import Row
     from ..claims.study import Context, run
+    from ..measure.results import Parts, conditions
     from .progress import Meter
 
+    shared = conditions(origin) | {"quick": args.quick}
+    runs = {"trained": {name: document["runs"] for name, document in trained.items()}}
     with Meter(len(names)) as meter:
         context = Context(folder, args.quick, trained, meter.stage)
         sections = {}
         for number, name in enumerate(names, 1):
-            held = parts.load(name, trained) if args.resume else None
+            parts = Parts(folder / "parts", shared | (runs if name == "training" else {}), args.resume)
+            held = parts.load(name)
             meter.stage(f"study {number} of {len(names)}: {name}" + ("" if held is None else ", already measured"))
-            sections[name] = run(context, [name]) if held is None else held
-            parts.save(name, trained, sections[name])
+            sections[name] = run(context, [name]) if held is None else [Row(**row) for row in held]
+            parts.save(name, [row.as_json() for row in sections[name]])
             meter.next()
     return sections
 
