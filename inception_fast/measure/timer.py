@@ -13,6 +13,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 FEWEST = 3  # rounds, below which a median means nothing
 LEVEL = 0.02  # of false alarms in a family of comparisons
+FLOOR = 0.02  # two builds of the same code differ by up to 1.5 %, always the same way: memory of theirs lies elsewhere
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,17 @@ class Contrast:
 
 
 def contrasts(samples: Mapping[str, Sequence[float]], base: str) -> dict[str, Contrast]:
-    """Every other runtime against `base`: a sign test over the rounds, Holm's correction, the two's noise floor."""
+    """Every other runtime against `base`: a sign test over the rounds, Holm's correction, the noise of the two.
+
+    The noise is the larger one's `noise_floor`, and never below FLOOR.
+    """
     mine = samples[base]
     rivals = [name for name in samples if name != base]
     p_values = [sign_test(mine, samples[name]) for name in rivals]
     found = {}
     for name, p_value, beyond in zip(rivals, p_values, holm(p_values), strict=True):
         ratio = statistics.median(samples[name]) / statistics.median(mine)
-        noise = max(noise_floor(mine), noise_floor(samples[name]))
+        noise = max(FLOOR, noise_floor(mine), noise_floor(samples[name]))
         found[name] = Contrast(ratio, p_value, noise, beyond and abs(ratio - 1) > noise)
     return found
 
