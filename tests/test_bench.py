@@ -369,6 +369,38 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
     with Image.open(tmp_path / "cpu-growth.png") as picture:
         assert picture.format == "PNG" and min(picture.size) >= 300
+    assert list(document["seconds"]) == ["peak", "inception_v3", "pairs", "growth", "start"]
+
+    def broken(*_: object) -> None:
+        raise AssertionError("a part that is done was measured again")
+
+    for study in ("_pairs", "_growth", "_compared", "_peaks"):
+        monkeypatch.setattr(f"inception_fast.cli.cpu_suite.{study}", broken)
+    (tmp_path / "parts" / "start.json").unlink()
+    assert main([*arguments, "--threads", "1", "--out", str(tmp_path), "--resume"]) == 0
+    again = json.loads((tmp_path / "cpu-suite.json").read_text())
+    assert again["rows"] == document["rows"] and again["growth"] == document["growth"]
+    with pytest.raises(AssertionError, match="measured again"):
+        main([*arguments, "--threads", "1", "--out", str(tmp_path)])
+
+
+def test_the_suites_lengths():
+    """Bounded by default, as asked for where a length is given."""
+    from inception_fast.cli import build_parser
+    from inception_fast.cli.bench import _peers, _plan
+    from inception_fast.cli.cpu_suite import plan_of
+
+    def plan(batch, *extra):
+        args = build_parser().parse_args(["bench", "--cpu-suite", *extra])
+        return plan_of(args, batch, _plan(args))
+
+    assert (plan(1).seconds, plan(1).settle, plan(16).seconds, plan(16).settle) == (5.0, 1, 5.0, 0)
+    assert plan(16, "--repeats", "7").least == 7 and plan(16, "--seconds", "3").settle == 1
+    assert [peer.name for peer in _peers(build_parser().parse_args(["bench", "--cpu-suite"]))] == [
+        "onnxruntime",
+        "openvino",
+    ]
+    assert main(["bench", "inception_v1", "--resume"]) == 2
 
 
 def test_bench_without_a_model_says_so(capsys):
