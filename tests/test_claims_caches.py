@@ -101,9 +101,15 @@ def test_counters_are_the_difference_of_two_runs(monkeypatch, tmp_path):
     assert counters.measure(tmp_path, caches.square(3)) == Misses(90, 8, 0)
 
 
-def test_a_machine_without_perf_says_so(monkeypatch):
+def test_a_machine_without_perf_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(caches, "_driver", lambda context: tmp_path)
+    monkeypatch.setattr(caches, "measure", lambda driver, layer, sizes: fake(layer))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert counters.reason() == "perf is not installed; install the system's package linux-perf or linux-tools"
+    found = {row.id: row for row in caches.cache_misses(Context(tmp_path))}
+    assert found["asymmetric_5_l1_misses"].verdict == "confirmed"
+    row = found["asymmetric_5_l1_counters"]
+    assert (row.measured, row.verdict) == (None, "not measured")
+    assert row.note == "perf is not installed; install the system's package linux-perf or linux-tools"
 
 
 @pytest.mark.parametrize("quick, reason", [(False, "valgrind is not installed"), (True, "valgrind is not installed")])

@@ -169,6 +169,9 @@ def test_a_comparison_is_filed_with_its_losses(house: Path) -> None:
     assert [(row["model"], row["seed"], row["step"]) for row in read["rows"]] == [
         (row["model"], row["seed"], row["step"]) for row in rows
     ]
+    newer = document | {"provenance": ORIGIN | {"date": "2026-01-02T04:00:00+00:00"}, "runs": [{"model": "newer"}]}
+    assert publish.main([str(put(house, newer))], house) == 0 and len(list(filed.parent.iterdir())) == 2
+    assert read_comparisons(filed.parent)["label_smoothing"]["runs"] == newer["runs"]
     rows[0]["step"] = 7
     assert publish.main([str(put(house, document))], house) == 2
 

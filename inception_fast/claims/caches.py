@@ -125,15 +125,13 @@ def _rows(context: Context, source: Source) -> list[Row]:
 def _counters(context: Context, driver: Path) -> Source:
     """The machine's counters, or why they cannot be read."""
     context.say("caches: reading the machine's counters")
-    reason = counters.reason()
-    if reason is not None:
-        return Source(None, reason)
-    known: dict[Layer, Misses] = {}
-
-    def misses(layer: Layer) -> Misses:
-        return known.setdefault(layer, counters.measure(driver, layer)) if layer not in known else known[layer]
-
-    return Source(misses)
+    try:
+        counters.count(["true"])  # says at once where the machine has none
+        layers = [layer for n in nets.PAIR_SIZES for layer in (square(n), pair(n))]
+        known = {layer: counters.measure(driver, layer) for layer in layers}
+    except RuntimeError as error:
+        return Source(None, str(error))
+    return Source(known.__getitem__)
 
 
 def _counter_rows(context: Context, source: Source) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 CONFIRMED, DIFFERS, REFUTED = "confirmed", "differs", "refuted"
 OPEN, UNMEASURED, PUBLISHED = "not established", "not measured", "published"
 VERDICTS = {
-    CONFIRMED: "measured, and as stated within a tenth",
+    CONFIRMED: "measured to be as stated, a figure to within a tenth",
     DIFFERS: "the direction is as stated, the figure is not",
     REFUTED: "measured to be otherwise",
     OPEN: "the difference is within this run's noise, or too few runs were made",

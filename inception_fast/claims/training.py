@@ -32,7 +32,7 @@ class Finding:
 
 def read_comparisons(path: Path) -> dict[str, Document]:
     """The documents of comparisons by their experiment's name: of a file, of the folder of a comparison, or of a folder
-    with several, as compare.json in folders of their own or as filed results of kind "training".
+    with several, as compare.json in folders of their own or as filed results of kind "training", the newest of each.
 
     Raises ValueError for a file that no experiment of `inception-fast compare` wrote, and where there is none.
     """
@@ -42,7 +42,7 @@ def read_comparisons(path: Path) -> dict[str, Document]:
     files = [*sorted(path.glob("*/compare.json")), *sorted(path.glob("*-training*.json"))]
     if not files:
         raise ValueError(f"{path} holds no result of 'inception-fast compare --experiment'; name its --out")
-    return dict(map(_read, files))
+    return dict(sorted(map(_read, files), key=lambda found: (found[1].get("provenance") or {}).get("date", "")))
 
 
 def _read(file: Path) -> tuple[str, Document]:

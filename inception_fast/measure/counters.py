@@ -41,15 +41,6 @@ def count(command: list[str]) -> dict[str, float]:
     return parse_perf(done.stderr)
 
 
-def reason() -> str | None:
-    """Why this machine counts no cache misses; None where it does."""
-    try:
-        count(["true"])
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
 def measure(driver: Path, layer: Layer, tier: str = "avx2") -> Misses:
     """Loads of a call and those that miss, from the difference of two runs of the native driver."""
     few, many = (count([str(driver), "layer", f"tier={tier}", f"repeats={r}", *layer.arguments()]) for r in REPEATS)
