@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -79,6 +80,33 @@ def test_the_sweep_crosses_every_level_and_is_drawn(rows, tmp_path):
         assert {p[f"model_{level}"] > 0 for p in points} == {True, False}
     pytest.importorskip("matplotlib")
     assert list(figures.draw(list(rows.values()), tmp_path)) == ["caches.png"]
+
+
+def test_simulations_of_the_same_program_are_made_once(tmp_path, monkeypatch):
+    """With --resume a run asks for what the one before has not left; another program or no --resume, for all."""
+    driver, asked = tmp_path / "driver", []
+
+    def measure(driver, layer, sizes):
+        asked.append((layer, sizes))
+        return fake(layer)
+
+    def run(resume: bool) -> int:
+        asked.clear()
+        caches.cache_misses(Context(tmp_path, resume=resume))
+        return len(set(asked))
+
+    driver.write_bytes(b"one")
+    monkeypatch.setattr(caches, "_driver", lambda context: driver)
+    monkeypatch.setattr(caches, "measure", measure)
+    assert (run(True), run(True), run(False)) == (76, 0, 76)
+    kept = tmp_path / "parts" / "simulations.json"
+    document = json.loads(kept.read_text())
+    for name in list(document["value"])[20:]:
+        del document["value"][name]
+    kept.write_text(json.dumps(document))
+    assert (run(True), run(True)) == (56, 0)
+    driver.write_bytes(b"two")
+    assert run(True) == 76
 
 
 def test_counters_are_read_or_their_absence_is_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,6 +14,7 @@ from ..measure import counters
 from ..measure.cache import Caches, Layer, Misses, measure, modelled_misses
 from ..measure.driver import build_driver
 from ..measure.machine import cores
+from ..measure.results import Parts
 from . import nets
 from .row import CONFIRMED, OPEN, REFUTED, UNMEASURED, Row
 from .study import Context
@@ -70,19 +72,29 @@ def _driver(context: Context) -> Path | str:
 
 
 def _simulated(context: Context, driver: Path, questions: Iterable[Question]) -> dict[Question, Misses]:
-    """Every answer, as many simulations at a time as there are cores, the dearest first."""
+    """Every answer, as many simulations at a time as there are cores, the dearest first.
+
+    A count depends on the program alone, so that those of a run that was cut short are good for the same program.
+    """
     order = sorted(questions, key=lambda q: (-_cost(q[0]), str(q)))
-    known: dict[Question, Misses] = {}
+    kept = Parts(context.out / "parts", {"driver": _digest(driver)}, context.resume)
+    held: dict[str, Any] = kept.load("simulations") or {}
+    known = {question: Misses(**held[str(question)]) for question in order if str(question) in held}
     with ThreadPoolExecutor(cores()) as pool:
-        jobs = {pool.submit(measure, driver, layer, sizes): (layer, sizes) for layer, sizes in order}
+        jobs = {pool.submit(measure, driver, *question): question for question in order if question not in known}
         try:
             for job in as_completed(jobs):
                 known[jobs[job]] = job.result()
                 context.say(f"caches: {len(known)} of {len(order)} simulations")
+                kept.save("simulations", {str(question): asdict(found) for question, found in known.items()})
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return known
+
+
+def _digest(driver: Path) -> str:
+    return hashlib.sha256(driver.read_bytes()).hexdigest() if driver.is_file() else ""
 
 
 def _cost(layer: Layer) -> int:
