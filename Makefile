@@ -8,12 +8,17 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
+# The trainings behind `inception-fast claims`, each with as many seeds as its verdict needs; `make -j2` runs two at a time.
+EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid label_smoothing grid_reduction residual
+TRAINED := $(EXPERIMENTS:%=claims-training/%/compare.json)
+SEEDS = $(if $(filter label_smoothing grid_reduction,$*),10,6)
 
-.PHONY: help bench test lint format clean
+.PHONY: help bench claims claims-training test lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make bench   time the models beside the installed peers; BENCH=... names the models, ARGS=... adds options"
+	@echo "make claims  measure what the papers claim into claims-report; make -j2 claims-training trains for it first"
 	@echo "make test    run the tests; ARGS=... goes to pytest"
 	@echo "make lint    run the formatters, linters and the type checker, as the tests do"
 	@echo "make format  format the sources"
@@ -21,6 +26,14 @@ help:
 
 bench: $(VENV)/.bench
 	$(BIN)/inception-fast bench $(BENCH) $(ARGS)
+
+claims: $(VENV)/.bench
+	$(BIN)/inception-fast claims --resume $(if $(wildcard claims-training),--training claims-training) $(ARGS)
+
+claims-training: $(TRAINED)
+
+$(TRAINED): claims-training/%/compare.json: | $(VENV)/.bench
+	$(BIN)/inception-fast compare --experiment $* --seeds $(SEEDS) --threads 1 --out claims-training/$*
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

@@ -16,9 +16,11 @@ from torch import Tensor
 import inception_fast as fast
 from inception_fast.measure.compare import BUDGET, relative_error
 from inception_fast.measure.machine import provenance
-from inception_fast.measure.timer import Flush, Plan, interleave, noise_floor
+from inception_fast.measure.timer import Flush, Plan, contrasts, interleave, noise_floor, summarise
 
+EMPTY = 5  # times what timing nothing takes, below which a time says nothing
 SKIPPED = ("reference",)  # float64 in ten slow lines: the truth, not a contestant
+BASE = "torch"  # the backend that the others' times are put over
 Call = Callable[[], Tensor]
 
 
@@ -80,6 +82,7 @@ class Contests:
         self.session = session
         self.found: dict[Any, Mapping[str, list[float]]] = {}
         self.flush = None if session.config.option.warm else Flush()
+        self.empty = summarise(interleave({"": lambda: None}, Plan(1e-6, 101, 101))[""]).median
 
     def selected(self, item: pytest.Item) -> list[str]:
         """The backends among the tests of the same subject that this run will make."""
@@ -104,7 +107,11 @@ class Contests:
             option = self.session.config.option
             plan = Plan(float(option.benchmark_max_time), int(option.benchmark_min_rounds), 1000)
             timed = {name: _synchronised(name, call) for name, call in calls.items()}
-            self.found[key] = interleave(timed, plan, before=self.flush)
+            samples = interleave(timed, plan, before=self.flush)
+            for name, taken in samples.items():
+                if summarise(taken).median < EMPTY * self.empty:
+                    pytest.fail(f"{name} takes no longer than the clock's noise, {self.empty:.1e} s: not told")
+            self.found[key] = samples
         return self.found[key]
 
 
@@ -136,9 +143,13 @@ def measure(
             benchmark.pedantic(lambda: None)
             return
         with torch.inference_mode():
-            samples = list(contests.samples(request.node, make, truth)[backend])
+            every = contests.samples(request.node, make, truth)
+        samples = list(every[backend])
         benchmark.group = request.node.name.replace(f"[{backend}-", "[").replace(f"-{backend}]", "]")
         benchmark.extra_info |= extra | {"backend": backend, "noise_floor": noise_floor(samples)}
+        if BASE in every and backend != BASE:
+            found = contrasts(every, BASE)[backend]
+            benchmark.extra_info |= {"ratio": found.ratio, "established": found.established}
         REPLAY.samples, REPLAY.odd = list(samples), False
         benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1, warmup_rounds=0)
 

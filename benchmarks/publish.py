@@ -4,8 +4,9 @@
     python benchmarks/publish.py                             rewrites the tables
     python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
 
-Takes what `inception-fast bench`, `benchmarks/keras_models.py` and `inception-fast claims` write, unchanged. The newest
-file of a machine speaks for each case in it; older ones stay as history.
+Takes what `inception-fast bench`, `bench --cpu-suite`, `benchmarks/keras_models.py`, `claims` and `benchmarks/aa.py` write, unchanged, and what
+`compare --experiment` writes, of its curves the losses alone. The newest file of a machine speaks for each case in it;
+older ones stay as history.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "inception_fast"
 KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
-KINDS = {"bench": "runtime", "claims": "claim"}  # of result files, by a key that only their rows have
+KINDS = ("bench", "claims", "cpu-suite", "aa", "training")
 UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
 BUSY = 0.5  # load a core, above which times are too long
@@ -31,34 +33,68 @@ Case = tuple[str, int, str]  # model, batch, dtype
 
 
 def kind_of(document: Mapping[str, Any]) -> str:
-    """ "bench" or "claims"; raises ValueError for anything else and for a file that lacks its provenance."""
+    """One of KINDS; raises ValueError for anything else and for a file that lacks its provenance."""
     rows, origin = document.get("rows"), document.get("provenance")
-    kind = next((k for k, key in KINDS.items() if isinstance(rows, list) and rows and key in rows[0]), None)
-    if kind is None or not isinstance(origin, dict):
-        raise ValueError("no rows with their provenance; allowed: what inception-fast bench or claims wrote")
+    if "curves" in document:
+        kind = "training"
+    else:
+        kind = _kind_of_rows(document, rows[0]) if isinstance(rows, list) and rows else ""
+    if not kind or not isinstance(origin, dict):
+        raise ValueError(
+            "no rows with their provenance; allowed: what inception-fast bench, claims or compare --experiment or "
+            "benchmarks/aa.py wrote"
+        )
     missing = [key for key in NEEDED if key not in origin]
     if missing:
         raise ValueError(f"its provenance lacks {', '.join(missing)}")
     return kind
 
 
+def _kind_of_rows(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if "runtime" in row:
+        return "cpu-suite" if "peak_gflops" in document else "bench"
+    if "claim" in row:
+        return "claims"
+    if "false_alarms" in document:
+        return "aa"
+    return "training" if (document.get("about") or {}).get("name") and "loss" in row else ""
+
+
+def compacted(document: Document) -> Document:
+    """A comparison as it is filed: the losses of every run in a list, rounded to six digits, in place of its rows."""
+    curves: dict[tuple[str, int], list[float]] = {}
+    for row in document["rows"]:
+        losses = curves.setdefault((row["model"], row["seed"]), [])
+        losses.append(float(f"{row['loss']:.6g}"))
+        if row["step"] != len(losses):
+            raise ValueError(f"step {row['step']} of {row['model']} follows {len(losses) - 1}; allowed: all in order")
+    filed = {key: value for key, value in document.items() if key != "rows"}
+    return filed | {"curves": [{"model": m, "seed": s, "loss": losses} for (m, s), losses in curves.items()]}
+
+
 def file_result(source: Path, results: Path) -> Path:
     """Copies a result to results/<machine>/<date>-<kind>.json and returns the copy; the same run is filed once.
 
-    Raises ValueError for a quick run and for one on a busy machine, which show that it works, not how fast.
+    Raises ValueError for a quick run and for one on a busy machine, which show that it works, not how fast. A training
+    ends where it ends on a busy machine too.
     """
     text = source.read_text(encoding="utf-8")
     document = json.loads(text)
     kind, origin = kind_of(document), document["provenance"]
     if "--quick" in origin["command"].split():
         raise ValueError(f"{source}: a run with --quick; allowed: full ones")
-    if kind == "bench" and (origin.get("load") or 0.0) > BUSY * origin["cores"] + origin["threads"]:
+    busy = (origin.get("load") or 0.0) > BUSY * origin["cores"] + origin["threads"]
+    if busy and kind != "training":
         raise ValueError(f"{source}: load {origin['load']} on {origin['cores']} cores; allowed: an idle machine")
+    name = kind
+    if kind == "training":
+        name += f"-{slug(document['about']['name'])}"
+        text = json.dumps(document if "curves" in document else compacted(document), separators=(",", ":")) + "\n"
     folder = results / slug(f"{origin['cpu']} {origin['cores']} cores")
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        target = folder / f"{origin['date'][:10]}-{kind}{'' if number == 1 else f'-{number}'}.json"
+        target = folder / f"{origin['date'][:10]}-{name}{'' if number == 1 else f'-{number}'}.json"
         if not target.exists():
             target.write_text(text, encoding="utf-8")
             return target
@@ -73,27 +109,34 @@ def slug(text: str) -> str:
 
 
 def read_results(results: Path) -> list[tuple[Path, str, Document]]:
-    """(file, kind, document) of every filed bench and claims, oldest first; other files are not for README's tables."""
+    """(file, kind, document) of every filed result that README shows, oldest first; other files are not for it."""
     found = []
-    for path in (p for p in results.glob("*/*.json") if re.search(r"-(bench|claims)(-\d+)?\.json$", p.name)):
+    shown = re.compile(r"\d-(bench|claims|cpu-suite|aa)(-\d+)?\.json$")
+    for path in (p for p in results.glob("*/*.json") if shown.search(p.name)):
         document = json.loads(path.read_text(encoding="utf-8"))
         found.append((path, kind_of(document), document))
     return sorted(found, key=lambda item: (item[2]["provenance"]["date"], item[0].name))
 
 
 def bench_section(found: Sequence[tuple[Path, str, Document]], root: Path, keras: bool = False) -> str:
-    """A table for each file that is the newest to speak of a case on its machine, the newest file first.
+    """A table for each file that still speaks for a case on its machine, the newest file first.
 
+    A newer file takes a case over where it names every runtime that the older one has: none that is ahead is lost.
     keras: of the models run by Keras, or of the others.
     """
-    newest: dict[tuple[str, Case], Path] = {}
+    speaks: dict[tuple[str, Case], dict[Path, set[str]]] = {}
     for path, kind, document in found:
         if kind == "bench":
-            newest.update({(path.parent.name, case): path for case in _cases(document["rows"], keras)})
+            for case in _cases(document["rows"], keras):
+                runtimes = {r["runtime"] for r in document["rows"] if (r["model"], r["batch"], r["dtype"]) == case}
+                older = speaks.setdefault((path.parent.name, case), {})
+                for file in [file for file, held in older.items() if held <= runtimes]:
+                    del older[file]
+                older[path] = runtimes
     parts = []
     for path, kind, document in reversed(found):
         if kind == "bench":
-            cases = [c for c in _cases(document["rows"], keras) if newest[path.parent.name, c] == path]
+            cases = [c for c in _cases(document["rows"], keras) if path in speaks[path.parent.name, c]]
             if cases:
                 parts.append(_bench_table(cases, document, path.relative_to(root)))
     return "\n\n".join(parts) or UNMEASURED
@@ -154,11 +197,16 @@ def _origin(origin: Mapping[str, Any], path: Path) -> str:
     )
 
 
+def _newest(found: Sequence[tuple[Path, str, Document]], kind: str) -> list[tuple[Path, Document]]:
+    """Of each machine the newest result of one kind."""
+    newest = {path.parent.name: (path, document) for path, k, document in found if k == kind}
+    return list(newest.values())
+
+
 def claims_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
     """The newest report of claims of each machine, without what is only listed as published."""
-    newest = {path.parent.name: (path, document) for path, kind, document in found if kind == "claims"}
     parts = []
-    for path, document in newest.values():
+    for path, document in _newest(found, "claims"):
         lines = [_line(["claim", "stated", "measured", "unit", "verdict"]), "|---|--:|--:|---|---|"]
         for row in document["rows"]:
             if row["verdict"] != "published":
@@ -166,6 +214,56 @@ def claims_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> s
                 lines.append(_line([_cell(row["claim"]), *figures, _cell(row["unit"]), row["verdict"]]))
         parts.append("\n".join([*lines, "", _origin(document["provenance"], path.relative_to(root))]))
     return "\n\n".join(parts) or UNMEASURED
+
+
+def suite_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
+    """The newest CPU suite of each machine: every network with its share of the peak, then what fused pairs save."""
+    return "\n\n".join(_suite(path, document, root) for path, document in _newest(found, "cpu-suite")) or UNMEASURED
+
+
+def _suite(path: Path, document: Document, root: Path) -> str:
+    rows = {((r["model"], r["batch"], r["dtype"]), r["runtime"]): r for r in document["rows"]}
+    runtimes = [OURS, *dict.fromkeys(r["runtime"] for r in document["rows"] if r["runtime"] != OURS)]
+    lines = [_line(["model", "batch", "format", *runtimes, "of the peak"])]
+    lines.append("|---|--:|---|" + "--:|" * (len(runtimes) + 1))
+    for case in _cases(document["rows"], False):
+        share = (rows.get((case, OURS)) or {}).get("peak_share")
+        cells = [f"`{case[0]}`", str(case[1]), case[2], *(_time(rows.get((case, name))) for name in runtimes)]
+        lines.append(_line([*cells, "-" if share is None else f"{100 * share:.0f} %"]))
+    peaks = " and ".join(f"{gflops:,.0f} in {dtype}" for dtype, gflops in document["peak_gflops"].items())
+    lines += [
+        "",
+        f"As above. The peak is that of arithmetic on registers, GFLOP/s: {peaks}, {document['tier']}.",
+        *_pairs(document["pairs"]),
+        _origin(document["provenance"], path.relative_to(root)),
+    ]
+    return "\n".join(lines)
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What one operator for a pair saves, by batch size and format: worst, middle, best; and the same over oneDNN."""
+    said = []
+    for batch, dtype in dict.fromkeys((p["batch"], p["dtype"]) for p in pairs):
+        some = [p for p in pairs if (p["batch"], p["dtype"]) == (batch, dtype)]
+        gain = sorted(p["separate_us"] / p["fused_us"] for p in some)
+        taken = sorted(p["onednn_us"] / p["fused_us" if p["fused"] else "separate_us"] for p in some)
+        middle = len(some) // 2
+        said.append(
+            f"- {len(some)} asymmetric pairs, {batch} image{'s' if batch > 1 else ''}, {dtype}: two convolutions take "
+            f"{gain[0]:.2f} to {gain[-1]:.2f} times the fused operator's time, {gain[middle]:.2f} in the middle; "
+            f"oneDNN {taken[0]:.2f} to {taken[-1]:.2f} times that of the form that plans take."
+        )
+    return ["", *said, ""] if said else []
+
+
+def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
+    """What the newest A/A study of each machine says."""
+    said = [
+        f"The same code against itself, {document['runs']} times: {document['false_alarms']} false alarms, where "
+        f"{document['allowed_percent']:g} in 100 are allowed. {_origin(document['provenance'], path.relative_to(root))}"
+        for path, document in _newest(found, "aa")
+    ]
+    return "\n\n".join(said) or UNMEASURED
 
 
 def _cell(text: str) -> str:
@@ -181,25 +279,29 @@ def _figure(value: float | None) -> str:
 def rewritten(readme: str, results: Path, root: Path) -> str:
     """README with every marked section as the files say; ValueError where a pair of markers is missing or twice."""
     found = read_results(results)
-    sections = {
-        "results": bench_section(found, root),
-        "keras": bench_section(found, root, keras=True),
-        "claims": claims_section(found, root),
-    }
-    for name, section in sections.items():
+    for name, section in SECTIONS.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             raise ValueError(
                 f"README has {readme.count(begin)} of {begin} and {readme.count(end)} of {end}; allowed: 1"
             )
         before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
+        readme = f"{before}{begin}\n{section(found, root)}\n{end}{rest.split(end)[1]}"
     return readme
+
+
+SECTIONS = {
+    "results": bench_section,
+    "keras": partial(bench_section, keras=True),
+    "cpu-suite": suite_section,
+    "aa": aa_section,
+    "claims": claims_section,
+}
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="bench.json or claims.json to file first")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results to file first")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README has drifted")
     args = parser.parse_args(arguments)
     results, readme = root / "benchmarks" / "results", root / "README.md"

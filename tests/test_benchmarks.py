@@ -69,9 +69,14 @@ def test_the_suite_runs_selects_and_compares(tmp_path) -> None:
         assert one["extra_info"]["multiplicity"] == {"inception_resnet_v1": 6}
         assert one["extra_info"]["macs"] == 9 * 192 * 192 * 3 and one["extra_info"]["noise_floor"] >= 0
     assert "benchmarks/test_convs.py" in document["provenance"]["command"]
-    command = [sys.executable, "-m", "pytest_benchmark", "compare", str(tmp_path / "run.json"), "--group-by=group"]
+    assert "ratio" not in found["torch"]["extra_info"] and found["cpu"]["extra_info"]["ratio"] > 0
+    assert found["cpu"]["extra_info"]["established"] in (True, False)
+    files = [tmp_path / "run.json", tmp_path / "later.json"]
+    files[1].write_text(files[0].read_text())
+    command = [sys.executable, "-m", "pytest_benchmark", "compare", *map(str, files), "--group-by=group"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert shown.returncode == 0 and "test_conv[cpu-3x3x192-192-1x3" in shown.stdout
+    assert shown.returncode == 0 and shown.stdout.count("test_conv[cpu-3x3x192-192-1x3") == 2
+    assert "run" in shown.stdout and "later" in shown.stdout
 
 
 def test_nothing_wrong_is_timed() -> None:
@@ -79,11 +84,15 @@ def test_nothing_wrong_is_timed() -> None:
     options = SimpleNamespace(warm=True, benchmark_max_time="0.01", benchmark_min_rounds=3)
     item = SimpleNamespace(originalname="test_x", callspec=SimpleNamespace(params={"backend": "cpu", "shape": "s"}))
     session = SimpleNamespace(config=SimpleNamespace(option=options), items=[item])
-    x = torch.ones(4)
+    x = torch.ones(1 << 18)
     right = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
     assert len(right["cpu"]) >= 3
     with pytest.raises(pytest.fail.Exception, match=r"cpu is off by .*not timed"):
         conftest.Contests(session).samples(item, lambda name: lambda: x + 1e-3, lambda: x.double())
+    contests = conftest.Contests(session)
+    contests.empty = 1.0
+    with pytest.raises(pytest.fail.Exception, match=r"cpu takes no longer than the clock's noise"):
+        contests.samples(item, lambda name: lambda: x.clone(), lambda: x.double())
 
 
 def test_the_replayed_clock_tells_the_samples() -> None:
@@ -91,3 +100,27 @@ def test_the_replayed_clock_tells_the_samples() -> None:
     clock.samples = [0.5, 0.25]
     readings = [clock() for _ in range(4)]
     assert [readings[1] - readings[0], readings[3] - readings[2]] == [0.5, 0.25]
+
+
+def test_a_study_of_the_same_code_against_itself(tmp_path) -> None:
+    """Three contests run to the end; what is established between equals is counted and fails."""
+    options = ["--runs=3", "--rounds=3", "--seconds=0.01", "--threads=1", f"--out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/aa.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "aa.json").read_text())
+    assert document["runs"] == len(document["rows"]) == 3 and document["false_alarms"] == 0
+    assert [row["subject"].split()[0] for row in document["rows"]] == ["conv", "pair", "block"]
+    assert "benchmarks/aa.py --runs=3" in document["provenance"]["command"]
+
+
+def test_subjects_of_the_study_are_spread_over_all(monkeypatch) -> None:
+    import aa
+
+    for kind in ("conv", "pair", "block", "network"):
+        monkeypatch.setattr(aa, f"_{kind}", lambda one, kind=kind: (f"{kind} {one}", None, None))
+    names = [name for name, *_ in aa.subjects(100)]
+    assert Counter(name.split()[0] for name in names) == {"conv": 25, "pair": 25, "block": 25, "network": 25}
+    assert {name.split()[1] for name in names if name.startswith("network")} == set(fast.list_models())
+    assert len(set(names)) > 70

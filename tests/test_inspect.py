@@ -7,6 +7,7 @@ import json
 import pytest
 from PIL import Image
 
+import references
 from inception_fast.cli import main
 
 NETS = "inception_fast.claims.nets"
@@ -53,6 +54,23 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
     assert document["params"] == 112 and document["macs"] == 49 * 4 * 27
     assert main(["inspect", "my_net:breaks", "--image-size", "9"]) == 2
     assert "KeyError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module, size, params, flagged",
+    [
+        ("timm.models.inception_v4:inception_v4", 299, 42_679_816, []),
+        ("timm.models.resnet:resnet50", 224, 25_557_032, ["maxpool"]),
+        ("torchvision.models:inception_v3", 299, 27_161_264, ["maxpool1"]),  # it brings its auxiliary head
+    ],
+)
+def test_modules_of_other_libraries(tmp_path, module, size, params, flagged):
+    references.torchvision()
+    pytest.importorskip("timm")
+    document = inspected(tmp_path, module, "--image-size", str(size))
+    assert document["params"] == params
+    assert [flag["name"] for flag in document["bottlenecks"]] == flagged
+    assert document["levels"][-1]["values"] == 1000 and len(document["levels"]) > 15
 
 
 @pytest.mark.parametrize(

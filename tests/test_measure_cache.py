@@ -46,6 +46,7 @@ def test_a_call_costs_what_two_more_calls_cost_halved() -> None:
     few = dict.fromkeys(cache.COUNTS, 100)
     many = few | {"Dr": 500, "Dw": 300, "D1mr": 140, "D1mw": 120, "DLmr": 104}
     assert cache.per_call(few, many, 2) == cache.Misses(300, 30, 2)
+    assert cache.per_call(few, few | {"D1mr": 99}, 1).l1 == 0
     with pytest.raises(ValueError, match="0 calls"):
         cache.per_call(few, many, 0)
 
@@ -67,3 +68,29 @@ def test_the_model_falls_with_the_cache_and_grows_with_the_work() -> None:
     assert misses == sorted(misses, reverse=True) and misses[0] > misses[-1] == 0
     wider = cache.Layer("pair", 17, 17, 128, 64, 7, 7, mid=64)
     assert cache.modelled_misses(wider, 1 << 15) > cache.modelled_misses(PAIR, 1 << 15)
+
+
+def test_separate_layers_are_counted_one_by_one_and_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def simulate(driver, layer, caches, repeats, tier):
+        seen.append((layer.kind, layer.kh, layer.kw, layer.c, layer.oc, repeats))
+        return dict.fromkeys(cache.COUNTS, repeats * layer.kw)
+
+    monkeypatch.setattr(cache, "simulate", simulate)
+    apart = cache.Layer("separate", 17, 17, 64, 48, 7, 7, mid=32)
+    assert cache.measure(Path("driver"), apart, cache.Caches()) == cache.Misses(16, 16, 16)
+    first, second = ("conv", 1, 7, 64, 32), ("conv", 7, 1, 32, 48)
+    assert seen == [(*first, 1), (*first, 2), (*second, 1), (*second, 2)]
+
+
+def test_the_model_knows_the_three_forms_of_a_pair() -> None:
+    """By hand: four images of 8x8x16 and two kernels of 3 taps; maps of 16 KiB, an image's of 4 KiB, weights 3 KiB."""
+    forms = {kind: cache.Layer(kind, 8, 8, 16, 16, 3, 3, mid=16, n=4) for kind in ("separate", "pair", "fused")}
+    assert {kind: form.bytes() >> 10 for kind, form in forms.items()} == {"separate": 54, "pair": 54, "fused": 42}
+    assert [cache.modelled_misses(form, 60 << 10) for form in forms.values()] == [0, 0, 0]
+    # 48 KiB hold a convolution, or the fused pair; what the pair in sequence left of the map between has stayed.
+    assert [cache.modelled_misses(form, 48 << 10) for form in forms.values()] == [0, 1120 - 256, 0]
+    # 36 KiB: each convolution by itself still fits, the pair does not, the fused pair streams input and output.
+    assert [cache.modelled_misses(form, 36 << 10) for form in forms.values()] == [0, 1120 - 256, 512]
+    assert cache.modelled_misses(forms["separate"], 30 << 10) > 0

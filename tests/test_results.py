@@ -27,7 +27,8 @@ ORIGIN = {
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
 }  # fmt: skip
 README = (
-    "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\nB\n<!-- claims: begin -->\n<!-- claims: end -->\n"
+    "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\n<!-- cpu-suite: begin -->\n<!-- cpu-suite: end -->\n"
+    "B\n<!-- aa: begin -->\n<!-- aa: end -->\n<!-- claims: begin -->\n<!-- claims: end -->\n"
     "<!-- keras: begin -->\n<!-- keras: end -->\nC\n"
 )
 
@@ -79,7 +80,7 @@ def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str
     text = (house / "README.md").read_text()
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
     assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
-    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 2 and "old" not in text
+    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 4 and "old" not in text
     assert text.startswith("# A\n") and text.endswith("\nC\n")
     assert publish.main(["--check"], house) == 0
     assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
@@ -119,6 +120,75 @@ def test_keras_has_a_table_of_its_own(house: Path) -> None:
     assert "| `m` | 1 | float32 | **7.00** |" in keras and "10.00" not in keras and "2026-01-03-bench.json" in keras
 
 
+def test_a_run_without_a_peer_hides_no_peer(house: Path) -> None:
+    """A newer run that does not name the peer ahead leaves the older run's table where it is."""
+    new = bench(date="2026-01-02T09:00:00+00:00")
+    new["rows"] = [bench_row("inception_fast", 5.0, established=None), bench_row("eager", 25.0)]
+    assert publish.main([str(put(house, bench(), "a.json")), str(put(house, new, "b.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "**5.00**" in text and "9.50 (~0.95x)" in text
+    full = bench(date="2026-01-02T10:00:00+00:00")
+    full["rows"][0]["median_ms"] = 4.0
+    assert publish.main([str(put(house, full, "c.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "**4.00**" in text and "**5.00**" not in text and "**10.00**" not in text
+
+
+def suite(**origin: object) -> dict:
+    pair = {"pair": "p", "count": 1, "separate_us": 120.0, "fused_us": 100.0, "onednn_us": 150.0, "fused": True}
+    return {
+        "provenance": ORIGIN | origin,
+        "tier": "avx2",
+        "peak_gflops": {"float32": 500.0},
+        "rows": [row | {"peak_share": 0.8 if row["median_ms"] else None} for row in bench()["rows"]],
+        "pairs": [pair | {"batch": 4, "dtype": "float32"}, pair | {"batch": 4, "dtype": "float32", "fused_us": 150.0}],
+    }
+
+
+def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
+    assert publish.main([str(put(house, suite()))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 80 % |" in text
+    assert "500 in float32, avx2" in text and "2026-01-02-cpu-suite.json" in text
+    assert "2 asymmetric pairs, 4 images, float32: two convolutions take 0.80 to 1.20 times" in text
+    assert text.count(publish.UNMEASURED) == 4
+
+
+def test_a_study_of_false_alarms_is_shown(house: Path) -> None:
+    document = {"provenance": ORIGIN, "runs": 100, "false_alarms": 2, "allowed_percent": 5.0, "rows": [{"ratio": 1.0}]}
+    assert publish.main([str(put(house, document))], house) == 0
+    assert "100 times: 2 false alarms, where 5 in 100 are allowed." in (house / "README.md").read_text()
+    busy = document | {"provenance": ORIGIN | {"load": 7.5}}
+    assert publish.main([str(put(house, busy))], house) == 2
+
+
+def test_a_comparison_is_filed_with_its_losses(house: Path) -> None:
+    """On a busy machine too: it ends where it ends. What was filed reads as what was written."""
+    from inception_fast.claims.training import read_comparisons
+
+    losses = [2.5, 1.25, 1 / 3]
+    rows = [
+        {"model": label, "seed": seed, "step": step, "loss": loss, "accuracy": 0.5, "seconds": 1.0}
+        for label in ("smoothing 0", "smoothing 0.1")
+        for seed in (0, 1)
+        for step, loss in enumerate(losses, 1)
+    ]
+    document = {"provenance": ORIGIN | {"load": 9.0}, "about": {"name": "label_smoothing"}, "runs": [], "rows": rows}
+    assert publish.main([str(put(house, document))], house) == 0
+    (filed,) = (house / "benchmarks" / "results").glob("*/2026-01-02-training-label-smoothing.json")
+    assert len(filed.read_text()) < len(json.dumps(document)) / 1.5
+    read = read_comparisons(filed.parent)["label_smoothing"]
+    assert [row["loss"] for row in read["rows"]] == [2.5, 1.25, 0.333333] * 4
+    assert [(row["model"], row["seed"], row["step"]) for row in read["rows"]] == [
+        (row["model"], row["seed"], row["step"]) for row in rows
+    ]
+    newer = document | {"provenance": ORIGIN | {"date": "2026-01-02T04:00:00+00:00"}, "runs": [{"model": "newer"}]}
+    assert publish.main([str(put(house, newer))], house) == 0 and len(list(filed.parent.iterdir())) == 2
+    assert read_comparisons(filed.parent)["label_smoothing"]["runs"] == newer["runs"]
+    rows[0]["step"] = 7
+    assert publish.main([str(put(house, document))], house) == 2
+
+
 def test_claims_are_shown_without_the_published(house: Path) -> None:
     assert publish.main([str(put(house, claims()))], house) == 0
     text = (house / "README.md").read_text()
@@ -139,7 +209,7 @@ def broken(key: str, value: object) -> dict:
         (bench(load=7.5), "load 7.5 on 2 cores; allowed: an idle machine"),
         (broken("rows", []), "no rows with their provenance"),
         (broken("provenance", {"machine": "x"}), "its provenance lacks cpu, cores"),
-        ({"rows": [{"model": "m"}]}, "allowed: what inception-fast bench or claims wrote"),
+        ({"rows": [{"model": "m"}]}, "allowed: what inception-fast bench, claims or compare"),
     ],
 )
 def test_what_proves_nothing_is_not_filed(

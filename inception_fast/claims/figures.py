@@ -10,7 +10,7 @@ from ..measure.results import write_atomically
 from .nets import PAIR_SIZES, REDUCTIONS
 from .row import Row
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#9a958a"
+BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#8a8578", "#c22f2f"
 Rows = Mapping[str, Row]
 
 
@@ -54,7 +54,8 @@ def _factorising(rows: Rows) -> Any:
     )
     for i, (label, values, colour) in enumerate(series):
         places = [x + 0.27 * (i - 1) for x in range(len(names))]
-        axes.bar(places, [v or 0.0 for v in values], 0.25, label=label, color=colour)
+        hatch = {"hatch": "//", "edgecolor": "white"} if label == "stated" else {}
+        axes.bar(places, [v or 0.0 for v in values], 0.25, label=label, color=colour, **hatch)
         for x, value, name in zip(places, values, names, strict=True):
             doubt = "~" if label.startswith("time") and rows[f"{name}_time"].verdict == "not established" else ""
             text = "not\nmeasured" if value is None else f"{doubt}{value:.0f} %"
@@ -64,7 +65,7 @@ def _factorising(rows: Rows) -> Any:
     worst = min(value or 0.0 for _, values, _ in series for value in values)
     axes.set_ylim(max(min(1.2 * worst, 0.0), -60), 112)  # a bar that runs out of the picture still has its figure
     axes.set_xticks(range(len(names)), texts)
-    axes.set_ylabel("saved, per cent")
+    axes.set_ylabel("saved, per cent (~: within this run's noise)")
     axes.axhline(0, color="black", linewidth=0.8)
     figure.legend(frameon=False, loc="outside upper center", ncols=3)
     _bare(axes)
@@ -157,45 +158,54 @@ _ENGINE = {
 
 
 def _depth(rows: Rows) -> Any:
-    """How much four networks hold along their depth, with the bottlenecks marked."""
+    """How much four networks hold along their depth, a panel for each, with the bottlenecks marked and named."""
     row = rows.get("bottlenecks_v3_v4")
     if row is None:
         return None
-    figure = _figure(9, 4.6)
-    axes = figure.subplots()
-    for (name, levels), colour in zip(row.details["levels"].items(), (GREY, BLUE, GREEN, PURPLE), strict=True):
-        places = [100 * level["depth"] / levels[-1]["depth"] for level in levels]
+    figure = _figure(11, 6.4)
+    panels = figure.subplots(2, 2, sharey=True)
+    for axes, (name, levels) in zip(panels.flat, row.details["levels"].items(), strict=True):
         values = [level["values"] for level in levels]
-        axes.plot(places, values, ".-", color=colour, label=name, linewidth=1.4, markersize=5)
-        for level, x in zip(levels, places, strict=True):
+        axes.plot(range(len(values)), values, ".-", color=BLUE, linewidth=1.4, markersize=6)
+        for i, level in enumerate(levels):
             if level["name"] in row.details["flagged"][name]:
-                axes.plot(x, level["values"], "o", color="#c22f2f", markersize=7, zorder=3)
-    axes.plot([], [], "o", color="#c22f2f", label="bottleneck")
-    axes.set_yscale("log")
-    axes.set_xlabel("depth, per cent of the network's operations")
-    axes.set_ylabel("values that carry the image")
-    axes.legend(frameon=False, fontsize=9)
-    axes.grid(axis="y", color="#e5e5e5")
-    _bare(axes)
+                axes.plot(i, values[i], "D", color=RED, markersize=7, zorder=3)
+                axes.annotate(
+                    f"bottleneck:\n{level['name']}", (i, values[i]), (4, -30), textcoords="offset points",
+                    ha="right" if i < 4 else "left", color=RED, fontsize=9,
+                )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.grid(axis="y", color="#e5e5e5")
+        axes.set_xlim(-1.5, len(values))
+        axes.set_xticks(range(0, len(values), 5 if len(values) < 30 else 10))
+        _bare(axes)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("values that carry the image")
+    for axes in panels[1]:
+        axes.set_xlabel("points through which everything passes, in order")
     return figure
 
 
 def _training(rows: Rows) -> Any:
-    """A panel for each comparison, a dot for each seed."""
+    """A panel for each comparison, a dot for each seed; a panel whose dots are close together shows their range."""
     found = {name: rows[name].details["ends"] for name in _PANELS if name in rows and rows[name].details}
     if not found:
         return None
-    figure = _figure(10, 2.9 * -(-len(found) // 2))
+    figure = _figure(11, 3.0 * -(-len(found) // 2))
     panels = figure.subplots(-(-len(found) // 2), 2, squeeze=False).flat
     for axes, (name, ends) in zip(panels, found.items(), strict=False):
         for y, (label, values) in enumerate(ends.items()):
-            colour = ORANGE if label.startswith(("without", "plain")) or label.endswith("without BN") else BLUE
-            axes.plot([100 * v for v in values], [y] * len(values), "o", color=colour, alpha=0.75)
-        axes.set_yticks(range(len(ends)), list(ends), fontsize=8.5)
+            without = label.startswith(("without", "plain")) or label.endswith("without BN")
+            look = {"marker": "s", "color": ORANGE} if without else {"marker": "o", "color": BLUE}
+            apart = [y + 0.5 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
+            axes.plot([100 * v for v in values], apart, linestyle="", alpha=0.75, markersize=5, **look)
+        axes.set_yticks(range(len(ends)), [_VARIANTS.get(label, label) for label in ends], fontsize=9)
         axes.set_ylim(len(ends) - 0.5, -0.5)
-        axes.set_xlim(-3, 103)
-        axes.set_title(_PANELS[name], loc="left", fontsize=10, fontweight="bold")
-        axes.set_xlabel("accuracy, per cent (a dot for each seed)", fontsize=8.5)
+        lowest = min(100 * value for values in ends.values() for value in values)
+        axes.set_xlim(*(-3, 103) if lowest < 70 else (lowest - 0.1 * (100 - lowest) - 0.2, 100.2))
+        axes.set_title(_PANELS[name], loc="left", fontsize=10.5, fontweight="bold")
+        axes.set_xlabel("accuracy on held-out images, per cent; a mark for each seed", fontsize=9)
         axes.grid(axis="y", color="#eeeeee")
         _bare(axes)
     for axes in list(panels)[len(found) :]:
@@ -203,6 +213,15 @@ def _training(rows: Rows) -> Any:
     return figure
 
 
+_VARIANTS = {
+    "parallel": "convolution beside pool",
+    "pool_conv": "pool, then convolution",
+    "conv_pool": "convolution, then pool",
+    "smoothing 0": "no smoothing",
+    "smoothing 0.1": "smoothing by 0.1",
+    "residual": "residual blocks",
+    "plain": "plain blocks",
+}
 _PANELS = {
     "batchnorm_rate": "Batch norm and the learning rate",
     "batchnorm_scale": "Batch norm and the initial weights",
@@ -215,51 +234,67 @@ _PANELS = {
 
 def _caches(rows: Rows) -> Any:
     """Misses a call over the size of all data, simulated and modelled, the capacities drawn in."""
-    row = rows.get("misses_over_map_size")
+    row = rows.get("fusing_over_map_size_last")
     if row is None or not row.details:
         return None
-    figure = _figure(10, 4.4)
-    for axes, level, title in zip(figure.subplots(1, 2), ("l1", "last"), ("L1", "last level"), strict=True):
-        for kind, (label, colour) in _KINDS.items():
+    figure = _figure(12.5, 5)
+    for axes, (level, title) in zip(figure.subplots(1, 3), _LEVELS.items(), strict=True):
+        for kind, (_, colour, marker) in _KINDS.items():
             points = [p for p in row.details["points"] if p["kind"] == kind]
             sizes = [p["bytes"] / 1024 for p in points]
-            found = [max(p[level], 0.5) for p in points]
-            # The fused pair often lies on the unfused one: hollow squares let both be seen.
-            style = {"marker": "s", "markersize": 8, "fillstyle": "none", "linewidth": 0} if kind == "fused" else {}
-            axes.plot(sizes, found, **({"marker": "o", "markersize": 4} | style), color=colour, label=label)
-            if points[0][f"model_{level}"] is not None:
-                model = [max(p[f"model_{level}"], 0.5) for p in points]
-                axes.plot(sizes, model, "--", color=colour, linewidth=1, label=f"{label}, modelled")
-        for name, size in (("L1", row.details["l1"]), ("LL", row.details["last"])):
+            # Counts below one are drawn at the foot: a logarithm has no place for none.
+            found, model = ([max(p[key], 0.5) for p in points] for key in (level, f"model_{level}"))
+            axes.plot(sizes, found, marker=marker, markersize=6, fillstyle="none", color=colour, linewidth=1.4)
+            axes.plot(sizes, model, "--", color=colour, linewidth=1)
+        for name, key in (("L1", "l1"), ("L2", "l2"), ("LL", "last")):
+            size = row.details[key]
             axes.axvline(size / 1024, color="#444444", linewidth=1, linestyle=":")
+            text = f"{name}\n{size >> 10} KiB" if size < 1 << 20 else f"{name}\n{size >> 20} MiB"
             axes.annotate(
-                f"{name} {size >> 10} KiB", (size / 1024, 0.98), (3, 0), xycoords=("data", "axes fraction"),
-                textcoords="offset points", va="top", fontsize=8.5,
+                text, (size / 1024, 0.99), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                va="top", fontsize=9,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"Misses in the {title}" if level == "last" else "Misses in L1", loc="left", fontsize=11)
-        axes.set_xlabel("maps and weights together, KiB")
-        axes.set_ylabel("lines of 64 bytes a call")
+        axes.set_ylim(0.35, 4e7)
+        axes.set_xticks([32, 128, 512, 2048], ["32 KiB", "128 KiB", "512 KiB", "2 MiB"])
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([10.0**power for power in range(7)])
+        axes.set_title(f"Misses in {title}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("maps and weights together")
         axes.grid(color="#eeeeee")
         _bare(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
+    figure.axes[0].set_ylabel("lines of 64 bytes a call (none: at the foot)")
+    handles = [_key(color=c, marker=m, fillstyle="none", label=text) for text, c, m in _KINDS.values()]
+    handles += [_key(color="black", label="counted by cachegrind"), _key("--", color="black", label="modelled")]
+    figure.legend(handles=handles, frameon=False, loc="outside upper center", ncols=3, fontsize=10)
     return figure
 
 
+def _key(style: str = "-", **look: Any) -> Any:
+    """A sample line for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle=style, **look)
+
+
+_LEVELS = {"l1": "L1, 8 ways", "l2": "L2, 8 ways", "last": "LL, the last level, 16 ways"}
 _KINDS = {
-    "conv": ("7x7", GREY),
-    "pair": ("1x7, then 7x1", ORANGE),
-    "fused": ("the pair fused", BLUE),
+    "conv": ("7x7", GREY, "o"),
+    "separate": ("1x7 and 7x1, each called by itself", GREEN, "^"),
+    "pair": ("1x7, then 7x1, in sequence", ORANGE, "s"),
+    "fused": ("1x7 and 7x1 fused", BLUE, "D"),
 }
 
 PICTURES: dict[str, tuple[Callable[[Rows], Any], str]] = {
     "factorising.png": (_factorising, "What small kernels save: as stated, as counted, as timed on this machine."),
     "caches.png": (
         _caches,
-        "Cache misses of a call as the map grows, simulated by cachegrind on the native code (solid) and modelled from "
-        "reuse distances (dashed); dotted lines are the caches' capacities.",
+        "Cache misses of a call as two images of 16 channels grow from 6x6 to 90x90: counted by cachegrind, which runs "
+        "the native AVX2 code on simulated caches (solid), and computed from reuse distances, the bytes touched "
+        "between two uses of the same data (dashed). Dotted lines are what each cache holds: left of a level's line "
+        "its misses should be none. Fusing keeps the map between the two kernels small, so it overflows a level later; "
+        "two kernels called by themselves share a level with nothing, so they overflow it last.",
     ),
     "reduction.png": (
         _reduction,
@@ -269,8 +304,14 @@ PICTURES: dict[str, tuple[Callable[[Rows], Any], str]] = {
     "engine.png": (_savings, "What running the same arithmetic in another arrangement saves."),
     "depth.png": (
         _depth,
-        "How many values carry the image along four networks. Red: the representation shrinks to half or less and "
-        "grows to twice as much again. v4 replaced v3's first pool by a parallel reduction, and with it the red point.",
+        "How many values carry the image along four networks, from input to logits. Red diamonds: the representation "
+        "shrinks to half or less and grows to twice as much again, so something was lost there. v4 replaced v3's first "
+        "pool by a parallel reduction and has none.",
     ),
-    "training.png": (_training, "Where the trainings ended."),
+    "training.png": (
+        _training,
+        "Where the trainings ended: a small Inception network on images of digits, a mark for each seed; chance is "
+        "10 %. Orange squares are without what the claim is about. The axes differ: panels of similar results show "
+        "their range.",
+    ),
 }

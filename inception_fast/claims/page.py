@@ -21,6 +21,7 @@ STYLE = (
     "td,th{padding:.4em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}"
     "td.number,th.number{text-align:right;white-space:nowrap}td.verdict{white-space:nowrap;font-weight:bold}"
     ".small{color:#555;font-size:13px}code{font-size:12.5px;background:#f4f4f4;padding:.1em .3em}"
+    ".wide{overflow-x:auto}.wide table{min-width:760px}code{overflow-wrap:anywhere}dt{font-weight:bold}"
 )
 SECTIONS = {
     "factorising": "Small kernels for large ones",
@@ -31,6 +32,16 @@ SECTIONS = {
     "networks": "Whole networks",
     "training": "Training",
     "published": "Published accuracies",
+}
+WORDS = {
+    "multiply-add": "one multiplication and the addition to a sum; a convolution's work is counted in them",
+    "1xn and nx1, an asymmetric pair": "a convolution along rows and one along columns, in place of an nxn one",
+    "fused, as one operator": "the second convolution reads the first one's result before it has left the cache",
+    "L1, L2, LL": "the caches nearest to a core, next, and last (LL); what a level does not hold misses in it",
+    "cold caches": "everything else was pushed out of them before the timed call",
+    "representational bottleneck": "a point where the image is carried by far fewer values than before and after it",
+    "BN": "batch norm",
+    "~": "within this run's noise",
 }
 PICTURE_OF = {
     "factorising": "factorising.png", "caches": "caches.png", "reduction": "reduction.png", "engine": "engine.png",
@@ -49,9 +60,12 @@ def page(
     parts = [_section(name, part, pictures, folder) for name, part in sections.items() if part]
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The claims, measured</title>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light">'
+        "<title>The claims, measured</title>"
         f"<style>{STYLE}</style></head><body><h1>What the Inception papers claim, and what was measured</h1>"
-        f"<p>{len(rows)} claims: {summary}.</p><ul>{legend}</ul>{_remarks(origin)}{''.join(parts)}"
+        f"<p>{len(rows)} claims: {summary}.</p><ul>{legend}</ul>{_remarks(origin)}{_words()}"
+        f"{''.join(parts)}"
         f'<p class="small">{html.escape(origin["machine"])}, threads {origin["threads"]}, load {origin["load"]}, '
         f"{html.escape(origin['date'])}, commit {origin['commit']}. {html.escape(versions)}. "
         f"Made by <code>{html.escape(origin['command'])}</code>.</p></body></html>\n"
@@ -63,11 +77,17 @@ def _remarks(origin: Mapping[str, Any]) -> str:
         "Times are medians over interleaved rounds on the native kernels in float32, the caches flushed before each "
         "call, after the output of each contestant was proved against float64. A difference counts as established when "
         "a sign test over the rounds is below 2 % and the difference is larger than that between the odd and the even "
-        "rounds. "
+        "rounds, and than 2 %, which equal code built twice can show. Trainings are compared seed by seed: a "
+        "difference is established when the signs that the seeds give it are likely by chance in less than 5 %. "
     )
     if "--quick" in origin["command"]:
         text += "This was a quick run: few rounds, and trainings of a few steps that prove nothing."
     return f"<p>{html.escape(text)}</p>"
+
+
+def _words() -> str:
+    entries = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(text)}</dd>" for word, text in WORDS.items())
+    return f"<details><summary>Words used here</summary><dl>{entries}</dl></details>"
 
 
 def _section(name: str, rows: Sequence[Row], pictures: Mapping[str, str], folder: Path) -> str:
@@ -79,7 +99,8 @@ def _section(name: str, rows: Sequence[Row], pictures: Mapping[str, str], folder
     again = " ".join(f"<code>{html.escape(command)}</code>" for command in commands)
     body = "".join(map(_row, rows))
     return (
-        f'<h2 id="{name}">{html.escape(SECTIONS.get(name, name))}</h2>{shown}<table><tr>{head}</tr>{body}</table>'
+        f'<h2 id="{name}">{html.escape(SECTIONS.get(name, name))}</h2>{shown}'
+        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
         f'<p class="small">Measured by: {again}</p>'
     )
 

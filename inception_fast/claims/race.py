@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..engine import optimize, passes
 from ..engine.runner import OptimizedModule
 from ..measure.compare import BUDGET, relative_error, truth
-from ..measure.timer import Flush, Plan, Summary, holm, interleave, noise_floor, sign_test, summarise
+from ..measure.timer import Flush, Plan, Summary, contrasts, interleave, summarise
 
 _ablating = Lock()
 
@@ -70,10 +70,7 @@ class Race:
 
     def established(self, name: str, base: str) -> bool:
         """Whether the order of the two is beyond chance and beyond what equal code shows in this run."""
-        a, b = self.samples[name], self.samples[base]
-        noise = max(noise_floor(a), noise_floor(b))
-        ratio = self.summary(name).median / self.summary(base).median
-        return holm([sign_test(a, b)])[0] and abs(ratio - 1) > noise
+        return contrasts({base: self.samples[base], name: self.samples[name]}, base)[name].established
 
     def times(self) -> dict[str, Any]:
         """Median and distance of the quartiles in milliseconds, by name."""

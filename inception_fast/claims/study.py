@@ -17,12 +17,16 @@ FULL = Plan(seconds=4.0, least=21, most=101, warmup=3)
 
 @dataclass
 class Context:
-    """What every study is told. `trained` maps an experiment's name to the document of a comparison that ran it."""
+    """What every study is told. `trained` maps an experiment's name to the document of a comparison that ran it.
+
+    `resume`: what `out` holds of a study that was cut short may be taken, where it depends on nothing that changed.
+    """
 
     out: Path
     quick: bool = False
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     say: Callable[[str], None] = lambda text: None
+    resume: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -70,7 +74,6 @@ def run(context: Context, names: Sequence[str]) -> list[Row]:
             raise ValueError(f"study {name!r}; allowed: {', '.join(known)}")
     rows: list[Row] = []
     for name in names:
-        context.say(name)
         rows += known[name](context)
     ids = [row.id for row in rows]
     if len(set(ids)) < len(ids):

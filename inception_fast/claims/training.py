@@ -17,6 +17,7 @@ from .study import Context
 
 Document = dict[str, Any]
 QUICK_STEPS = 6
+SEEDS = 6  # the fewest that can establish anything
 RUN_HERE = ("batchnorm_rate", "batchnorm_scale", "batchnorm_sigmoid", "label_smoothing", "grid_reduction", "residual")
 
 
@@ -29,12 +30,22 @@ class Finding:
     note: str
 
 
-def read_comparison(path: Path) -> tuple[str, Document]:
-    """The experiment's name and the document of a compare.json, or of the folder that holds one.
+def read_comparisons(path: Path) -> dict[str, Document]:
+    """The documents of comparisons by their experiment's name: of a file, of the folder of a comparison, or of a folder
+    with several, as compare.json in folders of their own or as filed results of kind "training", the newest of each.
 
-    Raises ValueError for a file that no experiment of `inception-fast compare` wrote.
+    Raises ValueError for a file that no experiment of `inception-fast compare` wrote, and where there is none.
     """
-    file = path / "compare.json" if path.is_dir() else path
+    if not path.is_dir() or (path / "compare.json").exists():
+        name, document = _read(path / "compare.json" if path.is_dir() else path)
+        return {name: document}
+    files = [*sorted(path.glob("*/compare.json")), *sorted(path.glob("*-training*.json"))]
+    if not files:
+        raise ValueError(f"{path} holds no result of 'inception-fast compare --experiment'; name its --out")
+    return dict(sorted(map(_read, files), key=lambda found: (found[1].get("provenance") or {}).get("date", "")))
+
+
+def _read(file: Path) -> tuple[str, Document]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         name = document["about"]["name"]
@@ -42,6 +53,12 @@ def read_comparison(path: Path) -> tuple[str, Document]:
         raise ValueError(
             f"{file} is no result of 'inception-fast compare --experiment' ({type(error).__name__}: {error})"
         ) from error
+    if "curves" in document:  # as filed: the losses of every run in a list
+        document["rows"] = [
+            {"model": curve["model"], "seed": curve["seed"], "step": step, "loss": loss}
+            for curve in document.pop("curves")
+            for step, loss in enumerate(curve["loss"], 1)
+        ]
     if name not in JUDGES:
         raise ValueError(f"{file} is of experiment {name!r}; allowed: {', '.join(JUDGES)}")
     return name, document
@@ -60,9 +77,9 @@ def training(context: Context) -> list[Row]:
 
 
 def _run(experiment: Experiment, context: Context) -> Document:
-    """The experiment as it stands; quick: a few steps of one seed, which show that it runs and prove nothing."""
+    """The experiment with seeds enough; quick: a few steps of one, which show that it runs and prove nothing."""
     settings = experiment.settings(**({"steps": QUICK_STEPS, "batch_size": 8} if context.quick else {}))
-    seeds = 1 if context.quick else experiment.seeds
+    seeds = 1 if context.quick else max(SEEDS, experiment.seeds)
     options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500)
     folder = context.out / "training" / f"{experiment.name}{'-quick' if context.quick else ''}"
     return compare(experiment.variants, settings, seeds, folder, options, about=experiment.about())
@@ -145,12 +162,19 @@ def _judge(
         if found.verdict == CONFIRMED and stated is not None and found.measured is not None:
             near = 0.5 * stated <= found.measured <= 2 * stated
             found = found if near else Finding(found.measured, "differs", found.note)
+        details = {} if document is None else {"ends": _ends(document)}
         return Row(
             experiment.name + suffix, claim or experiment.claim, source or experiment.source, stated, found.measured,
-            unit, f"{base} --out DIR", found.verdict, found.note, {} if document is None else {"ends": _ends(document)},
+            unit, _command(base, document), found.verdict, found.note, details,
         )  # fmt: skip
 
     return judge
+
+
+def _command(base: str, document: Document | None) -> str:
+    """The command that made the comparison, where it says so."""
+    origin = (document or {}).get("provenance")
+    return origin["command"] if origin else f"{base} --seeds {SEEDS} --out DIR"
 
 
 def _ends(document: Document) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--cpu-suite",
         action="store_true",
         help="all about the native kernels: the models (default: all) at batch 1 and 16 in float32 and bfloat16, every "
-        "asymmetric pair, the cost as batch, image and threads grow, the first call; writes cpu-suite.json",
+        "asymmetric pair, the cost as batch, image and threads grow, the first call; writes cpu-suite.json; about ten "
+        "minutes on two cores, against onnxruntime and openvino unless --against names others",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="with --cpu-suite: take the parts that DIR holds from a run cut short"
     )
     parser.add_argument(
         "--batch", type=comma_list(integer(1, 4096)), default=[1], metavar="N,...", help="batch sizes (default 1)"
@@ -95,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.models and not args.cpu_suite:
         raise CommandError("no MODEL; name some that 'inception-fast list' prints, or --cpu-suite")
+    if args.resume and not args.cpu_suite:
+        raise CommandError("--resume goes with --cpu-suite alone; drop it")
     names = _models(args.models)
     peers = _peers(args)
     photos = _photos(args.image)
@@ -137,7 +143,9 @@ def _suite(args: argparse.Namespace, peers: list[Any], photos: list[Any], thread
         meter.stage(f"{name}: building")
         model, images = _subject(name, args, photos)
         asked = argparse.Namespace(**{**vars(args), "batch": batches, "dtype": dtypes})
-        return _work(model, images), _cases(name, model, images, asked, peers, threads, meter)
+        return _work(model, images), _cases(
+            name, model, images, asked, peers, threads, meter, lambda batch: cpu_suite.plan_of(args, batch, _plan(args))
+        )
 
     document = cpu_suite.run(args, networks, threads, _plan(args), folder)
     fields = Row.__dataclass_fields__
@@ -179,10 +187,11 @@ def _output_folder(text: str) -> Path:
 
 def _peers(args: argparse.Namespace) -> list[Any]:
     from ..measure.peers import named
+    from .cpu_suite import AGAINST
 
     against = args.against
     if against is None:
-        against = [p for p in PEERS if not (args.quick and p == "compile")]
+        against = list(AGAINST) if args.cpu_suite else [p for p in PEERS if not (args.quick and p == "compile")]
     if "none" in against and len(against) > 1:
         raise CommandError("--against none stands alone; drop none or the other names")
     return named([] if against == ["none"] else against)
@@ -255,8 +264,16 @@ def _work(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 def _cases(
-    name: str, model: nn.Module, images: Tensor, args: argparse.Namespace, peers: list[Any], threads: int, meter: Meter
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    args: argparse.Namespace,
+    peers: list[Any],
+    threads: int,
+    meter: Meter,
+    plan: Callable[[int], Plan] | None = None,
 ) -> list[Row]:
+    """Every batch size and format of one network; `plan` says how long to measure at a batch size."""
     from ..measure.compare import Case, Subject, batches, compare, truth
 
     rows: list[Row] = []
@@ -266,7 +283,8 @@ def _cases(
         subject = Subject(model, inputs, truth(model, inputs))
         for dtype in args.dtype:
             case: Case = Case(name, batch, dtype)
-            rows += compare(case, subject, peers, threads, _plan(args), args.build_limit, meter)
+            length = plan(batch) if plan else _plan(args)
+            rows += compare(case, subject, peers, threads, length, args.build_limit, meter)
             meter.next()
     return rows
 

@@ -23,8 +23,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=comma_list(str), metavar="STUDY,...", help="some studies alone (default: all)")
     parser.add_argument(
         "--training", action="append", default=[], metavar="DIR",
-        help="a result of 'inception-fast compare --experiment NAME' to judge, in place of a run here; repeatable",
+        help="a result of 'inception-fast compare --experiment NAME' to judge, or a folder of such, in place of a "
+        "training here; repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="take the studies that DIR holds from a run that was cut short"
+    )
     parser.add_argument(
         "--threads", type=integer(1, 1024), metavar="N", help="threads of the kernels (default: torch's)"
     )
@@ -34,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, writes the report. Returns 1 where an output of ours was wrong, so that it was not timed."""
     from ..claims.study import studies
-    from ..claims.training import read_comparison
+    from ..claims.training import read_comparisons
     from ..measure.machine import provenance
     from ..measure.results import write_json
     from .bench import _mind_the_load, _output_folder, _threads
@@ -44,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise CommandError(f"--only {unknown[0]!r} is not known; allowed: {', '.join(studies())}")
     with serving("--training"):
-        trained = dict(read_comparison(Path(path)) for path in args.training)
+        trained = {k: v for path in args.training for k, v in read_comparisons(Path(path)).items()}
     _native()
     folder = _output_folder(args.out)
     _mind_the_load()
     with _threads(args.threads) as threads:
-        sections = _measure(folder, names, args.quick, trained)
         origin = provenance(threads, args.argv)
+        sections = _measure(folder, names, args, trained, origin)
     rows = [row for part in sections.values() for row in part]
     pictures = _pictures(rows, folder)
     document = {"provenance": origin, "quick": args.quick, "rows": [row.as_json() for row in rows], "plots": pictures}
@@ -72,15 +76,25 @@ def _native() -> None:
         raise CommandError(f"claims times the native kernels, which do not run here: {status.reason}")
 
 
-def _measure(folder: Path, names: list[str], quick: bool, trained: dict[str, Any]) -> dict[str, list[Row]]:
+def _measure(
+    folder: Path, names: list[str], args: argparse.Namespace, trained: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, list[Row]]:
+    from ..claims.row import Row
     from ..claims.study import Context, run
+    from ..measure.results import Parts, conditions
     from .progress import Meter
 
+    shared = conditions(origin) | {"quick": args.quick}
+    runs = {"trained": {name: document["runs"] for name, document in trained.items()}}
     with Meter(len(names)) as meter:
-        context = Context(folder, quick, trained, meter.stage)
+        context = Context(folder, args.quick, trained, meter.stage, args.resume)
         sections = {}
-        for name in names:
-            sections[name] = run(context, [name])
+        for number, name in enumerate(names, 1):
+            parts = Parts(folder / "parts", shared | (runs if name == "training" else {}), args.resume)
+            held = parts.load(name)
+            meter.stage(f"study {number} of {len(names)}: {name}" + ("" if held is None else ", already measured"))
+            sections[name] = run(context, [name]) if held is None else [Row(**row) for row in held]
+            parts.save(name, [row.as_json() for row in sections[name]])
             meter.next()
     return sections
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,29 +23,70 @@ STUDIED = "inception_v3"  # whose cost is followed as the work grows
 Networks = Callable[[str, list[int], list[str], "Meter"], "tuple[dict[str, int], list[Row]]"]
 
 
+AGAINST = ("onnxruntime", "openvino")  # the fastest peers; the others by --against, at a minute or two a network
+SHORT = {"seconds": 0.5, "least": 9, "most": 50}  # of a pair
+ALONE = {"seconds": 0.4, "least": 3, "most": 15, "warmup": 1, "settle": 0}  # of ours at one size, without a rival
+SLOW = {"seconds": 5.0, "warmup": 1, "settle": 0}  # a call of many images is too long to notice what ran before it
+
+
+def plan_of(args: argparse.Namespace, batch: int, plan: Plan) -> Plan:
+    """`plan` where its length was asked for; else one that keeps the whole suite within twelve minutes on two cores."""
+    from ..measure.timer import Plan
+
+    if _asked(args):
+        return plan
+    return Plan(**SLOW) if batch > 1 else Plan(seconds=SLOW["seconds"])
+
+
+def _asked(args: argparse.Namespace) -> bool:
+    return bool(args.quick or args.repeats or args.seconds)
+
+
 def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan, folder: Path) -> dict[str, Any]:
-    """All parts; `networks` compares one model at some batch sizes and formats. Writes cpu-suite.json and its plots."""
+    """All parts; `networks` compares one model at some batch sizes and formats. Writes cpu-suite.json and its plots.
+
+    A part that is done lies in FOLDER/parts and is not measured again with --resume.
+    """
     from ..kernels import cpu
     from ..measure.machine import provenance
-    from ..measure.results import write_json
+    from ..measure.results import Parts, conditions, write_json
     from .progress import Meter
 
     names = args.models or [*LARGE, *SMALL]
     batches = {name: [1] if args.quick or name in SMALL else [1, 16] for name in names}
-    document: dict[str, Any] = {"tier": cpu.default_tier(), "peak_gflops": {}, "models": {}, "rows": []}
-    for dtype in DTYPES:
-        rates = [cpu.peak_flops(dtype, threads) for _ in range(3)]
-        document["peak_gflops"][dtype] = max(rates) / 1e9
-    with Meter(len(DTYPES) * sum(map(len, batches.values())) + 3) as meter:
+    origin = provenance(threads, args.argv)
+    asked = {key: getattr(args, key) for key in ("quick", "repeats", "seconds", "against", "image", "weights")}
+    parts = Parts(folder / "parts", conditions(origin) | asked | {"models": names}, args.resume)
+    document: dict[str, Any] = {"tier": cpu.default_tier(), "peak_gflops": {}, "models": {}, "rows": [], "seconds": {}}
+    total = len(names) + 4
+    with Meter(len(DTYPES) * sum(map(len, batches.values())) + 4) as meter:
+
+        def part(name: str, measure: Callable[[], Any]) -> Any:
+            value = parts.load(name)
+            number = len(document["seconds"]) + 1
+            meter.stage(f"part {number} of {total}: {name}" + ("" if value is None else ", already measured"))
+            if value is None:
+                start = time.monotonic()
+                value = {"found": measure(), "seconds": None}
+                value["seconds"] = time.monotonic() - start
+                parts.save(name, value)
+            document["seconds"][name] = value["seconds"]
+            return value["found"]
+
+        document["peak_gflops"] = part("peak", lambda: _peaks(threads))
+        meter.next()
         for name in names:
-            work, rows = networks(name, batches[name], list(DTYPES), meter)
+            held = meter.finished
+            work, rows = part(name, lambda name=name: _compared(networks, name, batches[name], meter))  # type: ignore[misc]
+            for _ in range(len(DTYPES) * len(batches[name]) - (meter.finished - held)):
+                meter.next()  # cases of an earlier run
             document["models"][name] = work
-            document["rows"] += [row.as_json() | _share(row, work, document["peak_gflops"]) for row in rows]
-        for part, study in (("pairs", _pairs), ("growth", _growth), ("start", _start)):
-            meter.stage(part)
-            document[part] = list(study(names, threads, rounds, args.quick))
+            document["rows"] += [row | _share(row, work, document["peak_gflops"]) for row in rows]
+        for name, study in (("pairs", _pairs), ("growth", _growth), ("start", _start)):
+            plan = rounds if _asked(args) else _plan(SHORT if name == "pairs" else ALONE)
+            document[name] = part(name, lambda s=study, p=plan: list(s(names, threads, p, args.quick)))  # type: ignore[misc]
             meter.next()
-    document["provenance"] = provenance(threads, args.argv)
+    document["provenance"] = origin
     write_json(folder / "cpu-suite.json", document)
     written = [folder / "cpu-suite.json", *_plots(document, folder)]
     if args.json:
@@ -55,12 +97,29 @@ def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan
     return document
 
 
-def _share(row: Row, work: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
+def _plan(lengths: dict[str, Any]) -> Plan:
+    from ..measure.timer import Plan
+
+    return Plan(**lengths)
+
+
+def _peaks(threads: int) -> dict[str, float]:
+    from ..kernels import cpu
+
+    return {dtype: max(cpu.peak_flops(dtype, threads) for _ in range(3)) / 1e9 for dtype in DTYPES}
+
+
+def _compared(networks: Networks, name: str, batches: list[int], meter: Meter) -> tuple[dict[str, int], list[Any]]:
+    work, rows = networks(name, batches, list(DTYPES), meter)
+    return work, [row.as_json() for row in rows]
+
+
+def _share(row: dict[str, Any], work: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
     """What part of the peak a network's multiply-adds reach; zero-padding taps count, as in the literature."""
-    if row.median_ms is None:
+    if row["median_ms"] is None:
         return {"peak_share": None}
-    gflops = 2e-6 * work["macs"] * row.batch / row.median_ms
-    return {"peak_share": gflops / peaks[row.dtype]}
+    gflops = 2e-6 * work["macs"] * row["batch"] / row["median_ms"]
+    return {"peak_share": gflops / peaks[row["dtype"]]}
 
 
 def _networks(names: list[str]) -> Iterator[Any]:

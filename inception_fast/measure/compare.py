@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .peers import Built, Ours, Runtime, TimeLimit, limited, quiet
-from .timer import Plan, holm, interleave, noise_floor, sign_test, summarise
+from .timer import Plan, contrasts, interleave, summarise
 
 # Largest difference from the float64 network over its largest logit. float32: the parity that the models promise. The
 # 16-bit formats round each of up to 250 layers once, 1.7e-3 and 2.1e-4 in relative L2; the errors add like a random
@@ -206,24 +206,19 @@ def _judged(row: Row, built: Built, outputs: list[Tensor], truths: list[Tensor])
 
 
 def _timed(rows: list[Row], samples: dict[str, list[float]]) -> list[Row]:
-    """Fills in the times. A ratio is established when its sign test passes Holm's correction, above the noise floor."""
-    mine = samples[Ours.name]
-    base = summarise(mine).median
-    rivals = [name for name in samples if name != Ours.name]
-    beyond = dict(zip(rivals, holm([sign_test(mine, samples[name]) for name in rivals]), strict=True))
+    """Fills in the times, the ratios and whether they are established."""
+    against = contrasts(samples, Ours.name)
     filled = []
     for row in rows:
         if row.runtime in samples:
-            summary = summarise(samples[row.runtime])
-            ratio = summary.median / base
-            noise = max(noise_floor(mine), noise_floor(samples[row.runtime]))
+            summary, rival = summarise(samples[row.runtime]), against.get(row.runtime)
             row = replace(
                 row,
                 median_ms=1e3 * summary.median,
                 iqr_ms=1e3 * summary.iqr,
-                ratio=ratio,
+                ratio=rival.ratio if rival else 1.0,
                 rounds=summary.count,
-                established=beyond[row.runtime] and abs(ratio - 1) > noise if row.runtime in beyond else None,
+                established=rival.established if rival else None,
             )
         filled.append(row)
     return filled

@@ -8,6 +8,7 @@ from typing import Any
 
 from .results import write_atomically
 
+MARKERS = {"float32": "o", "bfloat16": "s"}
 COLOURS = {"float32": "#d99b4e", "bfloat16": "#1b6ca8"}
 
 
@@ -31,8 +32,8 @@ def plot_growth(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
             axes.plot(
                 [r["value"] for r in line],
                 [r[value] for r in line],
-                marker="o",
-                markersize=3,
+                marker=MARKERS.get(dtype, "^"),
+                markersize=4,
                 color=COLOURS.get(dtype, "#5f5f5f"),
                 linestyle="--" if threads == 1 else "-",
                 label=f"{dtype}, {threads} thread{'s' if threads > 1 else ''}",
@@ -41,6 +42,6 @@ def plot_growth(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4, fontsize=9)
     canvas = FigureCanvasAgg(figure)
     write_atomically(path, lambda scratch: canvas.print_png(scratch))

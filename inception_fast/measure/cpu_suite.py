@@ -20,7 +20,7 @@ from .timer import Plan as Rounds
 from .timer import interleave, summarise
 
 BATCHES = (4, 8, 16, 32, 64)
-SIDES = (75, 107, 139, 171, 203, 235, 267, 299, 331, 427, 523, 600)
+SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,35 @@ def write_json(path: Path, value: Any) -> None:
     """Standard JSON: NaN and infinity raise ValueError and write nothing."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+class Parts:
+    """What a long run has finished, a file for each part, so that `resume` goes on where a run was cut short.
+
+    A part counts only under the same `key`: whatever its content depends on, as JSON.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], resume: bool) -> None:
+        self.folder, self.key, self.resume = folder, json.loads(json.dumps(key)), resume
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def load(self, name: str) -> Any:
+        """The value saved under `name`; None where there is none, or not under this key, or nothing is resumed."""
+        if not self.resume or not self._path(name).exists():
+            return None
+        held = json.loads(self._path(name).read_text(encoding="utf-8"))
+        return held["value"] if held["key"] == self.key else None
+
+    def save(self, name: str, value: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(name), {"key": self.key, "value": value})
+
+
+def conditions(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a provenance, what measurements must share to stand in one result."""
+    return {name: origin[name] for name in ("machine", "threads", "versions", "commit")}
 
 
 def _umask() -> int:

@@ -13,6 +13,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 FEWEST = 3  # rounds, below which a median means nothing
 LEVEL = 0.02  # of false alarms in a family of comparisons
+FLOOR = 0.02  # two builds of the same code differ by up to 1.5 %, always the same way: memory of theirs lies elsewhere
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ def interleave(
     on_round: Callable[[float], None] | None = None,
     before: Call | None = None,
 ) -> dict[str, list[float]]:
-    """Times every call once a round, in an order shuffled anew each round; sample i of every name is of round i.
+    """Times every call once a round; sample i of every name is of round i.
 
+    The order is shuffled anew every second round and turned round in the next: whatever place in a round does to a
+    time, it does to all alike, and a steady drift cancels.
     `on_round` hears after each round which share of the plan is done. `before` runs ahead of every timed call, outside
     its window: a `Flush` makes each call find cold caches.
     """
@@ -109,7 +112,10 @@ def interleave(
             call()
     start = clock()
     for done in range(1, plan.most + 1):
-        shuffle(order)
+        if done % 2:
+            shuffle(order)
+        else:
+            order.reverse()
         for name in order:
             samples[name].append(_time(calls[name], plan.settle, clock, before))
         share = plan.share(done, clock() - start)
@@ -147,6 +153,35 @@ def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
     n = wins + losses
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
     return min(1.0, 2 * tail)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One runtime against the base: its median over the base's, the chance of that between equals, what noise does.
+
+    `established` says that the order of the two is beyond chance, in the family it was tested in, and beyond noise.
+    """
+
+    ratio: float
+    p_value: float
+    noise: float
+    established: bool
+
+
+def contrasts(samples: Mapping[str, Sequence[float]], base: str) -> dict[str, Contrast]:
+    """Every other runtime against `base`: a sign test over the rounds, Holm's correction, the noise of the two.
+
+    The noise is the larger one's `noise_floor`, and never below FLOOR.
+    """
+    mine = samples[base]
+    rivals = [name for name in samples if name != base]
+    p_values = [sign_test(mine, samples[name]) for name in rivals]
+    found = {}
+    for name, p_value, beyond in zip(rivals, p_values, holm(p_values), strict=True):
+        ratio = statistics.median(samples[name]) / statistics.median(mine)
+        noise = max(FLOOR, noise_floor(mine), noise_floor(samples[name]))
+        found[name] = Contrast(ratio, p_value, noise, beyond and abs(ratio - 1) > noise)
+    return found
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:

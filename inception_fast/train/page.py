@@ -5,6 +5,7 @@ work.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ STYLE = (
 )
 AXES = (("step", "steps"), ("seconds", "seconds of training"), ("flops", "floating-point operations of training"))
 POINTS = 200  # a line of more would show no more
+DIVERGED = 2.0  # times the highest first loss, above which nothing is drawn: it would flatten all other lines
 
 
 def page(document: dict[str, Any]) -> str:
@@ -37,7 +39,8 @@ def page(document: dict[str, Any]) -> str:
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>{claim}{_table(document, colours)}"
         f'<div class="charts">{"".join(charts)}</div>'
         f'<p class="small">Lines: means over the seeds of the batch\'s values, smoothed over a twentieth of the run; '
-        "bands: lowest to highest seed. Loss is what is minimised, label smoothing and auxiliary heads in it; held-out "
+        "bands: lowest to highest seed. A line has a gap where a seed's loss is over twice the highest first one: it "
+        "diverges. Loss is what is minimised, label smoothing and auxiliary heads in it; held-out "
         "figures are those of the averaged weights. Work counts six operations for each multiply-add of the forward "
         "pass.</p>"
         f'<p class="small">{html.escape(settings)}</p></body></html>\n'
@@ -88,6 +91,8 @@ def spread(values: Sequence[float | None], percent: bool = False) -> str:
 def _lines(document: dict[str, Any], axis: str, key: str, colours: dict[str, str]) -> list[Line]:
     lines = []
     window = max(document["settings"]["steps"] // 20, 1)
+    firsts = [row[key] for row in document["rows"] if row["step"] == 1 and math.isfinite(row[key])]
+    highest = DIVERGED * max(firsts, default=math.inf) if key == "loss" else math.inf
     for label in document["variants"]:
         curves = _curves(document["rows"], label)
         length = min((len(curve) for curve in curves), default=0)
@@ -97,6 +102,7 @@ def _lines(document: dict[str, Any], axis: str, key: str, colours: dict[str, str
         values = [smooth([row[key] for row in curve[:length]], window) for curve in curves]
         columns = [[curve[i] for curve in values] for i in kept]
         x = [sum(curve[i][axis] for curve in curves) / len(curves) for i in kept]
+        columns = [column if max(column) <= highest else [math.nan] * len(column) for column in columns]
         mean = [sum(column) / len(column) for column in columns]
         low, high = ([min(c) for c in columns], [max(c) for c in columns]) if len(curves) > 1 else ([], [])
         lines.append(Line(label, x, mean, low, high, colours[label]))
