@@ -7,11 +7,12 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx2_tier = {
-    "avx2",     Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
+    "avx2",     Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv, winograd_scratch, winograd,
     pair<conv>, pool,       eltwise,   import,        lrn, normalize,    peak,
 };
 

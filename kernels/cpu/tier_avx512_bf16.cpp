@@ -13,11 +13,12 @@ using Isa = Avx512Bf16;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx512_bf16_tier = {
-    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
+    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv, winograd_scratch, winograd,
     pair<conv>,    pool,       eltwise,   import,        lrn, normalize,    peak,
 };
 
