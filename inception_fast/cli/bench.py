@@ -64,6 +64,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help=f"peers among {', '.join(PEERS)}, or none (default: all of them; with --quick all but compile)",
     )
+    parser.add_argument(
+        "--winograd", action="store_true", help="also our float32 plans with optimize(winograd=True), in a row of their own"
+    )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(
         "--out", default=DEFAULT_OUT, metavar="DIR", help=f"where bench.json goes (default {DEFAULT_OUT})"
@@ -178,14 +181,15 @@ def _output_folder(text: str) -> Path:
 
 
 def _peers(args: argparse.Namespace) -> list[Any]:
-    from ..measure.peers import named
+    from ..measure.peers import OursWinograd, named
 
     against = args.against
     if against is None:
         against = [p for p in PEERS if not (args.quick and p == "compile")]
     if "none" in against and len(against) > 1:
         raise CommandError("--against none stands alone; drop none or the other names")
-    return named([] if against == ["none"] else against)
+    extra = [OursWinograd()] if args.winograd else []
+    return [*extra, *named([] if against == ["none"] else against)]
 
 
 def _photos(path: str | None) -> list[Any]:

@@ -27,6 +27,7 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from .winograd import winograd_tile as winograd_tile
 
 try:
     from . import _native
