@@ -349,6 +349,7 @@ def test_quick_leaves_out_only_the_slowest_builder():
     assert chosen() == ["eager", "compile", "onnxruntime", "openvino"]
     assert chosen("--quick") == ["eager", "onnxruntime", "openvino"]
     assert chosen("--quick", "--against", "compile") == ["compile"] and chosen("--against", "none") == []
+    assert chosen("--winograd", "--against", "none") == ["inception_fast+winograd"]
 
 
 def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
