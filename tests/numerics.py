@@ -199,7 +199,13 @@ XLA_GRADIENT_MAX = 1e-4
 # r^0.5. The root of the terms' summed squares over that is how much the error of a sum grows along an axis; along two
 # axes it grows twice. By outputs and taps of an axis, root mean square over the outputs and the largest
 # (test_winograd_transforms computes both).
-WINOGRAD_GROWTH = {(1, 1): (1.0, 1.0), (2, 3): (1.30, 1.30), (4, 3): (2.27, 2.96), (2, 5): (2.39, 2.54), (4, 7): (10.5, 15.1)}
+WINOGRAD_GROWTH = {
+    (1, 1): (1.0, 1.0),
+    (2, 3): (1.30, 1.30),
+    (4, 3): (2.27, 2.96),
+    (2, 5): (2.39, 2.54),
+    (4, 7): (10.5, 15.1),
+}
 # Logits of a whole network: the errors of its layers add in squares as in NET_MAX, all of them grown by the mean of the
 # largest growth along one axis and none.
 NET_WINOGRAD_MAX = 5 * NET_MAX

@@ -14,7 +14,9 @@ from checkout import ROOT
 
 Matrix = list[list[Fraction]]
 HEADER = (ROOT / "kernels" / "cpu" / "winograd_axis.h").read_text()
-AXES = sorted({axis for kernel, tiles in TILES.items() for tile in tiles for axis in zip(tile, kernel, strict=True)} - {(1, 1)})
+AXES = sorted(
+    {axis for kernel, tiles in TILES.items() for tile in tiles for axis in zip(tile, kernel, strict=True)} - {(1, 1)}
+)
 
 
 def points(pairs: int) -> list[Fraction]:

@@ -65,7 +65,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"peers among {', '.join(PEERS)}, or none (default: all of them; with --quick all but compile)",
     )
     parser.add_argument(
-        "--winograd", action="store_true", help="also our float32 plans with optimize(winograd=True), in a row of their own"
+        "--winograd",
+        action="store_true",
+        help="also our float32 plans with optimize(winograd=True), in a row of their own",
     )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(

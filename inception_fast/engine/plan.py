@@ -120,9 +120,7 @@ class _Draft:
 
 
 class _Lowering:
-    def __init__(
-        self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool], tiles: Tiles | None
-    ) -> None:
+    def __init__(self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool], tiles: Tiles | None) -> None:
         self.graph, self.native, self.fuses, self.tiles = graph, native, fuses, tiles
         self.chosen: dict[str, tuple[Tile, str]] = {}
         self.drafts: list[_Draft] = []
@@ -435,4 +433,6 @@ class _Lowering:
                 items.append(segment(list(group), buffers, self.sources, total))  # type: ignore[arg-type]
         copies = sum(isinstance(s, EltwiseStep) and n is None for s, n in self.steps)
         outputs = tuple(self.results.get(o, o) if isinstance(o, ir.Node) else o for o in self.graph.outputs)
-        return Program(self.graph, tuple(buffers), tuple(items), self.taps, outputs, total, self.names, copies, self.chosen)
+        return Program(
+            self.graph, tuple(buffers), tuple(items), self.taps, outputs, total, self.names, copies, self.chosen
+        )

@@ -168,8 +168,8 @@ public:
     auto left = view_of(residual);
     ConvSpec spec = spec_of(sizes, stride, padding, groups);
     spec.tile = tile;
-    get().conv(spec, view_of(x), arrays_of(weight, scale, shift),
-               outputs_of(outputs), left ? &*left : nullptr, residual_scale);
+    get().conv(spec, view_of(x), arrays_of(weight, scale, shift), outputs_of(outputs), left ? &*left : nullptr,
+               residual_scale);
     arrays_.insert(arrays_.end(), {weight, scale, shift});
   }
 

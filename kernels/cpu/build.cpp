@@ -166,8 +166,8 @@ void Builder::expect_tile(const ConvSpec &s, Type type) const {
   }
   expect(found, "tile " + numbers({s.tile[0], s.tile[1]}) + " for kernel " + numbers({s.kh, s.kw}), allowed);
   expect(s.stride[0] == 1 && s.stride[1] == 1 && s.groups == 1 && type == Type::float32,
-         "a tile with stride " + numbers({s.stride[0], s.stride[1]}) + ", " + std::to_string(s.groups) + " groups and " +
-             (type == Type::float32 ? "float32" : "bfloat16") + " x",
+         "a tile with stride " + numbers({s.stride[0], s.stride[1]}) + ", " + std::to_string(s.groups) +
+             " groups and " + (type == Type::float32 ? "float32" : "bfloat16") + " x",
          "stride (1, 1), 1 group, float32");
 }
 
@@ -202,6 +202,8 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
   int64_t x = int64_t(op.n) * op.h * op.w * op.c, pixels = int64_t(op.n) * op.oh * op.ow;
   op.by_panel = weight_count(op) > x || pixels < 64 * tier.rows;
+  if (op.tile_h > 0) // panels would have every thread transform every tile
+    op.by_panel = winograd_tile_count(op) < tier.rows;
   auto scratch = op.tile_h > 0 ? tier.winograd_scratch : tier.conv_scratch;
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch(op));
 }
@@ -259,6 +261,7 @@ void Builder::pair(const ConvSpec &a, const ConvSpec &b, ViewSpec x, ViewSpec be
                    const ConvArrays &a_arrays, const ConvArrays &b_arrays, const std::vector<OutputSpec> &outputs) {
   expect_conv(a, a_arrays);
   expect_conv(b, b_arrays);
+  expect(a.tile == std::array<int32_t, 2>{} && b.tile == a.tile, "tiles in a pair", "none");
   bool columns = b.kw == 1 && b.stride[1] == 1 && b.padding[2] == 0 && b.padding[3] == 0;
   bool rows = b.kh == 1 && b.stride[0] == 1 && b.padding[0] == 0 && b.padding[1] == 0;
   expect(columns || rows, "a second kernel of " + numbers({b.kh, b.kw}),
@@ -380,7 +383,7 @@ std::vector<int64_t> Builder::packing() const {
   for (const Packing &packing : packings_) {
     const ConvOp &op = packed_op(packing);
     out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps,
-                          op.tile_h, op.tile_w});
+                           op.tile_h, op.tile_w});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
   }

@@ -18,7 +18,7 @@
 namespace inception_fast::cpu {
 namespace {
 
-constexpr int64_t TILE_BYTES = 640 << 10; // of transformed tiles and sums of a block
+constexpr int64_t TILE_BYTES = 320 << 10; // of transformed tiles and sums of a block
 
 template <class H, class W> struct Winograd {
   static constexpr int P = H::n * W::n;
@@ -33,9 +33,7 @@ template <class H, class W> struct Winograd {
     int32_t y, x; // its first output
   };
 
-  static int64_t count(const ConvOp &op) {
-    return int64_t(op.n) * ceil_div(op.oh, H::M) * ceil_div(op.ow, W::M);
-  }
+  static int64_t count(const ConvOp &op) { return int64_t(op.n) * ceil_div(op.oh, H::M) * ceil_div(op.ow, W::M); }
 
   static size_t lay_out(const ConvOp &op, unsigned char *scratch, Room &room) {
     room.pitch = (ceil_div(op.c, 16) | 1) * 16;
@@ -172,7 +170,8 @@ template <class H, class W> struct Winograd {
   }
 
   // The sums of tiles [low, high) of the block, shared out evenly over the fewest register blocks.
-  template <int NV> static void multiply(const ConvOp &op, const float *u, const Room &room, int64_t low, int64_t high) {
+  template <int NV>
+  static void multiply(const ConvOp &op, const float *u, const Room &room, int64_t low, int64_t high) {
     constexpr int columns = NV * Isa::lanes;
     int64_t blocks = ceil_div(high - low, Isa::rows), slab = int64_t(op.c) * columns;
     for (int p = 0; p < P; ++p, u += slab)
@@ -207,7 +206,8 @@ template <class H, class W> struct Winograd {
     }
     Columns<NV> scale(sink.scale), shift(sink.shift);
     int64_t first = (place.image + op.y_image) * op.y_map + op.y_start;
-    int rows = static_cast<int>(lesser(H::M, op.oh - place.y)), across = static_cast<int>(lesser(W::M, op.ow - place.x));
+    int rows = static_cast<int>(lesser(H::M, op.oh - place.y)),
+        across = static_cast<int>(lesser(W::M, op.ow - place.x));
     for (int i = 0; i < rows; ++i)
       for (int j = 0; j < across; ++j)
         finish<NV, Y>(sink, first + (place.y + i) * op.y_row + place.x + j, y[i * W::M + j], scale, shift);

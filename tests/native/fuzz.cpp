@@ -153,6 +153,8 @@ void pair_any(Scene &scene, Rng &rng) {
   a.n = rng.one_in(16) ? 0 : rng.between(1, 5), a.h = rng.between(1, 11), a.w = rng.between(1, 11);
   a.c = pick(rng, {1, 3, 8, 17, 33}), a.oc = pick(rng, {1, 2, 7, 16, 20}), a.groups = 1;
   a.kh = rows ? pick(rng, {1, 3, 7}) : 1, a.kw = rows ? 1 : pick(rng, {1, 3, 7});
+  if (rng.one_in(3)) // enough for threads to share it
+    a.c = 33, a.oc = 20, a.h = rng.between(9, 15), a.w = rng.between(9, 15);
   if (rng.one_in(4))
     std::swap(a.kh, a.kw);
   a.stride = {rng.one_in(6) ? 2 : 1, rng.one_in(6) ? 2 : 1};
@@ -162,7 +164,8 @@ void pair_any(Scene &scene, Rng &rng) {
   b.kh = rows ? 1 : k, b.kw = rows ? k : 1;
   int more = std::max(0, k - (rows ? w : h) - before - after);
   b.stride = {rows || rng.one_in(2) ? 1 : 2, rows && rng.one_in(2) ? 2 : 1};
-  b.padding = rows ? std::array<int32_t, 4>{0, 0, before + more, after} : std::array<int32_t, 4>{before + more, after, 0, 0};
+  b.padding =
+      rows ? std::array<int32_t, 4>{0, 0, before + more, after} : std::array<int32_t, 4>{before + more, after, 0, 0};
   Map x = brought(scene, rng, a.n, a.h, a.w, a.c, any_type(rng));
   std::vector<Target> targets = scattered(scene, rng, b, rng.one_in(3), any_type(rng));
   scene.pair(step_of(rng, a, 0), step_of(rng, b, 0), x, any_type(rng), rng.one_in(2), targets);

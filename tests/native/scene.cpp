@@ -117,7 +117,8 @@ void Scene::pair(ConvStep first, ConvStep second, const Map &x, Type type, bool 
   auto build = [=](Builder &builder) {
     auto arrays = [](const ConvStep &step) {
       const ConvSpec &s = step.spec;
-      return ConvArrays{{step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
+      return ConvArrays{
+          {step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
     };
     std::vector<OutputSpec> outputs;
     for (const Target &target : targets)
