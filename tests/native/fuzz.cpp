@@ -180,6 +180,8 @@ void winograd_any(Scene &scene, Rng &rng) {
   ConvSpec s{};
   s.n = rng.one_in(16) ? 0 : rng.between(1, 3), s.h = rng.between(1, 19), s.w = rng.between(1, 19);
   s.c = pick(rng, {1, 3, 8, 15, 16, 17, 33}), s.oc = pick(rng, {1, 8, 15, 17, 33, 48, 70});
+  if (rng.one_in(3)) // few tiles and many products: threads share the panels
+    s.n = 1, s.h = rng.between(1, 2 * t.h), s.w = rng.between(1, 2 * t.w), s.c = 33, s.oc = 70;
   s.kh = t.kh, s.kw = t.kw, s.stride = {1, 1}, s.groups = 1, s.tile = {t.h, t.w};
   for (int i = 0; i < 4; ++i)
     s.padding[i] = rng.one_in(2) ? (i < 2 ? s.kh : s.kw) / 2 : rng.between(0, (i < 2 ? s.kh : s.kw) - 1);

@@ -100,10 +100,13 @@ MUTANTS = (
     ),
     _winograd("rows of inputs are channels apart", "pixel * op.x.pitch : room.zeros", "pixel * op.c : room.zeros"),
     _winograd("one point's weights for all", "++p, u += slab)", "++p)"),
-    _winograd(
+    Mutant(
         "a panel's first tile is the block's",
+        "winograd.h",
         "multiply<NV>(op, u, room, low - tile0, high - tile0);",
         "multiply<NV>(op, u, room, 0, high - low);",
+        "winograd",
+        seeds=60,
     ),
     Mutant(
         "weights are turned over",
