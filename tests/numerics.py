@@ -206,9 +206,9 @@ WINOGRAD_GROWTH = {
     (2, 5): (2.39, 2.54),
     (4, 7): (10.5, 15.1),
 }
-# Logits of a whole network: the errors of its layers add in squares as in NET_MAX, each grown as above. Of v3's layers 20
-# grow by 10.5, 13 by 2.28^2, 3 by 2.39^2, 8 by 2.28 and 45 not at all: 5.5 in the root mean square; the other networks
-# have fewer 7-tap ones.
+# Logits of a whole network: the errors of its layers add in squares as in NET_MAX, each grown as above. Of v3's layers
+# 20 grow by 10.5, 13 by 2.28^2, 3 by 2.39^2, 8 by 2.28 and 45 not at all: 5.5 in the root mean square; the other
+# networks have fewer of seven taps.
 NET_WINOGRAD_MAX = 6 * NET_MAX
 
 

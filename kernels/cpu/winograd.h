@@ -20,6 +20,35 @@ namespace {
 
 constexpr int64_t TILE_BYTES = 320 << 10; // of transformed tiles and sums of a block
 
+// m[r] = sum over k of v[r, k] * u[k], for R tiles.
+template <int R, int NV>
+__attribute__((noinline)) void product(const float *v, int64_t pitch, int64_t depth, const float *u, float *m,
+                                       const char *ahead) {
+  const float *x[R];
+  Isa::V sum[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    x[r] = v + r * pitch;
+#pragma GCC unroll 2
+    for (int i = 0; i < NV; ++i)
+      sum[r][i] = Isa::zero();
+  }
+  stretch(x, depth, u, sum, ahead);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int i = 0; i < NV; ++i)
+      Isa::store(m + (r * NV + i) * Isa::lanes, sum[r][i]);
+}
+
+template <int R, int NV>
+void some(int rows, const float *v, int64_t pitch, int64_t depth, const float *u, float *m, const char *ahead) {
+  if constexpr (R > 1)
+    if (rows < R)
+      return some<R - 1, NV>(rows, v, pitch, depth, u, m, ahead);
+  product<R, NV>(v, pitch, depth, u, m, ahead);
+}
+
 template <class H, class W> struct Winograd {
   static constexpr int P = H::n * W::n;
 
@@ -67,16 +96,16 @@ template <class H, class W> struct Winograd {
       Isa::V first = x[2 * k * step], last = x[(2 * k + 1) * step];
 #pragma GCC unroll 8
       for (int i = k - 1; i >= 0; --i) {
-        first = Isa::fma(Isa::set(A::ends(i)), x[2 * i * step], first);
-        last = Isa::fma(Isa::set(A::ends(i)), x[(2 * i + 1) * step], last);
+        first = Isa::fma(Isa::set(A::table.ends[i]), x[2 * i * step], first);
+        last = Isa::fma(Isa::set(A::table.ends[i]), x[(2 * i + 1) * step], last);
       }
 #pragma GCC unroll 8
       for (int pair = 0; pair < k; ++pair) {
-        Isa::V even = x[2 * k * step], odd = Isa::set(A::odd(pair, k - 1)) * x[(2 * k - 1) * step];
+        Isa::V even = x[2 * k * step], odd = Isa::set(A::table.odd[pair][k - 1]) * x[(2 * k - 1) * step];
 #pragma GCC unroll 8
         for (int i = k - 2; i >= 0; --i) {
-          even = Isa::fma(Isa::set(A::even(pair, i)), x[(2 * i + 2) * step], even);
-          odd = Isa::fma(Isa::set(A::odd(pair, i)), x[(2 * i + 1) * step], odd);
+          even = Isa::fma(Isa::set(A::table.even[pair][i]), x[(2 * i + 2) * step], even);
+          odd = Isa::fma(Isa::set(A::table.odd[pair][i]), x[(2 * i + 1) * step], odd);
         }
         v[(2 * pair + 1) * step] = even + odd;
         v[(2 * pair + 2) * step] = even - odd;
@@ -100,10 +129,10 @@ template <class H, class W> struct Winograd {
 #pragma GCC unroll 8
       for (int i = 0; i < A::M; ++i) {
         const Isa::V *part = i % 2 ? difference : sum;
-        Isa::V value = i == 0 ? m[0] + part[0] : Isa::set(A::power(0, i)) * part[0];
+        Isa::V value = i == 0 ? m[0] + part[0] : Isa::set(A::table.power[0][i]) * part[0];
 #pragma GCC unroll 8
         for (int pair = 1; pair < A::pairs; ++pair)
-          value = i == 0 ? value + part[pair] : Isa::fma(Isa::set(A::power(pair, i)), part[pair], value);
+          value = i == 0 ? value + part[pair] : Isa::fma(Isa::set(A::table.power[pair][i]), part[pair], value);
         y[i * to] = i == A::M - 1 ? value + m[(A::n - 1) * from] : value;
       }
     }
@@ -137,36 +166,6 @@ template <class H, class W> struct Winograd {
       for (int p = 0; p < P; ++p)
         Isa::store(to + p * apart + c, part[p]);
     }
-  }
-
-  // m[r] = sum over k of v[r, k] * u[k], for R tiles.
-  template <int R, int NV>
-  __attribute__((noinline)) static void product(const float *v, int64_t pitch, int64_t depth, const float *u, float *m,
-                                                const char *ahead) {
-    const float *x[R];
-    Isa::V sum[R][NV];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      x[r] = v + r * pitch;
-#pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i)
-        sum[r][i] = Isa::zero();
-    }
-    stretch(x, depth, u, sum, ahead);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i)
-        Isa::store(m + (r * NV + i) * Isa::lanes, sum[r][i]);
-  }
-
-  template <int R, int NV>
-  static void some(int rows, const float *v, int64_t pitch, int64_t depth, const float *u, float *m,
-                   const char *ahead) {
-    if constexpr (R > 1)
-      if (rows < R)
-        return some<R - 1, NV>(rows, v, pitch, depth, u, m, ahead);
-    product<R, NV>(v, pitch, depth, u, m, ahead);
   }
 
   // The sums of tiles [low, high) of the block, shared out evenly over the fewest register blocks.

@@ -73,19 +73,30 @@ template <int M_, int R_> struct Axis {
     return power / slope;
   }
 
-  // What multiplies the even inputs for point 0, and the odd ones for infinity.
-  static constexpr float ends(int i) { return static_cast<float>(Even<pairs>(-1).of[i]); }
-  // What multiplies the even inputs from the second on for the points of a pair, and, times `a`, the odd ones.
-  static constexpr float even(int pair, int i) { return static_cast<float>(Even<pairs>(pair).of[i]); }
-  static constexpr float odd(int pair, int i) {
-    return static_cast<float>(Points<pairs>::a[pair] * Even<pairs>(pair).of[i]);
+  // Tables, so that no kernel computes a coefficient.
+  struct Coefficients {
+    float ends[pairs + 1] = {};            // of the even inputs for point 0, and of the odd ones for infinity
+    float even[pairs + 1][pairs + 1] = {}; // of the even inputs from the second on for the points of a pair
+    float odd[pairs + 1][pairs + 1] = {};  // of the odd ones, times a
+    float power[pairs + 1][M] = {};        // a^i
+  };
+  static constexpr Coefficients coefficients() {
+    Coefficients found;
+    for (int i = 0; i <= pairs; ++i)
+      found.ends[i] = static_cast<float>(Even<pairs>(-1).of[i]);
+    for (int pair = 0; pair < pairs; ++pair) {
+      double a = Points<pairs>::a[pair], power = 1;
+      const Even<pairs> even(pair);
+      for (int i = 0; i < pairs; ++i) {
+        found.even[pair][i] = static_cast<float>(even.of[i]);
+        found.odd[pair][i] = static_cast<float>(a * even.of[i]);
+      }
+      for (int i = 0; i < M; ++i, power *= a)
+        found.power[pair][i] = static_cast<float>(power);
+    }
+    return found;
   }
-  static constexpr float power(int pair, int exponent) {
-    double value = 1;
-    for (int i = 0; i < exponent; ++i)
-      value *= Points<pairs>::a[pair];
-    return static_cast<float>(value);
-  }
+  static constexpr Coefficients table = coefficients();
 };
 
 } // namespace
