@@ -339,8 +339,6 @@ const Test TESTS[] = {
      },
      1},
     {"shared", "convolutions that threads share", [](Scene &s, Rng &r) { one_conv(s, r, {210'000, 500'000}); }, 1},
-    {"pair", "two convolutions as one operator", pair_any, 1},
-    {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
     {"maximum", "maximum pools", [](Scene &s, Rng &r) { pool_of(s, r, some_map(s, r, r.one_in(4)), true, true); }, 1},
     {"average", "average pools", [](Scene &s, Rng &r) { pool_of(s, r, some_map(s, r, r.one_in(4)), false, true); }, 1},
     {"eltwise", "scale, shift, residual, ReLU", [](Scene &s, Rng &r) { eltwise_of(s, r, some_map(s, r, r.one_in(4))); },
@@ -350,6 +348,8 @@ const Test TESTS[] = {
     {"normalize", "L2 normalisation", normalize_any, 1},
     {"mix", "steps that wait for each other", mix, 1},
     {"callers", "one plan called by four threads at once", mix, 4},
+    {"pair", "two convolutions as one operator", pair_any, 1},
+    {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
 };
 
 } // namespace
