@@ -57,7 +57,7 @@ class TorchItem:
 class Program:
     """What runs, in order. `buffers` are those of all native plans; output buffers count in the order of `outputs`.
 
-    `tiles`, of plans that may take Winograd's algorithm: by step, the tile of each convolution, or why it has none.
+    `tiles`, of plans that may take Winograd's algorithm: by a step's name and spec, its tile, or why it has none.
     """
 
     graph: ir.Graph
@@ -68,7 +68,7 @@ class Program:
     arena_bytes: int
     steps: dict[ir.Node, str] = field(default_factory=dict)
     copies: int = 0
-    tiles: dict[str, tuple[Tile, str]] = field(default_factory=dict)
+    tiles: dict[tuple[str, ConvSpec], tuple[Tile, str]] = field(default_factory=dict)
 
 
 def array(value: Tensor) -> np.ndarray:
@@ -122,7 +122,7 @@ class _Draft:
 class _Lowering:
     def __init__(self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool], tiles: Tiles | None) -> None:
         self.graph, self.native, self.fuses, self.tiles = graph, native, fuses, tiles
-        self.chosen: dict[str, tuple[Tile, str]] = {}
+        self.chosen: dict[tuple[str, ConvSpec], tuple[Tile, str]] = {}
         self.drafts: list[_Draft] = []
         self.home: dict[ir.Node, View] = {}
         self.imported: dict[ir.Node, View] = {}
@@ -347,8 +347,8 @@ class _Lowering:
     def _tile(self, name: str, spec: ConvSpec) -> Tile:
         if self.tiles is None:
             return (0, 0)
-        self.chosen[name] = self.tiles(spec)
-        return self.chosen[name][0]
+        found = self.chosen[name, spec] = self.tiles(spec)
+        return found[0]
 
     def _outputs(self, node: ir.Node, op: ir.Conv) -> tuple[Output, ...]:
         """The column ranges' destinations: the slices' homes, or ranges of the node's own; neighbours alike are one."""

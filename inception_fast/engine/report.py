@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
-from .program import Interpreted, Planned
+from .program import Interpreted, Planned, convolutions
 from .slices import Sliced
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
             "packed_bytes": executable.packed_bytes,
         }
         if program.tiles:
-            counts["winograd_convolutions"] = sum(any(tile) for tile, _ in program.tiles.values())
+            counts["winograd_convolutions"] = sum(any(c.tile) for call in convolutions(program) for c in call)
         if isinstance(executable, Sliced):
             counts |= {"slices": executable.slices}  # calls; the other counts are those of one
     return counts
@@ -189,7 +189,8 @@ def _native_steps(program: Program, backend: str) -> list[StepReport]:
 
 def _winograd(step: Step, program: Program) -> str:
     parts = (step.first, step.second) if isinstance(step, PairStep) else (step,)
-    found = [program.tiles[part.name] for part in parts if part.name in program.tiles]
+    convs = [part for part in parts if isinstance(part, ConvStep)]
+    found = [program.tiles[conv.name, conv.spec] for conv in convs if program.tiles]
     return "; ".join(f"tiles of {tile[0]}x{tile[1]}" if any(tile) else f"direct: {why}" for tile, why in found)
 
 

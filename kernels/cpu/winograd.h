@@ -267,7 +267,7 @@ template <class H, class W> struct Winograd {
   }
 };
 
-// Calls `use` with the algorithm that the operator's kernel and tile name; winograd_points() knows which there are.
+// Calls `use` with the algorithm that the operator's kernel and tile name; winograd_tiles() are all that there are.
 template <class Use> inline auto with_winograd(const ConvOp &op, Use use) {
   if (op.kh == 1)
     return op.kw == 3 ? use(Winograd<Axis<1, 1>, Axis<4, 3>>{}) : use(Winograd<Axis<1, 1>, Axis<4, 7>>{});
