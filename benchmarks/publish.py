@@ -4,9 +4,9 @@
     python benchmarks/publish.py                             rewrites the tables
     python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
 
-Takes what `inception-fast bench`, `bench --cpu-suite`, `benchmarks/keras_models.py`, `claims` and `benchmarks/aa.py` write, unchanged, and what
-`compare --experiment` writes, of its curves the losses alone. The newest file of a machine speaks for each case in it;
-older ones stay as history.
+Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py` and `benchmarks/aa.py`
+write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The newest file of a machine
+speaks for each case in it; older ones stay as history.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ class ConvStep:
     """`ConvSpec`'s formula: the weights are rounded to x's dtype, sums are float32, y is rounded once.
 
     Consecutive column ranges go to `outputs`; a residual is allowed with exactly one output. A linear layer is a 1x1
-    convolution of a 1x1 map. `spec.relu` is not read here: each output has its own.
+    convolution of a 1x1 map. `spec.relu` is not read here: each output has its own. `tile`: outputs of a tile of
+    Winograd's algorithm along h and w, which rounds otherwise; (0, 0) is the direct sum.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ConvStep:
     outputs: tuple[Output, ...]
     residual: View | None = None
     residual_scale: float = 1.0
+    tile: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Conv:
     shift: torch.Tensor
     residual: torch.Tensor | None = None
     residual_scale: float = 1.0
+    tile: tuple[int, int] = (0, 0)
 
     def reference(self, relu: bool = True) -> torch.Tensor:
         top, bottom, left, right = self.spec.padding
@@ -138,7 +139,7 @@ class Conv:
 
     def step(self, x: View, outputs: tuple[Output, ...], residual: View | None = None) -> ConvStep:
         arrays = (self.weight.numpy(), self.scale.numpy(), self.shift.numpy())
-        return ConvStep("conv", self.spec, x, *arrays, outputs, residual, self.residual_scale)
+        return ConvStep("conv", self.spec, x, *arrays, outputs, residual, self.residual_scale, self.tile)
 
     def image(self, i: int) -> Conv:
         """The same convolution of one image of the batch."""

@@ -193,3 +193,26 @@ NET_FID_REL = 1e-6
 # A gradient through batch norm in training mode, by XLA against op by op, over 32 values a channel: differences of
 # nearly equal means cancel two digits of the 1e-6 of a float32 sum.
 XLA_GRADIENT_MAX = 1e-4
+
+# Winograd's algorithm sums terms larger than their sum: of inputs and weights that are independent and of one size,
+# each term A[i,p] (G w)[p] (B' x)[p] has the root mean square |A[i,p]| ||G[p]|| ||B[p]||, and the sum of r products has
+# r^0.5. The root of the terms' summed squares over that is how much the error of a sum grows along an axis; along two
+# axes it grows twice. By outputs and taps of an axis, root mean square over the outputs and the largest
+# (test_winograd_transforms computes both).
+WINOGRAD_GROWTH = {
+    (1, 1): (1.0, 1.0),
+    (2, 3): (1.30, 1.30),
+    (4, 3): (2.28, 2.97),
+    (2, 5): (2.39, 2.54),
+    (4, 7): (10.5, 15.1),
+}
+# Logits of a whole network: the errors of its layers add in squares as in NET_MAX, each grown as above. Of v3's layers
+# 20 grow by 10.5, 13 by 2.28^2, 3 by 2.39^2, 8 by 2.28 and 45 not at all: 5.5 in the root mean square; the other
+# networks have fewer of seven taps.
+NET_WINOGRAD_MAX = 6 * NET_MAX
+
+
+def winograd_budget(kernel: tuple[int, int], tile: tuple[int, int]) -> tuple[float, float]:
+    """Relative L2 error and maximal error that a float32 convolution by these tiles may have."""
+    (mean_h, worst_h), (mean_w, worst_w) = (WINOGRAD_GROWTH[axis] for axis in zip(tile, kernel, strict=True))
+    return FP32_REL_L2 * mean_h * mean_w, FP32_MAX * worst_h * worst_w

@@ -18,6 +18,7 @@ from inception_fast.cli import main
 from inception_fast.measure import peers
 from inception_fast.measure.compare import (
     BUDGET,
+    WINOGRAD_SHARE,
     Case,
     Row,
     Subject,
@@ -319,6 +320,20 @@ def test_bench_on_the_users_flat_photo_as_json(tmp_path, capsys, size):
     assert document["provenance"]["images"] == [str(tmp_path / "mine.png")]
 
 
+def test_winograd_is_a_row_beside_the_exact_one(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    assert bench(tmp_path, "--against", "none", "--winograd", "--dtype", "float32,bfloat16", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = [(row["dtype"], row["runtime"], row["status"]) for row in rows]
+    both = ("inception_fast", "inception_fast+winograd")
+    assert found == [
+        *zip(["float32"] * 2, both, ["ok"] * 2, strict=True),
+        *zip(["bfloat16"] * 2, both, ["ok", "unavailable"], strict=True),
+    ]
+    assert rows[1]["note"].endswith("of 39 convolutions") and "float32 alone" in rows[3]["note"]
+    assert 0 < rows[0]["rel_error"] != rows[1]["rel_error"] <= WINOGRAD_SHARE * BUDGET["float32"]
+
+
 def test_bench_is_red_when_ours_is_wrong(tmp_path, capsys, ours_is):
     ours_is(lambda model: lambda x: model(x) + 1.0)
     assert bench(tmp_path, "--against", "eager") == 1
@@ -349,6 +364,7 @@ def test_quick_leaves_out_only_the_slowest_builder():
     assert chosen() == ["eager", "compile", "onnxruntime", "openvino"]
     assert chosen("--quick") == ["eager", "onnxruntime", "openvino"]
     assert chosen("--quick", "--against", "compile") == ["compile"] and chosen("--against", "none") == []
+    assert chosen("--winograd", "--against", "none") == ["inception_fast+winograd"]
 
 
 def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):

@@ -68,6 +68,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help=f"peers among {', '.join(PEERS)}, or none (default: all of them; with --quick all but compile)",
     )
+    parser.add_argument(
+        "--winograd",
+        action="store_true",
+        help="also our float32 plans with optimize(winograd=True), in a row of their own",
+    )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(
         "--out", default=DEFAULT_OUT, metavar="DIR", help=f"where bench.json goes (default {DEFAULT_OUT})"
@@ -186,7 +191,7 @@ def _output_folder(text: str) -> Path:
 
 
 def _peers(args: argparse.Namespace) -> list[Any]:
-    from ..measure.peers import named
+    from ..measure.peers import OursWinograd, named
     from .cpu_suite import AGAINST
 
     against = args.against
@@ -194,7 +199,8 @@ def _peers(args: argparse.Namespace) -> list[Any]:
         against = list(AGAINST) if args.cpu_suite else [p for p in PEERS if not (args.quick and p == "compile")]
     if "none" in against and len(against) > 1:
         raise CommandError("--against none stands alone; drop none or the other names")
-    return named([] if against == ["none"] else against)
+    extra = [OursWinograd()] if args.winograd else []
+    return [*extra, *named([] if against == ["none"] else against)]
 
 
 def _photos(path: str | None) -> list[Any]:

@@ -12,19 +12,27 @@ from torch._guards import tracing
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .runner import check_winograd
 from .session import Session, version
 
 # What an input of Dynamo's graph may be, besides a size of another.
 PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
 
 
-def compile_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+def compile_backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, **others: Any
+) -> Callable[..., Any]:
     """The callable that Dynamo runs in place of `gm`: inference only, on the CPU, for any batch that Dynamo hands over.
 
-    Parameters arrive as attributes of `gm` or among its inputs. Raises RuntimeError where gradients are asked for.
+    Parameters arrive as attributes of `gm` or among its inputs. `options` is torch.compile's: {"winograd": True} as in
+    `optimize`. Raises RuntimeError where gradients are asked for.
     """
-    if options:
-        raise ValueError(f"options {sorted(options)}; backend 'inception_fast' takes none")
+    options = options or {}
+    unknown = sorted({*options, *others} - {"winograd"})
+    if unknown or "winograd" in others:
+        raise ValueError(f"{', '.join(unknown or others)}; backend 'inception_fast' takes options={{'winograd': bool}}")
+    winograd = options.get("winograd", False)
+    check_winograd(winograd, "cpu", None)
     tensors = [*(x for x in example_inputs if isinstance(x, Tensor)), *gm.parameters(), *gm.buffers()]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise RuntimeError(
@@ -33,7 +41,7 @@ def compile_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **options
         )
     if any(isinstance(x, FakeTensor) for x in tensors):
         raise RuntimeError("backend 'inception_fast' plans for real tensors; fake ones came")
-    run = _Replanned(gm, example_inputs)
+    run = _Replanned(gm, example_inputs, winograd)
     # A capture inside a compilation must not leave its own guards in it.
     with _disable_current_modes(), tracing(None):
         run.prepare(example_inputs)
@@ -43,8 +51,8 @@ def compile_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **options
 class _Replanned:
     """Keeps a session for the parameters of the last call, and makes a new one when they were written or replaced."""
 
-    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-        self.gm = gm
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
+        self.gm, self.winograd = gm, winograd
         self.places = _places(gm, example_inputs)
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
         self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
@@ -72,7 +80,7 @@ class _Replanned:
             self.state = [(t, version(t)) for t in tensors]
             self.values = [args[i].item() for i in self.numbers]
             bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
-            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu", "float32")
+            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu", "float32", self.winograd)
             session.plan(session.signature.example)
             self.session = session
             return session

@@ -32,6 +32,8 @@ from .memory import Lifetime, place
 from .native import Map, Native, Reasons, conv_spec, pool_spec
 from .segment import NativeItem, segment
 
+Tile = tuple[int, int]
+Tiles = Callable[[ConvSpec], tuple[Tile, str]]
 PAGE = 4096  # bytes; lines this far apart share a set of the level 1 cache
 
 
@@ -53,7 +55,10 @@ class TorchItem:
 
 @dataclass
 class Program:
-    """What runs, in order. `buffers` are those of all native plans; output buffers count in the order of `outputs`."""
+    """What runs, in order. `buffers` are those of all native plans; output buffers count in the order of `outputs`.
+
+    `tiles`, of plans that may take Winograd's algorithm: by a step's name and spec, its tile, or why it has none.
+    """
 
     graph: ir.Graph
     buffers: tuple[Buffer, ...]
@@ -63,6 +68,7 @@ class Program:
     arena_bytes: int
     steps: dict[ir.Node, str] = field(default_factory=dict)
     copies: int = 0
+    tiles: dict[tuple[str, ConvSpec], tuple[Tile, str]] = field(default_factory=dict)
 
 
 def array(value: Tensor) -> np.ndarray:
@@ -84,14 +90,16 @@ def lower(
     reasons: Reasons,
     dtype: str = "float32",
     fuses: Callable[[PairSpec], bool] = lambda pair: False,
+    tiles: Tiles | None = None,
 ) -> Program:
     """The program for inputs of these shapes and dtypes. `reasons` says what the backend cannot run.
 
     dtype: "float32" or "bfloat16", of the activations between native steps and of their weights; outputs stay float32.
     fuses: whether the backend runs a pair as one operator, its intermediate in memory of its own.
+    tiles: by which tile Winograd's algorithm should run a convolution, (0, 0) for none, and why; None: for none.
     """
     shapes = {n: tuple(v.shape) for n, v in infer_shapes(graph, inputs).items() if isinstance(v, Tensor)}
-    return _Lowering(graph, Native(graph, shapes, reasons, dtype), fuses).run()
+    return _Lowering(graph, Native(graph, shapes, reasons, dtype), fuses, tiles).run()
 
 
 def _spread(channels: int, item: int) -> int:
@@ -112,8 +120,9 @@ class _Draft:
 
 
 class _Lowering:
-    def __init__(self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool]) -> None:
-        self.graph, self.native, self.fuses = graph, native, fuses
+    def __init__(self, graph: ir.Graph, native: Native, fuses: Callable[[PairSpec], bool], tiles: Tiles | None) -> None:
+        self.graph, self.native, self.fuses, self.tiles = graph, native, fuses, tiles
+        self.chosen: dict[tuple[str, ConvSpec], tuple[Tile, str]] = {}
         self.drafts: list[_Draft] = []
         self.home: dict[ir.Node, View] = {}
         self.imported: dict[ir.Node, View] = {}
@@ -333,7 +342,13 @@ class _Lowering:
         self, name: str, op: ir.Conv, spec: ConvSpec, x: View, outputs: tuple[Output, ...], residual: View | None = None
     ) -> ConvStep:
         arrays = (array(op.weight), vector(op.scale, op.channels, 1.0), vector(op.shift, op.channels, 0.0))
-        return ConvStep(name, spec, x, *arrays, outputs, residual, op.residual_scale)
+        return ConvStep(name, spec, x, *arrays, outputs, residual, op.residual_scale, self._tile(name, spec))
+
+    def _tile(self, name: str, spec: ConvSpec) -> Tile:
+        if self.tiles is None:
+            return (0, 0)
+        found = self.chosen[name, spec] = self.tiles(spec)
+        return found[0]
 
     def _outputs(self, node: ir.Node, op: ir.Conv) -> tuple[Output, ...]:
         """The column ranges' destinations: the slices' homes, or ranges of the node's own; neighbours alike are one."""
@@ -364,7 +379,8 @@ class _Lowering:
         first = conv_spec(op.first, self.native.map(node.inputs[0]), dtype=dtype)
         if op.kind == "chain":
             second = conv_spec(op.second, (first.n, first.oh, first.ow, first.oc), dtype=dtype)
-            local = self.fuses(PairSpec(first, second, op.kind))
+            plain = self.tiles is None or not any(any(self.tiles(spec)[0]) for spec in (first, second))
+            local = plain and self.fuses(PairSpec(first, second, op.kind))
             self.drafts.append(_Draft((first.n, first.oh, first.ow, first.oc), dtype, None, segment, local))
             between = View(len(self.drafts) - 1, 0, first.oc)
             views, y1, y2, x2 = [x, between, home], between, home, between
@@ -417,4 +433,6 @@ class _Lowering:
                 items.append(segment(list(group), buffers, self.sources, total))  # type: ignore[arg-type]
         copies = sum(isinstance(s, EltwiseStep) and n is None for s, n in self.steps)
         outputs = tuple(self.results.get(o, o) if isinstance(o, ir.Node) else o for o in self.graph.outputs)
-        return Program(self.graph, tuple(buffers), tuple(items), self.taps, outputs, total, self.names, copies)
+        return Program(
+            self.graph, tuple(buffers), tuple(items), self.taps, outputs, total, self.names, copies, self.chosen
+        )

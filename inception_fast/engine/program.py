@@ -86,7 +86,7 @@ def same_weights(a: Program, b: Program) -> bool:
 
 def _same_convolution(a: ConvStep, b: ConvStep) -> bool:
     def layout(step: ConvStep) -> tuple[object, ...]:
-        return step.weight.shape, step.spec.groups, [(o.view.channels, o.relu) for o in step.outputs]
+        return step.weight.shape, step.spec.groups, step.tile, [(o.view.channels, o.relu) for o in step.outputs]
 
     arrays = ((a.weight, b.weight), (a.scale, b.scale), (a.shift, b.shift))
     return layout(a) == layout(b) and all(x.ctypes.data == y.ctypes.data or np.array_equal(x, y) for x, y in arrays)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
-from .program import Interpreted, Planned
+from .program import Interpreted, Planned, convolutions
 from .slices import Sliced
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ class NodeReport:
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part."""
+    """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part.
+
+    `winograd`, where that was asked for: the tile of each convolution, or why it is a direct sum.
+    """
 
     name: str
     kind: str
@@ -51,6 +54,7 @@ class StepReport:
     flops: int
     nodes: tuple[str, ...]
     reason: str
+    winograd: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,10 @@ class Report:
         if absent:
             lines += ["", "captured nodes without a step:"]
             lines += _table(["node", "operator", "why"], [[n.name, n.op, n.reason] for n in absent])
+        asked = [s for s in self.steps if s.winograd]
+        if asked:
+            lines += ["", "Winograd's algorithm:"]
+            lines += _table(["step", "how"], [[s.name, s.winograd] for s in asked])
         if self.fallbacks:
             lines += ["", "through torch:"]
             lines += _table(["step", "kind", "why"], [[s.name, s.kind, s.reason] for s in self.fallbacks])
@@ -148,6 +156,8 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
             "buffer_bytes": sum(b.bytes for b in program.buffers),
             "packed_bytes": executable.packed_bytes,
         }
+        if program.tiles:
+            counts["winograd_convolutions"] = sum(any(c.tile) for call in convolutions(program) for c in call)
         if isinstance(executable, Sliced):
             counts |= {"slices": executable.slices}  # calls; the other counts are those of one
     return counts
@@ -163,9 +173,25 @@ def _native_steps(program: Program, backend: str) -> list[StepReport]:
             shape = _shape(step, item.plan.buffers)
             kind = type(step).__name__.removesuffix("Step").lower()
             found.append(
-                StepReport(step.name, kind, backend, shape, _flops(step, shape), node.sources if node else (), "")
+                StepReport(
+                    step.name,
+                    kind,
+                    backend,
+                    shape,
+                    _flops(step, shape),
+                    node.sources if node else (),
+                    "",
+                    _winograd(step, program),
+                )
             )
     return found
+
+
+def _winograd(step: Step, program: Program) -> str:
+    parts = (step.first, step.second) if isinstance(step, PairStep) else (step,)
+    convs = [part for part in parts if isinstance(part, ConvStep)]
+    found = [program.tiles[conv.name, conv.spec] for conv in convs if program.tiles]
+    return "; ".join(f"tiles of {tile[0]}x{tile[1]}" if any(tile) else f"direct: {why}" for tile, why in found)
 
 
 def _torch_steps(graph: ir.Graph, backend: str) -> list[StepReport]:

@@ -41,9 +41,16 @@ class Session:
     """Thread-safe. `module` is only read; its parameters are shared, never written."""
 
     def __init__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        backend: str,
+        dtype: str,
+        winograd: bool = False,
     ) -> None:
         self.name, self.backend, self.dtype = type(module).__name__, backend, dtype
+        self._tiles = cpu.winograd_tile if winograd else None
         self._gpu: GpuSession | None = None
         self.module = snapshot(module)
         self.affine = image_affine(module)
@@ -145,7 +152,7 @@ class Session:
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
-            return lower(graph, leaves, cpu.reasons, self.dtype, cpu.fuses)
+            return lower(graph, leaves, cpu.reasons, self.dtype, cpu.fuses, self._tiles)
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot run inputs of {_sizes(leaves)}: {error}") from error
 

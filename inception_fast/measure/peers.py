@@ -92,6 +92,23 @@ class Ours:
         return Built(lambda x: lambda: fast(x), _float)
 
 
+class OursWinograd(Ours):
+    """The engine with Winograd's algorithm, which rounds otherwise: a row beside the exact one, never in its place."""
+
+    name = "inception_fast+winograd"
+
+    def reasons(self, dtype: str) -> list[str]:
+        return super().reasons(dtype) or ([] if dtype == "float32" else ["winograd=True is for float32 alone"])
+
+    def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
+        from .. import optimize
+
+        fast = optimize(model, (x,), dtype=DTYPES[dtype], winograd=True)
+        counts = fast.report().counts
+        note = f"{counts['winograd_convolutions']} of {counts['convolutions']} convolutions"
+        return Built(lambda x: lambda: fast(x), _float, note)
+
+
 class Eager:
     """torch as it is, in the faster of its two memory formats."""
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .compare import Row
-from .peers import Ours
+from .peers import Ours, OursWinograd
 from .results import write_atomically
 
 COLOURS = {
     Ours.name: "#1b6ca8",
+    OursWinograd.name: "#6fb1dd",
     "eager": "#b9b4a7",
     "compile": "#8f8a7c",
     "onnxruntime": "#d99b4e",

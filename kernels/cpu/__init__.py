@@ -27,6 +27,7 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from .winograd import winograd_tile as winograd_tile
 
 try:
     from . import _native
@@ -199,6 +200,7 @@ def _add_conv(builder: _native.Builder, step: ConvStep) -> None:
         outputs=[(*_view(output.view), output.relu) for output in step.outputs],
         residual=None if step.residual is None else _view(step.residual),
         residual_scale=step.residual_scale,
+        tile=step.tile,
     )
 
 
@@ -220,6 +222,8 @@ def _add_pair(builder: _native.Builder, step: PairStep, buffers: Sequence[Buffer
 def _add_fused(builder: _native.Builder, first: ConvStep, second: ConvStep) -> None:
     for part in (first, second):
         _check_spec(part.name, part.spec)
+        if any(part.tile):
+            raise ValueError(f"step {part.name!r}: tile {part.tile} in a fused pair; allowed: (0, 0)")
         if part.residual is not None:
             raise ValueError(f"step {part.name!r}: a residual in a fused pair; allowed: none")
     relu = first.outputs[0].relu

@@ -77,6 +77,7 @@ class Builder:
         outputs: Sequence[tuple[int, int, int, bool]],
         residual: _View | None,
         residual_scale: float,
+        tile: tuple[int, int],
     ) -> None: ...
     def pair(
         self, first: _Conv, second: _Conv, x: _View, between: _View, between_relu: bool, outputs: Sequence[_Output], /

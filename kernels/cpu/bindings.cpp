@@ -47,7 +47,7 @@ Vector vector_of(const std::optional<Array> &array, const char *role) {
 ConvSpec spec_of(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
                  int32_t groups) {
   const auto &[n, h, w, c, oc, kh, kw] = sizes;
-  return {n, h, w, c, oc, kh, kw, stride, padding, groups};
+  return {n, h, w, c, oc, kh, kw, stride, padding, groups, {}};
 }
 
 ConvArrays arrays_of(const Array &weight, const Array &scale, const Array &shift) {
@@ -163,10 +163,13 @@ public:
 
   void conv(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
             int32_t groups, const ViewTuple &x, const Array &weight, const Array &scale, const Array &shift,
-            const std::vector<OutputTuple> &outputs, const std::optional<ViewTuple> &residual, float residual_scale) {
+            const std::vector<OutputTuple> &outputs, const std::optional<ViewTuple> &residual, float residual_scale,
+            std::array<int32_t, 2> tile) {
     auto left = view_of(residual);
-    get().conv(spec_of(sizes, stride, padding, groups), view_of(x), arrays_of(weight, scale, shift),
-               outputs_of(outputs), left ? &*left : nullptr, residual_scale);
+    ConvSpec spec = spec_of(sizes, stride, padding, groups);
+    spec.tile = tile;
+    get().conv(spec, view_of(x), arrays_of(weight, scale, shift), outputs_of(outputs), left ? &*left : nullptr,
+               residual_scale);
     arrays_.insert(arrays_.end(), {weight, scale, shift});
   }
 
@@ -302,7 +305,7 @@ PYBIND11_MODULE(_native, m) {
       .def("step", &PyBuilder::step)
       .def("conv", &PyBuilder::conv, py::arg("sizes"), py::arg("stride"), py::arg("padding"), py::arg("groups"),
            py::arg("x"), py::arg("weight").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
-           py::arg("outputs"), py::arg("residual"), py::arg("residual_scale"))
+           py::arg("outputs"), py::arg("residual"), py::arg("residual_scale"), py::arg("tile"))
       .def("pair", &PyBuilder::pair)
       .def("pool", &PyBuilder::pool)
       .def("eltwise", &PyBuilder::eltwise)

@@ -1,5 +1,7 @@
 #include "build.h"
 
+#include "winograd_pack.h"
+
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -153,6 +155,22 @@ void Builder::expect_conv(const ConvSpec &s, const ConvArrays &arrays) const {
   expect(arrays.shift_length == s.oc, "shift of length " + std::to_string(arrays.shift_length), std::to_string(s.oc));
 }
 
+void Builder::expect_tile(const ConvSpec &s, Type type) const {
+  if (s.tile == std::array<int32_t, 2>{})
+    return;
+  std::string allowed;
+  bool found = false;
+  for (const WinogradTile &t : winograd_tiles()) {
+    found = found || (t.kh == s.kh && t.kw == s.kw && t.h == s.tile[0] && t.w == s.tile[1]);
+    allowed += (allowed.empty() ? "" : ", ") + numbers({t.h, t.w}) + " for " + numbers({t.kh, t.kw});
+  }
+  expect(found, "tile " + numbers({s.tile[0], s.tile[1]}) + " for kernel " + numbers({s.kh, s.kw}), allowed);
+  expect(s.stride[0] == 1 && s.stride[1] == 1 && s.groups == 1 && type == Type::float32,
+         "a tile with stride " + numbers({s.stride[0], s.stride[1]}) + ", " + std::to_string(s.groups) +
+             " groups and " + (type == Type::float32 ? "float32" : "bfloat16") + " x",
+         "stride (1, 1), 1 group, float32");
+}
+
 std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const {
   std::vector<Range> ranges;
   int64_t columns = 0;
@@ -170,8 +188,11 @@ std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<Output
 void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &ranges) {
   const Tier &tier = *plan_->tier_;
   // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
-  op.columns = op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
-  lay_out_rows(op, tier.k_multiple);
+  op.columns = op.tile_h == 0 && op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
+  if (op.tile_h > 0)
+    lay_out_points(op);
+  else
+    lay_out_rows(op, tier.k_multiple);
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
   plan_->chunks_.push_back(chunks_of(op.x.type, op.c / op.groups, op.kh * op.kw));
   op.panels = plan_->panels_.back().data();
@@ -181,7 +202,10 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
   int64_t x = int64_t(op.n) * op.h * op.w * op.c, pixels = int64_t(op.n) * op.oh * op.ow;
   op.by_panel = weight_count(op) > x || pixels < 64 * tier.rows;
-  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, tier.conv_scratch(op));
+  if (op.tile_h > 0) // panels would have every thread transform every tile
+    op.by_panel = winograd_tile_count(op) < tier.rows;
+  auto scratch = op.tile_h > 0 ? tier.winograd_scratch : tier.conv_scratch;
+  plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch(op));
 }
 
 // The operator but for its outputs.
@@ -189,6 +213,7 @@ ConvOp Builder::conv_op(const ConvSpec &s, const View &x) const {
   ConvOp op{};
   op.n = s.n, op.h = s.h, op.w = s.w, op.c = s.c, op.oc = s.oc, op.kh = s.kh, op.kw = s.kw, op.groups = s.groups;
   op.stride_h = s.stride[0], op.stride_w = s.stride[1], op.top = s.padding[0], op.left = s.padding[2];
+  op.tile_h = s.tile[0], op.tile_w = s.tile[1];
   op.oh = out_size(s.h, s.kh, s.stride[0], int64_t(s.padding[0]) + s.padding[1]);
   op.ow = out_size(s.w, s.kw, s.stride[1], int64_t(s.padding[2]) + s.padding[3]);
   op.y_map = int64_t(op.oh) * op.ow, op.y_row = op.ow;
@@ -215,6 +240,7 @@ void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, cons
   expect_conv(s, arrays);
   ConvOp op = conv_op(s, view(x, "input"));
   expect_map(op.x, "input", s.n, s.h, s.w, s.c);
+  expect_tile(s, op.x.type);
   std::vector<Range> ranges = ranges_of(op, outputs);
   std::vector<View> reads{op.x}, writes;
   for (const Range &range : ranges)
@@ -235,6 +261,7 @@ void Builder::pair(const ConvSpec &a, const ConvSpec &b, ViewSpec x, ViewSpec be
                    const ConvArrays &a_arrays, const ConvArrays &b_arrays, const std::vector<OutputSpec> &outputs) {
   expect_conv(a, a_arrays);
   expect_conv(b, b_arrays);
+  expect(a.tile == std::array<int32_t, 2>{} && b.tile == a.tile, "tiles in a pair", "none");
   bool columns = b.kw == 1 && b.stride[1] == 1 && b.padding[2] == 0 && b.padding[3] == 0;
   bool rows = b.kh == 1 && b.stride[0] == 1 && b.padding[0] == 0 && b.padding[1] == 0;
   expect(columns || rows, "a second kernel of " + numbers({b.kh, b.kw}),
@@ -355,7 +382,8 @@ std::vector<int64_t> Builder::packing() const {
   std::vector<int64_t> out;
   for (const Packing &packing : packings_) {
     const ConvOp &op = packed_op(packing);
-    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps});
+    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps,
+                           op.tile_h, op.tile_w});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
   }

@@ -27,6 +27,7 @@ struct ConvSpec {
   std::array<int32_t, 2> stride;
   std::array<int32_t, 4> padding; // top, bottom, left, right
   int32_t groups;
+  std::array<int32_t, 2> tile{}; // of Winograd's algorithm: one of winograd_tiles(), or none
 };
 
 struct PoolSpec {
@@ -90,6 +91,7 @@ private:
   void expect_map(const View &view, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const;
   void expect_same_map(const View &x, const View &y) const;
   void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
+  void expect_tile(const ConvSpec &spec, Type type) const;
   std::vector<Range> ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const;
   ConvOp conv_op(const ConvSpec &spec, const View &x) const;
   void schedule(ConvOp &op, const ConvSpec &spec, const std::vector<Range> &ranges);

@@ -191,7 +191,9 @@ template <class X, class Y> struct Job : Sink<Y> {
 };
 
 // sum += x[:, k] * w[k, :]
-template <int R, int NV> inline void step(const float *const (&x)[R], int64_t k, const float *w, Isa::V (&sum)[R][NV]) {
+template <int R, int NV>
+__attribute__((always_inline)) inline void step(const float *const (&x)[R], int64_t k, const float *w,
+                                                Isa::V (&sum)[R][NV]) {
   Isa::V b[NV];
 #pragma GCC unroll 2
   for (int v = 0; v < NV; ++v)
@@ -244,9 +246,10 @@ inline void ask(const char *&ahead) {
   ahead += 64;
 }
 
+// Always inline: called, it would have the sums in memory, which costs half of the speed and more.
 template <int R, int NV>
-inline void stretch(const float *const (&x)[R], int64_t length, const float *w, Isa::V (&sum)[R][NV],
-                    const char *&ahead) {
+__attribute__((always_inline)) inline void stretch(const float *const (&x)[R], int64_t length, const float *w,
+                                                   Isa::V (&sum)[R][NV], const char *&ahead) {
   int64_t k = 0;
 #pragma GCC unroll 2
   for (; k + 1 < length; k += 2, w += 2 * NV * Isa::lanes) {

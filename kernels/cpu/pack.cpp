@@ -1,5 +1,7 @@
 #include "pack.h"
 
+#include "winograd_pack.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -122,8 +124,9 @@ static bool pack_weights(const ConvOp &op, const Panel &panel, const float *from
 bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to) {
   int columns = panel.vectors * lanes;
   bool half = op.x.type == Type::bfloat16;
-  bool finite = half ? pack_weights<bf16, 2>(op, panel, from.weight, lanes, reinterpret_cast<bf16 *>(to))
-                     : pack_weights<float, 1>(op, panel, from.weight, lanes, to);
+  bool finite = op.tile_h > 0 ? pack_points(op, panel, from.weight, lanes, to)
+                : half        ? pack_weights<bf16, 2>(op, panel, from.weight, lanes, reinterpret_cast<bf16 *>(to))
+                              : pack_weights<float, 1>(op, panel, from.weight, lanes, to);
   float *tail = to + packed_depth(op) * columns;
   std::fill(tail, tail + 2 * columns, 0.0f);
   std::copy_n(from.scale + panel.column, panel.width, tail);

@@ -110,7 +110,9 @@ void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &work
     const Tier &tier;
     const Call &call;
     const Worker &worker;
-    void operator()(const ConvOp &op) const { tier.conv(op, call, worker); }
+    void operator()(const ConvOp &op) const {
+      op.tile_h > 0 ? tier.winograd(op, call, worker) : tier.conv(op, call, worker);
+    }
     void operator()(const PairOp &op) const { tier.pair(op, call, worker); }
     void operator()(const PoolOp &op) const { tier.pool(op, call, worker); }
     void operator()(const EltwiseOp &op) const { tier.eltwise(op, call, worker); }

@@ -62,6 +62,7 @@ struct ConvOp {
   bool tiled;                    // the weights are laid out for the tile unit
   int32_t row_taps;
   int64_t row_depth;
+  int32_t tile_h, tile_w; // outputs of a tile of Winograd's algorithm, else 0: its weights are [panel][p][c][columns]
 };
 
 // The second convolution of what the first gives, whose place is a thread's own memory. Maps are shared out in strips
@@ -134,6 +135,8 @@ struct Tier {
   int lanes, rows, import_pixels, k_multiple;
   size_t (*conv_scratch)(const ConvOp &);
   void (*conv)(const ConvOp &, const Call &, const Worker &);
+  size_t (*winograd_scratch)(const ConvOp &);
+  void (*winograd)(const ConvOp &, const Call &, const Worker &);
   void (*pair)(const PairOp &, const Call &, const Worker &);
   void (*pool)(const PoolOp &, const Call &, const Worker &);
   void (*eltwise)(const EltwiseOp &, const Call &, const Worker &);

@@ -12,6 +12,7 @@ using Isa = Avx512Bf16;
 #include "pair.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -60,6 +61,8 @@ extern const Tier amx_bf16_tier = {
     SLOT,
     tile_scratch,
     conv_or_tiles<Tiles>,
+    winograd_scratch,
+    winograd,
     pair<conv_or_tiles<Tiles>>,
     pool,
     eltwise,

@@ -13,6 +13,7 @@ using Isa = Generic<16>;
 #include "pair.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -68,8 +69,22 @@ private:
 } // namespace
 
 extern const Tier amx_emulated_tier = {
-    "amx_bf16_emulated",        Isa::lanes, Isa::rows, IMPORT_PIXELS, SLOT, tile_scratch, conv_or_tiles<Tiles>,
-    pair<conv_or_tiles<Tiles>>, pool,       eltwise,   import,        lrn,  normalize,    tile_peak<Tiles>,
+    "amx_bf16_emulated",
+    Isa::lanes,
+    Isa::rows,
+    IMPORT_PIXELS,
+    SLOT,
+    tile_scratch,
+    conv_or_tiles<Tiles>,
+    winograd_scratch,
+    winograd,
+    pair<conv_or_tiles<Tiles>>,
+    pool,
+    eltwise,
+    import,
+    lrn,
+    normalize,
+    tile_peak<Tiles>,
 };
 
 } // namespace inception_fast::cpu

@@ -7,12 +7,13 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx2_tier = {
-    "avx2",     Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
-    pair<conv>, pool,       eltwise,   import,        lrn, normalize,    peak,
+    "avx2",   Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
+    winograd, pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};

@@ -13,12 +13,13 @@ using Isa = Avx512Bf16;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx512_bf16_tier = {
-    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
-    pair<conv>,    pool,       eltwise,   import,        lrn, normalize,    peak,
+    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
+    winograd,      pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};

@@ -13,12 +13,13 @@ using Isa = Generic<4>;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic",  Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,   conv_scratch, conv,
-    pair<conv>, pool,       eltwise,   import,        lrn, normalize,    peak,
+    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
+    winograd,  pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};

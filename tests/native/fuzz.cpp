@@ -1,6 +1,7 @@
 #include "fuzz.h"
 
 #include "scene.h"
+#include "winograd_pack.h"
 
 #include <algorithm>
 #include <iterator>
@@ -125,6 +126,86 @@ Map conv_of(Scene &scene, Rng &rng, const Map &x, const ConvSpec &s, const ConvO
   scene.conv(std::move(step), x, {{y.view, relu}}, nullptr);
   y.bound = bound;
   return y;
+}
+
+// Ranges of the columns to slices of one buffer, from its end backwards, or to outputs.
+std::vector<Target> scattered(Scene &scene, Rng &rng, const ConvSpec &s, bool several, Type type) {
+  auto [oh, ow] = size_of(s);
+  std::vector<Target> targets;
+  Map whole = scene.room(s.n, oh, ow, s.oc + 9, type);
+  for (int left = s.oc, at = s.oc + 7; left > 0;) {
+    int width = several ? rng.between(1, left) : left;
+    at -= width;
+    View slice = whole.view;
+    slice.offset = at, slice.channels = width;
+    bool outside = rng.one_in(3);
+    targets.push_back({outside ? scene.output(s.n, oh, ow, width, type).view : slice, rng.one_in(2)});
+    left -= width;
+  }
+  return targets;
+}
+
+// Two convolutions of which the second has no extent along one axis, so small that both are exact.
+void pair_any(Scene &scene, Rng &rng) {
+  bool rows = rng.one_in(2);
+  int k = pick(rng, {1, 2, 3, 5, 7}), before = rng.between(0, k - 1), after = rng.between(0, k - 1);
+  ConvSpec a{}, b{};
+  a.n = rng.one_in(16) ? 0 : rng.between(1, 5), a.h = rng.between(1, 11), a.w = rng.between(1, 11);
+  a.c = pick(rng, {1, 3, 8, 17, 33}), a.oc = pick(rng, {1, 2, 7, 16, 20}), a.groups = 1;
+  a.kh = rows ? pick(rng, {1, 3, 7}) : 1, a.kw = rows ? 1 : pick(rng, {1, 3, 7});
+  if (rng.one_in(3)) // enough for threads to share it
+    a.c = 33, a.oc = 20, a.h = rng.between(9, 15), a.w = rng.between(9, 15);
+  if (rng.one_in(4))
+    std::swap(a.kh, a.kw);
+  a.stride = {rng.one_in(6) ? 2 : 1, rng.one_in(6) ? 2 : 1};
+  a.padding = {a.kh / 2, a.kh / 2, a.kw / 2, a.kw / 2};
+  auto [h, w] = size_of(a);
+  b.n = a.n, b.h = h, b.w = w, b.c = a.oc, b.oc = pick(rng, {1, 8, 15, 33, 40}), b.groups = 1;
+  b.kh = rows ? 1 : k, b.kw = rows ? k : 1;
+  int more = std::max(0, k - (rows ? w : h) - before - after);
+  b.stride = {rows || rng.one_in(2) ? 1 : 2, rows && rng.one_in(2) ? 2 : 1};
+  b.padding =
+      rows ? std::array<int32_t, 4>{0, 0, before + more, after} : std::array<int32_t, 4>{before + more, after, 0, 0};
+  Map x = brought(scene, rng, a.n, a.h, a.w, a.c, any_type(rng));
+  std::vector<Target> targets = scattered(scene, rng, b, rng.one_in(3), any_type(rng));
+  scene.pair(step_of(rng, a, 0), step_of(rng, b, 0), x, any_type(rng), rng.one_in(2), targets);
+}
+
+// With tiles of 2x2 every number is exact. With the others a sum is wrong by a few units of 1e-5: rounding to bfloat16
+// takes that off where no value is near zero, between 36 and 164.
+void winograd_any(Scene &scene, Rng &rng) {
+  const std::vector<WinogradTile> &tiles = winograd_tiles();
+  const WinogradTile &t = tiles[rng.between(0, static_cast<int>(tiles.size()) - 1)];
+  bool exact = t.kh == 3 && t.h == 2;
+  ConvSpec s{};
+  s.n = rng.one_in(16) ? 0 : rng.between(1, 3), s.h = rng.between(1, 19), s.w = rng.between(1, 19);
+  s.c = pick(rng, {1, 3, 8, 15, 16, 17, 33}), s.oc = pick(rng, {1, 8, 15, 17, 33, 48, 70});
+  if (rng.one_in(3)) // few tiles and many products: threads share the panels
+    s.n = 1, s.h = rng.between(1, 2 * t.h), s.w = rng.between(1, 2 * t.w), s.c = 33, s.oc = 70;
+  s.kh = t.kh, s.kw = t.kw, s.stride = {1, 1}, s.groups = 1, s.tile = {t.h, t.w};
+  for (int i = 0; i < 4; ++i)
+    s.padding[i] = rng.one_in(2) ? (i < 2 ? s.kh : s.kw) / 2 : rng.between(0, (i < 2 ? s.kh : s.kw) - 1);
+  s.h = std::max(s.h, s.kh - s.padding[0] - s.padding[1]);
+  s.w = std::max(s.w, s.kw - s.padding[2] - s.padding[3]);
+  Map x = brought(scene, rng, s.n, s.h, s.w, s.c, Type::float32);
+  ConvStep step = step_of(rng, s, 0);
+  int taps = s.c * s.kh * s.kw;
+  if (!exact) {
+    std::fill(step.weight.begin(), step.weight.end(), 0.0f);
+    for (int oc = 0; oc < s.oc; ++oc)
+      for (int i = 0; i < 8; ++i)
+        step.weight[int64_t(oc) * taps + rng.between(0, taps - 1)] = rng.one_in(2) ? 1.0f : -1.0f;
+    step.scale = rng.integers(s.oc, 1, 2), step.shift = rng.integers(s.oc, 100, 100);
+  }
+  if (exact && rng.one_in(3)) {
+    auto [oh, ow] = size_of(s);
+    Map y = brought(scene, rng, s.n, oh, ow, s.oc, any_type(rng));
+    step.residual_scale = static_cast<float>(pick(rng, {-2, 1, 3}));
+    scene.conv(std::move(step), x, {{y.view, rng.one_in(2)}}, &y);
+    return;
+  }
+  std::vector<Target> targets = scattered(scene, rng, s, rng.one_in(3), exact ? any_type(rng) : Type::bfloat16);
+  scene.conv(std::move(step), x, targets, nullptr);
 }
 
 void one_conv(Scene &scene, Rng &rng, const ConvOptions &o) {
@@ -267,6 +348,8 @@ const Test TESTS[] = {
     {"normalize", "L2 normalisation", normalize_any, 1},
     {"mix", "steps that wait for each other", mix, 1},
     {"callers", "one plan called by four threads at once", mix, 4},
+    {"pair", "two convolutions as one operator", pair_any, 1},
+    {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
 };
 
 } // namespace

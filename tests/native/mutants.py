@@ -33,6 +33,10 @@ def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30)
     return Mutant(name, file, old, new, test, "tier_amx_emulated.cpp", "amx_bf16_emulated", seeds)
 
 
+def _winograd(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "winograd.h", old, new, "winograd")
+
+
 MUTANTS = (
     _conv(
         "padding one pixel late", "uint32_t(t.x[r] + kw) < uint32_t(op.w)", "uint32_t(t.x[r] + kw) <= uint32_t(op.w)"
@@ -78,6 +82,57 @@ MUTANTS = (
         "part.high = units * (worker.index + 1) / worker.count",
         "part.high = units / worker.count * (worker.index + 1)",
         "shared",
+    ),
+    _winograd(
+        "a tile knows no padding on the right",
+        "uint32_t(left + j) < uint32_t(op.w)",
+        "uint32_t(left + j) <= uint32_t(op.w)",
+    ),
+    _winograd("tiles have one image", "(place.image + op.x_image) * op.h", "op.x_image * op.h"),
+    _winograd("the last tile is whole", "lesser(W::M, op.ow - place.x)", "int64_t(W::M)"),
+    _winograd("the last row of tiles is whole", "lesser(H::M, op.oh - place.y)", "int64_t(H::M)"),
+    _winograd("infinity is no point", "i == A::M - 1 ? value + m[(A::n - 1) * from] : value", "value"),
+    _winograd("opposite points are one", "i % 2 ? difference : sum", "sum"),
+    _winograd(
+        "odd inputs count as even ones",
+        "v[(2 * pair + 2) * step] = even - odd;",
+        "v[(2 * pair + 2) * step] = even + odd;",
+    ),
+    _winograd("rows of inputs are channels apart", "pixel * op.x.pitch : room.zeros", "pixel * op.c : room.zeros"),
+    _winograd("one point's weights for all", "++p, u += slab)", "++p)"),
+    Mutant(
+        "a panel's first tile is the block's",
+        "winograd.h",
+        "multiply<NV>(op, u, room, low - tile0, high - tile0);",
+        "multiply<NV>(op, u, room, 0, high - low);",
+        "winograd",
+        seeds=60,
+    ),
+    Mutant(
+        "weights are turned over",
+        "winograd_pack.cpp",
+        "sum += rows[p * op.kh + kh] * w[kh * op.kw + kw];",
+        "sum += rows[p * op.kh + kh] * w[(op.kh - 1 - kh) * op.kw + kw];",
+        "winograd",
+        "winograd_pack.cpp",
+    ),
+    Mutant("strips of a pair begin at its left", "pair.h", "first.left -= low * first.stride_w;", "", "pair", seeds=60),
+    Mutant("strips of a pair begin at its top", "pair.h", "first.top -= low * first.stride_h;", "", "pair", seeds=60),
+    Mutant("strips of a pair end at its left", "pair.h", "second.y_start = low;", "", "pair", seeds=60),
+    Mutant(
+        "an intermediate lies in the working memory",
+        "pair.h",
+        "worker.scratch + op.local_bytes",
+        "worker.scratch",
+        "pair",
+    ),
+    Mutant(
+        "images left over have no thread",
+        "pair.h",
+        "image = each * worker.count",
+        "image = op.second.n",
+        "pair",
+        seeds=60,
     ),
     Mutant("a maximum is never negative", "pool.h", "-__builtin_inff()", "0.0f", "maximum"),
     Mutant("a maximum drops NaN", "simd_generic.h", "((v > a) | (v != v)) ? v : a", "(v > a) ? v : a", "specials"),

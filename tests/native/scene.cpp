@@ -108,6 +108,34 @@ void Scene::conv(ConvStep step, const Map &x, std::vector<Target> targets, const
   });
 }
 
+void Scene::pair(ConvStep first, ConvStep second, const Map &x, Type type, bool between_relu,
+                 std::vector<Target> targets) {
+  auto kept = std::make_shared<std::pair<ConvStep, ConvStep>>(std::move(first), std::move(second));
+  const ConvSpec &b = kept->second.spec;
+  View from = x.view, between = add({b.n, b.h, b.w, b.c, BufferKind::local, 0, type}, 0, b.c).view;
+  int64_t bytes = buffers_.back().bytes();
+  auto build = [=](Builder &builder) {
+    auto arrays = [](const ConvStep &step) {
+      const ConvSpec &s = step.spec;
+      return ConvArrays{
+          {step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
+    };
+    std::vector<OutputSpec> outputs;
+    for (const Target &target : targets)
+      outputs.push_back({spec_of(target.y), target.relu});
+    builder.pair(kept->first.spec, kept->second.spec, spec_of(from), spec_of(between), between_relu,
+                 arrays(kept->first), arrays(kept->second), outputs);
+  };
+  add(build, [=](const Maps &maps) {
+    std::vector<float> memory(bytes / 2 + 1);
+    Maps inner = maps;
+    inner.bases[between.buffer] = memory.data();
+    const auto &[one, two] = *kept;
+    native_driver::conv(inner, one.spec, from, one.weight, one.scale, one.shift, {{between, between_relu}}, nullptr, 1);
+    native_driver::conv(inner, two.spec, between, two.weight, two.scale, two.shift, targets, nullptr, 1);
+  });
+}
+
 void Scene::pool(const PoolSpec &spec, const Map &x, const Map &y, Values shift, bool relu) {
   auto kept = std::make_shared<Values>(std::move(shift));
   View from = x.view, to = y.view;
@@ -166,8 +194,9 @@ std::unique_ptr<Scene::Memory> Scene::memory() const {
     if (buffer.kind == BufferKind::output)
       out->outputs.push_back(std::make_unique<Guarded>(buffer.bytes(), tight_));
   for (const Buffer &buffer : buffers_)
-    out->maps.bases.push_back(buffer.kind == BufferKind::arena ? out->arena->data() + buffer.position
-                                                               : out->outputs[buffer.position]->data());
+    out->maps.bases.push_back(buffer.kind == BufferKind::local   ? nullptr
+                              : buffer.kind == BufferKind::arena ? out->arena->data() + buffer.position
+                                                                 : out->outputs[buffer.position]->data());
   for (const Tensor &x : inputs_)
     out->maps.inputs.push_back({x.memory->data(), x.type, x.n, x.c, x.h, x.w});
   return out;

@@ -46,6 +46,9 @@ public:
 
   void import(int source, Map &y, Values scale, Values shift);
   void conv(ConvStep step, const Map &x, std::vector<Target> targets, const Map *residual);
+  // Two convolutions as one operator, over an intermediate of this type.
+  void pair(ConvStep first, ConvStep second, const Map &x, Type between, bool between_relu,
+            std::vector<Target> targets);
   void pool(const PoolSpec &spec, const Map &x, const Map &y, Values shift, bool relu);
   void eltwise(const Map &x, const Map &y, Values scale, Values shift, bool relu, const Map *residual,
                float residual_scale);

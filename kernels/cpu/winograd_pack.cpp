@@ -1,0 +1,79 @@
+#include "winograd_pack.h"
+
+#include "winograd_axis.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace inception_fast::cpu {
+
+const std::vector<WinogradTile> &winograd_tiles() {
+  static const std::vector<WinogradTile> tiles{{3, 3, 4, 4}, {3, 3, 2, 2}, {5, 5, 2, 2}, {1, 3, 1, 4},
+                                               {3, 1, 4, 1}, {1, 7, 1, 4}, {7, 1, 4, 1}};
+  return tiles;
+}
+
+static int points(const ConvOp &op) { return (op.kh + op.tile_h - 1) * (op.kw + op.tile_w - 1); }
+
+int64_t winograd_tile_count(const ConvOp &op) {
+  int64_t down = (op.oh + op.tile_h - 1) / op.tile_h, across = (op.ow + op.tile_w - 1) / op.tile_w;
+  return op.n * down * across;
+}
+
+void lay_out_points(ConvOp &op) {
+  op.row_taps = op.kh * op.kw;
+  op.row_depth = int64_t(points(op)) * op.c;
+}
+
+// G as [n][taps].
+template <class A> static std::vector<double> matrix() {
+  std::vector<double> g;
+  for (int p = 0; p < A::n; ++p)
+    for (int tap = 0; tap < A::R; ++tap)
+      g.push_back(A::g(p, tap));
+  return g;
+}
+
+static std::vector<double> matrix(int taps, int outputs) {
+  switch (taps) {
+  case 1:
+    return matrix<Axis<1, 1>>();
+  case 3:
+    return outputs == 2 ? matrix<Axis<2, 3>>() : matrix<Axis<4, 3>>();
+  case 5:
+    return matrix<Axis<2, 5>>();
+  default:
+    return matrix<Axis<4, 7>>();
+  }
+}
+
+bool pack_points(const ConvOp &op, const Panel &panel, const float *from, int lanes, float *to) {
+  const std::vector<double> rows = matrix(op.kh, op.tile_h), columns = matrix(op.kw, op.tile_w);
+  int nh = op.kh + op.tile_h - 1, nw = op.kw + op.tile_w - 1, width = panel.vectors * lanes;
+  std::vector<double> half(nh * op.kw);
+  bool finite = true;
+  std::memset(to, 0, sizeof(float) * points(op) * size_t(op.c) * width);
+  for (int c = 0; c < op.c; ++c)
+    for (int i = 0; i < panel.width; ++i) {
+      const float *w = from + (int64_t(panel.column + i) * op.c + c) * op.kh * op.kw;
+      for (int p = 0; p < nh; ++p)
+        for (int kw = 0; kw < op.kw; ++kw) {
+          double sum = 0;
+          for (int kh = 0; kh < op.kh; ++kh)
+            sum += rows[p * op.kh + kh] * w[kh * op.kw + kw];
+          half[p * op.kw + kw] = sum;
+        }
+      for (int p = 0; p < nh; ++p)
+        for (int q = 0; q < nw; ++q) {
+          double sum = 0;
+          for (int kw = 0; kw < op.kw; ++kw)
+            sum += columns[q * op.kw + kw] * half[p * op.kw + kw];
+          float u = static_cast<float>(sum);
+          to[(int64_t(p * nw + q) * op.c + c) * width + i] = u;
+          finite &= std::isfinite(u);
+        }
+    }
+  return finite;
+}
+
+} // namespace inception_fast::cpu

@@ -1,0 +1,27 @@
+// The weights of Winograd's algorithm, u = G w G', in the order in which its kernel reads them.
+#pragma once
+
+#include "spec.h"
+
+#include <vector>
+
+namespace inception_fast::cpu {
+
+// Outputs [h, w] of a tile for a kernel [kh, kw].
+struct WinogradTile {
+  int32_t kh, kw, h, w;
+};
+
+// All that there are kernels for.
+const std::vector<WinogradTile> &winograd_tiles();
+
+// Tiles of the operator's whole batch.
+int64_t winograd_tile_count(const ConvOp &op);
+
+// Sets the operator's `row_taps` and `row_depth`.
+void lay_out_points(ConvOp &op);
+
+// Fills a panel's weights from [oc, c, kh, kw], each rounded once. Returns whether all are finite.
+bool pack_points(const ConvOp &op, const Panel &panel, const float *from, int lanes, float *to);
+
+} // namespace inception_fast::cpu
