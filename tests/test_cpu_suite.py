@@ -1,0 +1,89 @@
+"""`bench --cpu-suite`: every part is there, bounded, and not measured twice when a run goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from inception_fast.cli import main
+from inception_fast.measure.compare import Row
+
+
+def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("inception_fast.measure.cpu_suite.BATCHES", (1,))
+    monkeypatch.setattr("inception_fast.measure.cpu_suite.SIDES", (75,))
+    arguments = ["bench", "inception_v3", "--cpu-suite", "--quick", "--against", "none", "--image-size", "139"]
+    assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert "peak on registers" in capsys.readouterr().out
+    document = json.loads((tmp_path / "cpu-suite.json").read_text())
+    assert [(row["dtype"], row["status"]) for row in document["rows"]] == [("float32", "ok"), ("bfloat16", "ok")]
+    assert all(0 < row["peak_share"] < 1.1 for row in document["rows"])
+    assert {(row["batch"], row["fused"]) for row in document["pairs"]} == {(1, False), (16, True)}
+    assert all(min(row["separate_us"], row["fused_us"], row["onednn_us"]) > 0 for row in document["pairs"])
+    assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
+    for row in document["start"]:
+        weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
+        assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
+    with Image.open(tmp_path / "cpu-growth.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) >= 300
+    assert list(document["seconds"]) == ["peak", "inception_v3", "pairs", "growth", "start"]
+
+
+def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
+    """What is done is not measured again with --resume, and it is without, or where other options were given."""
+    pytest.importorskip("matplotlib")
+    calls: list[str] = []
+    row = Row("inception_v1", 1, "float32", "inception_fast", 10.0, 0.1, 1e-7, 1.0)
+
+    def fake(name: str, found: object, dies: bool = False) -> None:
+        def measure(*_: object) -> object:
+            calls.append(name)
+            if dies:
+                raise ArithmeticError
+            return found
+
+        monkeypatch.setattr(f"inception_fast.cli.cpu_suite._{name}", measure)
+
+    point = {"axis": "side", "value": 75, "threads": 1, "dtype": "float32", "ms_per_image": 1.0, "gflops": 2.0}
+    fake("peaks", {"float32": 100.0, "bfloat16": 200.0})
+    fake("compared", ({"macs": 10**8}, [row.as_json()]))
+    fake("pairs", [])
+    fake("growth", [point], dies=True)
+    fake("start", [])
+    command = ["bench", "inception_v1", "--cpu-suite", "--out", str(tmp_path)]
+    with pytest.raises(ArithmeticError):
+        main(command)
+    fake("growth", [point])
+    assert main([*command, "--resume"]) == 0
+    first = ["peaks", "compared", "pairs", "growth"]
+    assert calls == [*first, "growth", "start"]
+    document = json.loads((tmp_path / "cpu-suite.json").read_text())
+    assert document["rows"][0]["peak_share"] == pytest.approx(0.2) and document["growth"] == [point]
+    assert list(document["seconds"]) == ["peak", "inception_v1", "pairs", "growth", "start"]
+    assert "part 2 of 5: inception_v1, already measured" in capsys.readouterr().err
+    calls.clear()
+    assert main([*command, "--resume", "--seconds", "3"]) == 0 and calls == [*first, "start"]
+    calls.clear()
+    assert main(command) == 0 and calls == [*first, "start"]
+
+
+def test_the_suites_lengths():
+    """Bounded by default, as asked for where a length is given."""
+    from inception_fast.cli import build_parser
+    from inception_fast.cli.bench import _peers, _plan
+    from inception_fast.cli.cpu_suite import plan_of
+
+    def plan(batch, *extra):
+        args = build_parser().parse_args(["bench", "--cpu-suite", *extra])
+        return plan_of(args, batch, _plan(args))
+
+    assert (plan(1).seconds, plan(1).settle, plan(16).seconds, plan(16).settle) == (5.0, 1, 5.0, 0)
+    assert plan(16, "--repeats", "7").least == 7 and plan(16, "--seconds", "3").settle == 1
+    assert [peer.name for peer in _peers(build_parser().parse_args(["bench", "--cpu-suite"]))] == [
+        "onnxruntime",
+        "openvino",
+    ]
+    assert main(["bench", "inception_v1", "--resume"]) == 2
