@@ -95,6 +95,8 @@ def load_data(
     Raises:
         DataError: naming what is missing or broken.
     """
+    if download and not name.startswith("torchvision:"):
+        raise DataError(f"a download of data {name!r}; allowed: only torchvision's sets are fetched on request")
     if name == "digits":
         source: Source = Digits()
         train, held_out = split(source.labels)
@@ -107,8 +109,6 @@ def load_data(
         from .vision import load_vision
 
         return load_vision(name, bad, download)
-    if download:
-        raise DataError(f"a download of data {name!r}; allowed: only torchvision's sets are fetched on request")
     from .folder import load_folder
 
     return load_folder(Path(name), bad, cache, say)
