@@ -145,13 +145,35 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     padding: Any = conv.padding
     if not fusable(conv, bn):
         if not (_plainly_trains(bn) and _trains_on_gpu(x, conv)):
-            return batch_norm_relu(conv(x), bn)
+            return batch_norm_relu(convolve(x, conv), bn)
         y, mean, var = ops.conv_batch_norm_relu(
             x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
         )
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(x), with a native gradient of the weight where that is what training of a plain convolution needs."""
+    if not (_plainly_learns(conv) and _batch_norm.is_native(x)):
+        return conv(x)
+    padding: Any = conv.padding
+    return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding)
+
+
+def _plainly_learns(conv: nn.Module) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and conv_problem(conv) is None
+        and conv.bias is None
+        and isinstance(conv.weight, Tensor)
+        and conv.weight.requires_grad
+        and conv.weight.dtype is torch.float32
+        and not has_hooks(conv)
+        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+    )
 
 
 def batch_norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
@@ -287,7 +309,7 @@ class PoolProject(nn.Module):
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
         if not fusable(conv, bn):
-            return batch_norm_relu(conv(F.avg_pool2d(x, **pool)), bn)
+            return batch_norm_relu(convolve(F.avg_pool2d(x, **pool), conv), bn)
         return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _batch_norm, _conv_batch_norm, _gradients, dispatch
+from . import _batch_norm, _conv_batch_norm, _convolution, _gradients, dispatch
 from ._checks import Conv, Pair, PoolProject, check_flag, check_residual_scale, four_sided, like, pair_of, tensors
 from ._when_imported import when_imported
 from .backends import Params
@@ -28,6 +28,7 @@ __all__ = [
     "batch_norm_relu",
     "conv_batch_norm_relu",
     "conv_bn_relu",
+    "convolution",
     "parallel_split",
     "pool_project",
 ]
@@ -169,6 +170,17 @@ def conv_batch_norm_relu(
     return y, mean, var
 
 
+def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints) -> Tensor:
+    """y = conv2d(x, weight), for training: x [n, c, h, w], weight [oc, c, kh, kw] of x's dtype or float32.
+
+    The gradient of the weight is native on the CPU for float32 and bfloat16 in channels_last, summed in float32 and
+    rounded to the weight's dtype; all else is torch's. Gradients reach x and weight, any number of times.
+    """
+    tensors(x=x, weight=weight)
+    y: Tensor = _run(_ops.convolution.default, (x, weight, pair_of(stride, "stride"), pair_of(padding, "padding")))
+    return y
+
+
 def _run(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Goes past the autograd kernel when no gradient can be asked for: being Python, it costs as much as the rest."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
@@ -303,6 +315,10 @@ def _conv_flops(x: Any, weight: Any, *rest: Any, out_shape: Any, **options: Any)
     return 2 * n * oh * ow * torch.Size(weight).numel()
 
 
+def _weight_gradient_flops(grad: Any, x: Any, weight: Any, *rest: Any, **options: Any) -> int:
+    return _conv_flops(x, weight, out_shape=grad)
+
+
 def _pair_flops(x: Any, w1: Any, scale1: Any, shift1: Any, w2: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
     return _conv_flops(x, w1, out_shape=out_shape) + _conv_flops(x, w2, out_shape=out_shape)
 
@@ -345,12 +361,15 @@ def _register() -> Any:
         torch.library.register_fake(qualified, _fake(call), lib=_library)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
     _register_batch_norm()
+    _register_convolution()
     # PyTorch's FLOP counter imports Triton where that is installed; whoever counts pays for it.
     when_imported("torch.utils.flop_counter", _register_flops)
     return torch.ops.inception_fast
 
 
 def _register_flops(counter: Any) -> None:
+    counter.register_flop_formula(torch.ops.inception_fast.convolution)(_conv_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.conv_weight_gradient)(_weight_gradient_flops)
     for name, (*_, flops) in _PARTS.items():
         counter.register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
 
@@ -376,6 +395,31 @@ def _register_conv_batch_norm() -> None:
         _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
     torch.library.register_fake(f"{NAMESPACE}::{name}", part.fake, lib=_library)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", part.backward, setup_context=part.setup, lib=_library)
+
+
+def _register_convolution() -> None:
+    name, gradient = f"{NAMESPACE}::convolution", f"{NAMESPACE}::conv_weight_gradient"
+    _library.define("convolution" + _convolution.SCHEMA, tags=_TAGS)
+    _library.define("conv_weight_gradient" + _convolution.GRADIENT_SCHEMA, tags=_TAGS)
+    for kind in ("cpu", "cuda"):
+        _library.impl("convolution", _convolution.kernel, kind.upper())
+        _library.impl("conv_weight_gradient", _convolution.gradient_kernel, kind.upper())
+        _library.impl("convolution", _autocast_map(kind), f"Autocast{kind.upper()}")
+    torch.library.register_fake(name, _convolution.fake, lib=_library)
+    torch.library.register_fake(gradient, _convolution.gradient_fake, lib=_library)
+    torch.library.register_autograd(name, _convolution.backward, setup_context=_convolution.setup, lib=_library)
+
+
+def _autocast_map(kind: str) -> Any:
+    """Casts x alone: a float32 weight is rounded inside the operation, and its gradient is not."""
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{kind.upper()}"))
+
+    def cast(x: Tensor, *rest: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            y: Tensor = _ops.convolution(x if x.dtype is torch.float64 else x.to(torch.get_autocast_dtype(kind)), *rest)
+        return y
+
+    return cast
 
 
 _ops = _register()

@@ -177,3 +177,33 @@ def test_difference_names_the_first_field(changed: dict[str, object], words: str
     new = Settings(**({"model": "tiny_inception", "steps": 10} | changed))  # type: ignore[arg-type]
     found = difference(old.as_json(), new)
     assert (found is None) if words is None else (found is not None and words in found)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_native_rmsprop_is_its_formula(weight_decay: float) -> None:
+    """Several parameters, one longer than a worker's piece and one in channels_last, beside the formula in float64."""
+    shapes: list[tuple[int, ...]] = [(5,), (40000,), (6, 4, 3, 3)]
+    starts = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    starts[2] = starts[2].contiguous(memory_format=torch.channels_last)
+    native, wide = ([nn.Parameter(p.clone().to(dtype)) for p in starts] for dtype in (torch.float32, torch.float64))
+    optimizers = [RMSpropTF(params, 0.05, 0.9, 0.9, 1e-3, weight_decay) for params in (native, wide)]
+    version = native[0]._version
+    for turn in range(3):
+        for params in (native, wide):
+            for p, start in zip(params, starts, strict=True):
+                p.grad = (start * (turn - 1.5)).to(p.dtype)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert native[0]._version > version
+    for mine, truth in zip(native, wide, strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=2e-6, atol=2e-6)
+
+
+def test_native_rmsprop_runs_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("inception_fast.train.optim.update", lambda params, *rest: calls.append(len(params)))
+    for dtype in (torch.float32, torch.float64):
+        p = nn.Parameter(torch.ones(3, dtype=dtype))
+        p.grad = torch.ones_like(p)
+        RMSpropTF([p]).step()
+    assert calls == [1]

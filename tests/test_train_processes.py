@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from inception_fast.train.checkpoint import read
+from inception_fast.train.distributed import World
 from inception_fast.train.loop import Options, train
+from inception_fast.train.sharding import share_out
 from training import command, curve, start, tiny
 
 STEPS = 24
@@ -99,3 +103,36 @@ def test_two_processes_equal_one_and_survive_a_killed_worker(tmp_path: Path) -> 
     for a, b in zip(two, one, strict=True):
         assert a[2:4] == pytest.approx(b[2:4], rel=1e-3), f"step {a[0]}"
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+
+
+def test_shared_out_weights_give_the_same_curve_and_whole_checkpoints(tmp_path: Path) -> None:
+    """FSDP2 over two processes: one process's curve but for rounding, and one process goes on from its checkpoint."""
+    steps, root = 6, tmp_path / "shared"
+    flags = ["--steps", steps, "--checkpoint-every", 3, "--eval-images", 20]
+    _, *training = command(*flags, "--out", root, "--shard")
+    run = "--standalone --nproc-per-node 2".split()
+    process = start([sys.executable, "-m", "torch.distributed.run", *run, *training])
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    torch.set_num_threads(1)
+    summary = train(tiny(steps), tmp_path / "one", Options(checkpoint_every=3, eval_images=20))
+    for a, b in zip(curve(root), curve(tmp_path / "one"), strict=True):
+        assert a[2:4] == pytest.approx(b[2:4], rel=1e-5), f"step {a[0]}"
+    shared = json.loads((root / "summary.json").read_text())
+    assert shared["evaluation"]["loss"] == pytest.approx(summary["evaluation"]["loss"], rel=1e-4)
+    name = f"checkpoint-{steps:08d}.safetensors"
+    theirs, ours = (read(folder / name)[0] for folder in (root, tmp_path / "one"))
+    assert {key: value.shape for key, value in theirs.items()} == {key: value.shape for key, value in ours.items()}
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    (root / name).unlink()
+    train(tiny(steps), root, Options(checkpoint_every=3, eval_images=0, resume=True))
+    for a, b in zip(curve(root), curve(tmp_path / "one"), strict=True):
+        assert a[2:4] == pytest.approx(b[2:4], rel=1e-5), f"step {a[0]}, gone on alone"
+
+
+def test_what_cannot_be_shared_out(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sharding over one process; allowed: two or more"):
+        train(tiny(1), tmp_path, Options(shard=True))
+    with pytest.raises(ValueError, match="batch_norm 'local' with sharding; allowed: sync, frozen"):
+        share_out(nn.Linear(2, 2), World(0, 2), "local")

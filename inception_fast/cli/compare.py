@@ -49,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
         else:
             variants, base = _asked(args)
             seeds, about = args.seeds or 1, None
-        control = Options(args.checkpoint_every, workers=args.workers, eval_images=args.eval_images, device=args.device)
+        control = Options(
+            args.checkpoint_every,
+            workers=args.workers,
+            eval_images=args.eval_images,
+            device=args.device,
+            download=args.download,
+        )
         with Meter(base.steps, base.batch_size) as meter:
             document = compare(
                 variants,

@@ -56,6 +56,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a keyword argument of create_model, such as classic=true",
     )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files to DIR/tensorboard too")
+    parser.add_argument(
+        "--shard", action="store_true", help="share weights and optimizer out over torchrun's processes (FSDP2)"
+    )
     add_budget(parser, steps=1000)
     add_json(parser)
 
@@ -63,8 +66,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_budget(parser: argparse.ArgumentParser, steps: int) -> None:
     """The flags that `train` and `compare` share."""
     parser.add_argument(
-        "--data", metavar="DATA", help="digits (default), a folder with a folder for each class, or hf:NAME"
+        "--data",
+        metavar="DATA",
+        help="digits (default), a folder with a folder for each class, hf:NAME, or torchvision:NAME[:ROOT]",
     )
+    parser.add_argument("--download", action="store_true", help="let torchvision fetch the data that ROOT lacks")
     parser.add_argument(
         "--steps", type=integer(1, 10**9), metavar="N", help=f"updates of the weights (default {steps})"
     )
@@ -118,7 +124,15 @@ def run(args: argparse.Namespace) -> int:
         given = budget(args) | {"seed": args.seed, "weights": args.weights, "options": options, "image_size": size}
         settings = Settings(args.model, recipe=chosen_recipe(args), **given)
         control = Options(
-            args.checkpoint_every, args.keep, args.resume, args.workers, args.eval_images, args.tensorboard, args.device
+            args.checkpoint_every,
+            args.keep,
+            args.resume,
+            args.workers,
+            args.eval_images,
+            args.tensorboard,
+            args.device,
+            download=args.download,
+            shard=args.shard,
         )
         with Meter(settings.steps, settings.batch_size) as meter:
             summary = train(settings, args.out, control, say=meter.say, on_row=meter.row)

@@ -1,5 +1,5 @@
-"""Labelled images to train on: scikit-learn's digits, folders, Hugging Face data sets; their split, and the tensors
-of a step.
+"""Labelled images to train on: scikit-learn's digits, folders, data sets of Hugging Face and torchvision; their
+split, and the tensors of a step.
 """
 
 from __future__ import annotations
@@ -78,17 +78,25 @@ class Digits:
 
 
 def load_data(
-    name: str, bad: str = "refuse", cache: Path | None = None, say: Callable[[str], None] = lambda text: None
+    name: str,
+    bad: str = "refuse",
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    download: bool = False,
 ) -> Data:
-    """The data set `name`: "digits", "hf:NAME" or a folder.
+    """The data set `name`: "digits", "hf:NAME", "torchvision:NAME" (of the folder data), "torchvision:NAME:ROOT" or a
+    folder.
 
     bad: "refuse" raises on broken images, empty classes and labels out of range, "skip" leaves them out and counts
     them.
+    download: let torchvision fetch what ROOT does not hold.
     cache: a file in which the verdict on a folder's images is kept, so that a resumed run does not read them all again.
 
     Raises:
         DataError: naming what is missing or broken.
     """
+    if download and not name.startswith("torchvision:"):
+        raise DataError(f"a download of data {name!r}; allowed: only torchvision's sets are fetched on request")
     if name == "digits":
         source: Source = Digits()
         train, held_out = split(source.labels)
@@ -97,6 +105,10 @@ def load_data(
         from .hub import load_hub
 
         return load_hub(name, bad)
+    if name.startswith("torchvision:"):
+        from .vision import load_vision
+
+        return load_vision(name, bad, download)
     from .folder import load_folder
 
     return load_folder(Path(name), bad, cache, say)

@@ -38,7 +38,8 @@ def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], N
     """ROOT/class/image, every fifth of a class held out, or ROOT/train/class/image and ROOT/val/class/image."""
     if not root.exists():
         raise DataError(
-            f"data {str(root)!r}: no such folder; allowed: digits, a folder with a folder for each class, hf:NAME"
+            f"data {str(root)!r}: no such folder; allowed: digits, a folder with a folder for each class, hf:NAME, "
+            "torchvision:NAME"
         )
     if not root.is_dir():
         raise DataError(f"data {root} is a file; name a folder with a folder for each class")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +33,8 @@ class Options:
     """What does not change a run's curve. eval_images: how many held-out images the end is judged on, 0 for no
     judgement.
 
-    export: leave model.safetensors behind."""
+    export: leave model.safetensors behind. download: let torchvision fetch data. shard: every process of torchrun's
+    holds its part of weights and optimizer alone (FSDP2), the checkpoints stay whole."""
 
     checkpoint_every: int = 100
     keep: int = LEAST_KEPT
@@ -43,6 +44,8 @@ class Options:
     tensorboard: bool = False
     device: str | None = None
     export: bool = True
+    download: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("checkpoint_every", 1), ("keep", LEAST_KEPT), ("eval_images", 0)):
@@ -64,6 +67,7 @@ class Run:
     trainer: Trainer
     checkpoints: Checkpoints
     say: Say
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # whole, once the steps are made
     seconds: float = 0.0  # spent on steps, in this process and those before it
 
 
@@ -91,6 +95,7 @@ def train(
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
         status = _fit(run, on_row if world.leader else lambda row: None)
+        run.weights = run.trainer.whole_weights()
         summary = _summary(run, status) if world.leader else {}
         return summary
 
@@ -103,12 +108,14 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
     if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
         raise ValueError(f"{out} holds a run already; resume it, or name another folder")
     with world.leader_first():
-        data = load_data(settings.data, settings.bad_data, out / "data-check.json" if out.is_dir() else None, say)
+        cache = out / "data-check.json" if out.is_dir() else None
+        data = load_data(settings.data, settings.bad_data, cache, say, options.download)
     for fault in data.bad[:10]:
         say(f"left out: {fault}")
     if data.bad:
         say(f"{len(data.bad)} faults in {data.source.name}; {len(data.train)} images to train on")
-    run = Run(settings, options, out, world, data, Trainer(settings, data, world, say), checkpoints, say)
+    trainer = Trainer(settings, data, world, say, options.shard)
+    run = Run(settings, options, out, world, data, trainer, checkpoints, say)
     out.mkdir(parents=True, exist_ok=True)
     if resume:
         _resume(run)
@@ -184,6 +191,7 @@ def _readable(loader: Iterable[Any]) -> Iterator[Any]:
 
 def _save(run: Run, step: int) -> int | None:
     """Writes a checkpoint; returns its step, or None where the disk refused."""
+    tensors = run.trainer.tensors()
     if not run.world.leader:
         return None
     state = {
@@ -194,7 +202,7 @@ def _save(run: Run, step: int) -> int | None:
         "threads": torch.get_num_threads(),
         "processes": run.world.size,
     }
-    return step if run.checkpoints.save(step, run.trainer.tensors(), state) else None
+    return step if run.checkpoints.save(step, tensors, state) else None
 
 
 def _workers(run: Run) -> int:
@@ -262,13 +270,13 @@ def _summary(run: Run, status: str) -> dict[str, Any]:
         "flops_per_step": 6 * trainer.macs * run.settings.batch_size,
         "loss": sum(row["loss"] for row in last) / len(last) if last else None,
         "accuracy": sum(row["accuracy"] for row in last) / len(last) if last else None,
-        "evaluation": trainer.evaluate(run.data, run.options.eval_images, _workers(run)),
+        "evaluation": trainer.evaluate(run.data, run.options.eval_images, _workers(run), run.weights),
         "seconds": run.seconds,
         "processes": run.world.size,
         "threads": torch.get_num_threads(),
         "files": [NAME],
     }
-    weights = export_weights(trainer, run.out) if run.options.export else None
+    weights = export_weights(trainer, run.out, run.weights) if run.options.export else None
     summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
     summary["files"] += [run.checkpoints.path(step).name for step in run.checkpoints.steps()]
     write_json(run.out / SUMMARY, summary)

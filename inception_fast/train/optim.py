@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backends.update import is_dense, update
 from .recipe import Recipe
+from .sharding import like, local
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -49,9 +51,15 @@ class RMSpropTF(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"square": torch.ones_like(p), "momentum": torch.zeros_like(p)}
-        squares = [self.state[p]["square"] for p in params]
-        moments = [self.state[p]["momentum"] for p in params]
-        grads = [p.grad for p in params if p.grad is not None]
+        # Every value's update is its own: where weights are shared out, each process makes those of its part.
+        squares = [local(self.state[p]["square"]) for p in params]
+        moments = [local(self.state[p]["momentum"]) for p in params]
+        grads = [local(p.grad) for p in params if p.grad is not None]
+        params = [local(p) for p in params]
+        if _natively(params, grads, squares, moments):
+            rates = [group[name] for name in ("lr", "decay", "momentum", "epsilon", "weight_decay")]
+            update(params, grads, squares, moments, rates)
+            return
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         torch._foreach_mul_(squares, group["decay"])
@@ -61,6 +69,15 @@ class RMSpropTF(torch.optim.Optimizer):
         torch._foreach_mul_(moments, group["momentum"])
         torch._foreach_addcdiv_(moments, grads, roots, group["lr"])
         torch._foreach_sub_(params, moments)
+
+
+def _natively(*lists: list[Tensor]) -> bool:
+    """Whether the native kernels take the update: float32 on a CPU, all four of a parameter in one order."""
+    return not torch.compiler.is_compiling() and all(
+        all(t.device.type == "cpu" and t.dtype is torch.float32 and t.stride() == p.stride() for t in four)
+        and is_dense(p)
+        for p, *four in zip(lists[0], *lists, strict=True)
+    )
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -98,7 +115,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         p = params[name]
         if value.shape != p.shape and value.ndim:
             raise ValueError(f"optimizer state {key} of shape {tuple(value.shape)}; allowed: {tuple(p.shape)}")
-        optimizer.state[p][slot] = torch.empty_like(p).copy_(value) if value.ndim else value.clone()
+        optimizer.state[p][slot] = torch.empty_like(p).copy_(like(value, p)) if value.ndim else value.clone()
 
 
 class WeightAverage:
@@ -113,7 +130,7 @@ class WeightAverage:
         live = model.state_dict()  # of the model's own storage: it shows every later update
         self.tensors = {name: value.detach().clone() for name, value in live.items()}
         floats = [name for name, value in live.items() if value.is_floating_point()]
-        self.floats = [self.tensors[name] for name in floats], [live[name] for name in floats]
+        self.floats = [local(self.tensors[name]) for name in floats], [local(live[name]) for name in floats]
         self.counters = [(self.tensors[name], live[name]) for name in live.keys() - set(floats)]
 
     @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..measure.results import write_atomically
 from .charts import COLOURS, Line, chart, smooth
@@ -15,11 +17,11 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
-def export_weights(trainer: Trainer, folder: Path) -> Path | None:
+def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]) -> Path | None:
     """Writes FOLDER/model.safetensors for `create_model(name, weights=...)`; None for the small network, which is not
     among the models.
 
-    Holds the averaged weights, the options of the network, and the image size it was trained at.
+    Holds `weights`, the averaged ones, the options of the network, and the image size it was trained at.
     """
     if trainer.settings.model == TINY:
         return None
@@ -31,7 +33,7 @@ def export_weights(trainer: Trainer, folder: Path) -> Path | None:
     options = {key: value for key, value in asdict(model.options).items() if key in OPTIONS and value is not None}
     size = trainer.settings.image_size
     config = replace(model.data_config, input_size=(model.in_chans, size, size))
-    tensors = {name: value.detach().cpu() for name, value in trainer.weights().items()}
+    tensors = {name: value.detach().cpu() for name, value in weights.items()}
     path = folder / "model.safetensors"
     write(path, Source("inception_fast", trainer.settings.model, options, config, tensors, str(path)), tensors)
     return path

@@ -20,7 +20,7 @@ class Settings:
 
     model: a name for `create_model`, or "tiny_inception"; `options` are its keyword arguments. weights: where to
     start from.
-    data: "digits", a folder with a folder for each class, or "hf:NAME".
+    data: "digits", a folder with a folder for each class, "hf:NAME" or "torchvision:NAME:ROOT".
     batch_size: over all processes. init_scale: factor on the initial weights of every convolution and linear layer.
     batch_norm: "sync" takes the statistics of the whole batch over all processes, "local" of each one's part,
     "frozen" learns none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from .distributed import SharedDropout, World, wrap
 from .networks import build, scale_weights
 from .optim import WeightAverage, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from .settings import Settings
+from .sharding import like, share_out, whole
 from .stream import mix
 
 Say = Callable[[str], None]
@@ -33,7 +35,7 @@ class Diverged(ArithmeticError):
 class Trainer:
     """The state of a run between two steps; `tensors` and `load` are all of it."""
 
-    def __init__(self, settings: Settings, data: Data, world: World, say: Say) -> None:
+    def __init__(self, settings: Settings, data: Data, world: World, say: Say, shard: bool = False) -> None:
         if settings.batch_size % world.size:
             raise ValueError(
                 f"batch size {settings.batch_size} over {world.size} processes; allowed: a multiple of {world.size}"
@@ -45,8 +47,12 @@ class Trainer:
         if settings.init_scale != 1:
             scale_weights(self.model, settings.init_scale)
         self.model = replace_layers(self.model)
-        self.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.called = wrap(self.model, world, settings.batch_norm)
+        # FSDP2 shares out contiguous weights only.
+        layout = torch.contiguous_format if shard else torch.channels_last
+        self.model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+        # Evaluation runs on one process, with all weights given: the model that it calls needs none of its own.
+        self.judge = copy.deepcopy(self.model).to("meta") if shard else self.model
+        self.called = (share_out if shard else wrap)(self.model, world, settings.batch_norm)
         self.optimizer = build_optimizer(settings.recipe, self.model)
         self.average = WeightAverage(self.model, settings.recipe.ema) if settings.recipe.ema else None
         config: Any = self.model.data_config
@@ -100,7 +106,7 @@ class Trainer:
             raise Diverged(self.steps_done + 1, "loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf)))
         if not math.isfinite(norm):
             raise Diverged(self.steps_done + 1, "gradient")
         self.optimizer.step()
@@ -135,19 +141,23 @@ class Trainer:
         """The averaged weights, or the plain ones of a recipe without an average: what evaluation and export use."""
         return self.model.state_dict() if self.average is None else self.average.tensors
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """`weights` with nothing left on other processes; all of them must call this."""
+        return {name: whole(value) for name, value in self.weights().items()}
+
     @torch.no_grad()
-    def evaluate(self, data: Data, images: int, workers: int) -> dict[str, Any] | None:
+    def evaluate(self, data: Data, images: int, workers: int, weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Loss (plain cross entropy) and accuracy of `weights` on at most `images` held-out ones; None where there
         are none.
         """
         if not min(images, len(data.held_out)):
             return None
         loss, correct, count = 0.0, 0, 0
-        self.model.eval()
+        self.judge.eval()
         for x, labels in evaluation_loader(data, images, self.settings.batch_size, self.settings.image_size, workers):
             labels = labels.to(self.world.device)
             with self._autocast():
-                logits = torch.func.functional_call(self.model, self.weights(), self.normalise(x)).float()
+                logits = torch.func.functional_call(self.judge, dict(weights), self.normalise(x)).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
             count += len(labels)
@@ -155,11 +165,11 @@ class Trainer:
         return {"images": count, "loss": mean if math.isfinite(mean) else None, "accuracy": correct / count}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Model, average and optimizer, under one prefix each."""
+        """Model, average and optimizer, whole, under one prefix each; every process must call this."""
         parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         if self.average is not None:
             parts["average"] = self.average.tensors
-        return {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
+        return {f"{part}/{name}": whole(value) for part, found in parts.items() for name, value in found.items()}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Undoes `tensors`. Raises ValueError, naming the first key or shape that differs, for those of another
@@ -181,6 +191,6 @@ class Trainer:
         with torch.no_grad():
             for part, target in targets.items():
                 for name, value in target.items():
-                    value.copy_(parts[part][name])
+                    value.copy_(like(parts[part][name], value))
         load_optimizer_tensors(self.optimizer, self.model, parts["optimizer"])
         self.steps_done = step

@@ -43,6 +43,9 @@ ISA_VARIABLE = "INCEPTION_FAST_ISA"
 # Batch norm in training, with pointers for arguments: batch_norm_op.h says of what.
 batch_norm_relu = _native.batch_norm_relu
 batch_norm_relu_backward = _native.batch_norm_relu_backward
+# What else training does natively, likewise: weight_gradient_op.h, update.h.
+conv_weight_gradient = _native.conv_weight_gradient
+rmsprop_update = _native.rmsprop_update
 
 InputArgument = tuple[int, str, tuple[int, int, int, int]]
 

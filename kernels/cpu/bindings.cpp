@@ -1,6 +1,8 @@
 // The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32 and C-contiguous.
 #include "batch_norm_op.h"
 #include "build.h"
+#include "update.h"
+#include "weight_gradient_op.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -275,6 +277,32 @@ void batch_norm_backward(const std::string &tier, const std::string &dtype, std:
   batch_norm_relu_backward(on, op, threads);
 }
 
+// maps: x and grad as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow.
+void conv_weight_gradient(const std::string &tier, const std::string &dtype, std::array<int32_t, 9> sizes,
+                          std::array<int32_t, 2> stride, std::array<int32_t, 2> padding,
+                          std::array<std::tuple<uintptr_t, int64_t>, 2> maps, uintptr_t dw, int threads) {
+  WeightGradientOp op{};
+  op.type = type_named(dtype, "map", false);
+  std::tie(op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.oh, op.ow) = std::tuple_cat(sizes);
+  op.stride_h = stride[0], op.stride_w = stride[1], op.top = padding[0], op.left = padding[1];
+  op.x = at<const void>(std::get<0>(maps[0])), op.x_pitch = std::get<1>(maps[0]);
+  op.grad = at<const void>(std::get<0>(maps[1])), op.grad_pitch = std::get<1>(maps[1]);
+  op.dw = at<float>(dw);
+  const Tier &on = tier_named(tier);
+  py::gil_scoped_release release;
+  weight_gradient(on, op, threads);
+}
+
+// Each parameter as pointers to itself, its gradient, square and momentum, and its length.
+void rmsprop_update(const std::vector<std::array<int64_t, 5>> &parameters, std::array<double, 5> rates, int threads) {
+  std::vector<RmspropPart> parts;
+  for (const auto &[p, grad, square, momentum, length] : parameters)
+    parts.push_back({at<float>(p), at<const float>(grad), at<float>(square), at<float>(momentum), length});
+  auto [lr, decay, momentum, epsilon, weight_decay] = rates;
+  py::gil_scoped_release release;
+  rmsprop(parts, {lr, decay, momentum, epsilon, weight_decay}, threads);
+}
+
 } // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -283,6 +311,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("peak", &peak);
   m.def("batch_norm_relu", &batch_norm_forward);
   m.def("batch_norm_relu_backward", &batch_norm_backward);
+  m.def("conv_weight_gradient", &conv_weight_gradient);
+  m.def("rmsprop_update", &rmsprop_update);
 
   py::class_<Plan>(m, "Plan")
       .def("run", [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,

@@ -7,6 +7,7 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "weight_gradient.h"
 #include "winograd.h"
 
 namespace inception_fast::cpu {
@@ -17,5 +18,6 @@ extern const Tier avx2_tier = {
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const WeightGradientTier avx2_weight_gradient = {Isa::rows, WIDE, Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

@@ -1,0 +1,84 @@
+"""A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
+
+Forward and the gradient of x are torch's; the weight may be float32 beside a bfloat16 x, as autocast makes it, and its
+gradient is then summed and kept in float32. What the native kernels cannot take runs in torch's operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import dispatch
+
+SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
+GRADIENT_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
+
+
+def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+
+
+def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """The gradient of `weight`, in its dtype."""
+    if weight.dtype is torch.float32 and _runs_natively(grad, x):
+        from .backends import weight_gradient
+
+        dw = weight_gradient.weight_gradient(grad, x, list(weight.shape[2:]), stride, padding)
+        return dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)
+    dw = _convolution_backward(grad, x, weight, stride, padding, 1).to(weight.dtype)
+    return torch.empty_like(weight).copy_(dw)
+
+
+def _runs_natively(grad: Tensor, x: Tensor) -> bool:
+    """Whether the native kernels run the gradient; RuntimeError where they were named and cannot."""
+    named = dispatch.current_backend()
+    if named not in (None, "cpu") or (named is None and x.device.type != "cpu"):
+        return False
+    status = dispatch.backend_status()["cpu"]
+    why = [] if status else [status.reason]  # type: ignore[union-attr]
+    if status:
+        from .backends import weight_gradient
+
+        why = weight_gradient.reasons(grad, x)
+    return not why
+
+
+def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+
+
+def gradient_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.stride, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # to be differentiated again, in torch's operations
+        needed = [part for part, needs in zip((x, weight), ctx.needs_input_grad, strict=False) if needs]
+        y = F.conv2d(x, weight.to(x.dtype), None, ctx.stride, ctx.padding)
+        grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+        return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:2]), None, None)
+    dx = dw = None
+    if ctx.needs_input_grad[0]:
+        dx = _convolution_backward(grad, x, weight, ctx.stride, ctx.padding, 0)
+    if ctx.needs_input_grad[1]:
+        dw = torch.ops.inception_fast.conv_weight_gradient(grad, x, weight, ctx.stride, ctx.padding)
+    return dx, dw, None, None
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], which: int
+) -> Tensor:
+    mask = [which == 0, which == 1, False]
+    backward = torch.ops.aten.convolution_backward
+    narrow = weight.to(x.dtype)
+    return backward(grad, x, narrow, None, stride, padding, [1, 1], False, [0, 0], 1, mask)[which]  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""The weight gradient of a convolution by the native kernels, for float32 and bfloat16 maps in channels_last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import cpu
+from .batch_norm import NATIVE, _pitch
+
+LEAST_CHANNELS = 16  # of x: with fewer, most of a vector would be padding
+
+
+def reasons(grad: Tensor, x: Tensor) -> list[str]:
+    """Why the native kernels cannot take these maps; empty when they can."""
+    found = [] if x.dtype in NATIVE else [f"dtype {x.dtype}; the CPU kernels take float32 and bfloat16"]
+    found += [] if grad.dtype is x.dtype else [f"a gradient of dtype {grad.dtype} for a map of {x.dtype}"]
+    found += [f"{name} of another layout than channels_last" for name, t in (("x", x), ("grad", grad)) if not _pitch(t)]
+    if x.shape[1] < LEAST_CHANNELS:
+        found.append(f"{x.shape[1]} channels; the kernels are for {LEAST_CHANNELS} or more")
+    return found
+
+
+def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding)."""
+    n, c, h, w = x.shape
+    _, oc, oh, ow = grad.shape
+    dw = torch.empty((oc, c, *kernel), dtype=torch.float32, memory_format=torch.channels_last)
+    cpu.conv_weight_gradient(
+        cpu.default_tier(),
+        NATIVE[x.dtype],
+        (n, h, w, c, oc, *kernel, oh, ow),
+        tuple(stride),
+        tuple(padding),
+        ((x.data_ptr(), _pitch(x)), (grad.data_ptr(), _pitch(grad))),
+        dw.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dw

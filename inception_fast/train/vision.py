@@ -1,0 +1,129 @@
+"""torchvision's data sets, from the folder that holds them: "torchvision:NAME" or "torchvision:NAME:ROOT"."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from .data import Data, DataError, split
+from .folder import _judge
+
+PREFIX = "torchvision:"
+ROOT = "data"  # torchvision's own examples keep their sets there
+HELD_OUT = ("val", "valid", "test")
+
+
+class VisionData:
+    """Rows of one or two parts of a data set, one after the other."""
+
+    natural = True
+
+    def __init__(self, name: str, classes: Sequence[str], parts: Sequence[Any], labels: list[int]) -> None:
+        self.name, self.classes, self.parts, self.labels = name, tuple(classes), list(parts), labels
+
+    def image(self, index: int) -> Image.Image:
+        at = index
+        for part in self.parts:
+            if at < len(part):
+                return _picture(self.name, index, part[at][0])
+            at -= len(part)
+        raise DataError(f"image {index} beyond the end of {self.name}")
+
+
+def load_vision(name: str, bad: str, download: bool) -> Data:
+    """The parts called train and test where the set has them, else every fifth image of a class held out."""
+    kind, _, root = name.removeprefix(PREFIX).partition(":")
+    parts = _parts(name, _class(name, kind), root or ROOT, download)
+    labels = [label for part in parts for label in _labels(name, part)]
+    names = getattr(parts[0], "classes", None)
+    classes = [str(each) for each in names] if names else [str(label) for label in range(max(labels) + 1)]
+    wrong = [i for i, label in enumerate(labels) if not 0 <= label < len(classes)]
+    problems = [f"image {i} of {name} has label {labels[i]}; allowed: 0 to {len(classes) - 1}" for i in wrong]
+    missing = sorted(set(range(len(classes))) - set(labels[: len(parts[0])]))
+    problems += [f"class {classes[label]!r} of {name} has no image to train on" for label in missing]
+    _judge(problems, bad)
+    source = VisionData(name, classes, parts, labels)
+    first, second = split(labels)
+    if len(parts) == 2:
+        first, second = list(range(len(parts[0]))), list(range(len(parts[0]), len(labels)))
+    left_out = set(wrong)
+    return Data(
+        source, [i for i in first if i not in left_out], [i for i in second if i not in left_out], tuple(problems)
+    )
+
+
+def _class(name: str, kind: str) -> Any:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise DataError(
+            f"data {name} needs torchvision ({error}); install the one that goes with your torch"
+        ) from error
+    found = getattr(datasets, kind, None)
+    if kind not in datasets.__all__ or not inspect.isclass(found):
+        raise DataError(f"data {name}: torchvision has no data set {kind!r}; allowed: {', '.join(datasets.__all__)}")
+    return found
+
+
+def _parts(name: str, kind: Any, root: str, download: bool) -> list[Any]:
+    """What to train on and, where the set has another part, what to judge on."""
+    takes = inspect.signature(kind).parameters
+    shared: dict[str, Any] = {"root": root} if "root" in takes else {}
+    if download and "download" not in takes:
+        raise DataError(f"data {name}: torchvision cannot download it; put its files into {root}")
+    shared |= {"download": download} if "download" in takes else {}
+    if "train" in takes:
+        return [_made(name, kind, shared | {"train": part}) for part in (True, False)]
+    if "split" not in takes:
+        return [_made(name, kind, shared)]
+    train = _made(name, kind, shared | {"split": "train"})
+    faults = []
+    for part in HELD_OUT:
+        try:
+            return [train, _made(name, kind, shared | {"split": part})]
+        except DataError as error:
+            faults.append(str(error))
+    raise DataError(faults[-1])
+
+
+def _made(name: str, kind: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return kind(**arguments)
+    except Exception as error:  # each set has its own ways of missing its files
+        text = " ".join(str(error).split())[:200]
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise DataError(
+            f"data {name} cannot be opened with {given} ({text or type(error).__name__}); name its folder as "
+            f"{PREFIX}NAME:ROOT, or fetch it with --download"
+        ) from error
+
+
+def _labels(name: str, part: Any) -> list[int]:
+    """From the list that most sets keep; from the images themselves where there is none."""
+    for attribute in ("targets", "labels", "_labels"):
+        found = getattr(part, attribute, None)
+        if found is not None and len(found) == len(part):
+            return [_label(name, value) for value in found]
+    return [_label(name, part[i][1]) for i in range(len(part))]
+
+
+def _label(name: str, value: Any) -> int:
+    try:
+        label = int(value)
+    except (TypeError, ValueError):
+        label = None  # type: ignore[assignment]
+    if label is None or label != value:
+        raise DataError(f"data {name} has the label {value!r}; allowed: one integer an image, a classification")
+    return label
+
+
+def _picture(name: str, index: int, found: Any) -> Image.Image:
+    if not isinstance(found, Image.Image):
+        raise DataError(f"image {index} of {name} is a {type(found).__name__}; allowed: a picture")
+    try:
+        return found.convert("RGB")
+    except OSError as error:
+        raise DataError(f"image {index} of {name} is damaged ({error})") from error

@@ -1,0 +1,43 @@
+// Plain data of a convolution's weight gradient, for the kernels of every tier. No inline code: see spec.h.
+#pragma once
+
+#include "spec.h"
+
+namespace inception_fast::cpu {
+
+// dw[oc][kh][kw][c] = sum over images and pixels (oy, ox) of
+//                     grad[n][oy][ox][oc] * x[n][oy * stride_h - top + kh][ox * stride_w - left + kw][c]
+//
+// x is [n, h, w, c], its pixels `x_pitch` elements apart, grad [n, oh, ow, oc] likewise, both of `type`; dw is float.
+struct WeightGradientOp {
+  Type type;
+  int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow;
+  int64_t x_pitch, grad_pitch;
+  const void *x, *grad;
+  float *dw;
+  int64_t depth;   // pixels of a stretch: what is multiplied between two additions to dw
+  int64_t units;   // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
+  float *rows;     // [tiles][units][tier rows], of all workers: the stretch's gradient
+  float *columns;  // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
+  int64_t *places; // [workers][depth]: where the pixel of x for a tap lies, -1 outside of the map
+};
+
+struct WeightGradientTier {
+  int rows, columns;
+  bool pairs;
+  void (*pack)(const WeightGradientOp &, int64_t first, const Worker &);
+  void (*multiply)(const WeightGradientOp &, int64_t first, const Worker &);
+};
+
+extern const WeightGradientTier generic_weight_gradient;
+#ifdef INCEPTION_FAST_X86
+extern const WeightGradientTier avx2_weight_gradient;
+extern const WeightGradientTier avx512_weight_gradient;
+extern const WeightGradientTier avx512_bf16_weight_gradient;
+#endif
+
+// All but depth, units and what follows is the caller's. Writes all of dw, in the same order of sums for any number of
+// threads.
+void weight_gradient(const Tier &tier, const WeightGradientOp &op, int threads);
+
+} // namespace inception_fast::cpu
