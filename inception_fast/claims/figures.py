@@ -271,7 +271,7 @@ def _caches(rows: Rows) -> Any:
     return figure
 
 
-def _key(style: str = "-", **look: Any) -> Any:
+def _key(style: Any = "-", **look: Any) -> Any:
     """A sample line for a legend."""
     from matplotlib.lines import Line2D
 

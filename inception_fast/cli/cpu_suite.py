@@ -24,9 +24,10 @@ Networks = Callable[[str, list[int], list[str], "Meter"], "tuple[dict[str, int],
 
 
 AGAINST = ("onnxruntime", "openvino")  # the fastest peers; the others by --against, at a minute or two a network
-SHORT = {"seconds": 0.5, "least": 9, "most": 50}  # of a pair
-ALONE = {"seconds": 0.4, "least": 3, "most": 15, "warmup": 1, "settle": 0}  # of ours at one size, without a rival
-SLOW = {"seconds": 5.0, "warmup": 1, "settle": 0}  # a call of many images is too long to notice what ran before it
+# How long to time: of a pair; of ours at one size, without a rival; of many images, too long to notice what ran before.
+SHORT: dict[str, Any] = {"seconds": 0.5, "least": 9, "most": 50}
+ALONE: dict[str, Any] = {"seconds": 0.4, "least": 3, "most": 15, "warmup": 1, "settle": 0}
+SLOW: dict[str, Any] = {"seconds": 5.0, "warmup": 1, "settle": 0}
 
 
 def plan_of(args: argparse.Namespace, batch: int, plan: Plan) -> Plan:
