@@ -34,7 +34,7 @@ def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
 
 
 def _runs_natively(grad: Tensor, x: Tensor) -> bool:
-    """Whether the native kernels run the gradient; RuntimeError where they were named and cannot."""
+    """Whether the native kernels run the gradient."""
     named = dispatch.current_backend()
     if named not in (None, "cpu") or (named is None and x.device.type != "cpu"):
         return False
@@ -44,6 +44,9 @@ def _runs_natively(grad: Tensor, x: Tensor) -> bool:
         from .backends import weight_gradient
 
         why = weight_gradient.reasons(grad, x)
+    if x.device.type != "cpu":
+        why.append(f"a map on {x.device}")
+    # A named backend that has no such gradient leaves it to torch: forward and the gradient of x are torch's anyway.
     return not why
 
 

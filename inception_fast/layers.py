@@ -1,6 +1,6 @@
-"""Trainable drop-in layers. In training, for channels_last maps, batch norm and ReLU are one native operation behind
-torch's convolution, on a GPU one with it; with frozen statistics each layer is one fused operation; else it is plain
-torch.
+"""Trainable drop-in layers. In training, for channels_last maps, the convolution is torch's, on the CPU with a native
+gradient of its weight, and batch norm and ReLU behind it are one native operation, on a GPU one with it; with frozen
+statistics each layer is one fused operation; else it is plain torch.
 
 A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
 Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
@@ -162,12 +162,11 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding)
 
 
-def _plainly_learns(conv: nn.Module) -> bool:
+def _plainly_learns(conv: nn.Conv2d) -> bool:
     return (
         torch.is_grad_enabled()
         and conv_problem(conv) is None
         and conv.bias is None
-        and isinstance(conv.weight, Tensor)
         and conv.weight.requires_grad
         and conv.weight.dtype is torch.float32
         and not has_hooks(conv)

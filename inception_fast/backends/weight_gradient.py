@@ -25,14 +25,17 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int
     """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding)."""
     n, c, h, w = x.shape
     _, oc, oh, ow = grad.shape
-    dw = torch.empty((oc, c, *kernel), dtype=torch.float32, memory_format=torch.channels_last)
+    kh, kw = kernel
+    x_pitch, grad_pitch = _pitch(x), _pitch(grad)
+    assert x_pitch is not None and grad_pitch is not None
+    dw = torch.empty((oc, c, kh, kw), dtype=torch.float32, memory_format=torch.channels_last)
     cpu.conv_weight_gradient(
         cpu.default_tier(),
         NATIVE[x.dtype],
-        (n, h, w, c, oc, *kernel, oh, ow),
-        tuple(stride),
-        tuple(padding),
-        ((x.data_ptr(), _pitch(x)), (grad.data_ptr(), _pitch(grad))),
+        (n, h, w, c, oc, kh, kw, oh, ow),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+        ((x.data_ptr(), x_pitch), (grad.data_ptr(), grad_pitch)),
         dw.data_ptr(),
         torch.get_num_threads(),
     )

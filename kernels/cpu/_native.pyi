@@ -45,6 +45,23 @@ def batch_norm_relu_backward(
     threads: int,
     /,
 ) -> None: ...
+def conv_weight_gradient(
+    tier: str,
+    dtype: str,
+    sizes: tuple[int, int, int, int, int, int, int, int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    maps: tuple[tuple[int, int], tuple[int, int]],
+    dw: int,
+    threads: int,
+    /,
+) -> None: ...
+def rmsprop_update(
+    parameters: Sequence[tuple[int, int, int, int, int]],
+    rates: tuple[float, float, float, float, float],
+    threads: int,
+    /,
+) -> None: ...
 
 class Plan:
     def run(self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /) -> None: ...
