@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
-from .batch_norm import NATIVE, _pitch
+from .batch_norm import NATIVE
+from .pitch import pixel_pitch
 
 LEAST_CHANNELS = 16  # of x: with fewer, most of a vector would be padding
 
@@ -15,7 +16,9 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
     """Why the native kernels cannot take these maps; empty when they can."""
     found = [] if x.dtype in NATIVE else [f"dtype {x.dtype}; the CPU kernels take float32 and bfloat16"]
     found += [] if grad.dtype is x.dtype else [f"a gradient of dtype {grad.dtype} for a map of {x.dtype}"]
-    found += [f"{name} of another layout than channels_last" for name, t in (("x", x), ("grad", grad)) if not _pitch(t)]
+    found += [
+        f"{name} of another layout than channels_last" for name, t in (("x", x), ("grad", grad)) if not pixel_pitch(t)
+    ]
     if x.shape[1] < LEAST_CHANNELS:
         found.append(f"{x.shape[1]} channels; the kernels are for {LEAST_CHANNELS} or more")
     return found
@@ -26,7 +29,7 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int
     n, c, h, w = x.shape
     _, oc, oh, ow = grad.shape
     kh, kw = kernel
-    x_pitch, grad_pitch = _pitch(x), _pitch(grad)
+    x_pitch, grad_pitch = pixel_pitch(x), pixel_pitch(grad)
     assert x_pitch is not None and grad_pitch is not None
     dw = torch.empty((oc, c, kh, kw), dtype=torch.float32, memory_format=torch.channels_last)
     cpu.conv_weight_gradient(
