@@ -37,7 +37,7 @@ class Row(NamedTuple):
     gpu: str
     shape: Shape
     config: str
-    split: int
+    splits: int
     seconds: float
     against: float
 
@@ -84,10 +84,10 @@ def read(file: Path) -> list[Row]:
 
 
 def _row(values: Sequence[Any]) -> Row:
-    gpu, kernel, precision, m, oc, k, taps, config, split, seconds, against = values
-    if kernel not in KERNELS or min(m, oc, k, taps, split) < 1 or min(seconds, against) <= 0:
+    gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
+    if kernel not in KERNELS or min(m, oc, k, taps, splits) < 1 or min(seconds, against) <= 0:
         raise ValueError(f"row {list(values)}; allowed: kernels {', '.join(KERNELS)}, sizes and times above 0")
-    return Row(gpu, Shape(kernel, precision, m, oc, k, taps), config, split, seconds, against)
+    return Row(gpu, Shape(kernel, precision, m, oc, k, taps), config, splits, seconds, against)
 
 
 def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,10 +96,8 @@ def _reasons(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tupl
         return (f"groups {spec.groups}; allowed: 1",)
     if len(columns) > abi.OUTPUTS:
         return (f"{len(columns)} destinations; allowed: up to {abi.OUTPUTS}",)
-    if spec.n == 0:
-        return ("an empty batch; allowed: at least one image",)
-    blank = [_blank(spec, columns)]
-    each = [library.reasons(blank, spec.dtype, config) for config in library.configs]
+    alone = [blank(spec, columns)]
+    each = [library.reasons(alone, spec.dtype, config) for config in library.configs]
     return tuple(min(each, key=len, default=["the library has no configurations"]))
 
 
@@ -107,8 +105,8 @@ def _reasons(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tupl
 def _able(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tuple[Config, ...]:
     if _reasons(library, spec, columns):
         return ()
-    blank = [_blank(spec, columns)]
-    return tuple(config for config in library.configs if not library.reasons(blank, spec.dtype, config))
+    alone = [blank(spec, columns)]
+    return tuple(config for config in library.configs if not library.reasons(alone, spec.dtype, config))
 
 
 def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -> Cut:
@@ -141,11 +139,11 @@ def _seconds(spec: ConvSpec, config: Config, splits: int) -> float:
     return waves * alone + finish
 
 
-def _blank(spec: ConvSpec, columns: tuple[int, ...]) -> abi.Conv:
-    """The convolution on dense maps at an address that every alignment divides."""
+def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1) -> abi.Conv:
+    """The convolution on dense maps at an address that every alignment divides: for questions about sizes alone."""
     outputs = [(ALIGNED, spec.oc, channels, 0) for channels in columns]
     residual = (ALIGNED, spec.oc) if spec.residual else (0, 0)
-    return _filled(spec, (ALIGNED,) * 4, spec.c, outputs, residual, 1.0, 1)
+    return _filled(replace(spec, n=max(spec.n, 1)), (ALIGNED,) * 4, spec.c, outputs, residual, 1.0, splits)
 
 
 def described(problem: Problem, splits: int) -> abi.Conv:

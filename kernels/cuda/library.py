@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -118,12 +117,9 @@ def _loaded(file: Path) -> Library | str:
         return f"{file.name} cannot be loaded: {error}; {BUILD}"
 
 
-_distrusted: dict[int, str] = {}
-_trusted: set[int] = set()
-_verdicts = threading.Lock()
+verdicts: dict[int, str] = {}  # by the device's number: why its first convolution was wrong, or nothing
 
 
 def distrusted() -> str:
     """Why a GPU of this machine is not trusted with these kernels, as `check` found; empty when it found nothing."""
-    with _verdicts:
-        return next(iter(_distrusted.values()), "")
+    return next((why for why in list(verdicts.values()) if why), "")
