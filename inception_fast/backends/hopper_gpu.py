@@ -19,7 +19,7 @@ from ..kernels import cuda
 from ..kernels.cuda import abi, check, choices, convolve
 from ..kernels.cuda.choices import Row, Shape
 from ..kernels.cuda.convolve import Cut, Packed, Problem, Target
-from ..kernels.cuda.library import Library
+from ..kernels.cuda.loader import Library
 from ..kernels.maps import Map, dense
 from ..kernels.spec import ConvSpec, PairSpec
 from . import Params, laid_out

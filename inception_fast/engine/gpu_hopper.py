@@ -21,7 +21,7 @@ from ..kernels import cuda
 from ..kernels.cuda import abi, check, choices, convolve
 from ..kernels.cuda.choices import Row
 from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
-from ..kernels.cuda.library import Library
+from ..kernels.cuda.loader import Library
 from ..kernels.maps import Map
 from ..kernels.plan import ConvStep, PairStep, Step, View
 from ..kernels.spec import ConvSpec
@@ -76,6 +76,12 @@ class Hopper:
             return "; ".join(dict.fromkeys(refused))
         cut, measured = cuts[0]  # type: ignore[misc]
         return Work(tuple((part, self._packed(part)) for part in steps), cut, measured)
+
+    def expect_work(self, left: Sequence[str], tasks: int) -> None:
+        """Raises ValueError where these kernels were named and every one of a plan's tasks is left to others."""
+        if self.always and len(left) == tasks:
+            why = "; ".join(dict.fromkeys(note for note in left if note)) or "no convolutions"
+            raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
 
     def _cut(self, step: ConvStep) -> tuple[Cut, bool] | str:
         """How to cut a convolution and whether that was measured, or why it is not for these kernels."""

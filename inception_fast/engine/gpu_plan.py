@@ -130,6 +130,8 @@ class GpuPlan:
         tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan)]
         for task in tasks:
             self._prepare(task, packs, choose)
+        if hopper is not None:
+            hopper.expect_work([task.note for task in tasks if task.hopper is None], len(tasks))
         _set_levels(tasks)
         self.tasks = _gathered(sorted(tasks, key=lambda task: task.level))
         self.positions, self.arena_bytes = self._place()

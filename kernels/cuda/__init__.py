@@ -7,6 +7,6 @@ starts CUDA. Tensors are handed over as pointers, so the library links against n
 from __future__ import annotations
 
 from . import driver as driver
-from .library import distrusted as distrusted
-from .library import library as library
-from .library import missing as missing
+from .loader import distrusted as distrusted
+from .loader import library as library
+from .loader import missing as missing

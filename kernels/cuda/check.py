@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ..maps import dense
 from ..spec import ConvSpec
-from . import convolve, library
+from . import convolve, loader
 from .convolve import Cut, Problem, Target
 from .driver import HOPPER
-from .library import Library
+from .loader import Library
 
 # Two images of 9x9, so that tiles meet every border and the next image; sums below 256 are exact in both formats.
 SPEC = ConvSpec(2, 9, 9, 64, 96, 1, 3, padding=(0, 0, 1, 1), relu=False, dtype="bfloat16")
@@ -29,15 +29,15 @@ def refusal(device: torch.device) -> str:
     if capability != HOPPER:
         return f"GPU {index} has compute capability {capability[0]}.{capability[1]}; allowed: 9.0"
     with _once:
-        if index not in library.verdicts:
-            library.verdicts[index] = _found(torch.device("cuda", index))
-        return library.verdicts[index]
+        if index not in loader.verdicts:
+            loader.verdicts[index] = _found(torch.device("cuda", index))
+        return loader.verdicts[index]
 
 
 def _found(device: torch.device) -> str:
     try:
         with torch.cuda.device(device):
-            return wrong(library.library(), device)
+            return wrong(loader.library(), device)
     except RuntimeError as error:
         return f"GPU {device.index}: the first convolution failed: {error}"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..maps import Map
 from ..spec import ConvSpec
 from . import abi
-from .library import Config, Library
+from .loader import Config, Library
 
 ALIGNED = 128  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
@@ -192,7 +192,9 @@ def workspace(sizes: Sequence[tuple[int, int]], device: torch.device) -> Workspa
     parts = max((whole - c for whole, c in sizes), default=0)
     if counters + parts == 0:
         return None
-    return Workspace(torch.zeros(counters + parts, dtype=torch.uint8, device=device), counters)
+    whole = torch.zeros(counters + parts + ALIGNED, dtype=torch.uint8, device=device)
+    start = -whole.data_ptr() % ALIGNED
+    return Workspace(whole[start : start + counters + parts], counters)
 
 
 @dataclass(frozen=True)
