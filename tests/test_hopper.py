@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader
+from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
@@ -283,6 +283,32 @@ def test_the_model_splits_where_the_machine_would_idle(here: loader.Library) -> 
     assert one.splits > 1 and many.splits == 1
     with pytest.raises(ValueError, match="c 3; allowed"):
         convolve.predicted(here, replace(small, c=3))
+
+
+def test_every_cut_is_tried_and_wrong_ones_are_not_timed(
+    here: loader.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(SPEC, oc=96, c=128, kw=1, padding=(0, 0, 0, 0))
+    x, params = draws(spec)
+    timed: list[str] = []
+    right = convolve.group
+
+    def group(name: str, kernels: Any, problems: Any, cut: Cut, **options: Any) -> Any:
+        if cut.config is here.configs[1]:
+            wrong = problems[0]._replace(packed=convolve.pack(params[0] + 1, *params[1:], HALF, "cpu"))
+            return right(name, kernels, [wrong], cut, **options)
+        return right(name, kernels, problems, cut, **options)
+
+    def timer(call: Any) -> float:
+        call()
+        timed.append(launched()[-1][1])
+        return 1.0 / len(timed)
+
+    monkeypatch.setattr(convolve, "group", group)
+    found = tune.tried(here, spec, x, *params, timer)
+    assert {cut.config for cut in found} == {here.configs[0], here.configs[2]} and len(found) == len(timed) == 2
+    with pytest.raises(RuntimeError, match="no configuration of .* runs"):
+        tune.tried(here, replace(spec, c=12), x[:, :12], params[0][:, :12], *params[1:], timer)
 
 
 SHAPE = Shape("conv", "half", 4624, 192, 1344, 7)
