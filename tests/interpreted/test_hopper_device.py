@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import check, convolve
+from inception_fast.kernels.cuda import convolve, driver
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
 from inception_fast.kernels.spec import ConvSpec
@@ -25,7 +25,7 @@ from .maps import DEVICE, empty, put, take
 def absent() -> str:
     if DEVICE.type != "cuda":
         return "no GPU: the kernels run in an emulation elsewhere"
-    return cuda.missing() or check.refusal(torch.device("cuda", torch.cuda.current_device()))
+    return cuda.missing() or driver.refusal((torch.cuda.get_device_capability(),))
 
 
 pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "runs here")
