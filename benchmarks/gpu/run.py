@@ -90,7 +90,7 @@ def run_slice(
 
 def blocked(job: Job, jobs: Sequence[Job], store: Store) -> bool:
     """Whether the job would time kernels that gave wrong numbers."""
-    if job.name.split("/")[0] not in ("layers", "network", "tune", "counters"):
+    if job.name.split("/")[0] not in ("hopper", "layers", "network", "tune", "counters"):
         return False
     tests = [store.get(other) for other in jobs if other.name.startswith(GATE)]
     return any(found is not None and found["status"] == FAILED for found in tests)
