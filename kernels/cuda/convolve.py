@@ -18,7 +18,7 @@ from ..spec import ConvSpec
 from . import abi
 from .loader import Config, Library
 
-ALIGNED = 128  # of workspaces; stands in for addresses where only shapes matter
+ALIGNED = 256  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
 SPLITS = (1, 2, 3, 4, 6, 8)
 
