@@ -72,7 +72,11 @@ def test_backend_status_names_every_backend() -> None:
     [
         ((), "13.0", "no NVIDIA driver"),
         ((__file__,), None, f"torch {torch.__version__} is built without CUDA"),
-        ((__file__,), "13.0", f"the CUDA kernels were not built: no _hopper.so beside nowhere/__init__.py; {loader.BUILD}"),
+        (
+            (__file__,),
+            "13.0",
+            f"the CUDA kernels were not built: no _hopper.so beside nowhere/__init__.py; {loader.BUILD}",
+        ),
     ],
 )
 def test_gpu_status_says_what_is_missing(

@@ -25,7 +25,7 @@ import inception_fast as fast
 import numerics
 import op_calls
 from checkout import ROOT
-from hopper_library import launched, stub, stub_file
+from hopper_library import launched, stub_file
 from inception_fast import dispatch, ops
 from inception_fast.backends import hopper_gpu, truth
 from inception_fast.cli import main
@@ -96,7 +96,8 @@ def test_the_driver_is_asked_without_cuda(tmp_path: Path, monkeypatch: pytest.Mo
         "int nvmlInit_v2(void) { return 0; }\nint nvmlShutdown(void) { return 0; }\n"
         "int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }\n"
         "int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(unsigned long)(i + 1); return 0; }\n"
-        "int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { *a = d == (void *)1 ? 8 : 9; *b = 0; return 0; }\n"
+        "int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b)\n"
+        "{ *a = d == (void *)1 ? 8 : 9; *b = 0; return 0; }\n"
     )
     file = tmp_path / "nvml.so"
     subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(file)], check=True)
@@ -273,7 +274,9 @@ def test_launches_in_turn_share_a_workspace(here: loader.Library) -> None:
 def test_refused_groups_name_the_reason(here: loader.Library) -> None:
     x, params = draws(SPEC)
     packed, y = convolve.pack(*params, HALF, "cpu"), torch.empty(2, 5, 6, 32, dtype=HALF)
-    problem = Problem(SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (Target(dense(y).channels(4, 24), True),))
+    problem = Problem(
+        SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (Target(dense(y).channels(4, 24), True),)
+    )
     with pytest.raises(ValueError, match="odd with 128x64x64 s4: output 0 is not on 16 bytes"):
         convolve.group("odd", here, [problem], Cut(here.configs[0]))
 
@@ -286,9 +289,7 @@ def test_the_model_splits_where_the_machine_would_idle(here: loader.Library) -> 
         convolve.predicted(here, replace(small, c=3))
 
 
-def test_every_cut_is_tried_and_wrong_ones_are_not_timed(
-    here: loader.Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_cut_is_tried_and_wrong_ones_are_not_timed(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(SPEC, oc=96, c=128, kw=1, padding=(0, 0, 0, 0))
     x, params = draws(spec)
     timed: list[str] = []
@@ -308,7 +309,7 @@ def test_every_cut_is_tried_and_wrong_ones_are_not_timed(
     monkeypatch.setattr(convolve, "group", group)
     found = tune.tried(here, spec, x, *params, timer)
     assert {cut.config for cut in found} == {here.configs[0], here.configs[2]} and len(found) == len(timed) == 2
-    with pytest.raises(RuntimeError, match="no configuration of .* runs"):
+    with pytest.raises(RuntimeError, match=r"no configuration of .* runs"):
         tune.tried(here, replace(spec, c=12), x[:, :12], params[0][:, :12], *params[1:], timer)
 
 
@@ -360,9 +361,7 @@ def test_a_measured_cut_is_taken_where_it_runs(here: loader.Library) -> None:
         hopper_gpu.cut_of(here, SPEC, row=wide._replace(config="1x1"))
 
 
-def test_unnamed_the_backend_is_taken_only_where_it_won(
-    here: loader.Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unnamed_the_backend_is_taken_only_where_it_won(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is cuda, triton, torch; without a measurement near by "cuda" is passed over, and named it is taken."""
     yes = dict.fromkeys(dispatch.BACKENDS, fast.Available("here"))
     monkeypatch.setattr(dispatch, "_probe", lambda: yes)

@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 BUILD_SECONDS = 60.0
 IMPORT_SECONDS = 0.3
 WAYS = ("wheel", "sdist", "editable")
-NVCC = shutil.which("nvcc") is not None  # the wheel from the sdist then has the CUDA kernels, the other builds go without
+NVCC = (
+    shutil.which("nvcc") is not None
+)  # the wheel from the sdist then has the CUDA kernels, the other builds go without
 
 NATIVE_PLAN = """
 import torch

@@ -1,4 +1,4 @@
-"""The Hopper kernels on the device: every cut of every layer beside cuDNN and Triton, and what their design stands on."""
+"""The Hopper kernels on the device: every cut of every layer beside cuDNN and Triton, and what they stand on."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def best_call(spec: ConvSpec, given: Any, cut: Cut) -> Callable[[], Any]:
 
 
 def probe_rows(build: Path) -> list[dict[str, Any]]:
-    """Shifted operands, right or wrong by the shift; the gap between dependent kernels of a graph, early starts or not."""
+    """Shifted operands, right or wrong by the shift; the gap between dependent kernels, early starts or not."""
     return [*shift_rows(compiled_probe(build)), *gap_rows()]
 
 

@@ -1,4 +1,4 @@
-"""The host side of the Hopper convolutions: packed weights, what can run, how it is cut, and launches for given maps."""
+"""The host side of the Hopper convolutions: packed weights, what can run, how it is cut, launches for given maps."""
 
 from __future__ import annotations
 

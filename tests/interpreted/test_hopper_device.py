@@ -1,4 +1,4 @@
-"""The Hopper kernels on a Hopper GPU: exact integers, the accuracy budget, grouped and split launches, overlap in a graph."""
+"""The Hopper kernels on a Hopper GPU: exact integers, the accuracy budget, groups, splits, overlap in a graph."""
 
 from __future__ import annotations
 
@@ -131,8 +131,10 @@ def test_a_chain_in_a_graph_replays(overlap: bool) -> None:
     for cut in cuts(spec):
         maps = [dense(torch.zeros(1, 17, 17, 192, dtype=torch.bfloat16, device=DEVICE)) for _ in range(2)]
         launches = [
-            convolve.group("test", kernels, [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], False),))], cut,
-                           overlap=overlap and i > 0)
+            convolve.group(
+                "test", kernels, [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], False),))], cut,
+                overlap=overlap and i > 0,
+            )
             for i in range(24)
         ]  # fmt: skip
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
