@@ -23,7 +23,7 @@ from ..kernels.cuda.choices import Row
 from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
 from ..kernels.cuda.loader import Library
 from ..kernels.maps import Map
-from ..kernels.plan import ConvStep, PairStep, Step, View
+from ..kernels.plan import Buffer, ConvStep, PairStep, Step, View
 from ..kernels.spec import ConvSpec
 
 OVERLAP_BATCH = 1  # up to here launches of a stream may overlap
@@ -65,12 +65,12 @@ class Hopper:
         """Of the packed weights."""
         return sum(packed.bytes for packed in self._packs.values())
 
-    def take(self, step: Step) -> Work | str:
+    def take(self, step: Step, buffers: Sequence[Buffer]) -> Work | str:
         """The step's work for these kernels, or why another kernel runs it."""
         if not isinstance(step, (ConvStep, PairStep)):
             return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
         steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
-        cuts = [self._cut(part) for part in steps]
+        cuts = [self._cut(part, buffers) for part in steps]
         refused = [cut for cut in cuts if isinstance(cut, str)]
         if refused:
             return "; ".join(dict.fromkeys(refused))
@@ -83,12 +83,16 @@ class Hopper:
             why = "; ".join(dict.fromkeys(note for note in left if note)) or "no convolutions"
             raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
 
-    def _cut(self, step: ConvStep) -> tuple[Cut, bool] | str:
+    def _cut(self, step: ConvStep, buffers: Sequence[Buffer]) -> tuple[Cut, bool] | str:
         """How to cut a convolution and whether that was measured, or why it is not for these kernels."""
         spec, columns = spec_of(step), tuple(o.view.channels for o in step.outputs)
         why = convolve.spec_reasons(self.kernels, spec, columns)
         views = [step.x, *(o.view for o in step.outputs), *([step.residual] if step.residual else [])]
-        why += [f"channels from {v.offset} on; allowed: multiples of 8" for v in views if v.offset % 8]
+        for view, buffer in ((view, buffers[view.buffer]) for view in views):
+            if buffer.dtype != spec.dtype:
+                why.append(f"{buffer.dtype} beside {spec.dtype}; allowed: one format")
+            if view.offset % 8 or buffer.c % 8:
+                why.append(f"channels from {view.offset} of {buffer.c}; allowed: multiples of 8")
         if why:
             return "; ".join(why)
         row = choices.nearest(hopper_gpu.shape_of(spec), self.gpu, self.rows)

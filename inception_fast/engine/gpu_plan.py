@@ -158,7 +158,7 @@ class GpuPlan:
         if not isinstance(step, (ConvStep, PairStep)):
             return
         if self.hopper is not None:
-            found = "a convolution from the caller's image" if task.entry is not None else self.hopper.take(step)
+            found = "a convolution from the caller's image" if task.entry is not None else self.hopper.take(step, self.plan.buffers)
             if isinstance(found, Work):
                 task.hopper = found
                 return

@@ -39,6 +39,7 @@ class Block(Every):
         super().__init__()
         first, second = nn.Conv2d(3, 64, 3, 2, bias=False), nn.Conv2d(64, 64, 3, 1, 1, bias=False)
         third = nn.Conv2d(64, 16, 1, bias=False)
+        self.head = nn.Linear(64, 16)
         norms = (nn.BatchNorm2d(64, eps=1e-3), nn.BatchNorm2d(64, eps=1e-3), nn.BatchNorm2d(16, eps=1e-3))
         parts = zip((first, second, third), norms, strict=True)
         self.stem = nn.Sequential(*(layer for conv, norm in parts for layer in (conv, norm, nn.ReLU())))
@@ -160,6 +161,7 @@ def test_a_session_reports_which_kernels_run_what(monkeypatch: pytest.MonkeyPatc
     assert all(note for kind, backend, note in found.values() if kind == "conv" and backend == "triton")
     assert "not on the CUDA kernels:" in str(report)
     assert "a convolution from the caller's image" in str(report)
+    assert found["head"] == ("conv", "triton", "float32 beside float16; allowed: one format"), "the result is float32"
     assert {kind for kind, backend, _ in found.values() if backend == "cuda"} == {"conv", "pair"}
 
 
