@@ -92,8 +92,8 @@ _warned_lock = threading.Lock()
 def backend_status() -> dict[str, Status]:
     """Every backend by name: Available(detail) or Unavailable(reason). Probed once; no CUDA call, no Triton import.
 
-    A GPU on which the CUDA kernels once gave wrong numbers makes "cuda" unavailable from then on. Raises ValueError when
-    INCEPTION_FAST_ISA names a tier that this machine cannot run.
+    A GPU on which the CUDA kernels once gave wrong numbers makes "cuda" unavailable from then on. Raises ValueError
+    when INCEPTION_FAST_ISA names a tier that this machine cannot run.
     """
     found, wrong = dict(_probe()), cuda.distrusted()
     return found | {"cuda": Unavailable(wrong)} if found["cuda"] and wrong else found

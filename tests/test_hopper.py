@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, tune
+from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, offline, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
@@ -25,9 +25,10 @@ import inception_fast as fast
 import numerics
 import op_calls
 from checkout import ROOT
-from hopper_library import launched, stub, stub_file
+from hopper_library import launched, stub_file
 from inception_fast import dispatch, ops
 from inception_fast.backends import hopper_gpu, truth
+from inception_fast.cli import main
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 SPEC = ConvSpec(2, 5, 6, 16, 24, 1, 3, padding=(0, 0, 1, 1), dtype="float16")
@@ -95,7 +96,8 @@ def test_the_driver_is_asked_without_cuda(tmp_path: Path, monkeypatch: pytest.Mo
         "int nvmlInit_v2(void) { return 0; }\nint nvmlShutdown(void) { return 0; }\n"
         "int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }\n"
         "int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(unsigned long)(i + 1); return 0; }\n"
-        "int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { *a = d == (void *)1 ? 8 : 9; *b = 0; return 0; }\n"
+        "int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b)\n"
+        "{ *a = d == (void *)1 ? 8 : 9; *b = 0; return 0; }\n"
     )
     file = tmp_path / "nvml.so"
     subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(file)], check=True)
@@ -272,7 +274,9 @@ def test_launches_in_turn_share_a_workspace(here: loader.Library) -> None:
 def test_refused_groups_name_the_reason(here: loader.Library) -> None:
     x, params = draws(SPEC)
     packed, y = convolve.pack(*params, HALF, "cpu"), torch.empty(2, 5, 6, 32, dtype=HALF)
-    problem = Problem(SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (Target(dense(y).channels(4, 24), True),))
+    problem = Problem(
+        SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (Target(dense(y).channels(4, 24), True),)
+    )
     with pytest.raises(ValueError, match="odd with 128x64x64 s4: output 0 is not on 16 bytes"):
         convolve.group("odd", here, [problem], Cut(here.configs[0]))
 
@@ -285,9 +289,7 @@ def test_the_model_splits_where_the_machine_would_idle(here: loader.Library) -> 
         convolve.predicted(here, replace(small, c=3))
 
 
-def test_every_cut_is_tried_and_wrong_ones_are_not_timed(
-    here: loader.Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_cut_is_tried_and_wrong_ones_are_not_timed(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(SPEC, oc=96, c=128, kw=1, padding=(0, 0, 0, 0))
     x, params = draws(spec)
     timed: list[str] = []
@@ -307,7 +309,7 @@ def test_every_cut_is_tried_and_wrong_ones_are_not_timed(
     monkeypatch.setattr(convolve, "group", group)
     found = tune.tried(here, spec, x, *params, timer)
     assert {cut.config for cut in found} == {here.configs[0], here.configs[2]} and len(found) == len(timed) == 2
-    with pytest.raises(RuntimeError, match="no configuration of .* runs"):
+    with pytest.raises(RuntimeError, match=r"no configuration of .* runs"):
         tune.tried(here, replace(spec, c=12), x[:, :12], params[0][:, :12], *params[1:], timer)
 
 
@@ -359,9 +361,7 @@ def test_a_measured_cut_is_taken_where_it_runs(here: loader.Library) -> None:
         hopper_gpu.cut_of(here, SPEC, row=wide._replace(config="1x1"))
 
 
-def test_unnamed_the_backend_is_taken_only_where_it_won(
-    here: loader.Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unnamed_the_backend_is_taken_only_where_it_won(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is cuda, triton, torch; without a measurement near by "cuda" is passed over, and named it is taken."""
     yes = dict.fromkeys(dispatch.BACKENDS, fast.Available("here"))
     monkeypatch.setattr(dispatch, "_probe", lambda: yes)
@@ -387,3 +387,42 @@ def test_unnamed_the_backend_is_taken_only_where_it_won(
         ]
     finally:
         dispatch.choose.cache_clear()
+
+
+SASS = """
+		Function : _ZN2if4convILi64ELb1EEEv5Group
+        /*0000*/   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], !UPT ;
+        /*0010*/   UTMALDG.4D.IM2COL [UR8], [UR4] ;
+		Function : plain
+        /*0000*/   STL [R1], R2 ;
+        /*0010*/   LDL R2, [R1] ;
+"""
+USAGE = """
+ Function _ZN2if4convILi64ELb1EEEv5Group:
+  REG:168 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:948
+ Function plain:
+  REG:255 STACK:16 SHARED:0 LOCAL:0
+"""
+
+
+def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "_tool", lambda name, option, file: USAGE if option == "-res-usage" else SASS)
+    good, bad = offline.kernels(Path("x.so"))
+    assert (good.kernel, good.config, good.registers, good.shared_bytes) == ("conv", "64, true", 168, 1024)
+    assert good.instructions == {"HGMMA": 1, "UTMALDG": 1} and good.complaint == ""
+    assert bad.complaint == "16 bytes of registers spill"
+    assert replace(bad, spill_bytes=0, instructions={}).complaint == "no HGMMA instruction"
+    assert "spill" in replace(good, instructions={"HGMMA": 1, "STL": 2}).complaint
+    monkeypatch.setattr(offline, "_tool", lambda *words: "")
+    with pytest.raises(RuntimeError, match=r"x\.so holds no kernels for sm_90a"):
+        offline.kernels(Path("x.so"))
+
+
+def test_the_command_says_how_to_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "FILE", tmp_path / "_hopper.so")
+    assert main(["kernels", "normalize", "--arch", "sm_90a"]) == 0
+    told = capsys.readouterr()
+    assert "the CUDA kernels were not built" in told.err and "normalize" in told.out
+    assert main(["kernels", "cuda/*"]) == 2

@@ -1,8 +1,8 @@
 """The "cuda" backend: the Hopper kernels, one operation at a time, on the current stream.
 
 Weights are packed in `prepare`, once for all batches and maps, and again only after a weight, scale or shift changed. A
-pair's intermediate is rounded to the tensor's dtype. How a shape is cut into tiles comes from what was measured, or from
-a model where nothing was; unnamed, the backend is taken only where a measurement says that it wins.
+pair's intermediate is rounded to the tensor's dtype. How a shape is cut into tiles comes from what was measured, or
+from a model where nothing was; unnamed, the backend is taken only where a measurement says that it wins.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def measured(device: torch.device) -> tuple[str, tuple[Row, ...]]:
     return name, choices.tuned(name, abi.ABI)
 
 
-def cut_of(
-    kernels: Library, spec: ConvSpec, columns: tuple[int, ...] = (), row: Row | None = None
-) -> Cut:
+def cut_of(kernels: Library, spec: ConvSpec, columns: tuple[int, ...] = (), row: Row | None = None) -> Cut:
     """As measured for a shape near it, where that configuration runs this one; else as the model predicts."""
     if row is not None:
         config = kernels.config(row.config)

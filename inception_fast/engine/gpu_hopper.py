@@ -1,9 +1,9 @@
 """The part of a GPU plan that runs on the Hopper kernels: which steps, how they are cut, and their launches.
 
-A step is given to these kernels where a measurement says that they win ("measured"), or wherever they can run ("always",
-for those who named the backend). Steps of one level that are cut alike become one launch. Launches of one stream run in
-turn, so they share a workspace; where one follows another with nothing else to wait for it may start before that one has
-ended, at the batches for which starting costs more than computing.
+A step is given to these kernels where a measurement says that they win, or wherever they can run for those who named the
+backend ("always"). Steps of one level that are cut alike become one launch. Launches of one stream run in turn, so they
+share a workspace; where one follows another with nothing else to wait for, it may start before that one has ended, at
+the batches for which starting costs more than computing.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class GpuPlan:
         _deal(self.tasks, streams)
 
     def ran_by(self, step: Step) -> tuple[str, str]:
-        """The backend that runs a step, and why the Hopper kernels do not where they were asked; both for a pair's two."""
+        """The backend that runs a step, or both of a pair's two; and why not the Hopper kernels, where they were asked."""
         parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
         tasks = [task for task in self.tasks if parts & {id(task.step), *(id(s) for s in _worked(task))}]
         names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]

@@ -1,6 +1,7 @@
 """Finds the fastest tile of every convolution of a model on the GPU that is here, and keeps it in the user's cache.
 
-On Hopper the CUDA kernels are timed beside Triton's, and which one won is kept as well. Runs only when asked; `optimize` reads the cache and never writes it.
+On Hopper the CUDA kernels are timed beside Triton's, and which one won is kept as well. Runs only when asked;
+`optimize` reads the cache and never writes it.
 """
 
 from __future__ import annotations

@@ -161,9 +161,7 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
     return counts
 
 
-def _native_steps(
-    program: Program, backend: str, ran_by: Callable[[Step], tuple[str, str]] | None
-) -> list[StepReport]:
+def _native_steps(program: Program, backend: str, ran_by: Callable[[Step], tuple[str, str]] | None) -> list[StepReport]:
     found: list[StepReport] = []
     for item in program.items:
         if isinstance(item, TorchItem):

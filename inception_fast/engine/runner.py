@@ -116,9 +116,9 @@ def optimize(
         dtype: what weights and activations are kept in, torch.float32 (None too) or torch.bfloat16. Sums, BN and the
             module's outputs are float32 either way, so the outputs' dtype is the module's.
         backend: None: the best for the device of the example. "cpu": the native kernels. "triton": one CUDA graph of
-            Triton kernels, for inputs on a GPU; float16 too. "cuda": on Hopper, the convolutions that its own kernels take
-            by these, in bfloat16 or float16; None gives them those that were measured to be faster there. "torch",
-            "reference" (float64 inside): the graph by torch.
+            Triton kernels, for inputs on a GPU; float16 too. "cuda": on Hopper, what its own kernels can run by these, in
+            bfloat16 or float16; None gives them what was measured to be faster there. "torch", "reference" (float64
+            inside): the graph by torch.
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
 
     Raises TypeError or ValueError for what cannot be served, RuntimeError where the backend cannot run here.

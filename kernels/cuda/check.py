@@ -70,4 +70,3 @@ def _run(kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, c
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return y
-

@@ -1,8 +1,8 @@
 """Which shapes run on the Hopper kernels: only those that were measured to be faster there. Shipped as data.
 
-A row of `choices.json` is one shape on one GPU: the fastest of these kernels with its seconds, and the seconds of the best
-alternative. A shape without a row near it was not measured, and nobody is given a kernel that was not measured unless he
-names it. `tuned()` adds the rows that the tuner left in the user's cache, which win where they are as near.
+A row of `choices.json` is one shape on one GPU: the fastest of these kernels with its seconds, and those of the best
+alternative. A shape without a row near it was not measured, and nobody is given a kernel that was not measured without
+naming it. `tuned()` adds the rows that the tuner left in the user's cache, which win where they are as near.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REACH = 1.0  # octaves; what is farther from every row counts as not measured
 
 
 class Shape(NamedTuple):
-    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are those of its second convolution."""
+    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's."""
 
     kernel: str
     precision: str
@@ -46,7 +46,11 @@ class Row(NamedTuple):
         mine = self.shape
         if (mine.kernel, mine.precision, mine.taps > 1) != (shape.kernel, shape.precision, shape.taps > 1):
             return math.inf
-        near = (math.log2(mine.m / max(shape.m, 1)), 2 * math.log2(mine.oc / shape.oc), 0.5 * math.log2(mine.k / shape.k))
+        near = (
+            math.log2(mine.m / max(shape.m, 1)),
+            2 * math.log2(mine.oc / shape.oc),
+            0.5 * math.log2(mine.k / shape.k),
+        )
         return math.hypot(*near)
 
 

@@ -1,4 +1,4 @@
-"""The host side of the Hopper convolutions: packed weights, what can run, how it is cut, and launches for given maps."""
+"""The host side of the Hopper convolutions: packed weights, what can run, how it is cut, launches for given maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..spec import ConvSpec
 from . import abi
 from .loader import Config, Library
 
-ALIGNED = 128  # of workspaces; stands in for addresses where only shapes matter
+ALIGNED = 256  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
 SPLITS = (1, 2, 3, 4, 6, 8)
 

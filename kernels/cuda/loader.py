@@ -71,9 +71,7 @@ class Library:
         """The launch as bytes, for the current device."""
         blob = ctypes.create_string_buffer(self.blob_bytes)
         kind = abi.TYPES[dtype]
-        self._check(
-            self._c.hopper_conv_prepare(*_group(convs), kind, config.index, workspace, 0, int(overlap), blob)
-        )
+        self._check(self._c.hopper_conv_prepare(*_group(convs), kind, config.index, workspace, 0, int(overlap), blob))
         return blob
 
     def launch(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:

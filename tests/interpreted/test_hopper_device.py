@@ -1,4 +1,4 @@
-"""The Hopper kernels on a Hopper GPU: exact integers, the accuracy budget, grouped and split launches, overlap in a graph."""
+"""The Hopper kernels on a Hopper GPU: exact integers, the accuracy budget, groups, splits, overlap in a graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import check, convolve
+from inception_fast.kernels.cuda import convolve, driver
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
 from inception_fast.kernels.spec import ConvSpec
@@ -25,7 +25,7 @@ from .maps import DEVICE, empty, put, take
 def absent() -> str:
     if DEVICE.type != "cuda":
         return "no GPU: the kernels run in an emulation elsewhere"
-    return cuda.missing() or check.refusal(torch.device("cuda", torch.cuda.current_device()))
+    return cuda.missing() or driver.refusal((torch.cuda.get_device_capability(),))
 
 
 pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "runs here")
@@ -131,8 +131,10 @@ def test_a_chain_in_a_graph_replays(overlap: bool) -> None:
     for cut in cuts(spec):
         maps = [dense(torch.zeros(1, 17, 17, 192, dtype=torch.bfloat16, device=DEVICE)) for _ in range(2)]
         launches = [
-            convolve.group("test", kernels, [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], False),))], cut,
-                           overlap=overlap and i > 0)
+            convolve.group(
+                "test", kernels, [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], False),))], cut,
+                overlap=overlap and i > 0,
+            )
             for i in range(24)
         ]  # fmt: skip
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

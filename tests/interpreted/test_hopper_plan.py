@@ -1,5 +1,5 @@
-"""Whole GPU plans that mix Triton's kernels, interpreted, with the Hopper kernels, which are plain loops behind the same
-C interface: the same numbers as the native CPU runner, in any order that the streams and their waits allow.
+"""Whole GPU plans that mix Triton's kernels, interpreted, with the Hopper kernels, which are plain loops behind the
+same C interface: the numbers of the module in float64, in any order that the streams and their waits allow.
 """
 
 from __future__ import annotations
