@@ -44,6 +44,7 @@ PYTEST = [
     "no:cacheprovider",
 ]
 SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py")
+HOPPER_TESTS = "hopper_device"
 
 Result = dict[str, Any]
 
@@ -77,7 +78,8 @@ def build() -> Result:
         if result["status"] != OK:
             return result
     link_package(PACKAGE / "inception_fast")
-    return {"status": OK}
+    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
+    return {"status": OK, "note": "with the CUDA kernels" if built else "without the CUDA kernels: no nvcc"}
 
 
 def link_package(package: Path) -> None:
@@ -114,14 +116,45 @@ def machine() -> Result:
 
 def exact(name: str) -> Result:
     """The tests that the interpreter runs elsewhere, compiled and on the device."""
+    why = no_hopper() if name == HOPPER_TESTS else ""
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
     return ran([*PYTEST, f"tests/interpreted/test_{name}.py"])
 
 
 def sanitizer(tool: str) -> Result:
     """The same tests under one of compute-sanitizer's tools, each allocation on its own."""
-    files = [f"tests/interpreted/{name}" for name in SANITIZED]
+    names = (*SANITIZED, *(() if no_hopper() else (f"test_{HOPPER_TESTS}.py",)))
+    files = [f"tests/interpreted/{name}" for name in names]
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *files]
     return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def no_hopper() -> str:
+    """Why the CUDA kernels cannot run here, by what is built and what the driver says; empty when they can."""
+    from inception_fast.kernels import cuda
+
+    return cuda.missing() or cuda.driver.refusal(cuda.driver.capabilities())
+
+
+def hopper(batch: str, dtype: str) -> Result:
+    """Every cut of every layer beside cuDNN and Triton."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from hopper import layer_rows
+
+    return {"status": OK, "rows": layer_rows(int(batch), dtype)}
+
+
+def probe(name: str) -> Result:
+    """What the design of the CUDA kernels stands on."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from hopper import probe_rows
+
+    return {"status": OK, "rows": list(probe_rows(ROOT / "build" / "gpu" / name))}
 
 
 def layers(batch: str, dtype: str) -> Result:
@@ -175,7 +208,7 @@ def once(pair: str, form: str) -> Result:
 
 
 WORK: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (build, machine, exact, sanitizer, layers, network, tune, counters, once)
+    f.__name__: f for f in (build, machine, exact, sanitizer, hopper, probe, layers, network, tune, counters, once)
 }
 
 

@@ -39,6 +39,7 @@ from ..kernels.triton import convolve, launch
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
+from .gpu_hopper import Hopper, Work, overlapping, tensor_bytes
 from .memory import Lifetime, place
 from .segment import views, writes
 
@@ -108,39 +109,60 @@ class Task:
     stream: int = 0
     waits: tuple[int, ...] = ()
     part: int = -1  # its workspace's place in the arena
+    hopper: Work | None = None
+    note: str = ""  # why the Hopper kernels do not run it, where they were asked
 
     @property
     def name(self) -> str:
-        return self.step.name
+        return self.step.name if self.hopper is None else self.hopper.name
 
 
 class GpuPlan:
     """A plan ready to be launched on `device` any number of times, on any memory of the sizes it states."""
 
-    def __init__(self, plan: Plan, packs: Packs, choose: Choose, *, streams: int = STREAMS, tf32: bool = False) -> None:
-        self.plan, self.device, self.tf32 = plan, packs.device, tf32
+    def __init__(
+        self, plan: Plan, packs: Packs, choose: Choose, *, streams: int = STREAMS, tf32: bool = False,
+        hopper: Hopper | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.device, self.tf32, self.hopper = plan, packs.device, tf32, hopper
         if any(b.kind == "input" for b in plan.buffers):
             raise ValueError("a plan with input buffers; allowed: one whose inputs enter through import steps")
         tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan)]
         for task in tasks:
             self._prepare(task, packs, choose)
+        if hopper is not None:
+            hopper.expect_work([task.note for task in tasks if task.hopper is None], len(tasks))
         _set_levels(tasks)
-        self.tasks = sorted(tasks, key=lambda task: task.level)
+        self.tasks = _gathered(sorted(tasks, key=lambda task: task.level))
         self.positions, self.arena_bytes = self._place()
         self._order()
         _deal(self.tasks, streams)
+
+    def ran_by(self, step: Step) -> tuple[str, str]:
+        """The backend that runs a step, or both of a pair's two; and why not the Hopper kernels, where they were asked."""
+        parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
+        tasks = [task for task in self.tasks if parts & {id(task.step), *(id(s) for s in _worked(task))}]
+        names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]
+        return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
     def launches(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> list[list[Launch]]:
         """Each task's launches, in order. inputs [n, c, h, w] of any strides; outputs [n, h, w, c], dense, of their
         buffers' dtypes; arena [>= arena_bytes] uint8, aligned to 64 bytes.
         """
         memory = _Memory(self, inputs, outputs, arena)
+        self.workspace_bytes = tensor_bytes(memory.workspaces)
         return [memory.launches(task) for task in self.tasks]
 
     def _prepare(self, task: Task, packs: Packs, choose: Choose) -> None:
         step = task.step
         if not isinstance(step, (ConvStep, PairStep)):
             return
+        if self.hopper is not None:
+            found = "a convolution from the caller's image" if task.entry is not None else self.hopper.take(step)
+            if isinstance(found, Work):
+                task.hopper = found
+                return
+            task.note = found
         first = step.first if isinstance(step, PairStep) else step
         task.packed = packs.get(step, DTYPES[first.spec.dtype])
         columns = sum(group.channels for group in task.packed.groups)
@@ -245,6 +267,20 @@ def _set_levels(tasks: Sequence[Task]) -> None:
         task.level = 1 + max((earlier.level for earlier in tasks[:j] if _conflict(earlier, task)), default=-1)
 
 
+def _gathered(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with those of one level that can be one launch as one; tasks of a level do not depend on each other."""
+    found: list[Task] = []
+    for task in tasks:
+        work = task.hopper
+        mine = [t for t in found if work and t.hopper and t.level == task.level and t.hopper.fits(work)]
+        if mine and work and mine[0].hopper:
+            mine[0].hopper = mine[0].hopper.joined(work)
+            mine[0].spans = list(dict.fromkeys(mine[0].spans + task.spans))
+        else:
+            found.append(task)
+    return found
+
+
 def _deal(tasks: Sequence[Task], streams: int) -> None:
     """Gives each task a stream: that of the last task it needs where nothing followed there, else the idlest."""
     last = [-1] * streams
@@ -254,6 +290,10 @@ def _deal(tasks: Sequence[Task], streams: int) -> None:
         newest = {tasks[i].stream: i for i in task.needs}
         task.waits = tuple(sorted(i for stream, i in newest.items() if stream != task.stream))
         last[task.stream] = j
+
+
+def _worked(task: Task) -> list[ConvStep]:
+    return [] if task.hopper is None else [step for step, _ in task.hopper.parts]
 
 
 def _part_bytes(task: Task) -> int:
@@ -275,6 +315,9 @@ class _Memory:
             )
         self.plan, self.inputs, self.arena = plan, inputs, arena
         self.flat = [y.reshape(-1) for y in outputs]
+        mine = [(task.stream, task.hopper) for task in plan.tasks if task.hopper is not None]
+        self.workspaces = plan.hopper.workspaces(mine) if plan.hopper is not None else {}
+        self.early = {id(plan.tasks[j]) for j in overlapping(plan.tasks)}
 
     def map(self, view: View) -> Map:
         b: Buffer = self.plan.plan.buffers[view.buffer]
@@ -287,6 +330,9 @@ class _Memory:
 
     def launches(self, task: Task) -> list[Launch]:
         step = task.step
+        if task.hopper is not None and self.plan.hopper is not None:
+            place = self.workspaces[task.stream]
+            return [self.plan.hopper.launch(task.hopper, self.map, place, id(task) in self.early)]
         if isinstance(step, (ConvStep, PairStep)):
             return self._conv(task)
         if isinstance(step, ImportStep):

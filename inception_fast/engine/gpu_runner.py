@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.plan import ALIGNMENT, Buffer
+from ..kernels.plan import ALIGNMENT, Buffer, Step
 from ..kernels.triton.launch import Launch
 from . import graph as ir
+from .gpu_hopper import Hopper
 from .gpu_plan import DTYPES, Choose, GpuPlan, Packs, Task
 from .plan import Program, Tap, TorchItem
 from .segment import NativeItem
@@ -29,10 +30,12 @@ class GpuCompiled:
     Raises ValueError for a program that is not one native plan from inputs to outputs: nothing leaves the GPU half way.
     """
 
-    def __init__(self, program: Program, packs: Packs, choose: Choose, *, tf32: bool = False) -> None:
+    def __init__(
+        self, program: Program, packs: Packs, choose: Choose, *, tf32: bool = False, hopper: Hopper | None = None
+    ) -> None:
         self.program, self.device = program, packs.device
         self.item = _only_plan(program)
-        self.plan = GpuPlan(self.item.plan, packs, choose, tf32=tf32)
+        self.plan = GpuPlan(self.item.plan, packs, choose, tf32=tf32, hopper=hopper)
         self.inputs = [_index(source) for source in self.item.sources]
         buffers = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
         self.buffers: list[Buffer] = buffers
@@ -46,7 +49,11 @@ class GpuCompiled:
     @property
     def packed_bytes(self) -> int:
         """Of the weights, which the programs of a session share."""
-        return self._packs.bytes
+        return self._packs.bytes + (0 if self.plan.hopper is None else self.plan.hopper.bytes)
+
+    def ran_by(self, step: Step) -> tuple[str, str]:
+        """The backend of a step, and why it is not another where that was asked."""
+        return self.plan.ran_by(step)
 
     @property
     def held_bytes(self) -> int:
@@ -123,6 +130,7 @@ class _Static:
         self.maps = compiled.item.plan.inputs
         used = [self.outputs[o] for o in compiled.item.outputs]
         self.launches: list[list[Launch]] = plan.launches(self.inputs, used, self.arena)
+        self.bytes += plan.workspace_bytes
 
     def take(self, given: Sequence[Tensor]) -> None:
         for mine, x, shape in zip(self.inputs, given, self.maps, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -42,7 +42,10 @@ class NodeReport:
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part."""
+    """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part.
+
+    `note`: why a step of a GPU plan does not run on the CUDA kernels, where they were to be had.
+    """
 
     name: str
     kind: str
@@ -51,6 +54,7 @@ class StepReport:
     flops: int
     nodes: tuple[str, ...]
     reason: str
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,10 @@ class Report:
         if absent:
             lines += ["", "captured nodes without a step:"]
             lines += _table(["node", "operator", "why"], [[n.name, n.op, n.reason] for n in absent])
+        notes = [[s.name, s.kind, s.note] for s in self.steps if s.note]
+        if notes:
+            lines += ["", "not on the CUDA kernels:"]
+            lines += _table(["step", "kind", "why"], notes)
         if self.fallbacks:
             lines += ["", "through torch:"]
             lines += _table(["step", "kind", "why"], [[s.name, s.kind, s.reason] for s in self.fallbacks])
@@ -123,7 +131,7 @@ def make_report(
     steps = (
         _torch_steps(graph, backend)
         if isinstance(executable, Interpreted)
-        else _native_steps(executable.program, backend)
+        else _native_steps(executable.program, backend, getattr(executable, "ran_by", None))
     )
     inputs = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
     nodes = tuple(_node(name, graph, steps) for name in graph.captured)
@@ -153,7 +161,7 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
     return counts
 
 
-def _native_steps(program: Program, backend: str) -> list[StepReport]:
+def _native_steps(program: Program, backend: str, ran_by: Callable[[Step], tuple[str, str]] | None) -> list[StepReport]:
     found: list[StepReport] = []
     for item in program.items:
         if isinstance(item, TorchItem):
@@ -162,9 +170,9 @@ def _native_steps(program: Program, backend: str) -> list[StepReport]:
         for step, node in zip(item.plan.steps, item.nodes, strict=True):
             shape = _shape(step, item.plan.buffers)
             kind = type(step).__name__.removesuffix("Step").lower()
-            found.append(
-                StepReport(step.name, kind, backend, shape, _flops(step, shape), node.sources if node else (), "")
-            )
+            name, note = ran_by(step) if ran_by else (backend, "")
+            sources = node.sources if node else ()
+            found.append(StepReport(step.name, kind, name, shape, _flops(step, shape), sources, "", note))
     return found
 
 

@@ -58,6 +58,9 @@ template <int COUNT> __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
+// A value that is the same in all lanes of the warp, in a form in which the compiler knows it.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 [[noreturn]] __device__ __forceinline__ void fail() {
   asm volatile("trap;");
   __builtin_unreachable();
@@ -307,6 +310,9 @@ __device__ __forceinline__ void store_shared_16(uint32_t address, uint4 value) {
 __device__ __forceinline__ uint4 load_global_16(const void *from) { return *static_cast<const uint4 *>(from); }
 
 __device__ __forceinline__ void store_global_16(void *to, uint4 value) { *static_cast<uint4 *>(to) = value; }
+
+// Past the level 1 cache: what other multiprocessors wrote before a counter_add is seen after a fence_device.
+__device__ __forceinline__ float4 load_device_16(const float4 *from) { return __ldcg(from); }
 
 // Adds 1 and returns the value before. What the block's threads wrote before a barrier and this is seen by whoever
 // reads the new value here, in the order of one thread: release and acquire at the scope of the device.

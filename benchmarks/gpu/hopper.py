@@ -1,0 +1,142 @@
+"""The Hopper kernels on the device: every cut of every layer beside cuDNN and Triton, and what they stand on."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from catalogue import LAYERS
+from inception_fast.kernels import cuda
+from inception_fast.kernels.cuda import choices, convolve, tune
+from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
+from inception_fast.kernels.maps import dense
+from inception_fast.kernels.spec import ConvSpec
+from measure import DEVICE, draw, error_of, layer_calls, layer_spec
+from timing import device_seconds, host_seconds, summary
+
+from inception_fast.backends import hopper_gpu
+from inception_fast.measure.compare import BUDGET
+
+HERE = Path(__file__).resolve().parent
+TRIED, CHAIN = 5, 64
+
+
+def layer_rows(n: int, dtype: str) -> list[dict[str, Any]]:
+    """Every layer that the kernels take: cuDNN, Triton, and each cut; the best one as a row of the shipped data."""
+    torch.backends.cudnn.benchmark = True
+    kernels, rows = cuda.library(), []
+    gpu = torch.cuda.get_device_name()
+    for name in LAYERS:
+        spec = layer_spec(name, n, dtype)
+        head = {"layer": name, "batch": n, "dtype": dtype}
+        why = hopper_gpu.spec_reasons(kernels, spec)
+        if why:
+            rows.append({**head, "runtime": "cuda", "status": "unavailable", "note": "; ".join(why)})
+            continue
+        calls, wanted = layer_calls(spec)
+        given = draw(spec)
+        found = tune.tried(kernels, spec, *given, lambda call: median(call, TRIED))
+        best = min(found, key=found.__getitem__)
+        calls = {"triton": calls["ours"], "cudnn": calls["eager"], "cuda": best_call(spec, given, best)}
+        errors = {runtime: error_of(call(), wanted) for runtime, call in calls.items()}
+        times = {runtime: summary(seconds) for runtime, seconds in device_seconds(calls).items()}
+        for runtime, figures in times.items():
+            status = "ok" if errors[runtime] <= 2 * BUDGET[dtype] else "wrong"
+            row = {**head, "runtime": runtime, "status": status, "rel_error": errors[runtime], **figures}
+            rows.append({**row, "tflops": spec.flops() / figures["median_ms"] / 1e9})
+        for cut, seconds in found.items():
+            config = {"config": cut.config.name, "splits": cut.splits}
+            rows.append({**head, "runtime": "cuda", **config, "median_ms": seconds * 1e3, "rounds": TRIED})
+        seconds, against = times["cuda"]["median_ms"] / 1e3, times["triton"]["median_ms"] / 1e3
+        won = choices.Row(gpu, hopper_gpu.shape_of(spec), best.config.name, best.splits, seconds, against)
+        rows.append({**head, "runtime": "cuda", "choice": [won.gpu, *won.shape, *won[2:]]})
+    return rows
+
+
+def median(call: Callable[[], Any], rounds: int) -> float:
+    return summary(device_seconds({"it": call}, rounds)["it"])["median_ms"] / 1e3
+
+
+def best_call(spec: ConvSpec, given: Any, cut: Cut) -> Callable[[], Any]:
+    """A prepared launch and its result, logically NCHW."""
+    x, weight, scale, shift = given
+    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=DEVICE)
+    packed = convolve.pack(weight, scale, shift, x.dtype, DEVICE)
+    problem = Problem(spec, hopper_gpu.nhwc(x), packed, (Target(dense(y), spec.relu),))
+    launch = convolve.group("layer", cuda.library(), [problem], cut)
+
+    def call() -> Any:
+        launch.run()
+        return y.permute(0, 3, 1, 2)
+
+    return call
+
+
+def probe_rows(build: Path) -> list[dict[str, Any]]:
+    """Shifted operands, right or wrong by the shift; the gap between dependent kernels, early starts or not."""
+    return [*shift_rows(compiled_probe(build)), *gap_rows()]
+
+
+def compiled_probe(build: Path) -> Callable[..., int]:
+    build.mkdir(parents=True, exist_ok=True)
+    command = ["nvcc", "-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC"]
+    target = build / "probe.so"
+    include = HERE.parents[1] / "kernels" / "cuda"
+    subprocess.run(
+        [*command, "-cudart", "static", f"-I{include}", str(HERE / "probe.cu"), "-o", str(target)], check=True
+    )
+    return ctypes.CDLL(str(target)).probe_shift
+
+
+def shift_rows(probe: Callable[..., int], device: torch.device = DEVICE, make: Any = None) -> Iterator[dict[str, Any]]:
+    """`make` copies a tensor to where the probe may read it."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-4, 5, (64, 64), generator=generator).bfloat16() for _ in range(2))
+    make = make or (lambda tensor: tensor.to(device))
+    left, right, d = make(a), make(b), make(torch.zeros(64, 8))
+    for swizzled in (False, True):
+        for shift in range(0, 57):
+            code = probe(*(ctypes.c_void_p(t.data_ptr()) for t in (left, right, d)), shift, int(swizzled))
+            wanted = a[:, 16:32].float() @ b[shift : shift + 8, 16:32].float().T
+            right_here = code == 0 and torch.equal(d.cpu(), wanted)
+            row = {"probe": "shifted rows", "swizzle": 128 if swizzled else 0, "shift": shift}
+            yield row | {"status": "ok" if right_here else "wrong", "code": code}
+
+
+def gap_rows() -> Iterator[dict[str, Any]]:
+    """Microseconds a kernel in a graph of dependent small convolutions, at 17x17 and at 8x8."""
+    for size, c in ((17, 192), (8, 384)):
+        spec = ConvSpec(1, size, size, c, c, 1, 1, dtype="bfloat16")
+        for cut in (Cut(config) for config in convolve.able(cuda.library(), spec)):
+            graphs = {f"overlap {overlap}": chain(spec, cut, overlap).replay for overlap in (False, True)}
+            for name, seconds in host_seconds(graphs).items():
+                figures = summary(seconds)
+                row = {"probe": "gap", "map": size, "config": cut.config.name, "form": name, **figures}
+                yield {**row, "us_per_kernel": figures["median_ms"] * 1e3 / CHAIN}
+
+
+def chain(spec: ConvSpec, cut: Cut, overlap: bool) -> torch.cuda.CUDAGraph:
+    """A graph of `CHAIN` convolutions, each reading what the one ahead wrote."""
+    _, weight, scale, shift = draw(spec)
+    packed = convolve.pack(weight, scale, shift, torch.bfloat16, DEVICE)
+    size = (1, spec.h, spec.w, spec.c)
+    maps = [dense(torch.zeros(size, dtype=torch.bfloat16, device=DEVICE)) for _ in range(2)]
+    launches = [
+        convolve.group(
+            "chain", cuda.library(), [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], True),))], cut,
+            overlap=overlap and i > 0,
+        )
+        for i in range(CHAIN)
+    ]  # fmt: skip
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for launch in launches:
+            launch.run()
+    # The graph's launches point into these.
+    graph.kept = launches  # type: ignore[attr-defined]
+    return graph

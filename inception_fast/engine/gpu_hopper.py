@@ -1,0 +1,173 @@
+"""The part of a GPU plan that runs on the Hopper kernels: which steps, how they are cut, and their launches.
+
+A step is given to these kernels where a measurement says that they win, or wherever they can run for those who named the
+backend ("always"). Steps of one level that are cut alike become one launch. Launches of one stream run in turn, so they
+share a workspace; where one follows another with nothing else to wait for, it may start before that one has ended, at
+the batches for which starting costs more than computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from .. import dispatch
+from ..backends import hopper_gpu
+from ..kernels import cuda
+from ..kernels.cuda import abi, check, choices, convolve
+from ..kernels.cuda.choices import Row
+from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
+from ..kernels.cuda.loader import Library
+from ..kernels.maps import Map
+from ..kernels.plan import ConvStep, PairStep, Step, View
+from ..kernels.spec import ConvSpec
+
+OVERLAP_BATCH = 1  # up to here launches of a stream may overlap
+Place = Callable[[View], Map]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Convolutions of one launch. `cut` says how they are cut, `measured` whether that was measured."""
+
+    parts: tuple[tuple[ConvStep, Packed], ...]
+    cut: Cut
+    measured: bool
+
+    @property
+    def name(self) -> str:
+        return " + ".join(step.name for step, _ in self.parts)
+
+    def joined(self, other: Work) -> Work:
+        return Work(self.parts + other.parts, self.cut, self.measured and other.measured)
+
+    def fits(self, other: Work) -> bool:
+        """Whether both can be one launch: cut alike, of one dtype, few enough."""
+        same = self.cut == other.cut and self.parts[0][0].spec.dtype == other.parts[0][0].spec.dtype
+        return same and len(self.parts) + len(other.parts) <= abi.GROUP
+
+
+class Hopper:
+    """What the plans of one module on one device share: the library, the measurements, the packed weights."""
+
+    def __init__(
+        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = ()
+    ) -> None:
+        self.kernels, self.device, self.always, self.gpu, self.rows = kernels, device, always, gpu, tuple(rows)
+        self._packs: dict[tuple[Any, ...], Packed] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the packed weights."""
+        return sum(packed.bytes for packed in self._packs.values())
+
+    def take(self, step: Step) -> Work | str:
+        """The step's work for these kernels, or why another kernel runs it."""
+        if not isinstance(step, (ConvStep, PairStep)):
+            return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
+        steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
+        cuts = [self._cut(part) for part in steps]
+        refused = [cut for cut in cuts if isinstance(cut, str)]
+        if refused:
+            return "; ".join(dict.fromkeys(refused))
+        cut, measured = cuts[0]  # type: ignore[misc]
+        return Work(tuple((part, self._packed(part)) for part in steps), cut, measured)
+
+    def expect_work(self, left: Sequence[str], tasks: int) -> None:
+        """Raises ValueError where these kernels were named and every one of a plan's tasks is left to others."""
+        if self.always and len(left) == tasks:
+            why = "; ".join(dict.fromkeys(note for note in left if note)) or "no convolutions"
+            raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
+
+    def _cut(self, step: ConvStep) -> tuple[Cut, bool] | str:
+        """How to cut a convolution and whether that was measured, or why it is not for these kernels."""
+        spec, columns = spec_of(step), tuple(o.view.channels for o in step.outputs)
+        why = convolve.spec_reasons(self.kernels, spec, columns)
+        views = [step.x, *(o.view for o in step.outputs), *([step.residual] if step.residual else [])]
+        why += [f"channels from {v.offset} on; allowed: multiples of 8" for v in views if v.offset % 8]
+        if why:
+            return "; ".join(why)
+        row = choices.nearest(hopper_gpu.shape_of(spec), self.gpu, self.rows)
+        if not self.always and row is None:
+            return "not measured"
+        if not self.always and row is not None and row.seconds >= row.against:
+            return f"measured slower: {row.seconds * 1e6:.1f} us, {row.against * 1e6:.1f} by Triton"
+        return hopper_gpu.cut_of(self.kernels, spec, columns, row), row is not None
+
+    def _packed(self, step: ConvStep) -> Packed:
+        arrays = (step.weight, step.scale, step.shift)
+        key = (step.spec.dtype, *((a.shape, blake2b(a.tobytes()).digest()) for a in arrays))
+        if key not in self._packs:
+            dtype = torch.bfloat16 if step.spec.dtype == "bfloat16" else torch.float16
+            self._packs[key] = convolve.pack(*arrays, dtype, self.device)
+        return self._packs[key]
+
+    def sizes(self, work: Work) -> tuple[int, int]:
+        """Bytes of workspace, and how many of them are counters."""
+        convs = [convolve.blank(spec_of(step), _columns(step), work.cut.splits) for step, _ in work.parts]
+        return self.kernels.workspace_bytes(convs, work.cut.config)
+
+    def workspaces(self, streams: Sequence[tuple[int, Work]]) -> dict[int, Workspace | None]:
+        """One for each stream that runs such work."""
+        sizes: dict[int, list[tuple[int, int]]] = {}
+        for stream, work in streams:
+            sizes.setdefault(stream, []).append(self.sizes(work))
+        return {stream: convolve.workspace(needed, self.device) for stream, needed in sizes.items()}
+
+    def launch(self, work: Work, place: Place, workspace: Workspace | None, overlap: bool) -> Launch:
+        """The work as one launch on the maps that `place` finds."""
+        problems = [
+            Problem(
+                spec_of(step), place(step.x), packed, tuple(Target(place(o.view), o.relu) for o in step.outputs),
+                None if step.residual is None else place(step.residual), step.residual_scale,
+            )
+            for step, packed in work.parts
+        ]  # fmt: skip
+        alone = overlap and max(problem.spec.n for problem in problems) <= OVERLAP_BATCH
+        return convolve.group(work.name, self.kernels, problems, work.cut, place=workspace, overlap=alone)
+
+
+def spec_of(step: ConvStep) -> ConvSpec:
+    """The step's spec; whether it has a residual is the step's to say."""
+    return replace(step.spec, residual=step.residual is not None)
+
+
+def _columns(step: ConvStep) -> tuple[int, ...]:
+    return tuple(o.view.channels for o in step.outputs)
+
+
+def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | None:
+    """The Hopper kernels for a session: None for one that named another backend or runs in float32, or where they are
+    not to be had. Raises RuntimeError where they were named and the device refuses them.
+    """
+    wanted = backend == "cuda" or not named
+    if not wanted or dtype not in abi.TYPES or (backend != "cuda" and not dispatch.backend_status()["cuda"]):
+        return None
+    gpu, rows = hopper_gpu.measured(device)
+    if backend != "cuda" and not rows:
+        return None
+    refused = check.refusal(device) if device.type == "cuda" else ""
+    if refused and backend == "cuda":
+        raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
+    return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
+
+
+def tensor_bytes(workspaces: dict[int, Workspace | None]) -> int:
+    return sum(w.data.numel() for w in workspaces.values() if w is not None)
+
+
+def overlapping(tasks: Sequence[Any]) -> set[int]:
+    """Places of the tasks that may start before the one ahead of them in their stream has ended: both are launches of
+    these kernels, which wait for what is ahead before they touch memory, and there is nothing else to wait for.
+    """
+    found, ahead = set(), dict[int, Any]()
+    for j, task in enumerate(tasks):
+        before = ahead.get(task.stream)
+        if before is not None and before.hopper is not None and task.hopper is not None and not task.waits:
+            found.add(j)
+        ahead[task.stream] = task
+    return found

@@ -1,0 +1,172 @@
+"""Whole GPU plans that mix Triton's kernels, interpreted, with the Hopper kernels, which are plain loops behind the
+same C interface: the numbers of the module in float64, in any order that the streams and their waits allow.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from inception_fast.kernels.cuda import loader
+from inception_fast.kernels.cuda.choices import Row, Shape
+from torch import Tensor, nn
+
+import engine_nets
+import numerics
+from hopper_library import launched, stub, stub_file
+from inception_fast.backends import hopper_gpu
+from inception_fast.backends.triton_gpu import spec_reasons
+from inception_fast.engine import gpu_hopper, optimize
+from inception_fast.engine.gpu_hopper import Hopper
+from inception_fast.engine.gpu_plan import GpuPlan, Packs
+from inception_fast.engine.gpu_runner import GpuCompiled
+from inception_fast.engine.plan import lower
+from inception_fast.engine.report import make_report
+from inception_fast.engine.session import Session
+
+from .maps import DEVICE
+from .test_gpu_plan import Block as Every
+from .test_gpu_plan import big
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="the stub's pointers are host memory")
+
+
+class Block(Every):
+    """Every kind of step, behind convolutions in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(3, 64, 3, 2, bias=False), nn.Conv2d(64, 64, 3, 1, 1, bias=False)
+        third = nn.Conv2d(64, 16, 1, bias=False)
+        norms = (nn.BatchNorm2d(64, eps=1e-3), nn.BatchNorm2d(64, eps=1e-3), nn.BatchNorm2d(16, eps=1e-3))
+        parts = zip((first, second, third), norms, strict=True)
+        self.stem = nn.Sequential(*(layer for conv, norm in parts for layer in (conv, norm, nn.ReLU())))
+
+
+def compiled(n: int, hopper: Hopper | None = None) -> tuple[Tensor, GpuCompiled, Tensor]:
+    """The block with every kind of step in float16, on both kinds of kernels, and what float64 gives."""
+    module = engine_nets.randomised(Block()).eval()
+    x = numerics.random(n, 3, 23, 21)
+    native = optimize(module, x)
+    captured = next(iter(native._session._captured.values()))
+    program = lower(captured.graph, [x], spec_reasons, "float16")
+    # The second convolution of the stem: long enough to be split, by a measurement that says so.
+    split = Row("", Shape("conv", "half", n * 110, 64, 576, 9), stub().configs[0].name, 2, 1e-6, 2e-6)
+    hopper = hopper or Hopper(stub(), DEVICE, always=True, rows=[split])
+    return x, GpuCompiled(program, Packs(DEVICE), big, hopper=hopper), engine_nets.eager(module, x)
+
+
+@pytest.mark.parametrize("n", (1, 3))
+def test_a_mixed_plan_equals_the_module(n: int) -> None:
+    x, executable, wanted = compiled(n)
+    launched()
+    first, second = executable.run([x])[0], executable.run([x])[0]
+    assert torch.equal(first, second)
+    assert numerics.rel_l2(first, wanted) <= 10 * numerics.FP16_REL_L2
+    rows = launched()
+    work = [task.hopper for task in executable.plan.tasks if task.hopper]
+    assert len(rows) == 2 * len(work) and {task.hopper is None for task in executable.plan.tasks} == {True, False}
+    assert max(count for count, *_ in rows) > 1, "no level was grouped"
+    assert max(splits for *_, splits in rows) > 1 and executable.held_bytes > executable.plan.arena_bytes
+    assert any(overlap for _, _, overlap, _ in rows) == (n == 1)
+
+
+def test_any_order_that_streams_allow_gives_the_same_bits() -> None:
+    x, executable, _ = compiled(1)
+    plan = executable.plan
+
+    def run(order: list[int]) -> Tensor:
+        arena = torch.full((plan.arena_bytes + 64,), 255, dtype=torch.uint8)
+        outputs = [torch.empty(b.n, b.h, b.w, b.c, dtype=getattr(torch, b.dtype)) for b in plan.plan.outputs]
+        launches = plan.launches([x], outputs, arena[-arena.data_ptr() % 64 :])
+        for j in order:
+            for one in launches[j]:
+                one.run()
+        return outputs[0]
+
+    first = run(list(range(len(plan.tasks))))
+    for seed in range(2):
+        generator, done, order = random.Random(seed), set[int](), list[int]()
+        while len(done) < len(plan.tasks):
+            ready = [
+                j
+                for j, task in enumerate(plan.tasks)
+                if j not in done
+                and set(task.waits) <= done
+                and all(i in done for i in range(j) if plan.tasks[i].stream == task.stream)
+            ]
+            order.append(generator.choice(ready))
+            done.add(order[-1])
+        assert torch.isfinite(first).all() and torch.equal(run(order), first)
+
+
+def test_a_launch_starts_early_only_behind_its_like_with_nothing_to_wait_for() -> None:
+    """And a group waits for all that its parts need."""
+    plan = compiled(1)[1].plan
+    early = gpu_hopper.overlapping(plan.tasks)
+    assert early
+    for j in early:
+        before = [task for task in plan.tasks[:j] if task.stream == plan.tasks[j].stream][-1]
+        assert before.hopper and plan.tasks[j].hopper and not plan.tasks[j].waits
+    for j, task in enumerate(plan.tasks):
+        ordered = {i for i in range(j) if plan.tasks[i].stream == task.stream}
+        for i in sorted(ordered | set(task.waits), reverse=True):
+            ordered |= {i} | {k for k in range(i) if plan.tasks[k].stream == plan.tasks[i].stream}
+        assert set(task.needs) <= ordered
+
+
+def test_only_measured_steps_leave_triton() -> None:
+    """Without a row nothing does; with one for a single shape only what is near it does, and a lost race stays."""
+    none = Hopper(stub(), DEVICE, always=False)
+    plan: GpuPlan = compiled(1, none)[1].plan
+    assert not any(task.hopper for task in plan.tasks)
+    assert {task.note for task in plan.tasks if task.config} >= {"not measured"}
+    always = compiled(1)[1].plan
+    step = next(task.hopper.parts[0][0] for task in always.tasks if task.hopper and len(task.hopper.parts) == 1)
+    shape = hopper_gpu.shape_of(step.spec)
+    won = Row("NVIDIA H200", shape, stub().configs[1].name, 2, 1e-6, 2e-6)
+    some = compiled(1, Hopper(stub(), DEVICE, always=False, gpu="NVIDIA H200", rows=[won]))[1].plan
+    mine = [task.hopper for task in some.tasks if task.hopper]
+    assert mine and len(mine) < sum(task.hopper is not None for task in always.tasks)
+    assert all(work.measured and work.cut.config == stub().configs[1] and work.cut.splits == 2 for work in mine)
+    lost = won._replace(against=9e-7)
+    plan = compiled(1, Hopper(stub(), DEVICE, always=False, gpu="NVIDIA H200", rows=[lost]))[1].plan
+    assert not any(task.hopper for task in plan.tasks)
+    assert any(task.note == "measured slower: 1.0 us, 0.9 by Triton" for task in plan.tasks)
+
+
+def test_a_named_backend_that_runs_no_step_says_why() -> None:
+    module = nn.Sequential(nn.Conv2d(16, 12, 1), nn.ReLU()).eval()
+    x = numerics.random(1, 16, 5, 5)
+    native = optimize(module, x)
+    captured = next(iter(native._session._captured.values()))
+    program = lower(captured.graph, [x], spec_reasons, "float16")
+    with pytest.raises(ValueError, match=r"backend 'cuda' runs no step of this network \(oc 12; allowed"):
+        GpuCompiled(program, Packs(DEVICE), big, hopper=Hopper(stub(), DEVICE, always=True))
+
+
+def test_a_session_reports_which_kernels_run_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "FILE", stub_file())
+    module = engine_nets.randomised(Block()).eval()
+    x = numerics.random(1, 3, 23, 21)
+    session = Session(module, (x,), {}, "cuda", "float16")
+    session.plan([x])
+    assert numerics.rel_l2(session((x,), {}), engine_nets.eager(module, x)) <= 10 * numerics.FP16_REL_L2
+    executable, captured = session.executable([x])
+    report = make_report("Block", "cuda", executable, captured, [x])
+    found = {step.name: (step.kind, step.backend, step.note) for step in report.steps}
+    assert {backend for _, backend, _ in found.values()} >= {"cuda", "triton"} and not report.fallbacks
+    assert all(note for kind, backend, note in found.values() if kind == "conv" and backend == "triton")
+    assert "not on the CUDA kernels:" in str(report)
+    assert "a convolution from the caller's image" in str(report)
+    assert {kind for kind, backend, _ in found.values() if backend == "cuda"} == {"conv", "pair"}
+
+
+def test_unnamed_without_measurements_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "FILE", stub_file())
+    assert gpu_hopper.of(DEVICE, "float16", "triton", False) is None
+    assert gpu_hopper.of(DEVICE, "float16", "triton", True) is None
+    assert gpu_hopper.of(DEVICE, "float32", "cuda", True) is None
+    made = gpu_hopper.of(DEVICE, "float16", "cuda", True)
+    assert made is not None and made.always
