@@ -248,6 +248,8 @@ void wgmma_wait(int pending) {
   if (group.done < until) {
     machine().due.push_back({&fiber, &group, until});
     block_until({complete_for, &group, until, describe_issue});
+    // Another thread's wait may have completed these; this block can be gone before anybody asks again.
+    machine().due.remove_if([&](const Due &due) { return due.fiber == &fiber; });
   }
   for (; fiber.group_waited < until; fiber.group_waited++)
     leave(group, operation(group, fiber.group_waited));
