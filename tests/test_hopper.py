@@ -271,6 +271,14 @@ def test_launches_in_turn_share_a_workspace(here: loader.Library) -> None:
     assert convolve.workspace([(0, 0)], torch.device("cpu")) is None
 
 
+def test_a_failed_question_raises(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's questions answer -1 where they fail: taken for a size it would place a workspace before its start."""
+    monkeypatch.setattr(here._c, "hopper_conv_workspace_bytes", lambda *words: -1)
+    monkeypatch.setattr(here._c, "hopper_error", lambda: b"oc 12; allowed: positive multiples of 8")
+    with pytest.raises(RuntimeError, match="oc 12; allowed"):
+        here.workspace_bytes([convolve.blank(SPEC, (24,))], here.configs[0])
+
+
 def test_refused_groups_name_the_reason(here: loader.Library) -> None:
     x, params = draws(SPEC)
     packed, y = convolve.pack(*params, HALF, "cpu"), torch.empty(2, 5, 6, 32, dtype=HALF)

@@ -54,16 +54,16 @@ class Library:
         """Why this group cannot run with this configuration; empty when it can."""
         text = ctypes.create_string_buffer(1 << 12)
         kind = abi.TYPES[dtype]
-        count = self._c.hopper_conv_reasons(*_group(convs), kind, config.index, text, len(text))
-        return text.value.decode().splitlines() if count else []
+        asked = self._c.hopper_conv_reasons(*_group(convs), kind, config.index, text, len(text))
+        return text.value.decode().splitlines() if self._counted(asked) else []
 
     def units(self, convs: Sequence[abi.Conv], config: Config) -> int:
-        return int(self._c.hopper_conv_units(*_group(convs), config.index))
+        return self._counted(self._c.hopper_conv_units(*_group(convs), config.index))
 
     def workspace_bytes(self, convs: Sequence[abi.Conv], config: Config) -> tuple[int, int]:
         """All of it, and how much of its beginning counts and has to start as zeros."""
-        whole = self._c.hopper_conv_workspace_bytes(*_group(convs), config.index)
-        return int(whole), int(self._c.hopper_conv_counter_bytes(*_group(convs), config.index))
+        whole = self._counted(self._c.hopper_conv_workspace_bytes(*_group(convs), config.index))
+        return whole, self._counted(self._c.hopper_conv_counter_bytes(*_group(convs), config.index))
 
     def prepare(
         self, convs: Sequence[abi.Conv], dtype: str, config: Config, workspace: int = 0, overlap: bool = False
@@ -81,6 +81,11 @@ class Library:
         found = (abi.Config * self._c.hopper_conv_configs(None, 0))()
         self._c.hopper_conv_configs(found, len(found))
         return tuple(Config(i, *(getattr(c, name) for name, _ in c._fields_)) for i, c in enumerate(found))
+
+    def _counted(self, answer: int) -> int:
+        """The answer of a function for which only failures are negative."""
+        self._check(min(answer, 0))
+        return answer
 
     def _check(self, code: int) -> None:
         if code:
