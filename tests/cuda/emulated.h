@@ -40,6 +40,7 @@ inline void sync_named(uint32_t id, uint32_t threads) { emulated::sync_named(id,
 inline void arrive_named(uint32_t id, uint32_t threads) { emulated::arrive_named(id, threads); }
 template <int COUNT> inline void fewer_registers() { emulated::change_registers(COUNT); }
 template <int COUNT> inline void more_registers() { emulated::change_registers(COUNT); }
+template <class V> inline V uniform(V value) { return value; }
 [[noreturn]] inline void fail() { emulated::trap(); }
 
 inline uint32_t cluster_rank() { return emulated::cluster_rank(); }
@@ -147,6 +148,11 @@ inline uint32_t counter_add(uint32_t *counter) {
   return (*counter)++;
 }
 inline void fence_device() {}
+template <class V> inline V load_device_16(const V *from) {
+  static_assert(sizeof(V) == 16, "16 bytes");
+  emulated::check_global(from, 16, "a load");
+  return *from;
+}
 
 template <class T> uint32_t pack(float low, float high);
 template <> inline uint32_t pack<__nv_bfloat16>(float low, float high) {

@@ -2,7 +2,7 @@
 // page.
 #include "machine.h"
 #include "primitives.h"
-#include <map>
+#include <algorithm>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,19 +13,13 @@ namespace {
 struct Block {
   uint8_t *mapping, *data;
   size_t mapped, bytes;
+  bool adopted; // memory of somebody else: nothing around it is forbidden
 };
 
-// By the address behind their mapping. Host code allocates, so there is no concurrent use.
-std::map<uintptr_t, Block> &blocks() {
-  static std::map<uintptr_t, Block> all;
+// Host code allocates, so there is no concurrent use.
+std::vector<Block> &blocks() {
+  static std::vector<Block> all;
   return all;
-}
-
-const Block *block_of(uintptr_t address) {
-  auto found = blocks().upper_bound(address);
-  if (found == blocks().end() || address < uintptr_t(found->second.mapping))
-    return nullptr;
-  return &found->second;
 }
 
 bool guards_intact(const Block &block) {
@@ -39,12 +33,20 @@ bool guards_intact(const Block &block) {
 } // namespace
 
 bool inside_a_block(const void *address, uint64_t bytes) {
-  const Block *block = block_of(uintptr_t(address));
-  return block && static_cast<const uint8_t *>(address) >= block->data &&
-         static_cast<const uint8_t *>(address) + bytes <= block->data + block->bytes;
+  const uint8_t *from = static_cast<const uint8_t *>(address);
+  for (const Block &block : blocks())
+    if (from >= block.data && from + bytes <= block.data + block.bytes)
+      return true;
+  return false;
 }
 
-bool in_the_gap_of_a_block(const void *address) { return block_of(uintptr_t(address)) != nullptr; }
+bool in_the_gap_of_a_block(const void *address) {
+  const uint8_t *at = static_cast<const uint8_t *>(address);
+  for (const Block &block : blocks())
+    if (at >= block.mapping && at < block.mapping + block.mapped)
+      return true;
+  return false;
+}
 
 void check_global(const void *address, int bytes, const char *what) {
   maybe_yield();
@@ -72,18 +74,25 @@ void *emulated_allocate(uint64_t bytes, int at_end) {
     return nullptr;
   std::memset(first, kPoisonByte, inner);
   uint8_t *data = at_end ? first + inner - room : first;
-  Block block{static_cast<uint8_t *>(mapping), data, inner + 2 * page, size_t(bytes)};
-  blocks()[uintptr_t(mapping) + block.mapped] = block;
+  blocks().push_back({static_cast<uint8_t *>(mapping), data, inner + 2 * page, size_t(bytes), false});
   return data;
 }
 
-// Returns 0 when nothing was written beside the block's data, and forgets the block.
+// Makes memory of the caller, which stays its owner, part of the device's.
+void emulated_adopt(void *data, uint64_t bytes) {
+  uint8_t *at = static_cast<uint8_t *>(data);
+  blocks().push_back({at, at, size_t(bytes), size_t(bytes), true});
+}
+
+// Returns 0 when nothing was written beside the block's data, 1 when something was, -1 when there is no such block.
 int emulated_free(void *data) {
-  auto found = blocks().upper_bound(uintptr_t(data));
-  if (found == blocks().end() || found->second.data != data)
+  auto found = std::find_if(blocks().begin(), blocks().end(), [&](const Block &block) { return block.data == data; });
+  if (found == blocks().end())
     return -1;
-  Block block = found->second;
+  Block block = *found;
   blocks().erase(found);
+  if (block.adopted)
+    return 0;
   bool intact = guards_intact(block);
   munmap(block.mapping, block.mapped);
   return intact ? 0 : 1;
