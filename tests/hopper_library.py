@@ -1,4 +1,6 @@
-"""The Hopper kernels' library where there is no GPU: plain loops behind the same C interface, over host memory."""
+"""The Hopper kernels' library where there is no GPU, over host memory: plain loops behind the same C interface, or the
+kernels' own source on an emulated device.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from inception_fast.kernels.cuda.loader import Library
+from inception_fast.kernels.cuda.loader import Config, Library
 
 from checkout import ROOT
+from emulated import HERE, build
+from emulated_conv import SOURCES
 
 _folder = tempfile.TemporaryDirectory(prefix="hopper-stub-")
 
@@ -38,3 +42,20 @@ def launched() -> list[tuple[int, str, bool, int]]:
     names = [config.name for config in stub().configs]
     rows = [values[4 * i : 4 * i + 4] for i in range(count)]
     return [(row[0], names[row[1]], bool(row[2]), row[3]) for row in rows]
+
+
+class Emulated(Library):
+    """The kernels' own source on the emulated device; of all configurations those that are compiled for it."""
+
+    WIDTHS = (32, 48, 80, 192)
+
+    def _configs(self) -> tuple[Config, ...]:
+        return tuple(config for config in super()._configs() if config.columns in self.WIDTHS)
+
+
+@cache
+def emulated() -> Library:
+    """Compiled once a process, which takes half a minute."""
+    folder = Path(_folder.name) / "emulated"
+    folder.mkdir()
+    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp")))

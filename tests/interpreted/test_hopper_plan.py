@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import engine_nets
 import numerics
-from hopper_library import launched, stub, stub_file
+from hopper_library import emulated, launched, stub, stub_file
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.triton_gpu import spec_reasons
 from inception_fast.engine import gpu_hopper, optimize
@@ -71,6 +71,16 @@ def test_a_mixed_plan_equals_the_module(n: int) -> None:
     assert max(count for count, *_ in rows) > 1, "no level was grouped"
     assert max(splits for *_, splits in rows) > 1 and executable.held_bytes > executable.plan.arena_bytes
     assert any(overlap for _, _, overlap, _ in rows) == (n == 1)
+
+
+def test_a_plan_runs_on_the_kernels_own_source() -> None:
+    """On the emulated device, where every step of the stem's second convolution and behind is a wgmma product."""
+    x, executable, wanted = compiled(1, Hopper(emulated(), DEVICE, always=True))
+    y = executable.run([x])[0]
+    assert numerics.rel_l2(y, wanted) <= 10 * numerics.FP16_REL_L2
+    _, plain, _ = compiled(1)
+    assert [t.hopper is None for t in executable.plan.tasks].count(False) >= 4
+    assert numerics.rel_l2(y, plain.run([x])[0].double()) <= 10 * numerics.FP16_REL_L2
 
 
 def test_any_order_that_streams_allow_gives_the_same_bits() -> None:
