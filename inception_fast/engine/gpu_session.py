@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backends import triton_gpu
 from . import graph as ir
+from .gpu_memory import Keeper
 from .gpu_plan import Packs
 from .gpu_runner import GpuCompiled
 from .plan import lower
@@ -22,13 +23,13 @@ class GpuSession:
     def __init__(self, device: torch.device, dtype: str) -> None:
         self.device, self.dtype = device, dtype
         self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
-        self.packs = Packs(device)
+        self.packs, self.keeper = Packs(device), Keeper.of(device)
         self.choose = triton_gpu.chooser(device, self.tf32)
 
     def compiled(self, graph: ir.Graph, leaves: Sequence[Any]) -> GpuCompiled:
-        """The program for inputs of these sizes. Raises ValueError where a node has no GPU step."""
+        """The program for inputs of these sizes; torch runs the nodes that have no GPU step."""
         program = lower(graph, leaves, triton_gpu.reasons, self.dtype)
-        return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32)
+        return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32, keeper=self.keeper)
 
 
 def on_cpu(leaves: Sequence[Any]) -> list[Any]:
