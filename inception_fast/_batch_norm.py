@@ -6,6 +6,8 @@ backward keeps x and the statistics and computes the ReLU's mask again, so y liv
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ BACKWARD_SCHEMA = (
     "-> (Tensor, Tensor, Tensor)"
 )
 
+ADAPTERS = {"cpu": "batch_norm", "triton": "batch_norm_gpu"}
+
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -28,12 +32,12 @@ def is_native(x: Tensor) -> bool:
     """Whether x is what the native kernels are for, as far as a fake tensor can tell; at 1x1 and with one channel any
     layout is.
     """
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    )
+    fits = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if x.device.type == "cuda":
+        # The machine is not probed in traced code; CUDA builds of torch bring Triton.
+        able = torch.compiler.is_compiling() or bool(dispatch.backend_status()["triton"])
+        return fits and able and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return fits and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
@@ -56,31 +60,30 @@ def _check_parameter(name: str, values: Tensor, c: Any, wide: torch.dtype) -> No
     torch._check_type(values.dtype is wide, lambda: f"{name} of dtype {values.dtype}; allowed: {wide}")
 
 
-def _runs_natively(x: Tensor) -> bool:
-    """Whether the native kernels run the call; RuntimeError where they were named and cannot."""
+def native_kernels(x: Tensor, operation: str = "batch_norm_relu") -> ModuleType | None:
+    """The backend's module that runs a call on x, or None; RuntimeError where one was named and cannot."""
     named = dispatch.current_backend()
-    if named not in (None, "cpu") or (named is None and x.device.type != "cpu"):
-        return False
-    status = dispatch.backend_status()["cpu"]
+    name = named or ("cpu" if x.device.type == "cpu" else "triton")
+    if name not in ADAPTERS:
+        return None
+    status = dispatch.backend_status()[name]
     why = [] if status else [status.reason]  # type: ignore[union-attr]
     if status:
-        from .backends import batch_norm
-
-        why = batch_norm.reasons(x)
-    if x.device.type != "cpu":
-        why.append(f"a map on {x.device}")
-    if named == "cpu" and why:
-        raise RuntimeError(f"backend 'cpu' cannot run batch_norm_relu: {'; '.join(why)}")
-    return not why
+        module = importlib.import_module(f".backends.{ADAPTERS[name]}", __package__)
+        why = module.reasons(x)
+        if not why:
+            return module
+    if named:
+        raise RuntimeError(f"backend {named!r} cannot run {operation}: {'; '.join(why)}")
+    return None
 
 
 def kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Three:
     check(x, weight, bias, eps)
-    if _runs_natively(x):
-        from .backends import batch_norm
-
-        return batch_norm.forward(x, weight, bias, eps, memory_format(x))
-    wide_x, wide_weight, wide_bias = _widened(x, weight, bias)
+    native = native_kernels(x)
+    if native is not None:
+        return native.forward(x, weight, bias, eps, memory_format(x))
+    wide_x, wide_weight, wide_bias = widened(x, weight, bias)
     y, mean, var = formula(wide_x, wide_weight, wide_bias, eps)
     return laid_out(y.to(x.dtype), memory_format(x)), mean.to(weight.dtype), var.to(weight.dtype)
 
@@ -88,11 +91,10 @@ def kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Three:
 def backward_kernel(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> Three:
-    if _runs_natively(x):
-        from .backends import batch_norm
-
-        return batch_norm.backward(grad, x, weight, bias, (mean, var), eps)
-    wide_x, wide_grad, wide_weight, wide_bias, mean, var = _widened(x, grad, weight, bias, mean, var)
+    native = native_kernels(x)
+    if native is not None:
+        return native.backward(grad, x, weight, bias, (mean, var), eps)
+    wide_x, wide_grad, wide_weight, wide_bias, mean, var = widened(x, grad, weight, bias, mean, var)
     rstd, deviation = torch.rsqrt(var + eps), wide_x - _column(mean)
     scale, count = wide_weight * rstd, x.numel() // x.shape[1]
     open_ = deviation * _column(scale) + _column(wide_bias) > 0
@@ -123,7 +125,7 @@ def backward(ctx: Any, grad: Tensor, *of_statistics: Tensor) -> tuple[Tensor | N
     x, weight, bias, mean, var = ctx.saved_tensors
     if torch.is_grad_enabled():  # to be differentiated again: the statistics as functions of x, in torch's operations
         needed = [part for part, needs in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needs]
-        wide_x, wide_weight, wide_bias = _widened(x, weight, bias)
+        wide_x, wide_weight, wide_bias = widened(x, weight, bias)
         y = formula(wide_x, wide_weight, wide_bias, ctx.eps)[0].to(x.dtype)
         grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
         return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:3]), None)
@@ -137,7 +139,7 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Three:
     return torch.relu((x - _column(mean)) * _column(scale) + _column(bias)), mean, var
 
 
-def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In float32 at least; in float64 for the backend "reference"."""
     least = torch.float64 if dispatch.current_backend() == "reference" else torch.float32
     return tuple(tensor.to(torch.promote_types(tensor.dtype, least)) for tensor in tensors)

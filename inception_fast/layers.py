@@ -1,5 +1,6 @@
-"""Trainable drop-in layers. In training on a CPU batch norm and ReLU are one native operation behind torch's
-convolution, for channels_last maps; with frozen statistics each layer is one fused operation; else it is plain torch.
+"""Trainable drop-in layers. In training, for channels_last maps, batch norm and ReLU are one native operation behind
+torch's convolution, on a GPU one with it; with frozen statistics each layer is one fused operation; else it is plain
+torch.
 
 A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
 Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
@@ -138,9 +139,15 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
-    if not fusable(conv, bn):
-        return batch_norm_relu(conv(x), bn)
     padding: Any = conv.padding
+    if not fusable(conv, bn):
+        if not (_plainly_trains(bn) and _trains_on_gpu(x, conv)):
+            return batch_norm_relu(conv(x), bn)
+        y, mean, var = ops.conv_batch_norm_relu(
+            x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
+        )
+        _take_in(bn, mean, var, y.numel() // y.shape[1])
+        return y
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
 
 
@@ -148,15 +155,34 @@ def batch_norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """relu(bn(x)), in one native operation where that is what training of a plain batch norm needs."""
     if not (_plainly_trains(bn) and _batch_norm.is_native(x)):
         return F.relu(bn(x), inplace=True)
-    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
     y, mean, var = ops.batch_norm_relu(x, bn.weight, bn.bias, eps=bn.eps)
+    _take_in(bn, mean, var, x.numel() // x.shape[1])
+    return y
+
+
+def _trains_on_gpu(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether convolution and batch norm are one operation there: both plain, x in channels_last."""
+    return (
+        _on_gpu(x)
+        and _batch_norm.is_native(x)
+        and conv_problem(conv) is None
+        and conv.bias is None
+        and not has_hooks(conv)
+    )
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
+def _take_in(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Moves the running statistics as torch does, var made unbiased."""
+    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
     with torch.no_grad():
-        count = x.numel() // x.shape[1]
         bn.num_batches_tracked.add_(1)
         share = 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
         bn.running_mean.lerp_(mean, share)
         bn.running_var.lerp_(var * (count / (count - 1)), share)
-    return y
 
 
 def _plainly_trains(bn: nn.Module) -> bool:

@@ -18,12 +18,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _batch_norm, _gradients, dispatch
+from . import _batch_norm, _conv_batch_norm, _gradients, dispatch
 from ._checks import Conv, Pair, PoolProject, check_residual_scale, four_sided, like, pair_of, tensors
 from ._when_imported import when_imported
 from .backends import Params
 
-__all__ = ["asymmetric_pair", "batch_norm_relu", "conv_bn_relu", "parallel_split", "pool_project"]
+__all__ = [
+    "asymmetric_pair",
+    "batch_norm_relu",
+    "conv_batch_norm_relu",
+    "conv_bn_relu",
+    "parallel_split",
+    "pool_project",
+]
 
 Ints: TypeAlias = int | Sequence[int]
 
@@ -37,6 +44,7 @@ SCHEMAS = {
     "parallel_split": f"({_PAIR}, str? backend=None) -> Tensor",
     "pool_project": f"({_CONV}, int[] kernel_size, int[] stride, int[] padding, bool count_include_pad=False, "
     "str? backend=None) -> Tensor",
+    "conv_batch_norm_relu": _conv_batch_norm.SCHEMA,
 }
 
 
@@ -142,6 +150,20 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> t
     """
     tensors(x=x, weight=weight, bias=bias)
     y, mean, var = _run(_ops.batch_norm_relu.default, (x, weight, bias, eps))
+    return y, mean, var
+
+
+def conv_batch_norm_relu(
+    x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, *, stride: Ints, padding: Ints, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm_relu` of conv(x, kernel): y, mean and var. kernel [oc, c, kh, kw], padding an int or two.
+
+    On a GPU a convolution of ours leaves the statistics while it stores, where that is expected to pay; elsewhere it
+    is torch's convolution and `batch_norm_relu`.
+    """
+    tensors(x=x, kernel=kernel, weight=weight, bias=bias)
+    call = (x, kernel, weight, bias, pair_of(stride, "stride"), pair_of(padding, "padding"), eps)
+    y, _, mean, var = _run(_ops.conv_batch_norm_relu.default, call)
     return y, mean, var
 
 
@@ -254,9 +276,10 @@ def _fake(call: Any) -> Any:
 
 
 def _autocast(name: str, kind: str) -> Any:
-    """Casts x, weights and residual as torch casts a convolution's; scale and shift stay float32."""
+    """Casts x, weights and residual as torch casts a convolution's; scale, shift and batch norm stay float32."""
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{kind.upper()}"))
     kept = {position for position, part in enumerate(SCHEMAS[name].split(",")) if " scale" in part or " shift" in part}
+    kept = {2, 3} if name == "conv_batch_norm_relu" else kept
 
     def cast(*arguments: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(kind)
@@ -340,6 +363,17 @@ def _register_batch_norm() -> None:
     torch.library.register_fake(name, _batch_norm.fake, lib=_library)
     torch.library.register_fake(backward, _batch_norm.backward_fake, lib=_library)
     torch.library.register_autograd(name, _batch_norm.backward, setup_context=_batch_norm.setup, lib=_library)
+    _register_conv_batch_norm()
+
+
+def _register_conv_batch_norm() -> None:
+    name, part = "conv_batch_norm_relu", _conv_batch_norm
+    _library.define(name + part.SCHEMA, tags=_TAGS)
+    for kind in ("cpu", "cuda"):
+        _library.impl(name, part.kernel, kind.upper())
+        _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", part.fake, lib=_library)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", part.backward, setup_context=part.setup, lib=_library)
 
 
 _ops = _register()

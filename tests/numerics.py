@@ -31,6 +31,9 @@ FP64_MAX = 1e-12
 # A float32 gradient is two float32 sums in a row (output to intermediate, intermediate to input): twice the forward
 # budget.
 GRAD_REL_L2 = 1e-6
+# Where the sums of a float32 gradient cancel, two orders of the same sum err alike but not equally: by less than twice
+# of each other.
+CANCELLING = 2
 # Two bfloat16 trainings of a three-layer net that round activations and gradients at other places: a dozen roundings
 # of 1.66e-3 add in squares on either side, and sums over few pixels cancel a factor of three.
 BF16_TRAINING_REL_L2 = 2e-2

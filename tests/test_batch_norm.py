@@ -157,6 +157,34 @@ def test_operator_is_well_formed(layout: str) -> None:
     torch.library.opcheck(backward, (grad, x, weight, bias, *statistics, EPS))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_operator_with_its_convolution_is_well_formed(layout: str) -> None:
+    x, weight, bias = arguments((2, 5, 6, 7))
+    kernel = numerics.random(5, 5, 3, 3, seed=5).requires_grad_()
+    x = numerics.as_layout(x, layout).requires_grad_()
+    call = (x, kernel, weight.requires_grad_(), bias.requires_grad_(), [2, 1], [1, 1], EPS)
+    torch.library.opcheck(torch.ops.inception_fast.conv_batch_norm_relu.default, call)
+
+
+def test_gradients_of_the_operator_with_its_convolution() -> None:
+    x, weight, bias = (value.double().requires_grad_() for value in arguments((2, 3, 4, 4)))
+    kernel = numerics.random(3, 3, 1, 3, seed=5).double().requires_grad_()
+
+    def y(*values: Tensor) -> Tensor:
+        return ops.conv_batch_norm_relu(*values, stride=1, padding=(0, 1), eps=EPS)[0]
+
+    assert torch.autograd.gradcheck(y, (x, kernel, weight, bias))
+    assert torch.autograd.gradgradcheck(y, (x, kernel, weight, bias))
+
+
+def test_autocast_casts_what_a_convolution_reads() -> None:
+    x, weight, bias = arguments((2, 8, 5, 6))
+    kernel = numerics.random(8, 8, 1, 1, seed=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, mean, var = ops.conv_batch_norm_relu(x, kernel, weight, bias, stride=1, padding=0, eps=EPS)
+    assert y.dtype is torch.bfloat16 and mean.dtype is var.dtype is torch.float32
+
+
 def test_gradients_in_float64_once_and_twice() -> None:
     inputs = [value.double().requires_grad_() for value in arguments((2, 3, 3, 4))]
 

@@ -272,7 +272,7 @@ def test_launches_in_turn_share_a_workspace(here: loader.Library) -> None:
 
 
 def test_a_failed_question_raises(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's questions answer -1 where they fail: taken for a size it would place a workspace before its start."""
+    """The library answers -1 where a question fails: taken for a size it would place a workspace before its start."""
     monkeypatch.setattr(here._c, "hopper_conv_workspace_bytes", lambda *words: -1)
     monkeypatch.setattr(here._c, "hopper_error", lambda: b"oc 12; allowed: positive multiples of 8")
     with pytest.raises(RuntimeError, match="oc 12; allowed"):

@@ -26,7 +26,7 @@ WELL_KNOWN_VARIABLES = {
 FLOORS = (
     ("kernels",),
     ("dispatch", "backends"),
-    ("ops", "_batch_norm", "_checks", "_gradients", "_when_imported"),
+    ("ops", "_batch_norm", "_conv_batch_norm", "_checks", "_gradients", "_when_imported"),
     ("layers", "losses"),
     ("models", "weights", "replace"),
     ("engine",),

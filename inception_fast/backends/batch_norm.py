@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
+from .pitch import pixel_pitch
 
 NATIVE = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -22,6 +23,8 @@ def reasons(x: Tensor) -> list[str]:
     found = [] if x.dtype in NATIVE else [f"dtype {x.dtype}; the CPU kernels take float32 and bfloat16"]
     if not x.is_contiguous(memory_format=torch.channels_last):
         found.append("a map that is not in channels_last")
+    if x.device.type != "cpu":
+        found.append(f"a map on {x.device}")
     return found
 
 
@@ -47,7 +50,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, memory_format: 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, eps: float) -> Three:
     """Gradients of x (laid out as x), weight and bias, by the native kernels."""
-    pitch = _pitch(grad)
+    pitch = pixel_pitch(grad)
     if pitch is None or grad.dtype is not x.dtype:
         grad, pitch = grad.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape[1]
     dx = torch.empty_like(x)
@@ -73,16 +76,3 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: 
 def _shape(x: Tensor) -> tuple[int, int]:
     n, c, h, w = x.shape
     return n * h * w, c
-
-
-def _pitch(grad: Tensor) -> int | None:
-    """How far apart the pixels of `grad` lie where they follow each other evenly, channels side by side; else None."""
-    n, c, h, w = grad.shape
-    steps = [(1, c), (w, 1), (h, w), (n, h * w)]  # (size, pixels to its next element), of c, w, h, n
-    strides = [grad.stride(axis) for axis in (1, 3, 2, 0)]
-    if c > 1 and strides[0] != 1:
-        return None
-    found = [stride // pixels for (size, pixels), stride in zip(steps[1:], strides[1:], strict=True) if size > 1]
-    pitch = found[0] if found else c
-    even = all(size == 1 or s == p * pitch for (size, p), s in zip(steps[1:], strides[1:], strict=True))
-    return pitch if even and pitch >= c else None

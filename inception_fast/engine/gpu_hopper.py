@@ -8,7 +8,7 @@ batches for which starting costs more than computing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -77,10 +77,11 @@ class Hopper:
         cut, measured = cuts[0]  # type: ignore[misc]
         return Work(tuple((part, self._packed(part)) for part in steps), cut, measured)
 
-    def expect_work(self, left: Sequence[str], tasks: int) -> None:
-        """Raises ValueError where these kernels were named and every one of a plan's tasks is left to others."""
-        if self.always and len(left) == tasks:
-            why = "; ".join(dict.fromkeys(note for note in left if note)) or "no convolutions"
+    def expect_work(self, tasks: Iterable[Any]) -> None:
+        """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""
+        found = list(tasks)
+        if self.always and not any(task.hopper for task in found):
+            why = "; ".join(dict.fromkeys(task.note for task in found if task.note)) or "no convolutions"
             raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
 
     def _cut(self, step: ConvStep, buffers: Sequence[Buffer]) -> tuple[Cut, bool] | str:
@@ -115,12 +116,19 @@ class Hopper:
         convs = [convolve.blank(spec_of(step), _columns(step), work.cut.splits) for step, _ in work.parts]
         return self.kernels.workspace_bytes(convs, work.cut.config)
 
-    def workspaces(self, streams: Sequence[tuple[int, Work]]) -> dict[int, Workspace | None]:
+    def workspaces(self, work: Sequence[tuple[int, Work]]) -> dict[int, Workspace | None]:
         """One for each stream that runs such work."""
-        sizes: dict[int, list[tuple[int, int]]] = {}
-        for stream, work in streams:
-            sizes.setdefault(stream, []).append(self.sizes(work))
-        return {stream: convolve.workspace(needed, self.device) for stream, needed in sizes.items()}
+        return {stream: convolve.workspace(sizes, self.device) for stream, sizes in self._by_stream(work).items()}
+
+    def workspace_bytes(self, work: Sequence[tuple[int, Work]]) -> int:
+        """Of all streams together, before any is made."""
+        return sum(sum(convolve.workspace_sizes(sizes)) for sizes in self._by_stream(work).values())
+
+    def _by_stream(self, work: Sequence[tuple[int, Work]]) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for stream, one in work:
+            found.setdefault(stream, []).append(self.sizes(one))
+        return found
 
     def launch(self, work: Work, place: Place, workspace: Workspace | None, overlap: bool) -> Launch:
         """The work as one launch on the maps that `place` finds."""
@@ -158,10 +166,6 @@ def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | 
     if refused and backend == "cuda":
         raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
     return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
-
-
-def tensor_bytes(workspaces: dict[int, Workspace | None]) -> int:
-    return sum(w.data.numel() for w in workspaces.values() if w is not None)
 
 
 def overlapping(tasks: Sequence[Any]) -> set[int]:

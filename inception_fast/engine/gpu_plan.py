@@ -13,7 +13,7 @@ Nothing is measured or tuned here, and the same plan gives the same launches: re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from ..kernels.triton import convolve, launch
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
-from .gpu_hopper import Hopper, Work, overlapping, tensor_bytes
+from .gpu_hopper import Hopper, Work, overlapping
 from .memory import Lifetime, place
 from .segment import views, writes
 
@@ -118,25 +118,31 @@ class Task:
 
 
 class GpuPlan:
-    """A plan ready to be launched on `device` any number of times, on any memory of the sizes it states."""
+    """A plan ready to be launched on `device` any number of times, on any memory of the sizes it states.
+
+    `kept` are buffers that others read or wrote, and so lie in memory of the caller's; input buffers have to be.
+    """
 
     def __init__(
         self, plan: Plan, packs: Packs, choose: Choose, *, streams: int = STREAMS, tf32: bool = False,
-        hopper: Hopper | None = None,
+        kept: frozenset[int] = frozenset(), hopper: Hopper | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.device, self.tf32, self.hopper = plan, packs.device, tf32, hopper
-        if any(b.kind == "input" for b in plan.buffers):
-            raise ValueError("a plan with input buffers; allowed: one whose inputs enter through import steps")
-        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan)]
+        self.plan, self.device, self.tf32, self.kept, self.hopper = plan, packs.device, tf32, kept, hopper
+        if any(b.kind == "input" and i not in kept for i, b in enumerate(plan.buffers)):
+            raise ValueError("a plan with input buffers; allowed: in memory that is kept, or through import steps")
+        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept)]
         for task in tasks:
             self._prepare(task, packs, choose)
-        if hopper is not None:
-            hopper.expect_work([task.note for task in tasks if task.hopper is None], len(tasks))
         _set_levels(tasks)
         self.tasks = _gathered(sorted(tasks, key=lambda task: task.level))
         self.positions, self.arena_bytes = self._place()
         self._order()
         _deal(self.tasks, streams)
+        self.workspace_bytes = 0 if hopper is None else hopper.workspace_bytes(self.hopper_work())
+
+    def hopper_work(self) -> list[tuple[int, Work]]:
+        """What the Hopper kernels run, with its streams."""
+        return [(task.stream, task.hopper) for task in self.tasks if task.hopper is not None]
 
     def ran_by(self, step: Step) -> tuple[str, str]:
         """The backend that runs a step, both for a pair's two; and why not the Hopper kernels where they were asked."""
@@ -145,12 +151,17 @@ class GpuPlan:
         names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]
         return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
-    def launches(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> list[list[Launch]]:
-        """Each task's launches, in order. inputs [n, c, h, w] of any strides; outputs [n, h, w, c], dense, of their
-        buffers' dtypes; arena [>= arena_bytes] uint8, aligned to 64 bytes.
+    def launches(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        arena: Tensor,
+        kept: Mapping[int, Tensor] | None = None,
+    ) -> list[list[Launch]]:
+        """Each task's launches, in order. inputs [n, c, h, w] of any strides; outputs and kept buffers [n, h, w, c],
+        dense, of their buffers' dtypes; arena [>= arena_bytes] uint8, aligned to 64 bytes.
         """
-        memory = _Memory(self, inputs, outputs, arena)
-        self.workspace_bytes = tensor_bytes(memory.workspaces)
+        memory = _Memory(self, inputs, outputs, arena, kept or {})
         return [memory.launches(task) for task in self.tasks]
 
     def _prepare(self, task: Task, packs: Packs, choose: Choose) -> None:
@@ -158,7 +169,11 @@ class GpuPlan:
         if not isinstance(step, (ConvStep, PairStep)):
             return
         if self.hopper is not None:
-            found = "a convolution from the caller's image" if task.entry is not None else self.hopper.take(step, self.plan.buffers)
+            found = (
+                "a convolution from the caller's image"
+                if task.entry is not None
+                else self.hopper.take(step, self.plan.buffers)
+            )
             if isinstance(found, Work):
                 task.hopper = found
                 return
@@ -176,7 +191,7 @@ class GpuPlan:
         for task in self.tasks:
             for span in task.spans:
                 lives.setdefault(span.buffer, []).append(task.level)
-        buffers = [b for b in lives if self.plan.buffers[b].kind == "arena"]
+        buffers = [b for b in lives if self.plan.buffers[b].kind == "arena" and b not in self.kept]
         times = [Lifetime(self.plan.buffers[b].bytes, min(lives[b]), max(lives[b])) for b in buffers]
         split = [task for task in self.tasks if _part_bytes(task)]
         times += [Lifetime(_part_bytes(task), task.level, task.level) for task in split]
@@ -202,7 +217,7 @@ class GpuPlan:
         return whole + ([(-1 - id(task), task.part, task.part + _part_bytes(task))] if task.part >= 0 else [])
 
 
-def _expanded(plan: Plan) -> list[tuple[Step, ImportStep | None]]:
+def _expanded(plan: Plan, kept: frozenset[int]) -> list[tuple[Step, ImportStep | None]]:
     """The steps as tasks see them, each with the import it takes over."""
     steps: list[Step] = []
     for step in plan.steps:
@@ -211,7 +226,8 @@ def _expanded(plan: Plan) -> list[tuple[Step, ImportStep | None]]:
         else:
             steps.append(step)
     imports = {step.y.buffer: step for step in steps if isinstance(step, ImportStep)}
-    taken = {buffer: step for buffer, step in imports.items() if _only_stems_read(plan, steps, buffer)}
+    mine = {buffer: step for buffer, step in imports.items() if buffer not in kept}
+    taken = {buffer: step for buffer, step in mine.items() if _only_stems_read(plan, steps, buffer)}
     found: list[tuple[Step, ImportStep | None]] = []
     for step in steps:
         if isinstance(step, ImportStep) and step.y.buffer in taken:
@@ -307,7 +323,14 @@ def _part_bytes(task: Task) -> int:
 class _Memory:
     """Where a call's maps lie."""
 
-    def __init__(self, plan: GpuPlan, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> None:
+    def __init__(
+        self,
+        plan: GpuPlan,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        arena: Tensor,
+        kept: Mapping[int, Tensor],
+    ) -> None:
         if arena.numel() < plan.arena_bytes or arena.data_ptr() % ALIGNMENT:
             raise ValueError(
                 f"arena of {arena.numel()} bytes at {arena.data_ptr():#x}; allowed: at least {plan.arena_bytes} "
@@ -315,14 +338,16 @@ class _Memory:
             )
         self.plan, self.inputs, self.arena = plan, inputs, arena
         self.flat = [y.reshape(-1) for y in outputs]
-        mine = [(task.stream, task.hopper) for task in plan.tasks if task.hopper is not None]
-        self.workspaces = plan.hopper.workspaces(mine) if plan.hopper is not None else {}
+        self.kept = {b: y.reshape(-1) for b, y in kept.items()}
+        self.workspaces = {} if plan.hopper is None else plan.hopper.workspaces(plan.hopper_work())
         self.early = {id(plan.tasks[j]) for j in overlapping(plan.tasks)}
 
     def map(self, view: View) -> Map:
         b: Buffer = self.plan.plan.buffers[view.buffer]
         if b.kind == "output":
             data = self.flat[b.position]
+        elif view.buffer in self.kept:
+            data = self.kept[view.buffer]
         else:
             at = self.plan.positions[view.buffer]
             data = self.arena[at : at + b.bytes].view(DTYPES[b.dtype])

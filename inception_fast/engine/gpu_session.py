@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..backends import triton_gpu
 from . import gpu_hopper
 from . import graph as ir
+from .gpu_memory import Keeper
 from .gpu_plan import Packs
 from .gpu_runner import GpuCompiled
 from .plan import lower
@@ -23,14 +24,14 @@ class GpuSession:
     def __init__(self, device: torch.device, dtype: str, backend: str = "triton", named: bool = True) -> None:
         self.device, self.dtype = device, dtype
         self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
-        self.packs = Packs(device)
+        self.packs, self.keeper = Packs(device), Keeper.of(device)
         self.choose = triton_gpu.chooser(device, self.tf32)
         self.hopper = gpu_hopper.of(device, dtype, backend, named)
 
     def compiled(self, graph: ir.Graph, leaves: Sequence[Any]) -> GpuCompiled:
-        """The program for inputs of these sizes. Raises ValueError where a node has no GPU step."""
+        """The program for inputs of these sizes; torch runs the nodes that have no GPU step."""
         program = lower(graph, leaves, triton_gpu.reasons, self.dtype)
-        return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32, hopper=self.hopper)
+        return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32, keeper=self.keeper, hopper=self.hopper)
 
 
 def on_cpu(leaves: Sequence[Any]) -> list[Any]:

@@ -51,7 +51,7 @@ def tune_model(
         made = optimize(module, x, dtype=DTYPES[dtype], backend="triton")
         executable, _ = made._session.executable([x])
         assert isinstance(executable, GpuCompiled)
-        specs |= dict.fromkeys(wanted_specs(executable.plan.tasks))
+        specs |= dict.fromkeys(wanted_specs([task for plan in executable.native.values() for task in plan.tasks]))
     for i, spec in enumerate(specs, 1):
         found = tune.tried(spec, *_draws(spec, device), arch, _seconds)
         best = min(found, key=found.__getitem__)

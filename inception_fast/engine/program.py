@@ -101,10 +101,10 @@ class Interpreted:
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         with torch.no_grad():
             found = interpret.run(self.graph, inputs, self.dtype)
-        return [_as(node, value) for node, value in zip(self.graph.outputs, found, strict=True)]
+        return [own_result(node, value) for node, value in zip(self.graph.outputs, found, strict=True)]
 
 
-def _as(node: Any, value: Any) -> Any:
+def own_result(node: Any, value: Any) -> Any:
     """The value in its captured dtype, in memory of its own where it would be an input's or a parameter's."""
     if not isinstance(node, ir.Node) or not isinstance(value, Tensor):
         return value
@@ -129,7 +129,7 @@ class Compiled:
         outputs = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
         self.outputs = [(b.n, b.h, b.w, b.c) for b in outputs]
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
-        self.dead = _dead_after(program)
+        self.dead = dead_after(program)
 
     @property
     def packed_bytes(self) -> int:
@@ -144,7 +144,7 @@ class Compiled:
             self.pool.give_back(arena)
 
 
-def _dead_after(program: Program) -> list[list[ir.Node]]:
+def dead_after(program: Program) -> list[list[ir.Node]]:
     """For each item, the values from outside the arena that nothing after it reads."""
     last: dict[ir.Node, int] = {}
     for i, item in enumerate(program.items):
@@ -180,7 +180,7 @@ class _Run:
     def _output(self, output: Any) -> Any:
         if isinstance(output, Tap):
             return self._tensor(output)
-        return _as(output, self.values[output]) if isinstance(output, ir.Node) else output
+        return own_result(output, self.values[output]) if isinstance(output, ir.Node) else output
 
     def _base(self, number: int) -> Tensor:
         """Program buffer `number` as [n, h, w, c]."""

@@ -16,13 +16,15 @@ class NativeItem:
     """One native call.
 
     `sources` are what it is handed: values made outside, and the indices of program buffers that earlier calls wrote.
-    `outputs` are the program's outputs that it writes, in its own order; `nodes` the nodes of its steps.
+    `outputs` are the program's outputs that it writes, in its own order; `nodes` the nodes of its steps; `numbers` the
+    program's buffers that those of the plan are.
     """
 
     plan: Plan
     sources: tuple[ir.Node | int, ...]
     outputs: tuple[int, ...]
     nodes: tuple[ir.Node | None, ...]
+    numbers: tuple[int, ...]
 
 
 def segment(
@@ -61,7 +63,7 @@ def segment(
             shapes.append((n, c, h, w))
         moved.append(step)
     plan = Plan(tuple(local), tuple(moved), tuple(shapes), arena_bytes)
-    return NativeItem(plan, tuple(sources), tuple(outputs), tuple(node for _, node in steps))
+    return NativeItem(plan, tuple(sources), tuple(outputs), tuple(node for _, node in steps), tuple(used))
 
 
 def views(step: Any) -> Iterator[View]:

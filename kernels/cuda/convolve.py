@@ -186,10 +186,14 @@ class Workspace(NamedTuple):
         return self.data.data_ptr() + self.counters - counters
 
 
+def workspace_sizes(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Bytes of counters and of sums that serve launches with these (whole, counters) in turn."""
+    return max((c for _, c in sizes), default=0), max((whole - c for whole, c in sizes), default=0)
+
+
 def workspace(sizes: Sequence[tuple[int, int]], device: torch.device) -> Workspace | None:
     """One that serves launches with these (whole, counters) in turn; None where none needs any."""
-    counters = max((c for _, c in sizes), default=0)
-    parts = max((whole - c for whole, c in sizes), default=0)
+    counters, parts = workspace_sizes(sizes)
     if counters + parts == 0:
         return None
     whole = torch.zeros(counters + parts + ALIGNED, dtype=torch.uint8, device=device)

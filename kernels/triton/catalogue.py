@@ -12,7 +12,7 @@ import torch
 
 from ..plan import EltwiseStep, LrnStep, NormalizeStep, View
 from ..spec import ConvSpec, PairSpec, PoolSpec
-from . import pairs
+from . import norms, pairs
 from .configs import Config
 from .convolve import Part, convolution, pack, stem_convolution
 from .launch import Launch, Map, eltwise, imported, lrn, normalized, pooled
@@ -50,6 +50,7 @@ def entries() -> Iterator[Entry]:
     yield from _pairs()
     yield from _stems()
     yield from _rest()
+    yield from _training()
 
 
 def _part(oc: int, c: int, kh: int, kw: int) -> Part:
@@ -140,3 +141,22 @@ def _rest() -> Iterator[Entry]:
     yield Entry("import", "uint8 to bfloat16", imported(image, blank(N, 299, 299, 3, BRAIN))[0], False)
     yield Entry("lrn", "bfloat16", lrn(LrnStep("", NOWHERE, NOWHERE, 5, 1e-4, 0.75, 1.0), big, big)[0], False)
     yield Entry("normalize", "bfloat16", normalized(NormalizeStep("", NOWHERE, NOWHERE, 1e-12), big, big)[0], False)
+
+
+def _training() -> Iterator[Entry]:
+    """A convolution that leaves its statistics, in the tiles of its class, and batch norm with its ReLU."""
+    spec = ConvSpec(N, 35, 35, 288, 64, 1, 1, dtype="bfloat16")
+    packed = pack([Part(torch.empty(64, 288, 1, 1, device="meta"), None, None, (0, 0), False)], BRAIN, "meta")
+    x, y = blank(N, 35, 35, 288, BRAIN), blank(N, 35, 35, 64, BRAIN)
+    for config in TILES[:-1]:
+        (launch,), _ = norms.conv_with_statistics("conv_stats", spec, x, packed, y, config)
+        yield Entry("conv_stats", f"bfloat16 {config}", launch, True)
+    of = norms.Norm(*(torch.empty(288, device="meta") for _ in range(4)))
+    sums = [torch.empty(288, device="meta") for _ in range(2)]
+    for dtype in (BRAIN, FLOAT):
+        x = blank(N, 35, 35, 288, dtype)
+        first, parts = norms.statistics(x)
+        merge, _ = norms.merged(parts, x.rows, moments=True)
+        both = norms.backward(x, x, of, 1e-3, x, *sums)
+        for launch in (*first, merge[0], *norms.forward(x, x, of, 1e-3), *(both if dtype is BRAIN else both[::2])):
+            yield Entry(launch.name, SHORT[dtype], launch, False)

@@ -11,11 +11,13 @@ The result is rounded once, at the store. A split sums its parts in a fixed orde
 3. With SPLIT > 1 the walk is shared by SPLIT programs that leave float32 parts; `finish_kernel` adds them.
 4. GROUPED: a table gives each column block its own weights, taps, padding and destination (see `tile.FIELDS`), so that
    sibling convolutions of one x are one launch whose results scatter.
+5. STATS: the plain result, and in part_ptr the statistics of each of its tiles, for batch norm in training (`norm`).
 """
 
 import triton
 import triton.language as tl
 
+from .norm import store_moments
 from .tile import ROW, multiplied, store_part, store_tile
 
 
@@ -26,7 +28,7 @@ def conv_kernel(
     KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    STATS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
@@ -49,15 +51,13 @@ def conv_kernel(
     origin = (image * h + top) * w + left
     lane_ok = (tl.arange(0, BLOCK_N) < columns)[None, :]
     w_tile = w_ptr + w_offset + tl.arange(0, BLOCK_N)[None, :]
-    channels, steps = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K)
-    part = tl.program_id(1)
+    channels, steps, part = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K), tl.program_id(1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
         tap, k = step // channels, (step % channels) * BLOCK_K + tl.arange(0, BLOCK_K)
         r, s = tap // kw, tap % kw
-        x_ok = m_ok
-        if PADDED:
-            x_ok = m_ok & (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
+        inside = (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
+        x_ok = m_ok & inside if PADDED else m_ok
         x_tile = x_ptr + ((origin + r * w + s).to(tl.int64) * x_pitch)[:, None] + k[None, :]
         w_rows = w_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
         if EVEN_C:
@@ -76,6 +76,8 @@ def conv_kernel(
             residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
         )  # fmt: skip
     else:
+        if STATS:
+            store_moments(acc, m_ok, start, column, columns, part_ptr, part_pitch, y_ptr, BLOCK_N)
         store_tile(
             acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
             residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,

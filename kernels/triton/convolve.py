@@ -210,6 +210,7 @@ class _Call:
             **{"STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
             **{"PADDED": any(spec.padding) or not single, "EVEN_C": spec.c % config.block_k == 0},
             **{"WIDE": wide(self.rows, self.x.rows), "GROUPED": self.grouped, "BLOCK_M": config.block_m},
+            "STATS": False,
         }
         if self.grouped:  # the table has them; one compiled kernel serves all
             arguments |= {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0, "RELU": False}

@@ -5,6 +5,7 @@ streams and their waits allow.
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,12 +20,15 @@ from torch.nn import functional as F
 import engine_nets
 import numerics
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import optimize
+from inception_fast.engine import graph as ir
+from inception_fast.engine import interpret, optimize
+from inception_fast.engine.gpu_memory import Keeper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
-from inception_fast.engine.gpu_runner import GpuCompiled
+from inception_fast.engine.gpu_runner import GpuCompiled, on_device
 from inception_fast.engine.gpu_tune import wanted_specs
 from inception_fast.engine.plan import Program, lower
 from inception_fast.engine.report import make_report
+from inception_fast.engine.segment import NativeItem
 from inception_fast.engine.session import Session
 
 from .maps import DEVICE
@@ -75,6 +79,118 @@ def block(batch: int, dtype: str = "float32") -> tuple[Tensor, Program, Any]:
         _, _, native = block(batch)
         return x, lower(next(iter(native._session._captured.values())).graph, [x], spec_reasons, dtype), native
     return x, *lowered(engine_nets.randomised(Block()).eval(), x, dtype)
+
+
+class Mixed(nn.Module):
+    """A cumulative sum, which has no kernel, in the middle: its input is read again behind it, by a convolution and in
+    a concatenation, and both it and its result are results too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(32, 8, 3)
+        self.beside, self.head = nn.Conv2d(16, 16, 1), nn.Linear(8, 5)
+        self.register_buffer("offset", torch.linspace(0, 1, 11))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.relu(self.first(x))
+        summed = torch.cumsum(x, 3) / 8 + self.offset
+        y = F.relu(self.second(torch.cat((self.beside(x), summed), 1)))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)), summed, x
+
+
+@cache
+def mixed(dtype: str, batch: int = 2) -> tuple[Tensor, Program, nn.Module]:
+    """Images, the program with torch in it, and the module."""
+    torch.manual_seed(3)
+    module = Mixed().eval()
+    x = numerics.random(batch, 3, 9, 11)
+    return x, lowered(module, x, dtype)[0], module
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_torch_runs_between_native_plans(dtype: str) -> None:
+    """Twice, and with other images in between: what torch reads and makes is this call's."""
+    x, program, module = mixed(dtype)
+    compiled = GpuCompiled(program, Packs(DEVICE), big)
+    assert len(compiled.native) == 3 and compiled.kept and compiled.ops
+    first = compiled.run([x.to(DEVICE)])
+    before = [y.clone() for y in first]
+    other = compiled.run([2 * x.to(DEVICE)])
+    again = compiled.run([x.to(DEVICE)])
+    with torch.no_grad():
+        wanted = module.double()(x.double())
+        module.float()
+    for y, kept, twice, third, expected in zip(first, before, other, again, wanted, strict=True):
+        assert y.dtype is torch.float32 and torch.equal(y, kept) and torch.equal(y, third)
+        assert not torch.equal(y, twice) and y.data_ptr() != third.data_ptr()
+        allowed = numerics.FP32_REL_L2 * 4 if dtype == "float32" else numerics.FP16_REL_L2 * 4
+        assert numerics.rel_l2(y.cpu(), expected) <= allowed
+
+
+def test_the_report_says_what_torch_runs() -> None:
+    x, _, module = mixed("float32")
+    session = Session(module, (x.to(DEVICE),), {}, "triton", "float32")
+    executable, captured = session.executable([x.to(DEVICE)])
+    report = make_report("Mixed", "triton", executable, captured, [x])
+    (summed,) = [step for step in report.fallbacks if "cumsum" in step.kind]
+    assert summed.backend == "torch" and summed.reason and "through torch" in str(report)
+    assert report.counts["native_calls"] == 3
+    assert [step.backend for step in report.steps].count("triton") >= 4
+
+
+def test_calls_from_many_threads_do_not_meet() -> None:
+    """Each gets what a call alone gives, whether torch runs in between or not."""
+    for x, program in (mixed("float32")[:2], block(1)[:2]):
+        compiled = GpuCompiled(program, Packs(DEVICE), big)
+        images = [(1 + i) * x.to(DEVICE) for i in range(4)]
+        alone = [compiled.run([one]) for one in images]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(compiled.run, [[one] for one in images * 2]))
+        for mine, wanted in zip(together, alone * 2, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, wanted, strict=True))
+
+
+def test_programs_of_many_sizes_hold_bounded_memory() -> None:
+    """The one that ran longest ago gives up what it holds, and takes it anew when it is called again."""
+    made = [mixed("float32", batch)[:2] for batch in (1, 2, 3)]
+    keeper, packs = Keeper(0), Packs(DEVICE)
+    programs = [GpuCompiled(program, packs, big, keeper=keeper) for _, program in made]
+    keeper.limit = programs[1].needed_bytes + programs[2].needed_bytes
+    first = programs[0].run([made[0][0].to(DEVICE)])
+    assert 0 < programs[0].held_bytes <= programs[0].needed_bytes
+    programs[1].run([made[1][0].to(DEVICE)])
+    assert programs[0].held_bytes, "both fit"
+    programs[2].run([made[2][0].to(DEVICE)])
+    assert not programs[0].held_bytes and programs[1].held_bytes
+    assert keeper.held_bytes <= keeper.limit
+    again = programs[0].run([made[0][0].to(DEVICE)])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not programs[1].held_bytes
+
+
+def test_a_running_program_keeps_its_memory() -> None:
+    x, program, _ = mixed("float32")
+    keeper, packs = Keeper(0), Packs(DEVICE)
+    one, two = (GpuCompiled(program, packs, big, keeper=keeper) for _ in range(2))
+    one.run([x.to(DEVICE)])
+    with one._lock:
+        two.run([x.to(DEVICE)])
+        assert one.held_bytes
+    two.run([x.to(DEVICE)])
+    assert not one.held_bytes
+    del one
+    assert keeper.held_bytes == two.held_bytes
+
+
+def test_parameters_of_torch_calls_move_to_the_device() -> None:
+    _, program, _ = mixed("float32")
+    ops = [item.node.op for item in program.items if not isinstance(item, NativeItem)]
+    moved = [on_device(op, torch.device("meta")) for op in ops]
+    constants = [op.value for op in moved if isinstance(op, ir.Constant)]
+    assert constants and all(value.is_meta for value in constants)
+    assert all(type(op) is type(twin) for op, twin in zip(ops, moved, strict=True))
+    made = ir.Torch(torch.ops.aten.zeros.default, ([2, 3],), {"device": torch.device("cpu")}, "a factory")
+    assert interpret.evaluate(on_device(made, torch.device("meta")), []).is_meta
 
 
 def test_a_small_network_equals_the_native_runner() -> None:
@@ -174,12 +290,12 @@ def test_tiles_are_looked_up_for_every_convolution_but_the_stem() -> None:
     assert specs and set(specs) == asked
 
 
-def test_what_has_no_step_is_named() -> None:
-    module = engine_nets.Function(lambda self, v: torch.fft.fft(self.conv(v)).real, conv=nn.Conv2d(3, 8, 3)).eval()
-    x = numerics.random(1, 3, 8, 8)
-    program, _ = lowered(module, x, "float32")
-    with pytest.raises(ValueError, match=r"no GPU step .*fft"):
-        GpuCompiled(program, Packs(DEVICE), big)
+def test_buffers_of_others_need_memory_of_the_callers() -> None:
+    _, program, _ = mixed("float32")
+    later = [item for item in program.items if isinstance(item, NativeItem)][-1]
+    assert any(b.kind == "input" for b in later.plan.buffers)
+    with pytest.raises(ValueError, match="input buffers; allowed: in memory that is kept"):
+        GpuPlan(later.plan, Packs(DEVICE), big)
 
 
 def test_an_arena_too_small_is_refused() -> None:
