@@ -55,7 +55,8 @@ class Emulated(Library):
 
 @cache
 def emulated() -> Library:
-    """Compiled once a process, which takes half a minute."""
+    """Compiled once a process, which takes half a minute; the queue's probe is in it as well."""
     folder = Path(_folder.name) / "emulated"
     folder.mkdir()
-    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp")))
+    include = f"-I{ROOT / 'kernels' / 'cuda'}"
+    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp", ROOT / "benchmarks" / "gpu" / "probe.cu"), include))

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import numerics
+from inception_fast.engine.gpu_hopper import Hopper
 
 from .maps import DEVICE, empty, put, take
+from .test_hopper_plan import compiled
 
 
 @cache
@@ -118,6 +120,16 @@ def test_a_group_with_two_destinations_and_a_residual() -> None:
         assert torch.equal(take(left).double(), expected[:, :96].relu())
         assert torch.equal(take(right).double(), expected[:, 96:])
         assert torch.equal(take(whole).double(), (1 + 2 * expected).relu().bfloat16().double())
+
+
+@pytest.mark.parametrize("n", (1, 3))
+def test_a_network_in_one_graph_beside_triton(n: int) -> None:
+    x, executable, expected = compiled(n, Hopper(cuda.library(), DEVICE, always=True))
+    there = x.to(DEVICE)
+    first, second = executable.run([there])[0], executable.run([there])[0]
+    assert torch.equal(first, second)
+    assert numerics.rel_l2(first.cpu(), expected) <= 10 * numerics.FP16_REL_L2
+    assert {task.hopper is None for task in executable.plan.tasks} == {True, False}
 
 
 @pytest.mark.parametrize("overlap", (False, True))

@@ -4,7 +4,10 @@ same C interface: the numbers of the module in float64, in any order that the st
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 import engine_nets
 import numerics
+from checkout import ROOT
 from hopper_library import emulated, launched, stub, stub_file
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.triton_gpu import spec_reasons
@@ -52,9 +56,10 @@ def compiled(n: int, hopper: Hopper | None = None) -> tuple[Tensor, GpuCompiled,
     native = optimize(module, x)
     captured = next(iter(native._session._captured.values()))
     program = lower(captured.graph, [x], spec_reasons, "float16")
-    # The second convolution of the stem: long enough to be split, by a measurement that says so.
-    split = Row("", Shape("conv", "half", n * 110, 64, 576, 9), stub().configs[0].name, 2, 1e-6, 2e-6)
-    hopper = hopper or Hopper(stub(), DEVICE, always=True, rows=[split])
+    if hopper is None:
+        # The second convolution of the stem: long enough to be split, by a measurement that says so.
+        split = Row("", Shape("conv", "half", n * 110, 64, 576, 9), stub().configs[0].name, 2, 1e-6, 2e-6)
+        hopper = Hopper(stub(), DEVICE, always=True, rows=[split])
     return x, GpuCompiled(program, Packs(DEVICE), big, hopper=hopper), engine_nets.eager(module, x)
 
 
@@ -81,6 +86,21 @@ def test_a_plan_runs_on_the_kernels_own_source() -> None:
     _, plain, _ = compiled(1)
     assert [t.hopper is None for t in executable.plan.tasks].count(False) >= 4
     assert numerics.rel_l2(y, plain.run([x])[0].double()) <= 10 * numerics.FP16_REL_L2
+
+
+def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue asks a GPU what the emulated device believes: every start of a row in both layouts."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
+    rows_of = importlib.import_module("hopper").shift_rows
+    library = ctypes.CDLL(str(emulated().file))
+    library.emulated_adopt(ctypes.c_void_p(4096), ctypes.c_uint64(1 << 62))
+    rows = list(rows_of(library.probe_shift, make=lambda tensor: tensor.clone()))
+    assert len(rows) == 114 and {row["status"] for row in rows} == {"ok"}
+
+    def off_by_a_row(a: Any, b: Any, d: Any, shift: int, swizzled: int) -> int:
+        return library.probe_shift(a, b, d, (shift + 1) % 57, swizzled)
+
+    assert {row["status"] for row in rows_of(off_by_a_row, make=lambda tensor: tensor.clone())} == {"wrong"}
 
 
 def test_any_order_that_streams_allow_gives_the_same_bits() -> None:
