@@ -33,6 +33,9 @@ from .maps import DEVICE
 from .test_gpu_plan import Block as Every
 from .test_gpu_plan import big
 
+# Fifteen layers in a row, each rounded once, and twice that for sums that cancel.
+DEEP = 2 * 15**0.5 * numerics.FP16_REL_L2
+
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="the stub's pointers are host memory")
 
 
@@ -69,7 +72,7 @@ def test_a_mixed_plan_equals_the_module(n: int) -> None:
     launched()
     first, second = executable.run([x])[0], executable.run([x])[0]
     assert torch.equal(first, second)
-    assert numerics.rel_l2(first, wanted) <= 10 * numerics.FP16_REL_L2
+    assert numerics.rel_l2(first, wanted) <= DEEP
     rows = launched()
     work = [task.hopper for task in executable.plan.tasks if task.hopper]
     assert len(rows) == 2 * len(work) and {task.hopper is None for task in executable.plan.tasks} == {True, False}
@@ -82,10 +85,10 @@ def test_a_plan_runs_on_the_kernels_own_source() -> None:
     """On the emulated device, where every step of the stem's second convolution and behind is a wgmma product."""
     x, executable, wanted = compiled(1, Hopper(emulated(), DEVICE, always=True))
     y = executable.run([x])[0]
-    assert numerics.rel_l2(y, wanted) <= 10 * numerics.FP16_REL_L2
+    assert numerics.rel_l2(y, wanted) <= DEEP
     _, plain, _ = compiled(1)
     assert [t.hopper is None for t in executable.plan.tasks].count(False) >= 4
-    assert numerics.rel_l2(y, plain.run([x])[0].double()) <= 10 * numerics.FP16_REL_L2
+    assert numerics.rel_l2(y, plain.run([x])[0].double()) <= DEEP
 
 
 def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +186,7 @@ def test_a_session_reports_which_kernels_run_what(monkeypatch: pytest.MonkeyPatc
     x = numerics.random(1, 3, 23, 21)
     session = Session(module, (x,), {}, "cuda", "float16")
     session.plan([x])
-    assert numerics.rel_l2(session((x,), {}), engine_nets.eager(module, x)) <= 10 * numerics.FP16_REL_L2
+    assert numerics.rel_l2(session((x,), {}), engine_nets.eager(module, x)) <= DEEP
     executable, captured = session.executable([x])
     report = make_report("Block", "cuda", executable, captured, [x])
     found = {step.name: (step.kind, step.backend, step.note) for step in report.steps}
