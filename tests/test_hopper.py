@@ -29,6 +29,7 @@ from hopper_library import launched, stub_file
 from inception_fast import dispatch, ops
 from inception_fast.backends import hopper_gpu, truth
 from inception_fast.cli import main
+from inception_fast.engine import gpu_tune
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 SPEC = ConvSpec(2, 5, 6, 16, 24, 1, 3, padding=(0, 0, 1, 1), dtype="float16")
@@ -356,9 +357,31 @@ def test_rows_survive_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             choices.read(tmp_path / "torn.json")
 
 
+def test_a_race_is_kept_where_the_kernels_run(
+    here: loader.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest cut beside Triton's best, in the cache that plans read; nothing where the backend cannot run."""
+    status = {"cuda": fast.Available("sm_90a")}
+    found = {Cut(here.configs[0]): 3e-5, Cut(here.configs[1], 2): 1e-5}
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    monkeypatch.setattr(dispatch, "backend_status", lambda: status)
+    monkeypatch.setattr(hopper_gpu, "reasons", lambda spec: [])
+    monkeypatch.setattr(tune, "tried", lambda *words: found)
+    monkeypatch.setattr(gpu_tune, "_draws", lambda *words: ())
+    kept = gpu_tune.raced(SPEC, 2e-5, torch.device("cpu"))
+    assert kept == Row("NVIDIA H200", hopper_gpu.shape_of(SPEC), here.configs[1].name, 2, 1e-5, 2e-5)
+    assert choices.tuned("NVIDIA H200", abi.ABI)[-1] == kept
+    assert (
+        choices.nearest(hopper_gpu.shape_of(replace(SPEC, n=3)), "NVIDIA H200", choices.tuned("NVIDIA H200", 1)) == kept
+    )
+    status["cuda"] = fast.Unavailable("not built")  # type: ignore[assignment]
+    assert gpu_tune.raced(SPEC, 2e-5, torch.device("cpu")) is None
+
+
 def test_the_shipped_rows_are_whole() -> None:
     about = json.loads(choices.SHIPPED.read_text())["about"]
-    assert about["origin"] and all(math_row.seconds > 0 for math_row in choices.shipped())
+    assert about["origin"] and all(one.seconds > 0 for one in choices.shipped())
 
 
 def test_a_measured_cut_is_taken_where_it_runs(here: loader.Library) -> None:
