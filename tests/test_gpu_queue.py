@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from checkout import ROOT
+from queue_modules import FOLDER, loaded
 
-FOLDER = ROOT / "benchmarks" / "gpu"
 NAMES = ("store", "catalogue", "run", "work")
 
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[dict[str, Any]]:
-    """The queue's scripts, which find each other in their own folder."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+    """The queue's scripts."""
+    with loaded(*NAMES) as modules:
+        yield modules
 
 
 class Clock:
@@ -124,9 +118,11 @@ def test_a_torn_result_counts_for_nothing(queue: dict[str, Any], small: list[Any
     store = queue["store"].Store(tmp_path)
     store.put(small[1], {"status": "ok"})
     assert not store.wants(small[1])
-    file = tmp_path / "jobs" / small[1].file
+    file = tmp_path / "result.json"
     file.write_text(file.read_text()[:10])
-    assert store.wants(small[1])
+    assert queue["store"].Store(tmp_path).wants(small[1])
+    with pytest.raises(ValueError, match=r"holds no results; allowed: the result\.json of a former slice"):
+        queue["store"].Store(tmp_path / "new", [file])
 
 
 def test_a_job_that_hangs_or_dies_has_failed(
@@ -137,6 +133,53 @@ def test_a_job_that_hangs_or_dies_has_failed(
     assert result["status"] == "failed" and "KeyError" in result["note"]
     result = queue["run"].run_job(job, store, 0.001)
     assert result["status"] == "failed" and "took longer" in result["note"]
+
+
+def test_what_a_job_started_ends_with_it(queue: dict[str, Any], tmp_path: Path) -> None:
+    """A grandchild that holds the GPU, and the pipe to its parent, must not outlive its job."""
+    alive = tmp_path / "alive"
+    child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    begin = time.monotonic()
+    output, ended = queue["run"].finished([sys.executable, "-c", program], 1.0)
+    assert not ended and output == "" and time.monotonic() - begin < 3
+    time.sleep(max(0.0, begin + 5 - time.monotonic()))
+    assert not alive.exists()
+
+
+def test_rows_outlive_a_job_that_takes_too_long(
+    queue: dict[str, Any], small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling a peer may take longer than a slice; what was timed before is kept."""
+    (tmp_path / "work.py").write_text(
+        "import json, sys, time\n"
+        "open(sys.argv[2], 'w').write(json.dumps({'status': 'failed', 'rows': [{'runtime': 'ours'}]}))\n"
+        "time.sleep(30)\n"
+    )
+    monkeypatch.setattr(queue["run"], "HERE", tmp_path)
+    store = queue["store"].Store(tmp_path / "out")
+    result = queue["run"].run_job(small[3], store, 2.0)
+    assert result == {"status": "failed", "rows": [{"runtime": "ours"}], "note": "took longer than 2 s"}
+    store.put(small[3], result)
+    assert queue["run"].merge(small, store)["rows"] == [{"job": "layers/1/x", "runtime": "ours"}]
+    assert store.wants(small[3])
+
+
+def test_a_long_job_reports_its_parts(queue: dict[str, Any]) -> None:
+    parts: list[list[dict[str, Any]]] = []
+    right, wrong = {"runtime": "ours", "status": "ok"}, {"runtime": "ours", "status": "failed", "note": "no"}
+    assert queue["work"].timed(iter([[right], [right, right]]), parts.append)["status"] == "ok"
+    assert [len(rows) for rows in parts] == [1, 2]
+    result = queue["work"].timed(iter([[right, wrong]]), parts.append)
+    assert result["status"] == "failed" and result["note"] == "ours: no" and len(result["rows"]) == 2
+    assert queue["work"].timed(iter([]), parts.append)["note"] == "ours: no row"
+
+
+def test_counters_that_a_gpu_lacks_are_left_out(queue: dict[str, Any]) -> None:
+    said = "==ERROR== Failed to find metric sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active\n==PROF== x"
+    found = queue["work"].unknown_metrics(said, queue["work"].METRICS)
+    assert found == ["sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"]
+    assert queue["work"].unknown_metrics("==PROF== done", queue["work"].METRICS) == []
 
 
 def test_the_dry_run_lists_every_job_in_slices_that_fit() -> None:
@@ -199,7 +242,9 @@ def test_results_are_json_without_nan(queue: dict[str, Any], small: list[Any], t
     store = queue["store"].Store(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         store.put(small[1], {"status": "ok", "rows": [{"median_ms": float("nan")}]})
-    assert store.get(small[1]) is None
-    assert not list((tmp_path / "jobs").iterdir())
+    assert store.get(small[1]) is None and not list(tmp_path.iterdir())
     store.put(small[1], {"status": "ok"})
-    assert json.loads((tmp_path / "jobs" / small[1].file).read_text())["job"] == "exact/a"
+    store.write(queue["run"].merge(small, store))
+    (file,) = tmp_path.iterdir()
+    found = json.loads(file.read_text())
+    assert found["results"] == {"exact/a": {"status": "ok", "tries": 1}} and found["done"] == 1

@@ -8,7 +8,7 @@ BATCHES = (32, 128, 1, 256, 8)
 DTYPES = ("bfloat16", "float16")
 MODELS = ("inception_v3", "inception_v4", "inception_resnet_v2")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("conv", "pair", "pool", "backend", "gpu_plan", "hopper_device")
+TESTS = ("conv", "pair", "pool", "norm", "backend", "gpu_plan", "hopper_device")
 # Layers by what they cost in the networks: (map, c, oc, kernel, stride, padding (top, bottom, left, right)).
 LAYERS = {
     "stem_3x3s2": (299, 3, 32, (3, 3), 2, (0, 0, 0, 0)),
@@ -41,6 +41,7 @@ def jobs() -> list[Job]:
     found += [Job(f"hopper/{n}/{dtype}", 200, 500) for n in BATCHES for dtype in DTYPES[:1]]
     found += [Job(f"layers/{n}/{dtype}", 150, 500) for n in BATCHES for dtype in DTYPES]
     found += [Job(f"network/{model}/{n}/{dtype}", 360, 520) for model in MODELS for n in BATCHES for dtype in DTYPES]
+    found += [Job(f"training/{dtype}", 200, 500) for dtype in DTYPES]
     found += [Job(f"tune/{name}/{dtype}", 200, 500) for name in LAYERS if name != "stem_3x3s2" for dtype in DTYPES[:1]]
     found += [Job(f"counters/{pair}/{form}", 60, 300) for pair in PAIRS for form in ("separate", "fused")]
     return found

@@ -11,50 +11,64 @@ from typing import Any
 import torch
 from catalogue import LAYERS
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import choices, convolve, tune
+from inception_fast.kernels.cuda import convolve, tune
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
 from inception_fast.kernels.spec import ConvSpec
-from measure import DEVICE, draw, error_of, layer_calls, layer_spec
+from measure import DEVICE, LAYER_BUDGET, checked, draw, layer_calls, layer_spec
 from timing import device_seconds, host_seconds, summary
 
 from inception_fast.backends import hopper_gpu
-from inception_fast.measure.compare import BUDGET
 
 HERE = Path(__file__).resolve().parent
 TRIED, CHAIN = 5, 64
 
 
-def layer_rows(n: int, dtype: str) -> list[dict[str, Any]]:
-    """Every layer that the kernels take: cuDNN, Triton, and each cut; the best one as a row of the shipped data."""
+def layer_rows(n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """Every layer that the kernels take: cuDNN, Triton, each cut, and the best one as a row of the shipped data; all
+    rows so far, a layer at a time.
+    """
     torch.backends.cudnn.benchmark = True
-    kernels, rows = cuda.library(), []
-    gpu = torch.cuda.get_device_name()
+    kernels, rows = cuda.library(), list[dict[str, Any]]()
     for name in LAYERS:
-        spec = layer_spec(name, n, dtype)
-        head = {"layer": name, "batch": n, "dtype": dtype}
+        spec, head = layer_spec(name, n, dtype), {"layer": name, "batch": n, "dtype": dtype}
         why = hopper_gpu.spec_reasons(kernels, spec)
         if why:
             rows.append({**head, "runtime": "cuda", "status": "unavailable", "note": "; ".join(why)})
-            continue
-        calls, wanted = layer_calls(spec)
-        given = draw(spec)
-        found = tune.tried(kernels, spec, *given, lambda call: median(call, TRIED))
-        best = min(found, key=found.__getitem__)
-        calls = {"triton": calls["ours"], "cudnn": calls["eager"], "cuda": best_call(spec, given, best)}
-        errors = {runtime: error_of(call(), wanted) for runtime, call in calls.items()}
-        times = {runtime: summary(seconds) for runtime, seconds in device_seconds(calls).items()}
-        for runtime, figures in times.items():
-            status = "ok" if errors[runtime] <= 2 * BUDGET[dtype] else "wrong"
-            row = {**head, "runtime": runtime, "status": status, "rel_error": errors[runtime], **figures}
-            rows.append({**row, "tflops": spec.flops() / figures["median_ms"] / 1e9})
-        for cut, seconds in found.items():
-            config = {"config": cut.config.name, "splits": cut.splits}
-            rows.append({**head, "runtime": "cuda", **config, "median_ms": seconds * 1e3, "rounds": TRIED})
-        seconds, against = times["cuda"]["median_ms"] / 1e3, times["triton"]["median_ms"] / 1e3
-        won = choices.Row(gpu, hopper_gpu.shape_of(spec), best.config.name, best.splits, seconds, against)
-        rows.append({**head, "runtime": "cuda", "choice": [won.gpu, *won.shape, *won[2:]]})
-    return rows
+        else:
+            rows += raced(spec, head)
+        yield rows
+
+
+def raced(spec: ConvSpec, head: dict[str, Any]) -> list[dict[str, Any]]:
+    """One layer's rows."""
+    given = draw(spec)
+    found = tune.tried(cuda.library(), spec, *given, lambda call: median(call, TRIED))
+    best = min(found, key=found.__getitem__)
+    makers, wanted = layer_calls(spec)
+    racing: dict[str, Any] = {"triton": makers["ours"], "cudnn": makers["eager"]}
+    racing["cuda"] = lambda: best_call(spec, given, best)
+    rows, calls = checked(racing, head, wanted, lambda runtime: LAYER_BUDGET[spec.dtype])
+    for runtime, seconds in device_seconds(calls).items() if calls else ():
+        rows[runtime] |= summary(seconds)
+        rows[runtime]["tflops"] = spec.flops() / rows[runtime]["median_ms"] / 1e9
+    cuts = [
+        {
+            **head,
+            "runtime": "cuda",
+            "config": cut.config.name,
+            "splits": cut.splits,
+            "median_ms": s * 1e3,
+            "rounds": TRIED,
+        }
+        for cut, s in found.items()
+    ]
+    times = [rows[runtime].get("median_ms") for runtime in ("cuda", "triton")]
+    if None not in times:
+        cut = (best.config.name, best.splits, times[0] / 1e3, times[1] / 1e3)
+        choice = [torch.cuda.get_device_name(), *hopper_gpu.shape_of(spec), *cut]
+        cuts.append({**head, "runtime": "cuda", "choice": choice})
+    return [*rows.values(), *cuts]
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:

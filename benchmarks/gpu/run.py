@@ -3,19 +3,24 @@
     python benchmarks/gpu/run.py --out OUT --slice-seconds 540
 
 Runs the jobs of `catalogue.py` in order, each in a process of its own, until the slice is over; a job is started only
-when it fits what is left. Run it again with the same --out, or with the folders of former slices as --earlier, and it
-goes on where it stopped. OUT/result.json holds everything so far, with GPU, driver, clocks, versions and commit. Exit
-codes: 0 all done, 3 jobs are left for another slice, 2 a wrong call.
+when it fits what is left. Run it again with the same --out, or with the result.json of a former slice as --earlier, and
+it goes on where it stopped. OUT/result.json, the only file, holds everything so far, with GPU, driver, clocks, versions
+and commit. Exit codes: 0 all done, 3 jobs are left for another slice, 2 a wrong call.
+
+Compiled kernels of Triton and of torch.compile are kept under build/gpu, for later slices on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +39,9 @@ HOPPER_GATE = "exact/hopper_device"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--earlier", type=Path, action="append", default=[], help="a former slice's folder; repeatable")
+    parser.add_argument(
+        "--earlier", type=Path, action="append", default=[], help="a former slice's result.json; repeatable"
+    )
     parser.add_argument("--slice-seconds", type=float, default=540.0)
     parser.add_argument("--only", default="*", help="a shell pattern of job names, such as 'network/inception_v3/*'")
     parser.add_argument("--dry-run", action="store_true", help="list the slices and run nothing")
@@ -51,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     left = run_slice(jobs, store, args.slice_seconds, run_job)
     summary = merge(jobs, store)
-    write(args.out / "result.json", summary)
+    store.write(summary)
     print(f"{summary['done']} of {len(jobs)} jobs done, {len(left)} left")
     return LEFT if left else 0
 
@@ -92,7 +99,7 @@ def run_slice(
 def blocked(job: Job, jobs: Sequence[Job], store: Store) -> bool:
     """Whether the job would time kernels that gave wrong numbers."""
     kind = job.name.split("/")[0]
-    if kind not in ("hopper", "layers", "network", "tune", "counters"):
+    if kind not in ("hopper", "layers", "network", "training", "tune", "counters"):
         return False
     mine = kind == "hopper"  # the CUDA kernels have a test of their own, and nobody else waits for it
     gates = [other for other in jobs if other.name.startswith(GATE) and (other.name == HOPPER_GATE) == mine]
@@ -101,26 +108,43 @@ def blocked(job: Job, jobs: Sequence[Job], store: Store) -> bool:
 
 
 def run_job(job: Job, store: Store, seconds: float) -> dict[str, Any]:
-    """The job in a process of its own, which writes its result to a file; a job that hangs or dies has failed."""
-    target = store.folder / f".{job.file}.new"
-    target.unlink(missing_ok=True)
-    package = ROOT / "build" / "gpu" / "package"
-    paths = [str(package), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    """The job in a process of its own, which writes its result to a file; a job that hangs or dies has failed, with the
+    rows that it had by then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "result.json"
+        command = [sys.executable, str(HERE / "work.py"), job.name, str(target)]
+        output, ended = finished(command, seconds)
+        try:
+            result: dict[str, Any] = json.loads(target.read_text())
+        except (OSError, ValueError):
+            result = {"status": FAILED}
+        if not ended:
+            return {**result, "status": FAILED, "note": f"took longer than {seconds:.0f} s"}
+        return result if result["status"] != FAILED else {"note": output[-2000:], **result}
+
+
+def finished(command: Sequence[str], seconds: float) -> tuple[str, bool]:
+    """What the command printed, and whether it ended in time; else it is ended, with all that it started."""
+    kept = ROOT / "build" / "gpu"
+    paths = [str(kept / "package"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, str(HERE / "work.py"), job.name, str(target)]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, timeout=seconds, capture_output=True, text=True, start_new_session=True
+    environment |= {"TRITON_CACHE_DIR": str(kept / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(kept / "inductor")}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return {"status": FAILED, "note": f"took longer than {seconds:.0f} s"}
-    try:
-        result: dict[str, Any] = json.loads(target.read_text())
-    except (OSError, ValueError):
-        return {"status": FAILED, "note": (done.stdout + done.stderr)[-2000:]}
-    finally:
-        target.unlink(missing_ok=True)
-    return result
+        ended = True
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            ended = False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return output.read(), ended
 
 
 def merge(jobs: Sequence[Job], store: Store) -> dict[str, Any]:
@@ -131,12 +155,6 @@ def merge(jobs: Sequence[Job], store: Store) -> dict[str, Any]:
     machine = (found.get("machine") or {}).get("machine")
     done = sum(r is not None and r["status"] != FAILED for r in found.values())
     return {"machine": machine, "done": done, "jobs": len(jobs), "status": status, "rows": rows}
-
-
-def write(file: Path, value: Any) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    beside.replace(file)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""One job of the measuring queue: `python work.py NAME RESULT` writes {"status", "rows" or "note", ...} to RESULT."""
+"""One job of the measuring queue: `python work.py NAME RESULT` writes {"status", "rows" or "note", ...} to RESULT.
+
+A long job writes what it has after each part, as failed, so that its rows outlive its end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +46,14 @@ PYTEST = [
     "-p",
     "no:cacheprovider",
 ]
-SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py")
 HOPPER_TESTS = "hopper_device"
+SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py", "test_norm.py")
+
+# The tests ask torch for deterministic algorithms, for which cuBLAS wants this.
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 Result = dict[str, Any]
+Report = Callable[[Sequence[dict[str, Any]]], None]
 
 
 def ran(command: Sequence[str], **environment: str) -> Result:
@@ -95,10 +102,14 @@ def link_package(package: Path) -> None:
 
 def machine() -> Result:
     """GPU, driver, clocks, versions, commit."""
+    if shutil.which("nvidia-smi") is None:
+        return {"status": FAILED, "note": "no nvidia-smi here"}
     fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.total,temperature.gpu"
     done = subprocess.run(
         ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True
     )
+    if done.returncode or not done.stdout.strip():
+        return {"status": FAILED, "note": (done.stdout + done.stderr).strip()[-400:]}
     values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = {}
@@ -119,7 +130,7 @@ def exact(name: str) -> Result:
     why = no_hopper() if name == HOPPER_TESTS else ""
     if why:
         return {"status": UNAVAILABLE, "note": why}
-    return ran([*PYTEST, f"tests/interpreted/test_{name}.py"])
+    return ran([*PYTEST, f"tests/interpreted/test_{name}.py"], **DETERMINISTIC)
 
 
 def sanitizer(tool: str) -> Result:
@@ -127,7 +138,7 @@ def sanitizer(tool: str) -> Result:
     names = (*SANITIZED, *(() if no_hopper() else (f"test_{HOPPER_TESTS}.py",)))
     files = [f"tests/interpreted/{name}" for name in names]
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *files]
-    return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC)
 
 
 def no_hopper() -> str:
@@ -137,14 +148,14 @@ def no_hopper() -> str:
     return cuda.missing() or cuda.driver.refusal(cuda.driver.capabilities())
 
 
-def hopper(batch: str, dtype: str) -> Result:
+def hopper(batch: str, dtype: str, *, report: Report) -> Result:
     """Every cut of every layer beside cuDNN and Triton."""
     why = no_hopper()
     if why:
         return {"status": UNAVAILABLE, "note": why}
     from hopper import layer_rows
 
-    return {"status": OK, "rows": layer_rows(int(batch), dtype)}
+    return timed(layer_rows(int(batch), dtype), report)
 
 
 def probe(name: str) -> Result:
@@ -157,35 +168,70 @@ def probe(name: str) -> Result:
     return {"status": OK, "rows": list(probe_rows(ROOT / "build" / "gpu" / name))}
 
 
-def layers(batch: str, dtype: str) -> Result:
+def layers(batch: str, dtype: str, *, report: Report) -> Result:
     from measure import layer_rows
 
-    return {"status": OK, "rows": layer_rows(int(batch), dtype)}
+    return timed(layer_rows(int(batch), dtype), report)
 
 
-def network(model: str, batch: str, dtype: str) -> Result:
-    from measure import network_rows
+def network(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    from networks import network_rows
 
-    return {"status": OK, "rows": network_rows(model, int(batch), dtype)}
+    return timed(network_rows(model, int(batch), dtype), report)
 
 
-def tune(layer: str, dtype: str) -> Result:
+def training(dtype: str, *, report: Report) -> Result:
+    from training_layers import training_rows
+
+    return timed(training_rows(dtype), report)
+
+
+def tune(layer: str, dtype: str, *, report: Report) -> Result:
     from measure import tuned_rows
 
-    return {"status": OK, "rows": tuned_rows(layer, dtype)}
+    return timed(tuned_rows(layer, dtype), report)
+
+
+def timed(parts: Iterator[list[dict[str, Any]]], report: Report) -> Result:
+    """The last of the parts, each of which is all rows so far. Failed where no row of ours is right."""
+    rows: list[dict[str, Any]] = []
+    for rows in parts:
+        report(rows)
+    wrong = [row for row in rows if row.get("runtime") == "ours" and row.get("status") != OK]
+    if wrong or not rows:
+        return {"status": FAILED, "rows": rows, "note": f"ours: {wrong[0].get('note', 'wrong') if wrong else 'no row'}"}
+    return {"status": OK, "rows": rows}
 
 
 def counters(pair: str, form: str) -> Result:
-    """What Nsight Compute counts for one call of a pair, every kernel a row."""
-    command = ["ncu", "--csv", "--metrics", ",".join(METRICS), "--profile-from-start", "off"]
+    """What Nsight Compute counts for one call of a pair, every kernel a row; what this GPU has no counter for is left
+    out and named.
+    """
     if shutil.which("ncu") is None:
         return {"status": UNAVAILABLE, "note": "no ncu here"}
     once = [sys.executable, str(HERE / "work.py"), f"once/{pair}/{form}", os.devnull]
-    done = subprocess.run([*command, *once], cwd=ROOT, capture_output=True, text=True)
+    metrics, absent = list(METRICS), []
+    while True:
+        command = ["ncu", "--csv", "--metrics", ",".join(metrics), "--profile-from-start", "off", *once]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        unknown = unknown_metrics(said, metrics)
+        if not unknown or len(unknown) == len(metrics):
+            break
+        metrics, absent = [m for m in metrics if m not in unknown], absent + unknown
+    if "ERR_NVGPUCTRPERM" in said:
+        return {"status": UNAVAILABLE, "note": "this user may not read the GPU's counters (ERR_NVGPUCTRPERM)"}
     rows = counted(done.stdout)
     if done.returncode or not rows:
-        return {"status": FAILED, "note": (done.stdout + done.stderr)[-2000:]}
-    return {"status": OK, "rows": [{"pair": pair, "form": form, **row} for row in rows]}
+        return {"status": FAILED, "note": said[-2000:]}
+    note = f"no counter here for {', '.join(absent)}" if absent else ""
+    return {"status": OK, "note": note, "rows": [{"pair": pair, "form": form, **row} for row in rows]}
+
+
+def unknown_metrics(said: str, metrics: Sequence[str]) -> list[str]:
+    """Those that Nsight Compute says it does not know."""
+    lines = [line for line in said.splitlines() if "Failed to find metric" in line]
+    return [metric for metric in metrics if any(metric in line for line in lines)]
 
 
 def counted(text: str) -> list[dict[str, Any]]:
@@ -208,17 +254,29 @@ def once(pair: str, form: str) -> Result:
 
 
 WORK: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (build, machine, exact, sanitizer, hopper, probe, layers, network, tune, counters, once)
+    f.__name__: f
+    for f in (build, machine, exact, sanitizer, hopper, probe, layers, network, training, tune, counters, once)
 }
+IN_PARTS = (hopper, layers, network, training, tune)
 
 
 def main(argv: Sequence[str]) -> int:
     name, target = argv
     kind, *arguments = name.split("/")
-    begin = time.monotonic()
-    result = WORK[kind](*arguments)
-    result["seconds"] = round(time.monotonic() - begin, 1)
-    Path(target).write_text(json.dumps(result, allow_nan=False))
+    begin, work = time.monotonic(), WORK[kind]
+
+    def write(result: Result) -> None:
+        result = {**result, "seconds": round(time.monotonic() - begin, 1)}
+        beside = Path(f"{target}.new")
+        beside.write_text(json.dumps(result, allow_nan=False))
+        beside.replace(target)
+
+    def report(rows: Sequence[dict[str, Any]]) -> None:
+        write({"status": FAILED, "rows": list(rows), "note": "ended before it was done"})
+
+    result = work(*arguments, report=report) if work in IN_PARTS else work(*arguments)
+    if target != os.devnull:
+        write(result)
     return 0
 
 

@@ -1,0 +1,108 @@
+"""Whole networks on the device, beside their peers, after their numbers are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import xla
+from measure import DEVICE, Maker, checked
+from timing import host_seconds, summary
+from torch import Tensor, nn
+
+import inception_fast as fast
+from inception_fast.backends import triton_gpu
+from inception_fast.engine.plan import lower
+from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
+
+CHECKED = 16  # images of a batch that are compared with float64
+OURS = ("ours", "cuda")  # as it chooses, and all that the CUDA kernels take on these
+SLOW = ("compile",)  # takes minutes to build: the others are timed before, then again beside it
+
+
+def network_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """Ours, eager channels_last with cudnn.benchmark, XLA, and Inductor's max-autotune with CUDA graphs and freezing.
+    All rows so far: once without Inductor, once with it.
+    """
+    makers, truth = network_calls(model, n, dtype)
+    about = {"model": model, "batch": n, "dtype": dtype}
+    rows: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    for names in ([name for name in makers if name not in SLOW], [name for name in makers if name in SLOW]):
+        with torch.no_grad():
+            some, right = checked(
+                {name: makers[name] for name in names},
+                about,
+                truth,
+                lambda runtime: BUDGET[dtype] * (1.0 if runtime in OURS else PEER_SHARE[dtype]),
+            )
+            rows, calls = {**rows, **some}, {**calls, **right}
+            for runtime, seconds in host_seconds(calls).items() if calls else ():
+                rows[runtime] |= summary(seconds)
+        ours = rows["ours"].get("median_ms")
+        for row in rows.values():
+            row["ratio"] = row["median_ms"] / ours if ours and "median_ms" in row else None
+        yield list(rows.values())
+
+
+def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Tensor]:
+    """The runtimes by name, and the logits of the first images in float64."""
+    kind = getattr(torch, dtype)
+    torch.manual_seed(0)
+    net = fast.create_model(model).eval()
+    size = net.data_config.input_size[-1]
+    x = torch.randn(n, 3, size, size, device=DEVICE)
+    calibrate(net, x[:2].cpu())
+    truth = _truth(net, model, x[:CHECKED])
+    torch.backends.cudnn.benchmark = True
+    peer = _copied(net, model).to(DEVICE, kind, memory_format=torch.channels_last)
+    given = x.to(kind).contiguous(memory_format=torch.channels_last)
+
+    def ours(backend: str | None = None) -> Callable[[], Tensor]:
+        made = fast.optimize(net, x, dtype=kind, backend=backend)
+        return lambda: made(x)
+
+    def through_xla() -> Callable[[], Any]:
+        call = xla.network(plan_of(net, x, dtype), [x], dtype)
+        return lambda: call().block_until_ready()
+
+    makers: dict[str, Maker] = {
+        "ours": ours,
+        "eager": lambda: lambda: peer(given),
+        "xla": through_xla,
+        "compile": lambda: compiled(peer, given),
+    }
+    if fast.backend_status()["cuda"]:
+        makers["cuda"] = lambda: ours("cuda")
+    return makers, truth
+
+
+def compiled(peer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The best that torch.compile has for inference. Its result is a graph's own memory, hence the copy."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    made = torch.compile(peer, mode="max-autotune")
+    return lambda: made(x).clone()
+
+
+def plan_of(net: nn.Module, x: Tensor, dtype: str) -> Any:
+    """The one plan that our engine makes of the network, for inputs like x."""
+    like = torch.zeros(x.shape)
+    captured = fast.optimize(net, like, backend="torch")._session.executable([like])[1]
+    program = lower(captured.graph, [like], triton_gpu.spec_reasons, dtype)
+    (item,) = program.items
+    return item.plan
+
+
+def _copied(net: nn.Module, model: str) -> nn.Module:
+    twin = fast.create_model(model).eval()
+    twin.load_state_dict(net.state_dict())
+    return twin
+
+
+def _truth(net: nn.Module, model: str, x: Tensor) -> Tensor:
+    wide = _copied(net, model).to(x.device, torch.float64)
+    with torch.inference_mode():
+        return torch.cat([wide(part.double()) for part in x.split(8)])

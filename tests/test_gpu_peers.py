@@ -1,0 +1,105 @@
+"""The peers of the measuring queue on the CPU: JAX's form of a plan gives the network's numbers, and what fails, or is
+wrong, is a row that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import engine_nets
+import inception_fast as fast
+import numerics
+from queue_modules import loaded
+
+pytest.importorskip("jax", reason="jax is a peer of the benchmarks, not a dependency")
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[dict[str, Any]]:
+    with loaded("xla", "measure", "networks") as modules:
+        yield modules
+
+
+class Block(nn.Module):
+    """Siblings with scattered columns, a pair, a residual in place, both kinds of average, LRN, unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 12, 3, 2, padding=1), nn.Conv2d(12, 8, 1)
+        self.two, self.wide = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 12, (1, 7), padding=(0, 3))
+        self.tall, self.up = nn.Conv2d(12, 8, (7, 1), padding=(3, 0)), nn.Conv2d(28, 28, 1)
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.local_response_norm(F.relu(self.norm(self.stem(2 * x - 1))), 5)
+        pair = F.relu(self.tall(F.relu(self.wide(F.relu(self.two(x))))))
+        x = torch.cat((F.relu(self.one(x)), pair, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)), 1)
+        x = F.relu(x + 0.2 * self.up(x))
+        x = F.avg_pool2d(F.max_pool2d(x, 3, 2, ceil_mode=True), 3, 1, 1)
+        return F.normalize(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+@pytest.mark.parametrize("name", ["block", "inception_v1"])
+def test_a_plan_in_jax_is_the_network(name: str, queue: dict[str, Any]) -> None:
+    module = engine_nets.randomised(Block()).eval() if name == "block" else engine_nets.built(name)
+    x = numerics.random(2, 3, 17, 19) if name == "block" else engine_nets.images(name)
+    plan = queue["networks"].plan_of(module, x, "float32")
+    y = queue["measure"].as_tensor(queue["xla"].network(plan, [x], "float32")())
+    assert engine_nets.relative(y, engine_nets.eager(module, x)) <= numerics.NET_MAX
+
+
+def test_a_layer_in_jax_is_the_convolution(queue: dict[str, Any]) -> None:
+    xla, measure = queue["xla"], queue["measure"]
+    x, weight = numerics.random(2, 5, 9, 8), numerics.random(7, 5, 3, 1, seed=1)
+    spec = measure.ConvSpec(2, 9, 8, 5, 7, 3, 1, (2, 1), (1, 1, 0, 0))
+    y = measure.as_tensor(xla.layer(spec, x, weight, torch.ones(7))())
+    numerics.assert_close_budget(y, (F.conv2d(x.double(), weight.double(), None, (2, 1), (1, 0)) + 1).relu())
+
+
+def test_what_is_wrong_or_fails_is_not_timed(queue: dict[str, Any]) -> None:
+    wanted = torch.ones(2, 3, dtype=torch.float64)
+
+    def missing() -> Any:
+        raise ImportError("no such peer")
+
+    makers = {
+        "ours": lambda: lambda: torch.ones(4, 3),
+        "wrong": lambda: lambda: torch.full((4, 3), 1.5),
+        "nan": lambda: lambda: torch.full((4, 3), float("nan")),
+        "broken": lambda: lambda: torch.ones(4, 3) @ torch.ones(4, 3),
+        "missing": missing,
+    }
+    rows, calls = queue["measure"].checked(makers, {"batch": 4}, wanted, lambda runtime: 1e-3)
+    status = {name: row["status"] for name, row in rows.items()}
+    assert status == dict(ours="ok", wrong="wrong", nan="wrong", broken="failed", missing="unavailable")
+    assert list(calls) == ["ours"] and rows["nan"]["rel_error"] is None
+    assert all(row["batch"] == 4 for row in rows.values()) and "no such peer" in rows["missing"]["note"]
+
+
+def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that the job goes, on the CPU and with a small network; Inductor, which takes minutes, stands aside."""
+    networks = queue["networks"]
+    create = fast.create_model
+
+    def small(name: str) -> nn.Module:
+        module = create(name, num_classes=10)
+        module.data_config = dataclasses.replace(module.data_config, input_size=(3, 64, 64))
+        return module
+
+    monkeypatch.setattr(networks, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(networks, "compiled", lambda peer, x: lambda: peer(x).clone())
+    monkeypatch.setattr(networks.fast, "create_model", small)
+    first, second = ([dict(row) for row in rows] for rows in networks.network_rows("inception_v1", 2, "bfloat16"))
+    assert [row["runtime"] for row in first] == ["ours", "eager", "xla"]
+    assert [row["runtime"] for row in second] == ["ours", "eager", "xla", "compile"]
+    for row in second:
+        assert row["status"] == "ok" and row["median_ms"] > 0 and row["ratio"] > 0, row
+        assert row["rel_error"] < 5e-2 and row["batch"] == 2
