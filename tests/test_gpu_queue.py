@@ -219,6 +219,20 @@ def test_the_package_is_linked_as_it_is_installed(queue: dict[str, Any], tmp_pat
     assert done.stdout.startswith(str(tmp_path)) and done.stdout.rstrip().endswith("inception_fast.kernels.spec")
 
 
+def test_tests_meet_the_linked_package_and_not_the_checkout(queue: dict[str, Any], tmp_path: Path) -> None:
+    """They start in the checkout, whose inception_fast has no kernels in it."""
+    queue["work"].link_package(tmp_path / "linked" / "inception_fast")
+    decoy = tmp_path / "checkout" / "inception_fast"
+    decoy.mkdir(parents=True)
+    (decoy / "__init__.py").write_text("raise SystemExit('the checkout was imported')")
+    start = queue["work"].PYTEST[: queue["work"].PYTEST.index("-m")]
+    done = subprocess.run(
+        [*start, "-m", "inception_fast", "list", "--json"], capture_output=True, text=True, cwd=decoy.parent,
+        env={"PYTHONPATH": str(tmp_path / "linked"), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0 and "inception_v3" in done.stdout, done.stderr
+
+
 def test_counters_are_read_from_the_profiler(queue: dict[str, Any]) -> None:
     text = "\n".join(
         (

@@ -75,6 +75,8 @@ def test_the_command(tmp_path, capsys):
     assert document == json.loads((tmp_path / "profile.json").read_text())
     assert len(document["rows"]) > 40 and all(row.keys() >= CONTRACT for row in document["rows"])
     assert document["input"] == [1, 3, 64, 64] and 0 < document["peak_share"] < 1.5
+    bars = [event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    assert [bar["name"] for bar in bars] == [row["layer"] for row in document["rows"]]
     assert document["provenance"]["command"].startswith("inception-fast profile inception_v1")
     assert main([*base, "--top", "3"]) == 0
     out = capsys.readouterr().out
@@ -86,7 +88,7 @@ def test_the_command(tmp_path, capsys):
     [
         (["nothing"], "unknown model 'nothing'; allowed: inception_resnet_v1, "),
         (["inception_v3", "--image-size", "20"], "allowed: 75x75 or larger"),
-        (["inception_v3", "--dtype", "int8"], "'int8' is not known; allowed: float32, bfloat16"),
+        (["inception_v3", "--dtype", "int8"], "'int8' is not known; allowed: float32, bfloat16, float16"),
     ],
 )
 def test_wrong_requests_get_one_line(capsys, arguments, said):

@@ -1,6 +1,6 @@
 // Whether wgmma reads an operand whose descriptor starts `shift` rows into its layout: the taps of a convolution as row
-// shifts of one resident image. d [64, 8] = a [64, 16] * b [8, 16]^T with b the rows [shift, shift + 8) of an image of 64
-// rows, K = 16 of its 64 channels from channel 16 on. Once without a swizzle and once with that of 128 bytes.
+// shifts of one resident image. d [64, 8] = a [64, 16] * b [8, 16]^T with b the rows [shift, shift + 8) of an image of
+// 64 rows, K = 16 of its 64 channels from channel 16 on. Once without a swizzle and once with that of 128 bytes.
 #include "hopper.cuh"
 
 using namespace inception_fast::hopper;
@@ -52,7 +52,7 @@ constexpr uint32_t kShared = 1024 + 2 * kRows * kDepth * 2;
 
 extern "C" int probe_shift(const void *a, const void *b, float *d, int shift, int swizzled) {
 #ifdef INCEPTION_FAST_EMULATED
-  return emulated::launch_grid(1, 128, 1, kShared, [&] { probe(a, b, d, shift, swizzled); });
+  return inception_fast::emulated::launch_grid(1, 128, 1, kShared, [&] { probe(a, b, d, shift, swizzled); });
 #else
   probe<<<1, 128, kShared>>>(a, b, d, shift, swizzled);
   return cudaDeviceSynchronize();

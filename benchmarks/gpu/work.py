@@ -33,9 +33,11 @@ METRICS = (
     "dram__bytes_write.sum",
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
 )
-# The project's own settings name plugins that the machine may lack.
+# The project's own settings name plugins that the machine may lack. -P: the checkout's inception_fast, which has no
+# kernels in it, must not come before the linked package.
 PYTEST = [
     sys.executable,
+    "-P",
     "-m",
     "pytest",
     "-q",

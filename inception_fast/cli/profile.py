@@ -1,4 +1,4 @@
-"""Time every layer of an optimised network: FLOP/s, bytes, share of the machine's measured peak."""
+"""Time every layer of an optimised network, on the CPU or on a GPU: FLOP/s, bytes, share of the measured peak."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..measure.profiler import Profile
     from ..measure.roofline import Peak
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,35 +22,50 @@ def add(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a name from 'inception-fast list', or package.module:function making a module"
     )
     parser.add_argument("--batch", type=integer(1, 4096), default=1, metavar="N", help="batch size (default 1)")
-    parser.add_argument("--dtype", type=choice(DTYPES), default="float32", metavar="NAME", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--device", type=choice(tuple(DTYPES)), default="cpu", metavar="NAME", help="cpu (default) or cuda"
+    )
+    parser.add_argument(
+        "--dtype", type=choice(DTYPES["cuda"]), default="float32", metavar="NAME", help=", ".join(DTYPES["cuda"])
+    )
     parser.add_argument("--image-size", type=integer(1, 8192), metavar="S", help="square input (default: the model's)")
     parser.add_argument("--input", type=shape, metavar="C,H,W", help="the input's shape (default: the model's)")
     parser.add_argument("--rounds", type=integer(1, 10000), default=20, metavar="N", help="timed calls (default 20)")
     parser.add_argument("--top", type=integer(1, 10000), default=25, metavar="N", help="layers shown (default 25)")
     parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="of the kernels (default: torch's)")
-    parser.add_argument("--out", metavar="DIR", help="write profile.json there")
+    parser.add_argument("--out", metavar="DIR", help="write profile.json and trace.json there")
+    parser.add_argument(
+        "--once", action="store_true", help="one call between cudaProfilerStart and -Stop, for nsys and ncu; no table"
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the dearest layers, what each kind of step takes, and the peak that they are compared with."""
     from ..measure.machine import provenance
-    from ..measure.profiler import profile
     from ..measure.results import write_json
-    from ..measure.roofline import measure_peak
     from .bench import _mind_the_load, _output_folder, _threads
 
+    if args.dtype not in DTYPES[args.device]:
+        raise CommandError(f"dtype {args.dtype} on {args.device}; allowed: {', '.join(DTYPES[args.device])}")
+    if args.once and args.device == "cpu":
+        raise CommandError("--once is for the profilers of GPUs; allowed: with --device cuda")
     folder = _output_folder(args.out) if args.out else None
     with _threads(args.threads) as threads, serving(args.model):
         module, x = _ready(args)
         _mind_the_load()
-        fast = _optimized(module, x, args.dtype)
-        peak = measure_peak(args.dtype)
-        found = profile(fast, x, peak, args.rounds)
+        if args.device == "cuda":
+            measured = _on_gpu(module, x, args)
+        else:
+            measured = _on_cpu(module, x, args)
+        if measured is None:
+            return OK
+        found, peak, events, more = measured
         origin = provenance(threads, args.argv)
     document = {
-        "provenance": origin,
+        "provenance": origin | more,
         "model": args.model,
+        "device": args.device,
         "input": list(x.shape),
         "peak": peak.to_dict(),
         "call_ms": found.call_ms,
@@ -61,13 +76,57 @@ def run(args: argparse.Namespace) -> int:
     }
     if folder is not None:
         write_json(folder / "profile.json", document)
+        write_json(folder / "trace.json", events)
     if args.json:
         print_json(document)
     else:
         _show(found, peak, args.top)
+        for line in more.get("deeper", {}).values():
+            print(f"deeper: {line}")
         if folder is not None:
-            print(f"written: {folder / 'profile.json'}")
+            print(f"written: {folder / 'profile.json'}, and {folder / 'trace.json'} for ui.perfetto.dev")
     return OK
+
+
+Measured = tuple["Profile", "Peak", Any, dict[str, Any]]
+
+
+def _on_cpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured:
+    """The profile, the peak, the trace, and what the provenance has besides."""
+    from ..measure.profiler import profile
+    from ..measure.roofline import measure_peak
+    from ..measure.trace import trace
+
+    fast = _optimized(module, x, args.dtype)
+    peak = measure_peak(args.dtype)
+    found = profile(fast, x, peak, args.rounds)
+    return found, peak, trace(found.layers, f"{args.model} on the CPU"), {}
+
+
+def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured | None:
+    """The same on a GPU, where the trace lays branches beside each other; None after the one call of --once."""
+    import torch
+
+    from .. import Unavailable, backend_status, optimize
+    from ..measure import gpu_profiler
+    from ..measure.trace import trace
+
+    status = backend_status()["triton"]
+    if isinstance(status, Unavailable):
+        raise CommandError(f"profile --device cuda cannot run here: {status.reason}")
+    x = x.to("cuda")
+    fast = optimize(module, x, dtype=getattr(torch, args.dtype))
+    if args.once:
+        gpu_profiler.once(fast, x)
+        return None
+    tf32 = args.dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+    peak = gpu_profiler.measure_gpu_peak(args.dtype, x.device, tf32)
+    found = gpu_profiler.profile(fast, x, peak, args.rounds)
+    gpu = torch.cuda.get_device_name(x.device)
+    needs, lanes = gpu_profiler.schedule(gpu_profiler.tasks_of(fast, x))
+    dearest = max(found.layers, key=lambda layer: layer.ms).layer
+    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest)}
+    return found, peak, trace(found.layers, f"{args.model} on {gpu}", needs, lanes), more
 
 
 def _ready(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
@@ -121,14 +180,15 @@ def _show(found: Profile, peak: Peak, top: int) -> None:
         print(f"the dearest {len(dearest)} of {len(found.layers)} layers; --top shows more, --json all")
     for kind, part in found.by_kind().items():
         print(f"{kind:10} {part['steps']:4.0f} steps {part['ms']:9.3f} ms {100 * part['share']:5.1f} %")
+    threads = f", {peak.threads} threads" if peak.threads else ""
     whole = found.flops / (found.call_ms / 1e3)
     print(
         f"the call {found.call_ms:.3f} ms, its steps {found.steps_ms:.3f} ms; {whole / 1e9:.1f} GFLOP/s, "
         f"{100 * whole / peak.flops:.0f} % of the peak"
     )
     print(
-        f"peak {peak.flops / 1e9:.1f} GFLOP/s in {peak.dtype}, {peak.threads} threads, reached by {peak.by}; "
-        f"memory read at {peak.bytes / 1e9:.1f} GB/s"
+        f"peak {peak.flops / 1e9:.1f} GFLOP/s in {peak.dtype}{threads}, reached by {peak.by}; "
+        f"memory at {peak.bytes / 1e9:.1f} GB/s"
     )
     for reason in dict.fromkeys(found.fallbacks):
         print(f"through torch, not timed apart: {reason}")

@@ -37,7 +37,7 @@ class Segment:
         return sum(x.numel() * x.element_size() for x in self.inputs) + self.plan.workspace_bytes
 
     def run(self, given: Sequence[Tensor], seconds: list[tuple[str, float]] | None) -> None:
-        """On the current stream. With `seconds` every task is timed alone, without the graph."""
+        """On the current stream. With `seconds` every task is timed alone, under an NVTX range, without the graph."""
         for mine, x in zip(self.inputs, given, strict=True):
             mine.copy_(x, non_blocking=True)
         if seconds is not None:
@@ -70,12 +70,14 @@ class Segment:
             raise RuntimeError("step times need a GPU; interpreted kernels have none worth keeping")
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(self.launches) + 1)]
         marks[0].record()
-        for launches, mark in zip(self.launches, marks[1:], strict=True):
+        names = [task.name for task in self.plan.tasks]
+        for name, launches, mark in zip(names, self.launches, marks[1:], strict=True):
+            torch.cuda.nvtx.range_push(name)
             for one in launches:
                 one.run()
+            torch.cuda.nvtx.range_pop()
             mark.record()
         marks[-1].synchronize()
-        names = [task.name for task in self.plan.tasks]
         return [(n, a.elapsed_time(b) / 1e3) for n, a, b in zip(names, marks, marks[1:], strict=False)]
 
 

@@ -168,11 +168,11 @@ def _native_steps(program: Program, backend: str, ran_by: Callable[[Step], tuple
             found.append(_torch_step(item.node, "torch", item.reason))
             continue
         for step, node in zip(item.plan.steps, item.nodes, strict=True):
-            shape = _shape(step, item.plan.buffers)
+            shape = shape_of(step, item.plan.buffers)
             kind = type(step).__name__.removesuffix("Step").lower()
             name, note = ran_by(step) if ran_by else (backend, "")
             sources = node.sources if node else ()
-            found.append(StepReport(step.name, kind, name, shape, _flops(step, shape), sources, "", note))
+            found.append(StepReport(step.name, kind, name, shape, flops_of(step, shape), sources, "", note))
     return found
 
 
@@ -190,7 +190,7 @@ def _torch_step(node: ir.Node, backend: str, reason: str) -> StepReport:
     return StepReport(node.path or node.name, kind, backend, node.shape, 0, node.sources, reason)
 
 
-def _shape(step: Step, buffers: Sequence[Any]) -> tuple[int, ...]:
+def shape_of(step: Step, buffers: Sequence[Any]) -> tuple[int, ...]:
     """The step's output as [n, c, h, w]."""
     last = step.second if isinstance(step, PairStep) else step
     views = [o.view for o in last.outputs] if isinstance(last, ConvStep) else [last.y]
@@ -201,7 +201,7 @@ def _shape(step: Step, buffers: Sequence[Any]) -> tuple[int, ...]:
     return buffer.n, channels, buffer.h, buffer.w
 
 
-def _flops(step: Step, shape: tuple[int, ...]) -> int:
+def flops_of(step: Step, shape: tuple[int, ...]) -> int:
     if isinstance(step, PairStep):
         return step.first.spec.flops() + step.second.spec.flops()
     return step.spec.flops() if isinstance(step, (ConvStep, PoolStep)) else math.prod(shape)

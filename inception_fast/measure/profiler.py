@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..engine.program import Compiled
-from ..engine.report import StepReport
+from ..engine.report import flops_of, shape_of
 from ..engine.runner import OptimizedModule
 from ..engine.segment import NativeItem
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
@@ -87,7 +87,6 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
     if not isinstance(executable, Compiled):
         raise ValueError(f"a module on backend {fast.backend!r}; allowed: the native CPU kernels")
     report = fast.report(x)
-    moved = list(_traffic(executable))
     with torch.inference_mode():
         for _ in range(2):
             fast(x)
@@ -97,36 +96,48 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
             fast(x)
             calls.append(time.perf_counter() - start)
             runs.append([seconds for _, seconds in fast.time_steps(x)])
-    native = [step for step in report.steps if step.backend == "cpu"]
-    layers = _layers(native, moved, runs, peak)
-    return Profile(layers, 1e3 * summarise(calls).median, rounds, tuple(step.reason for step in report.fallbacks))
+    items = [item for item in executable.program.items if isinstance(item, NativeItem)]
+    work = [work_of(step, item.plan.buffers) for item in items for step in item.plan.steps]
+    return Profile(
+        layers_of(work, runs, peak),
+        1e3 * summarise(calls).median,
+        rounds,
+        tuple(step.reason for step in report.fallbacks),
+    )
 
 
-def _layers(
-    steps: Sequence[StepReport], moved: Sequence[int], runs: Sequence[Sequence[float]], peak: Peak
-) -> tuple[Layer, ...]:
+class Work(NamedTuple):
+    """What one step has to do: its output is [n, c, h, w], its traffic every operand moved once."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    flops: int
+    bytes: int
+
+
+def work_of(step: Step, buffers: Sequence[Any]) -> Work:
+    shape = shape_of(step, buffers)
+    kind = type(step).__name__.removesuffix("Step").lower()
+    return Work(step.name, kind, shape, flops_of(step, shape), _bytes(step, buffers))
+
+
+def layers_of(work: Sequence[Work], runs: Sequence[Sequence[float]], peak: Peak) -> tuple[Layer, ...]:
+    """A row for each step, from the seconds that every run measured of each."""
     times = [summarise(column) for column in zip(*runs, strict=True)]
     total = sum(t.median for t in times) or math.inf
     found = []
-    for step, traffic, t in zip(steps, moved, times, strict=True):
+    for step, t in zip(work, times, strict=True):
         seconds = max(t.median, 1e-9)  # the clock's tick
         speed = step.flops / seconds
         found.append(
             Layer(
-                step.name, step.kind, step.shape or (), 1e3 * t.median, 1e3 * t.iqr, t.median / total, step.flops,
-                traffic, speed / 1e9, traffic / seconds / 1e9, speed / peak.flops,
-                peak.roof(step.flops, traffic) / seconds,
+                step.name, step.kind, step.shape, 1e3 * t.median, 1e3 * t.iqr, t.median / total, step.flops,
+                step.bytes, speed / 1e9, step.bytes / seconds / 1e9, speed / peak.flops,
+                peak.roof(step.flops, step.bytes) / seconds,
             )
         )  # fmt: skip
     return tuple(found)
-
-
-def _traffic(executable: Compiled) -> Iterator[int]:
-    """Compulsory bytes of each native step, in order."""
-    for item in executable.program.items:
-        if isinstance(item, NativeItem):
-            for step in item.plan.steps:
-                yield _bytes(step, item.plan.buffers)
 
 
 def _bytes(step: Step, buffers: Sequence[Any]) -> int:

@@ -1,5 +1,5 @@
-// The device's side of the C interface on the emulated device, so that Python runs whole plans on the kernels' own source.
-// Every address counts as the device's: memory comes from whoever calls.
+// The device's side of the C interface on the emulated device, so that Python runs whole plans on the kernels' own
+// source. Every address counts as the device's: memory comes from whoever calls.
 #include "../../kernels/cuda/api.h"
 #include "../../kernels/cuda/errors.h"
 

@@ -1,0 +1,180 @@
+"""What a GPU backend promises beside its numbers: 64-bit addresses, the device and the stream of the caller, and sums
+in a fixed order.
+"""
+
+from __future__ import annotations
+
+import ast
+import mmap
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inception_fast.kernels.plan import EltwiseStep, View
+from inception_fast.kernels.spec import ConvSpec, PoolSpec
+from inception_fast.kernels.triton import convolve, launch, norms
+from inception_fast.kernels.triton.configs import Config
+from inception_fast.kernels.triton.launch import Map
+from torch import Tensor
+from torch.nn import functional as F
+
+import numerics
+from checkout import ROOT
+from inception_fast.backends import batch_norm_gpu, triton_gpu
+from inception_fast.engine import gpu_runner
+
+from .maps import DEVICE, run
+
+HALF = torch.float16
+PITCH = (1 << 30) + 64  # elements; the third of three pixels so far apart lies beyond 2^31
+C = 16
+
+
+@pytest.fixture(scope="module")
+def far() -> Tensor:
+    """float16 elements, 2^31 and more on either side of the middle, where an offset that wraps would still find memory.
+    Pages that nobody touches cost nothing.
+    """
+    count = 2 * (2 * PITCH + 1024)
+    if DEVICE.type == "cuda":
+        return torch.zeros(count, dtype=HALF, device=DEVICE)
+    unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux has it, Python names it from 3.13 on
+    memory = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
+    return torch.from_numpy(np.frombuffer(memory, np.float16))
+
+
+def spread(far: Tensor, x: Tensor, at: int) -> Map:
+    """x [1, c, 1, 3] with pixels PITCH apart, `at` elements behind the middle."""
+    data = far[far.numel() // 2 - PITCH // 2 + at :]
+    data.as_strided((3, x.shape[1]), (PITCH, 1)).copy_(x[0, :, 0].T)
+    return Map(data, 1, 1, 3, x.shape[1], PITCH)
+
+
+def gathered(y: Map) -> Tensor:
+    return y.data.as_strided((3, y.c), (PITCH, 1)).T.reshape(1, y.c, 1, 3).cpu()
+
+
+KINDS = ("conv", "split", "pool", "eltwise", "statistics", "backward")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_beyond_32_bits_are_found(kind: str, far: Tensor) -> None:
+    """Offsets of 2^31 and more in what is read, and in what is written."""
+    x, nothing = numerics.integers(1, C, 1, 3, seed=1, dtype=HALF, limit=3), torch.zeros(1, C, 1, 3, dtype=HALF)
+    source, target = spread(far, x, 0), spread(far, nothing - 1, 512)
+    weight = numerics.integers(C, C, 1, 1, seed=2, dtype=HALF)
+    ones, zeros = torch.ones(C, device=DEVICE), torch.zeros(C, device=DEVICE)
+    if kind in ("conv", "split"):
+        packed = convolve.pack([convolve.Part(weight, None, None, (0, 0), False)], HALF, DEVICE)
+        config = Config(block_m=16, block_n=16, block_k=16, split=1 if kind == "conv" else 2)
+        spec = ConvSpec(1, 1, 3, C, C, 1, 1, relu=False, dtype="float16")
+        run(convolve.convolution("conv", spec, source, packed, [target], config))
+        wanted = F.conv2d(x.double(), weight.double())
+    elif kind == "pool":
+        run(launch.pooled(PoolSpec(1, 1, 3, C, 1, 3, (1, 1), (0, 0, 1, 1), dtype="float16"), source, target))
+        wanted = F.max_pool2d(x.double(), (1, 3), 1, (0, 1))
+    elif kind == "eltwise":
+        run(launch.eltwise(EltwiseStep("", View(0, 0, C), View(0, 0, C)), source, target))
+        wanted = x.double()
+    elif kind == "statistics":
+        launches, parts = norms.statistics(source)
+        merges, both = norms.merged(parts, 3, moments=True)
+        run([*launches, *merges])
+        assert numerics.rel_l2(both[0].cpu(), x.double().mean((0, 2, 3))) <= numerics.FP32_REL_L2
+        run(norms.forward(source, target, norms.Norm(ones, zeros, zeros, ones), 0.0))
+        wanted = x.double().relu()
+    else:
+        slope = spread(far, numerics.integers(1, C, 1, 3, seed=3, dtype=HALF, limit=3), 256)
+        dbias = torch.empty(C, device=DEVICE)
+        of = norms.Norm(ones, ones * 9, zeros, ones)  # a bias that opens every ReLU
+        run(norms.backward(slope, source, of, 0.0, target, torch.empty(C, device=DEVICE), dbias))
+        g, off = gathered(slope).double(), x.double()
+        numerics.assert_exact(dbias.cpu(), g.sum((0, 2, 3)))
+        wanted = g - g.mean(3, keepdim=True) - off * (g * off).mean(3, keepdim=True)
+        numerics.assert_close_budget(gathered(target), wanted)
+        return
+    numerics.assert_exact(gathered(target), wanted)
+
+
+def test_no_kernel_adds_in_an_order_of_chance() -> None:
+    """Atomics would make sums, and so their bits, depend on which program comes first."""
+    called = set()
+    for file in sorted((ROOT / "kernels" / "triton").glob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        called |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert {"dot", "store", "sum"} <= called and not {name for name in called if name.startswith("atomic")}
+
+
+class Device:
+    """torch.cuda.device of a machine with several GPUs, and what ran on which."""
+
+    current, ran = 0, list[tuple[str, int]]()
+
+    def __init__(self, device: torch.device) -> None:
+        self.index, self.before = device.index or 0, 0
+
+    def __enter__(self) -> None:
+        self.before, Device.current = Device.current, self.index
+
+    def __exit__(self, *error: object) -> None:
+        Device.current = self.before
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(Device, "ran", [])
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    return torch.device("cuda", 1)
+
+
+def test_operations_run_on_the_device_of_their_tensor(second: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = SimpleNamespace(run=lambda: Device.ran.append(("kernel", Device.current)))
+    made = SimpleNamespace(launches=lambda: [note], y=torch.zeros(1, 2, 2, 3))
+    monkeypatch.setattr(triton_gpu, "_Call", lambda *arguments: made)
+    x: Any = SimpleNamespace(device=second, is_cuda=True)
+    triton_gpu.run(None, x, None, torch.channels_last)  # type: ignore[arg-type]
+    with batch_norm_gpu._on(x):
+        batch_norm_gpu._run([note])  # type: ignore[list-item]
+    assert Device.ran == [("kernel", 1)] * 2 and Device.current == 0
+
+
+def test_programs_follow_the_callers_stream_on_their_device(
+    second: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call waits, on the stream it comes from, for the one before it, and marks its own end there."""
+    streams = [SimpleNamespace(wait_event=lambda event, name=name: said(f"wait on {name}"), name=name) for name in "ab"]
+
+    def said(words: str) -> None:
+        Device.ran.append((words, Device.current))
+
+    class Event:
+        def record(self, stream: Any) -> None:
+            said(f"mark on {stream.name}")
+
+        def synchronize(self) -> None:
+            said("awaited")
+
+    class Run:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def run(self) -> list[Any]:
+            said("run")
+            return []
+
+    program = gpu_runner.GpuCompiled.__new__(gpu_runner.GpuCompiled)
+    program.device, program._static, program._done = second, SimpleNamespace(bytes=1), None  # type: ignore[assignment]
+    program._lock, program._keeper = gpu_runner.threading.Lock(), SimpleNamespace(admit=lambda one: None)  # type: ignore[assignment]
+    monkeypatch.setattr(gpu_runner, "_Run", Run)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for stream in streams:
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
+        program.run([])
+    assert program.release() and not program.held_bytes
+    words = ["run", "mark on a", "wait on b", "run", "mark on b", "awaited"]
+    assert [word for word, _ in Device.ran] == words
+    assert [device for _, device in Device.ran[:-1]] == [1] * 5
+    Device.ran.clear()
+    del program
+    assert [word for word, _ in Device.ran] == ["awaited"], "memory is given back no earlier than the device is done"
