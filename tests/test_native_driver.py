@@ -47,6 +47,12 @@ def test_random_plans_are_exact_on_every_tier(plain: Path) -> None:
     expect_right(driver_of(plain), "fuzz", "seeds=12")
 
 
+@pytest.mark.parametrize("tier", cpu.EMULATED)
+def test_random_plans_are_exact_in_the_emulation(plain: Path, tier: str) -> None:
+    for test in ("conv", "groups", "deep", "long", "scatter", "shared"):
+        expect_right(driver_of(plain), "fuzz", f"test={test}", f"tier={tier}", "seeds=8")
+
+
 def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     expect_right(build_driver(ROOT, tmp_path, optimize="-O1", sanitize="address,undefined"), "fuzz", "seeds=10")
 
@@ -132,7 +138,7 @@ def test_mutants_are_many_and_fit_the_sources() -> None:
 def test_mutant_is_caught(plain: Path, tmp_path: Path, mutant: Mutant) -> None:
     """The test named in the table fails on the spoilt kernels, and passes on the sound ones with the same seeds."""
     arguments = ("fuzz", f"test={mutant.test}", f"tier={mutant.tier}", f"seeds={mutant.seeds}")
-    if mutant.tier not in cpu.tiers():
+    if mutant.tier not in (*cpu.tiers(), *cpu.EMULATED):
         pytest.skip(f"this machine cannot run {mutant.tier}")
     expect_right(driver_of(plain), *arguments)
     done = drive(Workshop(plain).build(mutant, tmp_path), *arguments)

@@ -9,8 +9,8 @@ namespace {
 
 // Whether products and places of a tile are what they should be, on operands that are all different.
 template <class Tiles> inline bool tiles_multiply() {
-  alignas(64) bf16 x[2 * TILE_ROWS * SLOT], w[SLOT * 2 * Isa::lanes];
-  alignas(64) float sums[2 * TILE_ROWS * 2 * Isa::lanes];
+  alignas(64) bf16 x[3 * TILE_ROWS * SLOT], w[SLOT * 2 * Isa::lanes];
+  alignas(64) float sums[3 * TILE_ROWS * 2 * Isa::lanes];
   auto half = [](int64_t value) { // of 0 to 127
     float wide = static_cast<float>(value);
     uint32_t bits;
@@ -20,25 +20,21 @@ template <class Tiles> inline bool tiles_multiply() {
   auto x_at = [](int64_t r, int64_t k) { return (r * 7 + k * 3) % 101; };
   auto w_at = [](int64_t k, int64_t n) { return (k * 5 + n * 11) % 97; };
   for (int64_t k = 0; k < SLOT; ++k) {
-    for (int64_t r = 0; r < 2 * TILE_ROWS; ++r)
+    for (int64_t r = 0; r < 3 * TILE_ROWS; ++r)
       x[r * SLOT + k] = half(x_at(r, k));
     for (int64_t n = 0; n < 2 * Isa::lanes; ++n)
       w[(k / 2 * 2 * Isa::lanes + n) * 2 + k % 2] = half(w_at(k, n));
   }
-  ConvOp op{};
-  op.n = op.h = op.w = op.oh = op.ow = op.kh = op.kw = op.stride_h = op.stride_w = op.groups = op.row_taps = 1;
-  op.c = SLOT;
-  op.row_depth = SLOT;
-  Stage stage(op);
-  int64_t rows[1] = {0};
-  stage.rows = rows;
-  Feed feeds[2] = {{x, SLOT, 0}, {x + TILE_ROWS * SLOT, SLOT, 0}};
+  int64_t offset = 0;
+  Depth depth{&offset, 1, 1};
+  Feed feeds[3] = {{x, SLOT, 0}, {x + TILE_ROWS * SLOT, SLOT, 0}, {x + 2 * TILE_ROWS * SLOT, SLOT, 0}};
   Ahead ahead{nullptr, 0, 0};
+  Pending<2, float> before;
   Tiles tiles;
   tiles.configure();
-  multiply<2, 2>(tiles, stage, feeds, w, ahead, sums);
+  multiply<3, 2>(tiles, depth, feeds, w, ahead, before, sums);
   tiles.release();
-  for (int64_t r = 0; r < 2 * TILE_ROWS; ++r)
+  for (int64_t r = 0; r < 3 * TILE_ROWS; ++r)
     for (int64_t n = 0; n < 2 * Isa::lanes; ++n) {
       int64_t sum = 0;
       for (int64_t k = 0; k < SLOT; ++k)
@@ -60,21 +56,18 @@ template <class Tiles> int64_t tile_peak(Type type, int64_t rounds, float *sink)
   Tiles tiles;
   tiles.configure();
   tiles.fence();
-  tiles.template load_x<0>(operand, SLOT * 2);
-  tiles.template load_x<1>(operand, SLOT * 2);
-  tiles.template load_w<0>(operand, SLOT * 2);
-  tiles.template load_w<1>(operand, SLOT * 2);
-  tiles.template zero<0, 0>();
-  tiles.template zero<0, 1>();
-  tiles.template zero<1, 0>();
-  tiles.template zero<1, 1>();
+  tiles.template load<4>(operand, SLOT * 2);
+  tiles.template load<5>(operand, SLOT * 2);
+  tiles.template load<6>(operand, SLOT * 2);
+  tiles.template load<7>(operand, SLOT * 2);
+  zero<0, 4>(tiles);
   for (int64_t i = 0; i < rounds; ++i) {
-    tiles.template dot<0, 0>();
-    tiles.template dot<0, 1>();
-    tiles.template dot<1, 0>();
-    tiles.template dot<1, 1>();
+    tiles.template dot<0, 4, 6>();
+    tiles.template dot<1, 4, 7>();
+    tiles.template dot<2, 5, 6>();
+    tiles.template dot<3, 5, 7>();
   }
-  tiles.template store<0, 0>(sums, Isa::lanes * 4);
+  tiles.template store<0>(sums, Isa::lanes * 4);
   tiles.release();
   *sink = sums[0];
   return 4 * TILE_ROWS * SLOT * Isa::lanes;

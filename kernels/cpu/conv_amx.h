@@ -9,21 +9,21 @@
 // of taps finds the pixels of a tile in one stretch: output pixel m's operands for row t lie at slot m + offset(t). For
 // that a slot holds one row of taps of one pixel, and padding is copied as zeros; with a stride along the rows, slots
 // are sorted by the phase first. A kernel of one row copies each pixel's taps, a 1x1 kernel on whole slots reads x
-// where it is. Then panels pass over the block, two tiles by two vectors of columns at a time.
+// where it is. Then panels pass over the block, two or three tiles by two vectors of columns at a time; the sums of one
+// are rounded and stored while the next are multiplied.
 #pragma once
 
-#include "conv.h"
+#include "tile_multiply.h"
 
 namespace inception_fast::cpu {
 namespace {
 
-constexpr int64_t TILE_ROWS = 16;
-constexpr int64_t SLOT = 32;              // channels: a row of a tile
 constexpr int64_t STAGE_BYTES = 1 << 20;  // of x behind a block: half of a level 2 cache
 constexpr int64_t STAGE_TILES = 128;      // at most in a block
 constexpr int64_t AHEAD_BYTES = 64 << 10; // at least between the weights asked for and those at work
 constexpr int64_t AHEAD_LINES = 4;        // asked for in one step
-static_assert(Isa::lanes == TILE_ROWS, "a vector is a row of sums");
+constexpr int64_t LONG_STEPS = 14;        // from here on three tiles at a time beat two
+constexpr int MAX_TILES = 3;              // at a time
 
 // Output pixels in the order of the tiles, which run through all pixels of a `map`: of one image, or, where one row
 // holds all taps, of all.
@@ -79,12 +79,6 @@ struct Walk {
   }
 };
 
-// The operands of 16 pixels: `pitch` elements from one to the next, `plane` from 32 channels to the next.
-struct Feed {
-  const bf16 *at;
-  int64_t pitch, plane;
-};
-
 // The working memory of one thread, and what of it belongs to the block at hand.
 struct Stage {
   Walk walk;
@@ -93,10 +87,13 @@ struct Stage {
   int64_t plane; // elements, an odd number of lines: the planes of a slot must not share a set of the cache
   int64_t *pixels, *rows;
   float *sums;
-  const bf16 *x;              // of the group at hand
+  Waiting waiting; // rows of `sums` that are not in y yet
+  const bf16 *x;   // of the group at hand
+  int64_t x_pitch;
   int64_t map, first, staged; // the first tile; the pixel in slot 0, which `direct` has in the last tile alone
 
   explicit Stage(const ConvOp &op) : walk(op) {}
+  Depth depth() const { return {rows, walk.rows, walk.planes}; }
 };
 
 inline size_t lay_out(Stage &stage, unsigned char *scratch) {
@@ -108,7 +105,8 @@ inline size_t lay_out(Stage &stage, unsigned char *scratch) {
   };
   stage.room = stage.walk.block();
   stage.plane = (stage.walk.slots(stage.room) | 1) * SLOT;
-  stage.sums = reinterpret_cast<float *>(take(2 * TILE_ROWS * MAX_VECTORS * Isa::lanes * int64_t(sizeof(float))));
+  stage.sums =
+      reinterpret_cast<float *>(take(MAX_TILES * TILE_ROWS * MAX_VECTORS * Isa::lanes * int64_t(sizeof(float))));
   stage.pixels = reinterpret_cast<int64_t *>(take(STAGE_TILES * TILE_ROWS * int64_t(sizeof(int64_t))));
   stage.rows = reinterpret_cast<int64_t *>(take(stage.walk.rows * int64_t(sizeof(int64_t))));
   stage.slots = reinterpret_cast<bf16 *>(take(stage.walk.most_bytes()));
@@ -204,7 +202,9 @@ template <int64_t unit> inline void copy_block(const ConvOp &op, Stage &stage, i
 inline void fill(const ConvOp &op, Stage &stage, const bf16 *x, int64_t map, int64_t tile0, int64_t tile1) {
   const Walk &walk = stage.walk;
   int64_t m0 = tile0 * TILE_ROWS, m1 = lesser(walk.pixels, tile1 * TILE_ROWS), channels = op.c / op.groups;
+  stage.waiting.finish_all(); // they know their pixels from `stage.pixels`
   stage.x = x;
+  stage.x_pitch = op.x.pitch;
   stage.map = map;
   stage.first = tile0;
   if (channels % SLOT == 0)
@@ -223,107 +223,56 @@ inline void fill(const ConvOp &op, Stage &stage, const bf16 *x, int64_t map, int
   }
 }
 
-inline Feed feed_of(const ConvOp &op, const Stage &stage, int64_t tile) {
+inline Feed feed_of(const Stage &stage, int64_t tile) {
   int64_t m = tile * TILE_ROWS;
   if (stage.walk.direct && m < stage.staged)
-    return {stage.x + m * op.x.pitch, op.x.pitch, SLOT};
+    return {stage.x + m * stage.x_pitch, stage.x_pitch, SLOT};
   return {stage.slots + (m - stage.staged) * SLOT, SLOT, stage.plane};
 }
 
-// Lines of later weights that every step asks for, as long as there are any left.
-struct Ahead {
-  const char *at;
-  int64_t lines, left;
-};
-
-// sums[M * 16, NV * 16] = x w, of 16 M pixels by NV vectors of columns. The unit's accesses are hidden from the
-// compiler, hence the fences.
-template <int M, int NV, class Tiles>
-inline void multiply(Tiles &tiles, const Stage &stage, const Feed (&x)[M], const bf16 *w, Ahead &ahead, float *sums) {
-  constexpr int64_t bytes = sizeof(bf16), w_pitch = NV * 2 * Isa::lanes * bytes, sums_pitch = NV * Isa::lanes * 4;
-  tiles.fence();
-  tiles.template zero<0, 0>();
-  if constexpr (NV == 2)
-    tiles.template zero<0, 1>();
-  if constexpr (M == 2)
-    tiles.template zero<1, 0>();
-  if constexpr (M == 2 && NV == 2)
-    tiles.template zero<1, 1>();
-  for (int64_t row = 0; row < stage.walk.rows; ++row) {
-    const bf16 *x0 = x[0].at + stage.rows[row], *x1 = x[M - 1].at + stage.rows[row];
-    for (int64_t plane = 0; plane < stage.walk.planes; ++plane) {
-      if (ahead.left > 0) {
-        for (int64_t i = 0; i < ahead.lines; ++i)
-          ask(ahead.at);
-        ahead.left -= ahead.lines;
-      }
-      tiles.template load_x<0>(x0, x[0].pitch * bytes);
-      tiles.template load_w<0>(w, w_pitch);
-      tiles.template dot<0, 0>();
-      if constexpr (NV == 2) {
-        tiles.template load_w<1>(w + 2 * Isa::lanes, w_pitch);
-        tiles.template dot<0, 1>();
-      }
-      if constexpr (M == 2) {
-        tiles.template load_x<1>(x1, x[1].pitch * bytes);
-        tiles.template dot<1, 0>();
-      }
-      if constexpr (M == 2 && NV == 2)
-        tiles.template dot<1, 1>();
-      x0 += x[0].plane;
-      x1 += x[M - 1].plane;
-      w += SLOT * NV * Isa::lanes;
-    }
-  }
-  tiles.template store<0, 0>(sums, sums_pitch);
-  if constexpr (NV == 2)
-    tiles.template store<0, 1>(sums + Isa::lanes, sums_pitch);
-  if constexpr (M == 2)
-    tiles.template store<1, 0>(sums + TILE_ROWS * NV * Isa::lanes, sums_pitch);
-  if constexpr (M == 2 && NV == 2)
-    tiles.template store<1, 1>(sums + TILE_ROWS * NV * Isa::lanes + Isa::lanes, sums_pitch);
-  tiles.fence();
-}
-
-// M tiles of the block at hand by one panel.
+// M tiles of the block at hand by one panel. Their sums wait for the next block, or for whoever finishes them.
 template <int M, int NV, class Y, class Tiles>
-inline void tile_pair(Tiles &tiles, const ConvOp &op, const Stage &stage, const Sink<Y> &sink, const bf16 *weights,
-                      int64_t tile, Ahead &ahead) {
+inline void tile_block(Tiles &tiles, Stage &stage, const Sink<Y> &sink, const bf16 *weights, int64_t tile,
+                       Ahead &ahead) {
   Feed x[M];
   for (int m = 0; m < M; ++m)
-    x[m] = feed_of(op, stage, tile + m);
-  multiply<M, NV>(tiles, stage, x, weights, ahead, stage.sums);
-  const int64_t *pixels = stage.pixels + (tile - stage.first) * TILE_ROWS;
-  int64_t count = lesser(M * TILE_ROWS, stage.walk.pixels - tile * TILE_ROWS);
-  const Columns<NV> scale(sink.scale), shift(sink.shift);
-  for (int64_t r = 0; r < count; ++r) {
-    Isa::V sum[NV];
-    for (int v = 0; v < NV; ++v)
-      sum[v] = Isa::load(stage.sums + (r * NV + v) * Isa::lanes);
-    finish<NV, Y>(sink, pixels[r], sum, scale, shift);
-  }
+    x[m] = feed_of(stage, tile + m);
+  Pending<NV, Y> &pending = stage.waiting.of<NV, Y>();
+  multiply<M, NV>(tiles, stage.depth(), x, weights, ahead, pending, stage.sums);
+  pending.sink = sink;
+  pending.sums = stage.sums;
+  pending.pixels = stage.pixels + (tile - stage.first) * TILE_ROWS;
+  pending.count = lesser(M * TILE_ROWS, stage.walk.pixels - tile * TILE_ROWS);
 }
 
+// Three tiles at a time where K is long, but never one where two and two will do.
 template <int NV, class Y, class Tiles>
 __attribute__((noinline)) void tile_panel(Tiles &tiles, const ConvOp &op, const Call &call, const Panel &panel,
-                                          const Stage &stage, int64_t low, int64_t high) {
+                                          Stage &stage, int64_t low, int64_t high) {
   const bf16 *weights = reinterpret_cast<const bf16 *>(op.packed + panel.packed);
   int64_t length = stage.walk.rows * op.row_depth * NV * Isa::lanes, size = length * int64_t(sizeof(bf16));
   const Sink<Y> sink = sink_of<Y>(op, call, panel, reinterpret_cast<const float *>(weights + length));
+  int64_t most = NV == 2 && stage.depth().steps() > LONG_STEPS ? 3 : 2;
   // The lines of a panel are shared out evenly, unless that is more than a step can do.
-  int64_t lines = lesser(AHEAD_LINES, ceil_div(NV * TILE_ROWS, ceil_div(high - low, 2)));
+  int64_t lines = lesser(AHEAD_LINES, ceil_div(NV * TILE_ROWS, ceil_div(high - low, most)));
   const char *from = reinterpret_cast<const char *>(weights) + size * ceil_div(AHEAD_BYTES, size);
   Ahead ahead{from, lines, size / 64};
-  int64_t tile = low;
-  for (; tile + 1 < high; tile += 2)
-    tile_pair<2, NV>(tiles, op, stage, sink, weights, tile, ahead);
-  if (tile < high)
-    tile_pair<1, NV>(tiles, op, stage, sink, weights, tile, ahead);
+  for (int64_t tile = low, left; (left = high - tile) > 0;) {
+    int64_t many = left == 4 ? 2 : lesser(left, most);
+    if constexpr (NV == 2)
+      if (many == 3)
+        tile_block<3, NV>(tiles, stage, sink, weights, tile, ahead);
+    if (many == 2)
+      tile_block<2, NV>(tiles, stage, sink, weights, tile, ahead);
+    else if (many == 1)
+      tile_block<1, NV>(tiles, stage, sink, weights, tile, ahead);
+    tile += many;
+  }
 }
 
 template <class Y, class Tiles>
-inline void tile_panel(Tiles &tiles, const ConvOp &op, const Call &call, const Panel &panel, const Stage &stage,
-                       int64_t low, int64_t high) {
+inline void tile_panel(Tiles &tiles, const ConvOp &op, const Call &call, const Panel &panel, Stage &stage, int64_t low,
+                       int64_t high) {
   if (panel.vectors == 2)
     tile_panel<2, Y>(tiles, op, call, panel, stage, low, high);
   else
@@ -369,6 +318,7 @@ template <class Tiles> inline void tile_conv(const ConvOp &op, const Call &call,
     for (int64_t i = 0; i < blocks; ++i)
       tile_block(tiles, op, call, part, stage, map, low + count * i / blocks, low + count * (i + 1) / blocks);
   }
+  stage.waiting.finish_all();
   tiles.release();
 }
 

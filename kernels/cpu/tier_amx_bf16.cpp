@@ -16,7 +16,7 @@ using Isa = Avx512Bf16;
 namespace inception_fast::cpu {
 namespace {
 
-// The tile registers: sums in 0 to 3, x in 4 and 5, w in 6 and 7.
+// The eight tile registers.
 struct Tiles {
   // As the processor reads it: eight tiles of 16 rows of 64 bytes.
   struct alignas(64) Config {
@@ -37,47 +37,16 @@ struct Tiles {
   }
   static void fence() { __asm__ volatile("" : : : "memory"); }
 
-  template <int m, int v> static void zero() {
-    if constexpr (m == 0 && v == 0)
-      _tile_zero(0);
-    else if constexpr (m == 0)
-      _tile_zero(1);
-    else if constexpr (v == 0)
-      _tile_zero(2);
-    else
-      _tile_zero(3);
+  // The names of registers come from numbers, which GCC's intrinsics do not take from a template.
+  template <int t> static void zero() { __asm__ volatile("tilezero\t%%tmm%c0" : : "i"(t)); }
+  template <int t> static void load(const bf16 *p, int64_t pitch) {
+    __asm__ volatile("tileloadd\t(%0,%1,1), %%tmm%c2" : : "r"(p), "r"(pitch), "i"(t));
   }
-  template <int m> static void load_x(const bf16 *p, int64_t pitch) {
-    if constexpr (m == 0)
-      _tile_loadd(4, p, pitch);
-    else
-      _tile_loadd(5, p, pitch);
+  template <int sum, int x, int w> static void dot() {
+    __asm__ volatile("tdpbf16ps\t%%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(x), "i"(w));
   }
-  template <int v> static void load_w(const bf16 *p, int64_t pitch) {
-    if constexpr (v == 0)
-      _tile_loadd(6, p, pitch);
-    else
-      _tile_loadd(7, p, pitch);
-  }
-  template <int m, int v> static void dot() {
-    if constexpr (m == 0 && v == 0)
-      _tile_dpbf16ps(0, 4, 6);
-    else if constexpr (m == 0)
-      _tile_dpbf16ps(1, 4, 7);
-    else if constexpr (v == 0)
-      _tile_dpbf16ps(2, 5, 6);
-    else
-      _tile_dpbf16ps(3, 5, 7);
-  }
-  template <int m, int v> static void store(float *p, int64_t pitch) {
-    if constexpr (m == 0 && v == 0)
-      _tile_stored(0, p, pitch);
-    else if constexpr (m == 0)
-      _tile_stored(1, p, pitch);
-    else if constexpr (v == 0)
-      _tile_stored(2, p, pitch);
-    else
-      _tile_stored(3, p, pitch);
+  template <int t> static void store(float *p, int64_t pitch) {
+    __asm__ volatile("tilestored\t%%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(pitch), "i"(t) : "memory");
   }
 };
 

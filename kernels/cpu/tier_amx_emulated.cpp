@@ -24,45 +24,45 @@ public:
   void release() { configured_ = false; }
   static void fence() {}
 
-  template <int m, int v> void zero() {
+  template <int t> void zero() {
     expect_configured();
-    __builtin_memset(sums_[m][v], 0, sizeof sums_[m][v]);
+    __builtin_memset(tiles_[t], 0, sizeof tiles_[t]);
   }
-  template <int m> void load_x(const bf16 *p, int64_t pitch) { load(x_[m], p, pitch); }
-  template <int v> void load_w(const bf16 *p, int64_t pitch) { load(w_[v], p, pitch); }
-  template <int m, int v> void dot() {
-    expect_configured();
-    for (int row = 0; row < 16; ++row) {
-      Isa::V first{}, second{};
-      for (int k = 0; k < 16; ++k) {
-        first += Isa::set(x_[m][row][2 * k]) * Isa::load_first(w_[v][k]);
-        second += Isa::set(x_[m][row][2 * k + 1]) * Isa::load_second(w_[v][k]);
-      }
-      Isa::store(sums_[m][v][row], Isa::load(sums_[m][v][row]) + (first + second));
-    }
-  }
-  template <int m, int v> void store(float *p, int64_t pitch) {
+  template <int t> void load(const bf16 *p, int64_t pitch) {
     expect_configured();
     for (int row = 0; row < 16; ++row)
-      __builtin_memcpy(reinterpret_cast<char *>(p) + row * pitch, sums_[m][v][row], 64);
+      __builtin_memcpy(tiles_[t][row], reinterpret_cast<const char *>(p) + row * pitch, 64);
+  }
+  template <int sum, int x, int w> void dot() {
+    expect_configured();
+    bf16 rows[16][32], columns[16][32];
+    __builtin_memcpy(rows, tiles_[x], sizeof rows);
+    __builtin_memcpy(columns, tiles_[w], sizeof columns);
+    for (int row = 0; row < 16; ++row) {
+      Isa::V first{}, second{}, total;
+      for (int k = 0; k < 16; ++k) {
+        first += Isa::set(rows[row][2 * k]) * Isa::load_first(columns[k]);
+        second += Isa::set(rows[row][2 * k + 1]) * Isa::load_second(columns[k]);
+      }
+      __builtin_memcpy(&total, tiles_[sum][row], sizeof total);
+      total = total + (first + second);
+      __builtin_memcpy(tiles_[sum][row], &total, sizeof total);
+    }
+  }
+  template <int t> void store(float *p, int64_t pitch) {
+    expect_configured();
+    for (int row = 0; row < 16; ++row)
+      __builtin_memcpy(reinterpret_cast<char *>(p) + row * pitch, tiles_[t][row], 64);
   }
 
 private:
-  using Rows = bf16[16][32];
-
-  void load(Rows &rows, const bf16 *p, int64_t pitch) {
-    expect_configured();
-    for (int row = 0; row < 16; ++row)
-      __builtin_memcpy(rows[row], reinterpret_cast<const char *>(p) + row * pitch, 64);
-  }
   void expect_configured() const {
     if (!configured_)
       __builtin_trap();
   }
 
   bool configured_ = false;
-  float sums_[2][2][16][16];
-  Rows x_[2], w_[2];
+  alignas(64) unsigned char tiles_[8][16][64];
 };
 
 } // namespace

@@ -245,6 +245,8 @@ const Test TESTS[] = {
     {"conv", "any size, stride, padding, residual and type", [](Scene &s, Rng &r) { one_conv(s, r, {}); }, 1},
     {"groups", "grouped convolutions", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, true}); }, 1},
     {"deep", "sums of several chunks", [](Scene &s, Rng &r) { one_conv(s, r, {0, 200'000, false, true}); }, 1},
+    {"long", "many channels of many pixels",
+     [](Scene &s, Rng &r) { one_conv(s, r, {1'000'000, 8'000'000, false, true}); }, 1},
     {"scatter", "outputs to several places", [](Scene &s, Rng &r) { one_conv(s, r, {0, 100'000, false, false, true}); },
      1},
     {"specials", "infinities and NaN in maps and weights",
@@ -276,7 +278,19 @@ std::vector<std::pair<std::string, std::string>> fuzz_tests() {
   return names;
 }
 
+// Those that run here, or the one named, which may be an emulation.
+static std::vector<const Tier *> tiers_of(const std::string &name) {
+  std::vector<const Tier *> found = runnable_tiers();
+  if (name == "all")
+    return found;
+  found.insert(found.end(), emulated_tiers().begin(), emulated_tiers().end());
+  found.erase(std::remove_if(found.begin(), found.end(), [&](const Tier *tier) { return name != tier->name; }),
+              found.end());
+  return found;
+}
+
 int fuzz(const Fuzz &options) {
+  const std::vector<const Tier *> tiers = tiers_of(options.tier);
   int plans = 0;
   for (const Test &test : TESTS)
     for (int seed = options.seed; seed < options.seed + options.seeds; ++seed) {
@@ -286,9 +300,7 @@ int fuzz(const Fuzz &options) {
       Scene scene(rng);
       test.make(scene, rng);
       std::vector<int> threads{1, rng.between(2, 4)};
-      for (const Tier *tier : runnable_tiers()) {
-        if (options.tier != "all" && options.tier != tier->name)
-          continue;
+      for (const Tier *tier : tiers) {
         try {
           scene.check(*tier, threads, test.callers);
         } catch (const std::exception &error) {

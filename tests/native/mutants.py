@@ -29,6 +29,10 @@ def _conv(name: str, old: str, new: str, test: str = "conv") -> Mutant:
     return Mutant(name, "conv.h", old, new, test)
 
 
+def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30) -> Mutant:
+    return Mutant(name, file, old, new, test, "tier_amx_emulated.cpp", "amx_bf16_emulated", seeds)
+
+
 MUTANTS = (
     _conv(
         "padding one pixel late", "uint32_t(t.x[r] + kw) < uint32_t(op.w)", "uint32_t(t.x[r] + kw) <= uint32_t(op.w)"
@@ -150,5 +154,23 @@ MUTANTS = (
         "specials",
         "tier_avx512.cpp",
         "avx512",
+    ),
+    _tiles("the last sums stay behind", "conv_amx.h", "  stage.waiting.finish_all();\n  tiles.release();", "", "conv"),
+    _tiles("sums outlive their pixels", "conv_amx.h", "stage.waiting.finish_all(); // they", "// they", "deep"),
+    _tiles("another kind's sums are overwritten", "tile_multiply.h", "open_ != &kind<NV, Y>()", "false", "scatter"),
+    _tiles(
+        "the third tile is the second again",
+        "tile_multiply.h",
+        "load<6>(x[2], x_pitch[2])",
+        "load<6>(x[1], x_pitch[1])",
+        "long",
+    ),
+    _tiles("the second vector meets the first weights", "tile_multiply.h", "dot<3, 6, 7>", "dot<2, 6, 7>", "long"),
+    _tiles(
+        "rows are finished once too few",
+        "tile_multiply.h",
+        "ceil_div(before.count, depth.steps())",
+        "before.count / depth.steps()",
+        "conv",
     ),
 )
