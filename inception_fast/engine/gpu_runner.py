@@ -112,7 +112,8 @@ class GpuCompiled:
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         """The module's flattened outputs. With `seconds` every native task is timed alone, without its graph."""
         self._keeper.admit(self)
-        with self._lock, torch.no_grad(), self._on_device():
+        # Static memory made in inference mode could not be written outside of it.
+        with self._lock, torch.inference_mode(False), torch.no_grad(), self._on_device():
             if self._static is None:
                 self._static = _Static(self)
             if self._done is not None:

@@ -128,6 +128,15 @@ def test_torch_runs_between_native_plans(dtype: str) -> None:
         assert numerics.rel_l2(y.cpu(), expected) <= allowed
 
 
+def test_a_first_call_in_inference_mode_binds_no_later_one() -> None:
+    for x, program in (mixed("float32")[:2], block(1)[:2]):
+        compiled = GpuCompiled(program, Packs(DEVICE), big)
+        with torch.inference_mode():
+            first = compiled.run([x.to(DEVICE)])
+        again = compiled.run([x.to(DEVICE)])
+        assert all(torch.equal(a, b) and not b.is_inference() for a, b in zip(first, again, strict=True))
+
+
 def test_the_report_says_what_torch_runs() -> None:
     x, _, module = mixed("float32")
     session = Session(module, (x.to(DEVICE),), {}, "triton", "float32")

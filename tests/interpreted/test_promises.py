@@ -47,7 +47,7 @@ def far() -> Tensor:
 
 def spread(far: Tensor, x: Tensor, at: int) -> Map:
     """x [1, c, 1, 3] with pixels PITCH apart, `at` elements behind the middle."""
-    data = far[far.numel() // 2 - PITCH // 2 + at :]
+    data = far[far.numel() // 2 + at :]
     data.as_strided((3, x.shape[1]), (PITCH, 1)).copy_(x[0, :, 0].T)
     return Map(data, 1, 1, 3, x.shape[1], PITCH)
 
