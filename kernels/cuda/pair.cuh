@@ -24,6 +24,24 @@
 
 namespace inception_fast::hopper {
 
+// What follows is about the compiler, not the hardware. Products write their registers after the instruction: `settle`
+// keeps whatever reads the sums behind the wait. And addresses of an epilogue are cheap to make and many: `renewed`
+// keeps them from being made ahead of the loops, where each would hold a register.
+template <int N> __device__ __forceinline__ void settle(float (&d)[N]) {
+#ifdef INCEPTION_FAST_EMULATED
+  (void)d;
+#else
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
+__device__ __forceinline__ int renewed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 struct PairGroup {
   TensorMap x, w1, w2;
   uint64_t scale1, shift1, scale2, shift2, y;
@@ -253,22 +271,22 @@ __device__ __forceinline__ void store_pass(const float (&d)[pass_sums(GROUPS)], 
 // One pass of one convolution of an image by a consuming warp.
 template <int TAPS, int GROUPS, int PASS, bool FIRST, class T>
 __device__ __forceinline__ void run_pass(const PairGroup &p, const PairShared &s, PairWarp &w, int image) {
-  const int out = FIRST ? p.mid : p.oc, in = FIRST ? p.c : p.mid, channel = w.warpgroup * 64 + w.warp * 16;
+  const int out = FIRST ? p.mid : p.oc, in = FIRST ? p.c : p.mid;
   if (w.warpgroup * 64 >= out) {
     skip_pass<TAPS, GROUPS, FIRST>(s, w, in);
     return;
   }
   float d[pass_sums(GROUPS)];
   multiply_pass<TAPS, GROUPS, PASS, FIRST, T>(d, s, w, in);
+  const int lane = renewed(w.lane), warp = renewed(w.warpgroup * 4 + w.warp), channel = 16 * warp;
   if (channel >= out)
     return; // rows of zeros below the weights
-  const Affine a = FIRST ? affine_of(p.scale1, p.shift1, channel + w.lane / 4, p.relu1)
-                         : affine_of(p.scale2, p.shift2, channel + w.lane / 4, p.relu2);
+  const Affine a = FIRST ? affine_of(p.scale1, p.shift1, channel + lane / 4, p.relu1)
+                         : affine_of(p.scale2, p.shift2, channel + lane / 4, p.relu2);
   if constexpr (FIRST)
-    keep_pass<GROUPS, PASS, T>(d, a, shared_address(s.middle), channel, w.lane);
+    keep_pass<GROUPS, PASS, T>(d, a, shared_address(s.middle), channel, lane);
   else
-    store_pass<GROUPS, PASS, T>(d, a, p, shared_address(s.staged) + (w.warpgroup * 4 + w.warp) * PAIR_STAGED, image,
-                                channel, w.lane);
+    store_pass<GROUPS, PASS, T>(d, a, p, shared_address(s.staged) + warp * PAIR_STAGED, image, channel, lane);
 }
 
 template <int TAPS, int GROUPS, bool FIRST, class T, int... PASS>
