@@ -116,6 +116,11 @@ class Task:
     def name(self) -> str:
         return self.step.name if self.hopper is None else self.hopper.name
 
+    @property
+    def steps(self) -> list[Step]:
+        """All that it computes: several where a level's convolutions are one launch."""
+        return [self.step] if self.hopper is None else [step for step, _ in self.hopper.parts]
+
 
 class GpuPlan:
     """A plan ready to be launched on `device` any number of times, on any memory of the sizes it states.
@@ -147,7 +152,7 @@ class GpuPlan:
     def ran_by(self, step: Step) -> tuple[str, str]:
         """The backend that runs a step, both for a pair's two; and why not the Hopper kernels where they were asked."""
         parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
-        tasks = [task for task in self.tasks if parts & {id(task.step), *(id(s) for s in _worked(task))}]
+        tasks = [task for task in self.tasks if parts & {id(task.step), *map(id, task.steps)}]
         names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]
         return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
@@ -306,10 +311,6 @@ def _deal(tasks: Sequence[Task], streams: int) -> None:
         newest = {tasks[i].stream: i for i in task.needs}
         task.waits = tuple(sorted(i for stream, i in newest.items() if stream != task.stream))
         last[task.stream] = j
-
-
-def _worked(task: Task) -> list[ConvStep]:
-    return [] if task.hopper is None else [step for step, _ in task.hopper.parts]
 
 
 def _part_bytes(task: Task) -> int:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from inception_fast.kernels.cuda import loader
 from inception_fast.kernels.cuda.choices import Row, Shape
+from inception_fast.kernels.plan import ConvStep, PairStep, Step
 from torch import Tensor, nn
 
 import engine_nets
@@ -28,6 +29,7 @@ from inception_fast.engine.gpu_runner import GpuCompiled
 from inception_fast.engine.plan import lower
 from inception_fast.engine.report import make_report
 from inception_fast.engine.session import Session
+from inception_fast.measure import gpu_profiler
 
 from .maps import DEVICE
 from .test_gpu_plan import Block as Every
@@ -148,6 +150,19 @@ def test_a_launch_starts_early_only_behind_its_like_with_nothing_to_wait_for() -
         for i in sorted(ordered | set(task.waits), reverse=True):
             ordered |= {i} | {k for k in range(i) if plan.tasks[k].stream == plan.tasks[i].stream}
         assert set(task.needs) <= ordered
+
+
+def test_a_profile_counts_all_work_of_a_group() -> None:
+    plan = compiled(1)[1].plan
+    parts = [part for step in plan.plan.steps for part in _parts(step)]
+    wanted = sum(part.spec.flops() for part in parts if isinstance(part, ConvStep))
+    convs = [task for task in plan.tasks if isinstance(task.step, (ConvStep, PairStep))]
+    assert max(len(task.steps) for task in convs) > 1
+    assert sum(gpu_profiler.task_work(plan, task).flops for task in convs) == wanted
+
+
+def _parts(step: Step) -> list[Step]:
+    return [step.first, step.second] if isinstance(step, PairStep) else [step]
 
 
 def test_only_measured_steps_leave_triton() -> None:
