@@ -131,7 +131,11 @@ def _seconds(spec: ConvSpec, config: Config, splits: int) -> float:
     """Good for an order among cuts, not for a figure."""
     m = spec.n * spec.oh * spec.ow
     units = math.ceil(m / config.rows) * math.ceil(spec.oc / config.columns) * splits
-    step = 2 * config.rows * config.columns * config.depth / (7.9e14 / MULTIPROCESSORS)
+    step = config.depth * max(
+        2 * config.rows * config.columns * MULTIPROCESSORS / 7.9e14,  # products
+        2 * (config.rows + config.rows / 64 * config.columns) / 2.2e11,  # a warpgroup's operands from shared memory
+        2 * (config.rows + config.columns / config.cluster) * MULTIPROCESSORS / 7e12,  # both from L2
+    )
     waves = math.ceil(units / MULTIPROCESSORS)
     # A step costs its products, and never less than the latency that the ring of stages leaves.
     alone = math.ceil(_steps(spec, config) / splits) * max(step, 0.6e-6 / config.stages)
