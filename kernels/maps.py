@@ -1,8 +1,10 @@
-"""Where an NHWC map lies in a tensor's memory. Shared by the GPU kernels of both kinds; imports neither."""
+"""Where an NHWC map lies in a tensor's memory, and what a launch is. Shared by the GPU kernels of both kinds; imports
+neither.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,6 +26,15 @@ class Map(NamedTuple):
     def channels(self, offset: int, count: int) -> Map:
         """Channels [offset, offset + count)."""
         return self._replace(data=self.data[offset:], c=count)
+
+
+class Launched(Protocol):
+    """A kernel call with all its arguments, ready to be put on the current stream any number of times."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self) -> None: ...
 
 
 def dense(x: Tensor) -> Map:

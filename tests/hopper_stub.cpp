@@ -1,5 +1,6 @@
-// The C interface of the Hopper kernels over host memory, by plain loops: what the Python side hands over is computed as
-// `api.h` says, so that a wrong field, address or order shows as a wrong number. `stub_*` tell the tests what was launched.
+// The C interface of the Hopper kernels over host memory, by plain loops: what the Python side hands over is computed
+// as `api.h` says, so that a wrong field, address or order shows as a wrong number. `stub_*` tell the tests what was
+// launched.
 #include "api.h"
 
 #include <cstddef>
@@ -72,8 +73,8 @@ float sum(const HopperConv &conv, int32_t type, int64_t pixel, int32_t column, i
     if (row < 0 || row >= conv.h || col < 0 || col >= conv.w)
       continue;
     const int64_t at = ((image * conv.h + row) * conv.w + col) * conv.x_pitch + channel;
-    total += double(load(conv.x, at, type)) *
-             load(conv.weights, (int64_t(tap) * conv.oc + column) * conv.c + channel, type);
+    total +=
+        double(load(conv.x, at, type)) * load(conv.weights, (int64_t(tap) * conv.oc + column) * conv.c + channel, type);
   }
   return float(total);
 }
@@ -223,17 +224,44 @@ int32_t stub_launched(int32_t *values, int32_t capacity) {
 // sizeof and the offsets of all fields, in the order of api.h: of HopperOutput, HopperConv, HopperConfig.
 int32_t stub_layout(int64_t *values, int32_t capacity) {
 #define AT(type, field) int64_t(offsetof(type, field))
-  const int64_t all[] = {
-      sizeof(HopperOutput), AT(HopperOutput, y), AT(HopperOutput, pitch), AT(HopperOutput, channels),
-      AT(HopperOutput, relu),
-      sizeof(HopperConv), AT(HopperConv, x), AT(HopperConv, weights), AT(HopperConv, scale), AT(HopperConv, shift),
-      AT(HopperConv, residual), AT(HopperConv, x_pitch), AT(HopperConv, residual_pitch), AT(HopperConv, n),
-      AT(HopperConv, h), AT(HopperConv, w), AT(HopperConv, c), AT(HopperConv, oc), AT(HopperConv, kh),
-      AT(HopperConv, kw), AT(HopperConv, stride_h), AT(HopperConv, stride_w), AT(HopperConv, top),
-      AT(HopperConv, left), AT(HopperConv, oh), AT(HopperConv, ow), AT(HopperConv, residual_scale),
-      AT(HopperConv, splits), AT(HopperConv, outputs), AT(HopperConv, output),
-      sizeof(HopperConfig), AT(HopperConfig, rows), AT(HopperConfig, columns), AT(HopperConfig, depth),
-      AT(HopperConfig, stages), AT(HopperConfig, cluster), AT(HopperConfig, turns), AT(HopperConfig, shared_bytes)};
+  const int64_t all[] = {sizeof(HopperOutput),
+                         AT(HopperOutput, y),
+                         AT(HopperOutput, pitch),
+                         AT(HopperOutput, channels),
+                         AT(HopperOutput, relu),
+                         sizeof(HopperConv),
+                         AT(HopperConv, x),
+                         AT(HopperConv, weights),
+                         AT(HopperConv, scale),
+                         AT(HopperConv, shift),
+                         AT(HopperConv, residual),
+                         AT(HopperConv, x_pitch),
+                         AT(HopperConv, residual_pitch),
+                         AT(HopperConv, n),
+                         AT(HopperConv, h),
+                         AT(HopperConv, w),
+                         AT(HopperConv, c),
+                         AT(HopperConv, oc),
+                         AT(HopperConv, kh),
+                         AT(HopperConv, kw),
+                         AT(HopperConv, stride_h),
+                         AT(HopperConv, stride_w),
+                         AT(HopperConv, top),
+                         AT(HopperConv, left),
+                         AT(HopperConv, oh),
+                         AT(HopperConv, ow),
+                         AT(HopperConv, residual_scale),
+                         AT(HopperConv, splits),
+                         AT(HopperConv, outputs),
+                         AT(HopperConv, output),
+                         sizeof(HopperConfig),
+                         AT(HopperConfig, rows),
+                         AT(HopperConfig, columns),
+                         AT(HopperConfig, depth),
+                         AT(HopperConfig, stages),
+                         AT(HopperConfig, cluster),
+                         AT(HopperConfig, turns),
+                         AT(HopperConfig, shared_bytes)};
 #undef AT
   const int32_t count = sizeof all / sizeof *all;
   std::memcpy(values, all, sizeof(int64_t) * (count < capacity ? count : capacity));

@@ -70,12 +70,12 @@ class Hopper:
         if not isinstance(step, (ConvStep, PairStep)):
             return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
         steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
-        cuts = [self._cut(part, buffers) for part in steps]
-        refused = [cut for cut in cuts if isinstance(cut, str)]
+        found = [self._cut(part, buffers) for part in steps]
+        refused = [cut for cut in found if isinstance(cut, str)]
+        cuts = [cut for cut in found if not isinstance(cut, str)]
         if refused:
             return "; ".join(dict.fromkeys(refused))
-        cut, measured = cuts[0]  # type: ignore[misc]
-        return Work(tuple((part, self._packed(part)) for part in steps), cut, measured)
+        return Work(tuple((part, self._packed(part)) for part in steps), *cuts[0])
 
     def expect_work(self, tasks: Iterable[Any]) -> None:
         """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.maps import Launched
 from ..kernels.plan import (
     ALIGNMENT,
     Buffer,
@@ -162,7 +163,7 @@ class GpuPlan:
         outputs: Sequence[Tensor],
         arena: Tensor,
         kept: Mapping[int, Tensor] | None = None,
-    ) -> list[list[Launch]]:
+    ) -> list[list[Launched]]:
         """Each task's launches, in order. inputs [n, c, h, w] of any strides; outputs and kept buffers [n, h, w, c],
         dense, of their buffers' dtypes; arena [>= arena_bytes] uint8, aligned to 64 bytes.
         """
@@ -354,13 +355,13 @@ class _Memory:
             data = self.arena[at : at + b.bytes].view(DTYPES[b.dtype])
         return Map(data[view.offset :], b.n, b.h, b.w, view.channels, b.c)
 
-    def launches(self, task: Task) -> list[Launch]:
+    def launches(self, task: Task) -> list[Launched]:
         step = task.step
         if task.hopper is not None and self.plan.hopper is not None:
             place = self.workspaces[task.stream]
             return [self.plan.hopper.launch(task.hopper, self.map, place, id(task) in self.early)]
         if isinstance(step, (ConvStep, PairStep)):
-            return self._conv(task)
+            return [*self._conv(task)]
         if isinstance(step, ImportStep):
             found = launch.imported(self.inputs[step.source], self.map(step.y), step.scale, step.shift)
         elif isinstance(step, PoolStep):

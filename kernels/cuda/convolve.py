@@ -98,7 +98,8 @@ def _reasons(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tupl
         return (f"{len(columns)} destinations; allowed: up to {abi.OUTPUTS}",)
     alone = [blank(spec, columns)]
     each = [library.reasons(alone, spec.dtype, config) for config in library.configs]
-    return tuple(min(each, key=len, default=["the library has no configurations"]))
+    fewest: list[str] = min(each, key=lambda reasons: len(reasons), default=["the library has no configurations"])
+    return tuple(fewest)
 
 
 @functools.lru_cache(maxsize=4096)

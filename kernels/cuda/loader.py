@@ -17,7 +17,7 @@ BUILD = "install nvcc of CUDA 12.5 or newer and build the package anew"
 class Config(NamedTuple):
     """One way to cut convolutions into tiles, by its place in the library's list; `name` stands in tables."""
 
-    index: int
+    number: int
     rows: int
     columns: int
     depth: int
@@ -54,16 +54,16 @@ class Library:
         """Why this group cannot run with this configuration; empty when it can."""
         text = ctypes.create_string_buffer(1 << 12)
         kind = abi.TYPES[dtype]
-        asked = self._c.hopper_conv_reasons(*_group(convs), kind, config.index, text, len(text))
+        asked = self._c.hopper_conv_reasons(*_group(convs), kind, config.number, text, len(text))
         return text.value.decode().splitlines() if self._counted(asked) else []
 
     def units(self, convs: Sequence[abi.Conv], config: Config) -> int:
-        return self._counted(self._c.hopper_conv_units(*_group(convs), config.index))
+        return self._counted(self._c.hopper_conv_units(*_group(convs), config.number))
 
     def workspace_bytes(self, convs: Sequence[abi.Conv], config: Config) -> tuple[int, int]:
         """All of it, and how much of its beginning counts and has to start as zeros."""
-        whole = self._counted(self._c.hopper_conv_workspace_bytes(*_group(convs), config.index))
-        return whole, self._counted(self._c.hopper_conv_counter_bytes(*_group(convs), config.index))
+        whole = self._counted(self._c.hopper_conv_workspace_bytes(*_group(convs), config.number))
+        return whole, self._counted(self._c.hopper_conv_counter_bytes(*_group(convs), config.number))
 
     def prepare(
         self, convs: Sequence[abi.Conv], dtype: str, config: Config, workspace: int = 0, overlap: bool = False
@@ -71,7 +71,7 @@ class Library:
         """The launch as bytes, for the current device."""
         blob = ctypes.create_string_buffer(self.blob_bytes)
         kind = abi.TYPES[dtype]
-        self._check(self._c.hopper_conv_prepare(*_group(convs), kind, config.index, workspace, 0, int(overlap), blob))
+        self._check(self._c.hopper_conv_prepare(*_group(convs), kind, config.number, workspace, 0, int(overlap), blob))
         return blob
 
     def launch(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
