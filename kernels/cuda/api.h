@@ -21,6 +21,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default) // the library hides everything else
+
 #define HOPPER_ABI 1
 #define HOPPER_GROUP 8   // convolutions of one launch
 #define HOPPER_OUTPUTS 8 // destinations of one convolution
@@ -90,13 +92,15 @@ int64_t hopper_conv_counter_bytes(const HopperConv *convs, int32_t count, int32_
 
 int64_t hopper_conv_blob_bytes(void);
 
-// Encodes the tensor maps, so it needs the driver. `blocks` limits the grid; 0 means one for each multiprocessor of the
-// current device. `overlap` is 1 to let the grid start before the one ahead of it in the stream has ended (it waits for
-// it before it touches memory).
+// Encodes the tensor maps, so it needs the driver. A blob is launched on the device that was current here. `blocks`
+// limits the grid; 0 means one for each multiprocessor of the current device. `overlap` is 1 to let the grid start
+// before the one ahead of it in the stream has ended (it waits for it before it touches memory).
 int32_t hopper_conv_prepare(const HopperConv *convs, int32_t count, int32_t type, int32_t config, uint64_t workspace,
                             int32_t blocks, int32_t overlap, void *blob);
 
 int32_t hopper_conv_launch(const void *blob, uint64_t stream);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from . import abi
 
 FILE = Path(__file__).with_name("_hopper.so")
-BUILD = "install nvcc of CUDA 12.3 or newer and build the package anew"
+BUILD = "install nvcc of CUDA 12.5 or newer and build the package anew"
 
 
 class Config(NamedTuple):
