@@ -20,6 +20,8 @@ namespace inception_fast::hopper {
 
 constexpr int WARPGROUP = 128;
 constexpr int THREADS = 3 * WARPGROUP;
+constexpr int PARTS_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
+constexpr int TURN_BARRIER = 3;  // 3 and 4: the warpgroup's turn has come
 struct Group {
   TensorMap x[MAX_PROBLEMS], weights[MAX_PROBLEMS];
   Problem problem[MAX_PROBLEMS];
@@ -100,10 +102,11 @@ __device__ __forceinline__ void multiply_steps(float (&d)[N / 2], uint64_t a, ui
   wgmma_commit();
 }
 
-// d = the tile's sums over its part of K, for the 64 rows of the calling warpgroup.
+// d = the tile's sums over its part of K, for the 64 rows of the calling warpgroup. With `more`, the other warpgroup
+// waits for its turn.
 template <int N, bool TURNS, class T>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
-                                         int warpgroup, int lane, Place &place) {
+                                         int warpgroup, int lane, bool more, Place &place) {
   const Problem &problem = group.problem[tile.problem];
   const int row_bytes = 2 * group.depth, x_bytes = row_bytes * tile_rows(TURNS), bytes = x_bytes + row_bytes * N;
   const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
@@ -131,6 +134,8 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
     advance(problem, step);
     advance(place, group.stages);
   }
+  if (more)
+    arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
   wgmma_wait<0>();
   release(group, previous, lane);
 }
@@ -150,14 +155,14 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
   for (int j = 0; j < N / 8; ++j)
     mine[j * WARPGROUP] = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
   fence_device();
-  sync_named(1 + warpgroup, WARPGROUP);
+  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
   if (thread == 0) {
     const bool last = counter_add(counter) + 1 == static_cast<uint32_t>(problem.splits);
     shared.last[warpgroup] = last;
     if (last)
       *counter = 0; // for the next launch
   }
-  sync_named(1 + warpgroup, WARPGROUP);
+  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
   if (!shared.last[warpgroup])
     return false;
   fence_device();
@@ -286,8 +291,12 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       continue;
     }
     const Problem &problem = group.problem[tile.problem];
+    // A parity tells a phase from the next one, not from the one after that: a warpgroup must not wait for its stages
+    // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
+    if (TURNS && unit != cluster_index)
+      sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
     float d[N / 2];
-    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, place);
+    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, TURNS && unit + clusters < group.units, place);
     if (tile.row >= problem.row_tiles)
       continue; // the cluster's other block has the last tile
     if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))

@@ -188,11 +188,13 @@ __device__ __forceinline__ void skip_pass(const PairShared &s, PairWarp &w, int 
   for (int c = 0; c < channels; c += PAIR_DEPTH) {
     for (int tap = 0; tap < TAPS; ++tap) {
       barrier_wait(&s.full[w.place.stage], w.place.parity);
+      sync_warp(); // no lane may still wait for a phase that the release lets go by
       release_weights(s, w, w.place.stage);
       advance(w.place, weight_stages(GROUPS));
     }
     if constexpr (FIRST) {
       barrier_wait(&s.input_full[w.input.stage], w.input.parity);
+      sync_warp();
       if (w.lane == 0)
         barrier_arrive(&s.input_empty[w.input.stage]);
       advance(w.input, INPUT_STAGES);

@@ -78,6 +78,7 @@ std::string place_of(const Fiber &fiber) {
 
 // "nobody can run", with what each warp waits for: threads of a warp that wait for the same are named once.
 [[noreturn]] void report_deadlock() {
+  machine().current = nullptr;
   std::string text = "deadlock: no thread can run";
   int lines = 0;
   for (auto &cluster : machine().running)
@@ -328,6 +329,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   m.running.clear();
   m.due.clear();
   m.current = nullptr;
+  m.error.clear();
   ::gridDim = grid;
   ::blockDim = block;
   struct sigaction ours{}, before_segv{}, before_bus{};
@@ -348,7 +350,6 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
       fail("%u bytes of shared memory; allowed: %u", shared_bytes, kSharedLimit);
     if (cluster.x * cluster.y * cluster.z > 8)
       fail("a cluster of %u CTAs; allowed: 8", cluster.x * cluster.y * cluster.z);
-    m.error.clear();
     run_grid(shared_bytes);
   }
   sigaction(SIGSEGV, &before_segv, nullptr);
