@@ -39,7 +39,8 @@ def launched() -> list[tuple[int, str, bool, int]]:
     values = (ctypes.c_int32 * 4000)()
     count = ctypes.CDLL(str(stub_file())).stub_launched(values, 1000)
     assert count <= 1000
-    names = [config.name for config in stub().configs]
+    names = {config.number: config.name for config in stub().configs}
+    names |= {-1 - config.number: config.name for config in stub().pair_configs}
     rows = [values[4 * i : 4 * i + 4] for i in range(count)]
     return [(row[0], names[row[1]], bool(row[2]), row[3]) for row in rows]
 

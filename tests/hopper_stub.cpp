@@ -2,6 +2,7 @@
 // as `api.h` says, so that a wrong field, address or order shows as a wrong number. `stub_*` tell the tests what was
 // launched.
 #include "api.h"
+#include "pair_api.h"
 
 #include <cstddef>
 #include <cstring>
@@ -21,6 +22,23 @@ struct Blob {
   uint64_t workspace;
   HopperConv convs[HOPPER_GROUP];
 };
+
+struct PairBlob {
+  int32_t type, config, overlap;
+  HopperPair pair;
+};
+
+// One of a pair's convolutions, 1 x taps or taps x 1.
+HopperConv part(const HopperPair &pair, bool wide, uint64_t x, uint64_t weights, uint64_t scale, uint64_t shift,
+                int64_t x_pitch, int32_t c, HopperOutput to) {
+  HopperConv conv{};
+  conv.x = x, conv.weights = weights, conv.scale = scale, conv.shift = shift, conv.x_pitch = x_pitch;
+  conv.n = pair.n, conv.h = conv.oh = pair.h, conv.w = conv.ow = pair.w, conv.c = c, conv.oc = to.channels;
+  conv.kh = wide ? 1 : pair.taps, conv.kw = wide ? pair.taps : 1, conv.stride_h = conv.stride_w = 1;
+  conv.top = conv.kh / 2, conv.left = conv.kw / 2, conv.residual_scale = 1, conv.splits = conv.outputs = 1;
+  conv.output[0] = to;
+  return conv;
+}
 
 struct Launched {
   int32_t count, config, overlap, splits;
@@ -212,6 +230,50 @@ int32_t hopper_conv_launch(const void *blob, uint64_t stream) {
   return 0;
 }
 
+int32_t hopper_pair_configs(HopperPairConfig *to, int32_t capacity) {
+  const HopperPairConfig all[] = {{3, 1, 192, 1}, {4, 2, 256, 1}};
+  for (int32_t i = 0; i < 2 && i < capacity; ++i)
+    to[i] = all[i];
+  return 2;
+}
+
+int32_t hopper_pair_reasons(const HopperPair *pair, int32_t, int32_t config, char *text, int64_t capacity) {
+  std::string all;
+  int32_t found = 0;
+  complain(all, found, pair->c % 8 || pair->mid % 4 || pair->oc % 8, "channels");
+  complain(all, found, pair->mid > (config ? 256 : 192), "mid " + std::to_string(pair->mid));
+  complain(all, found, pair->x % 16 || pair->y % 16 || pair->x_pitch % 8 || pair->y_pitch % 8, "addresses");
+  std::strncpy(text, all.c_str(), capacity);
+  return found;
+}
+
+int64_t hopper_pair_blob_bytes(void) { return sizeof(PairBlob); }
+
+int32_t hopper_pair_prepare(const HopperPair *pair, int32_t type, int32_t config, int32_t, int32_t overlap,
+                            void *blob) {
+  const PairBlob made{type, config, overlap, *pair};
+  std::memcpy(blob, &made, sizeof made);
+  return 0;
+}
+
+int32_t hopper_pair_launch(const void *blob, uint64_t stream) {
+  PairBlob made;
+  std::memcpy(&made, blob, sizeof made);
+  if (stream)
+    return fail("a stream on a machine without a GPU");
+  const HopperPair &p = made.pair;
+  std::vector<uint16_t> middle(size_t(p.n) * p.h * p.w * p.mid);
+  const uint64_t between = reinterpret_cast<uint64_t>(middle.data());
+  for (const HopperConv &conv :
+       {part(p, p.wide_first, p.x, p.w1, p.scale1, p.shift1, p.x_pitch, p.c, {between, p.mid, p.mid, p.relu1}),
+        part(p, !p.wide_first, between, p.w2, p.scale2, p.shift2, p.mid, p.mid, {p.y, p.y_pitch, p.oc, p.relu2})})
+    for (int64_t pixel = 0; pixel < pixels(conv); ++pixel)
+      for (int32_t column = 0; column < conv.oc; ++column)
+        finish(conv, made.type, pixel, column, sum(conv, made.type, pixel, column, 0));
+  launched.push_back({2, -1 - made.config, made.overlap, 1});
+  return 0;
+}
+
 // (count, config, overlap, splits) of each launch since the last call, up to `capacity`; returns how many there were.
 int32_t stub_launched(int32_t *values, int32_t capacity) {
   const int32_t count = int32_t(launched.size());
@@ -221,7 +283,7 @@ int32_t stub_launched(int32_t *values, int32_t capacity) {
   return count;
 }
 
-// sizeof and the offsets of all fields, in the order of api.h: of HopperOutput, HopperConv, HopperConfig.
+// sizeof and the offsets of all fields, in the order of the headers: of the structures of api.h, then of pair_api.h.
 int32_t stub_layout(int64_t *values, int32_t capacity) {
 #define AT(type, field) int64_t(offsetof(type, field))
   const int64_t all[] = {sizeof(HopperOutput),
@@ -261,7 +323,33 @@ int32_t stub_layout(int64_t *values, int32_t capacity) {
                          AT(HopperConfig, stages),
                          AT(HopperConfig, cluster),
                          AT(HopperConfig, turns),
-                         AT(HopperConfig, shared_bytes)};
+                         AT(HopperConfig, shared_bytes),
+                         sizeof(HopperPair),
+                         AT(HopperPair, x),
+                         AT(HopperPair, y),
+                         AT(HopperPair, w1),
+                         AT(HopperPair, scale1),
+                         AT(HopperPair, shift1),
+                         AT(HopperPair, w2),
+                         AT(HopperPair, scale2),
+                         AT(HopperPair, shift2),
+                         AT(HopperPair, x_pitch),
+                         AT(HopperPair, y_pitch),
+                         AT(HopperPair, n),
+                         AT(HopperPair, h),
+                         AT(HopperPair, w),
+                         AT(HopperPair, c),
+                         AT(HopperPair, mid),
+                         AT(HopperPair, oc),
+                         AT(HopperPair, taps),
+                         AT(HopperPair, wide_first),
+                         AT(HopperPair, relu1),
+                         AT(HopperPair, relu2),
+                         sizeof(HopperPairConfig),
+                         AT(HopperPairConfig, groups),
+                         AT(HopperPairConfig, cluster),
+                         AT(HopperPairConfig, middle),
+                         AT(HopperPairConfig, shared_bytes)};
 #undef AT
   const int32_t count = sizeof all / sizeof *all;
   std::memcpy(values, all, sizeof(int64_t) * (count < capacity ? count : capacity));

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, offline, tune
+from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, offline, pair, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
-from inception_fast.kernels.spec import ConvSpec, PoolSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from torch import Tensor
 
 import inception_fast as fast
@@ -55,10 +55,11 @@ def test_structures_match_the_header() -> None:
 
 def test_the_header_declares_what_is_bound() -> None:
     """Every function of api.h is bound with as many arguments, and the constants agree."""
-    text = re.sub(r"//.*", "", (ROOT / "kernels/cuda/api.h").read_text())
+    headers = [(ROOT / "kernels/cuda" / name).read_text() for name in ("api.h", "pair_api.h")]
+    text = re.sub(r"//.*", "", "".join(headers))
     found = {name: args for name, args in re.findall(r"\b(hopper_\w+)\(([^)]*)\);", text)}
     counts = {name: 0 if args == "void" else args.count(",") + 1 for name, args in found.items()}
-    assert counts == {name: len(arguments) for name, (_, arguments) in abi.FUNCTIONS.items()}
+    assert counts == {name: len(given) for name, (_, given) in (abi.FUNCTIONS | abi.PAIR_FUNCTIONS).items()}
     constants = dict(re.findall(r"#define (HOPPER_\w+) (\d+)", text))
     assert constants == {"HOPPER_ABI": str(abi.ABI), "HOPPER_GROUP": str(abi.GROUP), "HOPPER_OUTPUTS": str(abi.OUTPUTS)}
 
@@ -212,6 +213,54 @@ def test_pair(here: loader.Library, kind: str) -> None:
     y, wanted = both(spec, x, (tuple(params[:3]), tuple(params[3:])))
     numerics.assert_close_budget(y, wanted, roundings=2 if kind == "chain" else 1)
     assert [count for count, *_ in launched()] == ([1, 1] if kind == "chain" else [2])
+
+
+@pytest.mark.parametrize("wide_first", (True, False))
+@pytest.mark.parametrize("relu", ((True, False), (False, True)))
+def test_a_fused_pair(here: loader.Library, wide_first: bool, relu: tuple[bool, bool]) -> None:
+    """Sizes, taps and acts that all differ, so that a swapped field gives other numbers; pixels wider than the maps."""
+    one, two = ((1, 5), (5, 1)) if wide_first else ((5, 1), (1, 5))
+    first = ConvSpec(
+        2, 6, 7, 16, 20, *one, padding=(one[0] // 2,) * 2 + (one[1] // 2,) * 2, relu=relu[0], dtype="float16"
+    )
+    second = ConvSpec(
+        2, 6, 7, 20, 24, *two, padding=(two[0] // 2,) * 2 + (two[1] // 2,) * 2, relu=relu[1], dtype="float16"
+    )
+    spec = PairSpec(first, second)
+    (x, left), (_, right) = draws(first), draws(second, 7)
+    wide = torch.full((2, 6, 7, 32), float("nan"), dtype=HALF)
+    wide[..., 8:24] = x.permute(0, 2, 3, 1)
+    whole = torch.full((2, 6, 7, 40), float("nan"), dtype=HALF)
+    packed = convolve.pack(*left, HALF, "cpu"), convolve.pack(*right, HALF, "cpu")
+    place = dense(whole).channels(16, 24)
+    assert [config.name for config in pair.able(here, spec)] == ["pair 192", "pair 256 c2"]
+    pair.launch("both", here, spec, dense(wide).channels(8, 16), packed, place, here.pair_configs[0]).run()
+    middle = wanted_of(first, x, left).half()
+    wanted = wanted_of(second, middle, right)
+    numerics.assert_close_budget(whole[..., 16:].permute(0, 3, 1, 2), wanted, roundings=2)
+    assert whole[..., :16].isnan().all() and launched() == [(2, "pair 192", False, 1)]
+
+
+def wanted_of(spec: ConvSpec, x: Tensor, params: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    wide: Any = (tuple(t.double() for t in params),)
+    return truth.run(truth.prepare(spec, wide, x.double(), None, 1.0), x.double(), None, torch.channels_last)
+
+
+def test_pairs_that_are_none_are_refused_by_name(here: loader.Library) -> None:
+    first = ConvSpec(1, 6, 6, 16, 16, 1, 5, padding=(0, 0, 2, 2), dtype="float16")
+    second = replace(first, kh=5, kw=1, padding=(2, 2, 0, 0))
+    assert pair.spec_reasons(here, PairSpec(first, second)) == []
+    cases = {
+        "kind 'split'; allowed: 'chain'": PairSpec(first, second, "split"),
+        "1x5 then 3x1; allowed: 1xn then nx1": PairSpec(first, replace(second, kh=3, padding=(1, 1, 0, 0))),
+        "padding (3, 1, 0, 0), groups 1; allowed: SAME": PairSpec(first, replace(second, padding=(3, 1, 0, 0))),
+        "dtype float32": PairSpec(replace(first, dtype="float32"), replace(second, dtype="float32")),
+        "mid 264": PairSpec(replace(first, oc=264), replace(second, c=264)),
+    }
+    for why, spec in cases.items():
+        assert why in "; ".join(pair.spec_reasons(here, spec))
+    with pytest.raises(ValueError, match="configuration 'pair 1'; allowed: pair 192, pair 256 c2"):
+        here.pair_config("pair 1")
 
 
 def test_layouts_and_odd_addresses_give_the_same_numbers(here: loader.Library) -> None:

@@ -18,13 +18,13 @@ import torch
 from .. import dispatch
 from ..backends import hopper_gpu
 from ..kernels import cuda
-from ..kernels.cuda import abi, check, choices, convolve
+from ..kernels.cuda import abi, check, choices, convolve, pair
 from ..kernels.cuda.choices import Row
 from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
-from ..kernels.cuda.loader import Library
+from ..kernels.cuda.loader import Library, PairConfig
 from ..kernels.maps import Map
 from ..kernels.plan import Buffer, ConvStep, PairStep, Step, View
-from ..kernels.spec import ConvSpec
+from ..kernels.spec import ConvSpec, PairSpec
 
 OVERLAP_BATCH = 1  # up to here launches of a stream may overlap
 Place = Callable[[View], Map]
@@ -32,10 +32,12 @@ Place = Callable[[View], Map]
 
 @dataclass(frozen=True)
 class Work:
-    """Convolutions of one launch. `cut` says how they are cut, `measured` whether that was measured."""
+    """Convolutions of one launch: independent ones, or a fused pair's two. `cut` says how, `measured` whether that was
+    measured.
+    """
 
     parts: tuple[tuple[ConvStep, Packed], ...]
-    cut: Cut
+    cut: Cut | PairConfig
     measured: bool
 
     @property
@@ -47,7 +49,11 @@ class Work:
 
     def fits(self, other: Work) -> bool:
         """Whether both can be one launch: cut alike, of one dtype, few enough."""
-        same = self.cut == other.cut and self.parts[0][0].spec.dtype == other.parts[0][0].spec.dtype
+        same = (
+            self.cut == other.cut
+            and isinstance(self.cut, Cut)
+            and self.parts[0][0].spec.dtype == other.parts[0][0].spec.dtype
+        )
         return same and len(self.parts) + len(other.parts) <= abi.GROUP
 
 
@@ -66,16 +72,41 @@ class Hopper:
         return sum(packed.bytes for packed in self._packs.values())
 
     def take(self, step: Step, buffers: Sequence[Buffer]) -> Work | str:
-        """The step's work for these kernels, or why another kernel runs it."""
+        """The step's work for these kernels, or why another kernel runs it. A chain comes here only where `fuses`."""
         if not isinstance(step, (ConvStep, PairStep)):
             return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
         steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
+        if isinstance(step, PairStep) and step.kind == "chain":
+            row = self._won(step, buffers)
+            assert row is not None
+            parts = tuple((part, self._packed(part)) for part in steps)
+            return Work(parts, self.kernels.pair_config(row.config), True)
         found = [self._cut(part, buffers) for part in steps]
         refused = [cut for cut in found if isinstance(cut, str)]
         cuts = [cut for cut in found if not isinstance(cut, str)]
         if refused:
             return "; ".join(dict.fromkeys(refused))
         return Work(tuple((part, self._packed(part)) for part in steps), *cuts[0])
+
+    def fuses(self, step: PairStep, buffers: Sequence[Buffer]) -> bool:
+        """Whether a chain is one launch: only where that was measured to be faster than two."""
+        return step.kind == "chain" and self._won(step, buffers) is not None
+
+    def _won(self, step: PairStep, buffers: Sequence[Buffer]) -> Row | None:
+        """The row of a fused pair that won and that runs this one."""
+        first, second = step.first, step.second
+        spec = pair_of(step)
+        views = (first.x, second.outputs[0].view)
+        misplaced = any(
+            buffers[v.buffer].dtype != first.spec.dtype or v.offset % 8 or buffers[v.buffer].c % 8 for v in views
+        )
+        several = len(first.outputs) + len(second.outputs) > 2 or second.residual is not None
+        if misplaced or several or first.residual is not None or pair.spec_reasons(self.kernels, spec):
+            return None
+        row = choices.nearest(hopper_gpu.shape_of(second.spec, "pair"), self.gpu, self.rows)
+        if row is None or row.seconds >= row.against:
+            return None
+        return row if self.kernels.pair_config(row.config) in pair.able(self.kernels, spec) else None
 
     def expect_work(self, tasks: Iterable[Any]) -> None:
         """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""
@@ -113,6 +144,8 @@ class Hopper:
 
     def sizes(self, work: Work) -> tuple[int, int]:
         """Bytes of workspace, and how many of them are counters."""
+        if not isinstance(work.cut, Cut):
+            return 0, 0
         convs = [convolve.blank(spec_of(step), _columns(step), work.cut.splits) for step, _ in work.parts]
         return self.kernels.workspace_bytes(convs, work.cut.config)
 
@@ -132,6 +165,11 @@ class Hopper:
 
     def launch(self, work: Work, place: Place, workspace: Workspace | None, overlap: bool) -> Launch:
         """The work as one launch on the maps that `place` finds."""
+        alone = overlap and max(step.spec.n for step, _ in work.parts) <= OVERLAP_BATCH
+        if not isinstance(work.cut, Cut):
+            (first, one), (second, two) = work.parts
+            spec, x, y = pair_of(PairStep(work.name, "chain", first, second)), first.x, second.outputs[0].view
+            return pair.launch(work.name, self.kernels, spec, place(x), (one, two), place(y), work.cut, overlap=alone)
         problems = [
             Problem(
                 spec_of(step), place(step.x), packed, tuple(Target(place(o.view), o.relu) for o in step.outputs),
@@ -139,13 +177,18 @@ class Hopper:
             )
             for step, packed in work.parts
         ]  # fmt: skip
-        alone = overlap and max(problem.spec.n for problem in problems) <= OVERLAP_BATCH
         return convolve.group(work.name, self.kernels, problems, work.cut, place=workspace, overlap=alone)
 
 
 def spec_of(step: ConvStep) -> ConvSpec:
     """The step's spec; whether it has a residual is the step's to say."""
     return replace(step.spec, residual=step.residual is not None)
+
+
+def pair_of(step: PairStep) -> PairSpec:
+    """The pair's spec, each convolution with the ReLU of its own output."""
+    parts = [replace(spec_of(s), relu=s.outputs[0].relu) for s in (step.first, step.second)]
+    return PairSpec(*parts, kind=step.kind)
 
 
 def _columns(step: ConvStep) -> tuple[int, ...]:

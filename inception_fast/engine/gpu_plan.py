@@ -136,7 +136,7 @@ class GpuPlan:
         self.plan, self.device, self.tf32, self.kept, self.hopper = plan, packs.device, tf32, kept, hopper
         if any(b.kind == "input" and i not in kept for i, b in enumerate(plan.buffers)):
             raise ValueError("a plan with input buffers; allowed: in memory that is kept, or through import steps")
-        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept)]
+        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept, hopper)]
         for task in tasks:
             self._prepare(task, packs, choose)
         _set_levels(tasks)
@@ -223,11 +223,12 @@ class GpuPlan:
         return whole + ([(-1 - id(task), task.part, task.part + _part_bytes(task))] if task.part >= 0 else [])
 
 
-def _expanded(plan: Plan, kept: frozenset[int]) -> list[tuple[Step, ImportStep | None]]:
+def _expanded(plan: Plan, kept: frozenset[int], hopper: Hopper | None) -> list[tuple[Step, ImportStep | None]]:
     """The steps as tasks see them, each with the import it takes over."""
     steps: list[Step] = []
     for step in plan.steps:
-        if isinstance(step, PairStep) and not _one_launch(step):
+        fused = hopper is not None and isinstance(step, PairStep) and hopper.fuses(step, plan.buffers)
+        if isinstance(step, PairStep) and not fused and not _one_launch(step):
             steps += [step.first, step.second]
         else:
             steps.append(step)

@@ -1,4 +1,4 @@
-"""`api.h` for ctypes: the same structures in the same order, and the functions with their types."""
+"""`api.h` and `pair_api.h` for ctypes: the same structures in the same order, and the functions with their types."""
 
 from __future__ import annotations
 
@@ -34,7 +34,25 @@ class Config(ctypes.Structure):
     )
 
 
-STRUCTURES = {"HopperOutput": Output, "HopperConv": Conv, "HopperConfig": Config}
+class Pair(ctypes.Structure):
+    _fields_ = (
+        *((name, c_uint64) for name in ("x", "y", "w1", "scale1", "shift1", "w2", "scale2", "shift2")),
+        *((name, c_int64) for name in ("x_pitch", "y_pitch")),
+        *((name, c_int32) for name in ("n", "h", "w", "c", "mid", "oc", "taps", "wide_first", "relu1", "relu2")),
+    )
+
+
+class PairConfig(ctypes.Structure):
+    _fields_ = tuple((name, c_int32) for name in ("groups", "cluster", "middle", "shared_bytes"))
+
+
+STRUCTURES = {
+    "HopperOutput": Output,
+    "HopperConv": Conv,
+    "HopperConfig": Config,
+    "HopperPair": Pair,
+    "HopperPairConfig": PairConfig,
+}
 
 _GROUP = (POINTER(Conv), c_int32)
 FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
@@ -50,6 +68,24 @@ FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_conv_prepare": (c_int32, (*_GROUP, c_int32, c_int32, c_uint64, c_int32, c_int32, c_void_p)),
     "hopper_conv_launch": (c_int32, (c_void_p, c_uint64)),
 }
+
+# A library may be built without the pair.
+PAIR_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
+    "hopper_pair_configs": (c_int32, (POINTER(PairConfig), c_int32)),
+    "hopper_pair_reasons": (c_int32, (POINTER(Pair), c_int32, c_int32, c_char_p, c_int64)),
+    "hopper_pair_blob_bytes": (c_int64, ()),
+    "hopper_pair_prepare": (c_int32, (POINTER(Pair), c_int32, c_int32, c_int32, c_int32, c_void_p)),
+    "hopper_pair_launch": (c_int32, (c_void_p, c_uint64)),
+}
+
+
+def has_pairs(library: ctypes.CDLL) -> bool:
+    """Gives the pair's functions their types, where the library has them."""
+    found = {name: getattr(library, name, None) for name in PAIR_FUNCTIONS}
+    for name, function in found.items():
+        if function is not None:
+            function.restype, function.argtypes = PAIR_FUNCTIONS[name]
+    return None not in found.values()
 
 
 def bind(library: ctypes.CDLL) -> None:

@@ -33,6 +33,20 @@ class Config(NamedTuple):
         return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
 
 
+class PairConfig(NamedTuple):
+    """One way to run a fused pair; `middle`: most channels between its convolutions."""
+
+    number: int
+    groups: int
+    cluster: int
+    middle: int
+    shared_bytes: int
+
+    @property
+    def name(self) -> str:
+        return f"pair {64 * self.groups}" + (f" c{self.cluster}" if self.cluster > 1 else "")
+
+
 class Library:
     """`api.h` for Python. Raises RuntimeError with the library's own words where a call fails, OSError at loading."""
 
@@ -42,6 +56,7 @@ class Library:
         abi.bind(self._c)
         self.configs = self._configs()
         self.blob_bytes = int(self._c.hopper_conv_blob_bytes())
+        self.pair_configs = self._pair_configs() if abi.has_pairs(self._c) else ()
 
     def config(self, name: str) -> Config:
         """Raises ValueError for a name that no configuration has."""
@@ -76,6 +91,37 @@ class Library:
 
     def launch(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
         self._check(self._c.hopper_conv_launch(blob, stream))
+
+    def pair_config(self, name: str) -> PairConfig:
+        """Raises ValueError for a name that no configuration has."""
+        for config in self.pair_configs:
+            if config.name == name:
+                return config
+        raise ValueError(f"configuration {name!r}; allowed: {', '.join(c.name for c in self.pair_configs)}")
+
+    def pair_reasons(self, pair: abi.Pair, dtype: str, config: PairConfig) -> list[str]:
+        """Why this pair cannot run with this configuration; empty when it can."""
+        text = ctypes.create_string_buffer(1 << 12)
+        kind = abi.TYPES[dtype]
+        asked = self._c.hopper_pair_reasons(ctypes.byref(pair), kind, config.number, text, len(text))
+        return text.value.decode().splitlines() if self._counted(asked) else []
+
+    def prepare_pair(
+        self, pair: abi.Pair, dtype: str, config: PairConfig, overlap: bool = False
+    ) -> ctypes.Array[ctypes.c_char]:
+        """The launch as bytes, for the current device."""
+        blob = ctypes.create_string_buffer(int(self._c.hopper_pair_blob_bytes()))
+        kind = abi.TYPES[dtype]
+        self._check(self._c.hopper_pair_prepare(ctypes.byref(pair), kind, config.number, 0, int(overlap), blob))
+        return blob
+
+    def launch_pair(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
+        self._check(self._c.hopper_pair_launch(blob, stream))
+
+    def _pair_configs(self) -> tuple[PairConfig, ...]:
+        found = (abi.PairConfig * self._c.hopper_pair_configs(None, 0))()
+        self._c.hopper_pair_configs(found, len(found))
+        return tuple(PairConfig(i, *(getattr(c, name) for name, _ in c._fields_)) for i, c in enumerate(found))
 
     def _configs(self) -> tuple[Config, ...]:
         found = (abi.Config * self._c.hopper_conv_configs(None, 0))()

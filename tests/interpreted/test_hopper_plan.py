@@ -185,6 +185,25 @@ def test_only_measured_steps_leave_triton() -> None:
     assert any(task.note == "measured slower: 1.0 us, 0.9 by Triton" for task in plan.tasks)
 
 
+def test_a_pair_is_fused_only_where_that_won() -> None:
+    """One launch whose intermediate is in no memory of the plan; a pair that lost, or was not measured, stays two."""
+    x, plain, wanted = compiled(1)
+    chain = next(step for step in plain.plan.plan.steps if isinstance(step, PairStep) and step.kind == "chain")
+    shape = hopper_gpu.shape_of(chain.second.spec, "pair")
+    row = Row("", shape, stub().pair_configs[0].name, 1, 1e-6, 2e-6)
+    for against, launches in ((2e-6, 1), (9e-7, 0)):
+        hopper = Hopper(stub(), DEVICE, always=True, rows=[row._replace(against=against)])
+        executable = compiled(1, hopper)[1]
+        launched()
+        assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
+        fused = [config for _, config, _, _ in launched() if config.startswith("pair")]
+        assert len(fused) == launches
+        tasks = [task for task in executable.plan.tasks if task.step.name == chain.name and len(task.steps) == 2]
+        assert len([t for t in tasks if t.step.kind == "chain"]) == launches  # type: ignore[union-attr]
+        assert executable.plan.ran_by(chain) == ("cuda", "")
+    assert not any(len(t.steps) == 2 and t.step is chain for t in plain.plan.tasks)
+
+
 def test_a_named_backend_that_runs_no_step_says_why() -> None:
     module = nn.Sequential(nn.Conv2d(16, 12, 1), nn.ReLU()).eval()
     x = numerics.random(1, 16, 5, 5)
