@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from catalogue import LAYERS
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import convolve, tune
+from inception_fast.kernels.cuda import convolve, pair, tune
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
-from inception_fast.kernels.spec import ConvSpec
-from measure import DEVICE, LAYER_BUDGET, checked, draw, layer_calls, layer_spec
+from inception_fast.kernels.spec import ConvSpec, PairSpec
+from measure import CHECKED, DEVICE, LAYER_BUDGET, PAIR_SIZES, checked, draw, layer_calls, layer_spec
 from timing import device_seconds, host_seconds, summary
+from torch import Tensor
 
-from inception_fast.backends import hopper_gpu
+from inception_fast.backends import hopper_gpu, triton_gpu
 
 HERE = Path(__file__).resolve().parent
 TRIED, CHAIN = 5, 64
@@ -37,6 +38,9 @@ def layer_rows(n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
             rows.append({**head, "runtime": "cuda", "status": "unavailable", "note": "; ".join(why)})
         else:
             rows += raced(spec, head)
+        yield rows
+    for name, sizes in PAIR_SIZES.items():
+        rows += raced_pair(pair_spec(sizes, n, dtype), {"layer": name, "batch": n, "dtype": dtype})
         yield rows
 
 
@@ -69,6 +73,63 @@ def raced(spec: ConvSpec, head: dict[str, Any]) -> list[dict[str, Any]]:
         choice = [torch.cuda.get_device_name(), *hopper_gpu.shape_of(spec), *cut]
         cuts.append({**head, "runtime": "cuda", "choice": choice})
     return [*rows.values(), *cuts]
+
+
+def pair_spec(sizes: tuple[int, int, int], n: int, dtype: str) -> PairSpec:
+    c, mid, oc = sizes
+    first = ConvSpec(n, 17, 17, c, mid, 1, 7, (1, 1), (0, 0, 3, 3), dtype=dtype)
+    return PairSpec(first, ConvSpec(n, 17, 17, mid, oc, 7, 1, (1, 1), (3, 3, 0, 0), dtype=dtype))
+
+
+def raced_pair(spec: PairSpec, head: dict[str, Any]) -> list[dict[str, Any]]:
+    """A pair by two launches of Triton, by two of the CUDA kernels, and fused by every configuration."""
+    x, *one = draw(spec.first)
+    _, *two = draw(spec.second)
+    params = (tuple(one), tuple(two))
+    wanted = pair_truth(spec, x[:CHECKED], params)
+
+    def by(backend: Any) -> Callable[[], Any]:
+        prepared = backend.prepare(spec, params, x, None, 1.0)
+        return lambda: backend.run(prepared, x, None, torch.channels_last)
+
+    makers: dict[str, Any] = {"triton": lambda: by(triton_gpu), "cuda": lambda: by(hopper_gpu)}
+    fused = {config.name: config for config in pair.able(cuda.library(), spec)}
+    makers |= {name: lambda config=config: fused_call(spec, x, params, config) for name, config in fused.items()}
+    rows, calls = checked(makers, head, wanted, lambda runtime: 2 * LAYER_BUDGET[spec.first.dtype])
+    for runtime, seconds in device_seconds(calls).items() if calls else ():
+        rows[runtime] |= summary(seconds)
+        rows[runtime]["tflops"] = spec.flops() / rows[runtime]["median_ms"] / 1e9
+    times = {runtime: row["median_ms"] / 1e3 for runtime, row in rows.items() if "median_ms" in row}
+    right, apart = {r: t for r, t in times.items() if r in fused}, [times[r] for r in ("triton", "cuda") if r in times]
+    if not right or not apart:
+        return list(rows.values())
+    best = min(right, key=right.__getitem__)
+    cut = (best, 1, right[best], min(apart))
+    choice = [torch.cuda.get_device_name(), *hopper_gpu.shape_of(spec.second, "pair"), *cut]
+    return [*rows.values(), {**head, "runtime": "cuda", "choice": choice}]
+
+
+def pair_truth(spec: PairSpec, x: Tensor, params: Any) -> Tensor:
+    """In float64 all through."""
+    y = x.double()
+    for part, (weight, scale, shift) in zip((spec.first, spec.second), params, strict=True):
+        y = torch.conv2d(y, weight.double(), None, 1, (part.padding[0], part.padding[2]))
+        y = (y * scale.double().reshape(1, -1, 1, 1) + shift.double().reshape(1, -1, 1, 1)).relu()
+    return y
+
+
+def fused_call(spec: PairSpec, x: Tensor, params: Any, config: Any) -> Callable[[], Any]:
+    """A prepared launch and its result, logically NCHW."""
+    last = spec.second
+    y = torch.empty(last.n, last.oh, last.ow, last.oc, dtype=x.dtype, device=DEVICE)
+    packed = tuple(convolve.pack(*triple, x.dtype, DEVICE) for triple in params)
+    launch = pair.launch("pair", cuda.library(), spec, hopper_gpu.nhwc(x), packed, dense(y), config)
+
+    def call() -> Any:
+        launch.run()
+        return y.permute(0, 3, 1, 2)
+
+    return call
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:

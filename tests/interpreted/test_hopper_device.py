@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import convolve, driver
+from inception_fast.kernels.cuda import convolve, driver, pair
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
-from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -120,6 +120,29 @@ def test_a_group_with_two_destinations_and_a_residual() -> None:
         assert torch.equal(take(left).double(), expected[:, :96].relu())
         assert torch.equal(take(right).double(), expected[:, 96:])
         assert torch.equal(take(whole).double(), (1 + 2 * expected).relu().bfloat16().double())
+
+
+@pytest.mark.parametrize("wide_first", (True, False))
+@pytest.mark.parametrize("sizes", ((192, 192, 192), (128, 128, 192), (192, 224, 256), (128, 160, 192)), ids=str)
+def test_fused_pairs_are_exact(sizes: tuple[int, int, int], wide_first: bool) -> None:
+    """Sums of integers are exact in float32 and rounded as the reference rounds, the intermediate as well."""
+    wide = ((1, 7), (0, 0, 3, 3)), ((7, 1), (3, 3, 0, 0))
+    (one, pad_one), (two, pad_two) = wide if wide_first else wide[::-1]
+    first = ConvSpec(3, 17, 17, *sizes[:2], *one, padding=pad_one, dtype="bfloat16")
+    second = ConvSpec(3, 17, 17, *sizes[1:], *two, padding=pad_two, dtype="bfloat16")
+    spec = PairSpec(first, second)
+    (x, left, shift_left), (_, right, shift_right) = integers(first), integers(second, 1)
+    middle = wanted(first, x, left, torch.ones(sizes[1]), shift_left).bfloat16()
+    expected = wanted(second, middle, right, torch.ones(sizes[2]), shift_right).bfloat16()
+    packed = tuple(
+        convolve.pack(weight, None, shift, torch.bfloat16, DEVICE)
+        for weight, shift in ((left, shift_left), (right, shift_right))
+    )
+    assert pair.able(cuda.library(), spec)
+    for config in pair.able(cuda.library(), spec):
+        source, y = put(x.bfloat16(), 8, 16), empty(3, sizes[2], 17, 17, torch.bfloat16, 16, 8)
+        pair.launch("test", cuda.library(), spec, source, (packed[0], packed[1]), y, config).run()
+        assert torch.equal(take(y), expected), config.name
 
 
 @pytest.mark.parametrize("n", (1, 3))
