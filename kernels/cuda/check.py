@@ -1,5 +1,6 @@
-"""Whether the kernels are right on the GPU that is here: a small convolution and a small pair with exact
-results, by every configuration, before anything else runs on the device. What is wrong makes the backend unavailable, with the reason.
+"""Whether the kernels are right on the GPU that is here: a small convolution and a small pair with exact results, by
+every configuration, before anything else runs on the device. What is wrong makes the backend unavailable, with the
+reason.
 """
 
 from __future__ import annotations
