@@ -42,10 +42,14 @@ pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="the stub's pointer
 
 
 class Block(Every):
-    """Every kind of step, behind convolutions in a row."""
+    """Every kind of step, behind convolutions in a row; a pair of channels that the Hopper kernels take."""
 
     def __init__(self) -> None:
         super().__init__()
+        between = nn.Conv2d(16, 24, (1, 7), padding=(0, 3), bias=False), nn.BatchNorm2d(24, eps=1e-3), nn.ReLU()
+        behind = nn.Conv2d(24, 24, (7, 1), padding=(3, 0), bias=False), nn.BatchNorm2d(24, eps=1e-3), nn.ReLU()
+        self.two = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.ReLU())
+        self.pair = nn.Sequential(*between, *behind)
         first, second = nn.Conv2d(3, 64, 3, 2, bias=False), nn.Conv2d(64, 64, 3, 1, 1, bias=False)
         third = nn.Conv2d(64, 16, 1, bias=False)
         self.head = nn.Linear(64, 16)
@@ -200,7 +204,8 @@ def test_a_pair_is_fused_only_where_that_won() -> None:
         assert len(fused) == launches
         tasks = [task for task in executable.plan.tasks if task.step.name == chain.name and len(task.steps) == 2]
         assert len([t for t in tasks if t.step.kind == "chain"]) == launches  # type: ignore[union-attr]
-        assert executable.plan.ran_by(chain) == ("cuda", "")
+        mine = next(step for step in executable.plan.plan.steps if step.name == chain.name)
+        assert executable.plan.ran_by(mine) == ("cuda", "")
     assert not any(len(t.steps) == 2 and t.step is chain for t in plain.plan.tasks)
 
 
