@@ -1,7 +1,8 @@
 """Every index map of the Hopper convolution, at the sizes that the networks have.
 
-The schedule, the corners of tiles, the steps through K and the addresses of results come from the header that the kernel
-itself includes; the copies by TMA and the products are NumPy, in float64, and the result is compared with the reference.
+The schedule, the corners of tiles, the steps through K and the addresses of results come from the header that the
+kernel itself includes; the copies by TMA and the products are NumPy, in float64, and the result is compared with the
+reference.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -165,7 +167,7 @@ def test_a_group_is_covered_once(maps: ctypes.CDLL) -> None:
             for row in range(-(-rows // cut.cluster) * cut.cluster):
                 for column in range(-(-conv.oc // cut.columns)):
                     edges = [k * split // conv.splits for split in range(conv.splits + 1)]
-                    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+                    assert all(a < b for a, b in pairwise(edges))
                     expected += [(index, row, column, i, edges[i], edges[i + 1]) for i in range(conv.splits)]
         assert sorted(seen) == sorted(expected)
 

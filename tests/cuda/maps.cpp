@@ -16,8 +16,8 @@ extern "C" int64_t maps_tiles(const HopperConv *convs, int32_t count, int32_t co
     const int unit = static_cast<int>(i / chosen.cluster), rank = static_cast<int>(i % chosen.cluster);
     const Tile tile = tile_of(problems, unit, chosen.cluster, rank);
     const Corner corner = corner_of(problems[tile.problem], tile.row, chosen.rows);
-    for (const int value : {tile.problem, tile.row, tile.column, tile.split, tile.first, tile.last, corner.n, corner.h,
-                            corner.w})
+    for (const int value :
+         {tile.problem, tile.row, tile.column, tile.split, tile.first, tile.last, corner.n, corner.h, corner.w})
       *rows++ = value;
   }
   return units;
