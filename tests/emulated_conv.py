@@ -145,7 +145,8 @@ def case(device: Device, shape: Shape, dtype: torch.dtype, seed: int = 0, intege
     residual = None if shape.residual_scale is None else draw(shape.n, shape.oc, oh, ow, least=-40, most=40)
     conv = abi.Conv(
         n=shape.n, h=shape.h, w=shape.w, c=shape.c, oc=shape.oc, kh=kh, kw=kw, stride_h=sh, stride_w=sw, top=top,
-        left=left, oh=oh, ow=ow, splits=shape.splits, outputs=len(shape.outputs), residual_scale=shape.residual_scale or 0,
+        left=left, oh=oh, ow=ow, splits=shape.splits, outputs=len(shape.outputs),
+        residual_scale=shape.residual_scale or 0,
     )  # fmt: skip
     conv.x, conv.x_pitch = _placed(device, x, shape.gap)
     conv.weights = device.like(weight.permute(2, 3, 0, 1).contiguous()).data_ptr()

@@ -1,7 +1,7 @@
 """The Hopper convolution's own source on the emulated device, against the float64 reference.
 
-Small integers give exact float32 sums, so results equal the reference rounded once, bit for bit. Every tensor lies flush
-with a forbidden page among channels of NaN: what is read beside x or written beside y shows.
+Small integers give exact float32 sums, so results equal the reference rounded once, bit for bit. Every tensor lies
+flush with a forbidden page among channels of NaN: what is read beside x or written beside y shows.
 """
 
 from __future__ import annotations
