@@ -157,10 +157,11 @@ def spoilt(tmp_path: Path, machine: list[Path], mutant: Mutant) -> PairDevice:
     for file in (ROOT / "kernels" / "cuda").glob("*.*h"):
         (kernels / file.name).write_text(file.read_text())
     (kernels / mutant.file).write_text(mutant.applied((kernels / mutant.file).read_text()))
-    device = tmp_path / "tests" / "cuda" / "pair.cpp"
-    device.parent.mkdir(parents=True)
-    device.write_text((HERE / "pair.cpp").read_text())
-    return PairDevice(build(device.parent, [device], "-DONE_INSTANCE", "-O0", objects=machine))
+    tests = tmp_path / "tests" / "cuda"
+    tests.mkdir(parents=True)
+    for file in (*HERE.glob("*.h"), HERE / "pair.cpp"):
+        (tests / file.name).write_text(file.read_text())
+    return PairDevice(build(tests, [tests / "pair.cpp"], f"-I{tests}", "-DONE_INSTANCE", "-O0", objects=machine))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
