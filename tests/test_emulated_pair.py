@@ -43,9 +43,9 @@ def check_exact(device: PairDevice, shape: Shape, config: int, dtype: torch.dtyp
     assert beside.isnan().all(), "channels beside y were written"
 
 
-# What each line adds: the pairs of v3, with a warpgroup that has half of its channels or none; both orders; kernels of 3
-# and 5; channels that end inside a chunk of 32; two blocks that share weights, the last cluster with one image; a block
-# that takes several images; the widest pair of v4.
+# What each line adds: the pairs of v3, with a warpgroup that has half of its channels or none; both orders; kernels of
+# 3 and 5; channels that end inside a chunk of 32; two blocks that share weights, the last cluster with one image; a
+# block that takes several images; the widest pair of v4.
 EXACT = {
     "v3 128-128-192": (Shape(1, 128, 128, 192), NARROW, BF16),
     "v3 160-160-160, nx1 first": (Shape(1, 160, 160, 160, wide_first=False), NARROW, FP16),
@@ -84,7 +84,7 @@ def test_random_values_stay_within_the_budget(device: PairDevice, dtype: torch.d
 
 
 def test_the_intermediate_is_rounded_once(device: PairDevice) -> None:
-    """As in two convolutions: y equals the reference whose intermediate is rounded to its dtype, but for one rounding."""
+    """As in two convolutions: beside the reference whose intermediate is rounded to its dtype, one rounding is left."""
     one = case(device, Shape(1, 64, 64, 48), BF16, whole_numbers=False)
     device.launch(one.pair, BF16, NARROW)
     assert_close_budget(one.result(), one.expected(BF16), BF16, roundings=1)
@@ -170,7 +170,7 @@ def test_mutant_is_caught(library: PairDevice, spoilt: PairDevice, mutant: Mutan
     for device in (library, spoilt):
         with device.memory():
             device.configure(CAUGHT_IN[mutant.test])
-            one = case(device, Shape(2, 64, 96, 96), BF16)
+            one = case(device, Shape(2, 64, 96, 80), BF16)
             try:
                 device.launch(one.pair, BF16, NARROW, blocks=1)
                 right = torch.equal(one.result(), one.expected(BF16).to(BF16))

@@ -49,7 +49,7 @@ def test_a_pipeline_is_exact_whatever_comes_first(device: Device, mode: Mode, dt
     assert product(device, dtype=dtype)
 
 
-# What each mistake of tiny.cpp looks like: a part of the fault's text, or "" for a wrong result; and the modes that see it.
+# What each mistake of tiny.cpp looks like, a part of the fault's text or "" for a wrong result; and modes that see it.
 DEADLOCK = "deadlock: no thread can run; CTA (0, 0, 0) threads 0..127 (128): mbarrier at shared offset"
 MISTAKES = {
     1: ("a stage is read before it is there", "", {Mode(EARLY, EARLY), Mode(LATE, EARLY)}),
@@ -83,8 +83,8 @@ def test_mistake_is_noticed(device: Device, mistake: int) -> None:
 
 
 def map_of(
-    size: tuple[int, ...], box: tuple[int, ...], swizzle: int = 0, step: tuple[int, ...] = (), lower: tuple[int, int] = (0, 0),
-    upper: tuple[int, int] = (0, 0), im2col: tuple[int, int] | None = None,
+    size: tuple[int, ...], box: tuple[int, ...], swizzle: int = 0, step: tuple[int, ...] = (),
+    lower: tuple[int, int] = (0, 0), upper: tuple[int, int] = (0, 0), im2col: tuple[int, int] | None = None,
 ) -> list[int]:  # fmt: skip
     """The numbers of a dense tensor's map, innermost dimension first."""
     five = lambda values, rest: [*values, *[rest] * (5 - len(values))]  # noqa: E731
