@@ -49,7 +49,7 @@ MODES = (
 
 
 def compiled(source: Path, target: Path, *options: str) -> Path:
-    command = ["g++", *FLAGS, "-DINCEPTION_FAST_EMULATED", f"-I{HERE}", "-x", "c++", *options]
+    command = ["g++", *FLAGS, *options, "-DINCEPTION_FAST_EMULATED", f"-I{HERE}", "-x", "c++"]
     done = subprocess.run([*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return target
@@ -95,7 +95,7 @@ class Device:
         count = 1
         for size in shape:
             count *= size
-        room = max(count * dtype.itemsize, 16)
+        room = max(count * dtype.itemsize, 1)
         address = self.lib.emulated_allocate(room, int(at_end))
         assert address, "no memory"
         self.blocks.append(address)

@@ -187,8 +187,8 @@ def spec_of(step: ConvStep) -> ConvSpec:
 
 def pair_of(step: PairStep) -> PairSpec:
     """The pair's spec, each convolution with the ReLU of its own output."""
-    parts = [replace(spec_of(s), relu=s.outputs[0].relu) for s in (step.first, step.second)]
-    return PairSpec(*parts, kind=step.kind)
+    first, second = (replace(spec_of(s), relu=s.outputs[0].relu) for s in (step.first, step.second))
+    return PairSpec(first, second, step.kind)
 
 
 def _columns(step: ConvStep) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ def _reasons(library: Library, spec: PairSpec) -> tuple[str, ...]:
         return (*found, *(() if library.pair_configs else ("the library has no fused pairs",)))
     blank = _blank(spec)
     each = [library.pair_reasons(blank, spec.first.dtype, config) for config in library.pair_configs]
-    return tuple(min(each, key=lambda reasons: len(reasons)))
+    fewest: list[str] = min(each, key=lambda reasons: len(reasons))
+    return tuple(fewest)
 
 
 def _shape_reasons(spec: PairSpec) -> list[str]:

@@ -246,6 +246,11 @@ int tiny_copy(const void *base, const int64_t *map, const int *at, int tap_w, in
   return emulated::launch_grid(1, 64, 1, uint32_t(1024 + bytes + 8), [&] { copy(p); });
 }
 
+void tiny_round(const float *from, uint16_t *to, int count, int float16) {
+  for (int i = 0; i < count; i++)
+    to[i] = float16 ? emulated::to_half(from[i]) : emulated::to_bfloat16(from[i]);
+}
+
 int tiny_pass(const void *x, void *y, int mistake) {
   Pass p{matrix(x, 32, 64, 16, 64, Swizzle::none), matrix(y, 64, 64, 32, 64, Swizzle::none), mistake};
   return emulated::launch_grid(2, 32, 2, 1024 + 8192 + 16, [&] { pass(p); });
