@@ -10,6 +10,7 @@ own settings of TF32 and determinism.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ class GpuCompiled:
         static = self._static
         return 0 if static is None else static.bytes
 
-    @property
+    @functools.cached_property
     def needed_bytes(self) -> int:
         """What a call needs to hold, inputs counted as float32."""
         sizes = [n * c * h * w for item in self._items() for n, c, h, w in item.plan.inputs]
