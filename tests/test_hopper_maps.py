@@ -25,7 +25,9 @@ from numerics import FP64_MAX
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
-SHAPES = [shape for shape in CONV_SHAPES if shape.groups == 1 and shape.c % 8 == 0 and shape.oc % 8 == 0]
+FIT = [shape for shape in CONV_SHAPES if shape.groups == 1 and shape.c % 8 == 0 and shape.oc % 8 == 0]
+# Of the large maps two a geometry: beyond them only the channels differ, which the small maps have in all their forms.
+SHAPES = [shape for shape in FIT if shape.h <= 20 or shape in [one for one in FIT if one[2:] == shape[2:]][:2]]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,7 @@ def convolved(maps: ctypes.CDLL, conv: abi.Conv, config: int, cut: abi.Config, x
     assert list(weight_map[8:11]) == [cut.depth, cut.columns // cut.cluster, 1]
     pixels = conv.n * conv.oh * conv.ow
     y: Floats = np.zeros((pixels, conv.oc))
+    stages: dict[tuple[int, int, int], Floats] = {}  # the tiles of a row take the same copies of x
     for _, row, column, _, first, last, *corner in tiles_of(maps, [conv], config, cut.cluster):
         if row * cut.rows >= pixels:
             continue
@@ -117,8 +120,11 @@ def convolved(maps: ctypes.CDLL, conv: abi.Conv, config: int, cut: abi.Config, x
         windows = tuple(axis[: rows.stop - rows.start] for axis in walk(x_map, np.array(corner, np.int32)))
         for tap, chunk, count in steps:
             channels = slice(chunk * cut.depth, chunk * cut.depth + min(16 * count, cut.depth))
-            a = copied(x, windows, divmod(int(tap), conv.kw), channels)
-            y[rows, columns] += a @ packed[tap, columns, channels].T
+            key = int(row), int(tap), int(chunk)
+            if key not in stages:
+                stages = stages if next(iter(stages), key)[0] == row else {}
+                stages[key] = copied(x, windows, divmod(int(tap), conv.kw), channels)
+            y[rows, columns] += stages[key] @ packed[tap, columns, channels].T
     return y
 
 
@@ -129,7 +135,7 @@ def test_every_convolution_of_the_networks(maps: ctypes.CDLL, part: int) -> None
     for index, shape in list(enumerate(SHAPES))[part::8]:
         config = index * 37 % len(configs)  # 37 is prime to their number: all of them come up
         cut = configs[config]
-        n = 1 if shape.h > 40 else 3
+        n = 1 if shape.h > 20 else 2
         iterations = shape.kh * shape.kw * -(-shape.c // cut.depth)
         conv = described(shape, n, min(1 + index % 3, iterations))
         x = random.integers(-3, 4, (n, shape.h, shape.w, shape.c)).astype(np.float64)
