@@ -169,15 +169,14 @@ def test_what_is_refused_is_named(device: ConvDevice, change: dict[str, int], re
 
 # (what the source says, what a mistake would make of it): each is caught by a deadlock, a fault or a wrong number.
 MUTANTS = {
-    "a tap's row and column swapped": (r"static_cast<uint16_t>\(step\.tap % problem\.kw\)", "0"),
+    "a tap's column forgotten": (r"static_cast<uint16_t>\(step\.tap % problem\.kw\)", "0"),
     "a stage released before its products end": (r"wgmma_wait<1>\(\);", ""),
     "the second turn starts at the first's stage": (r"skip\(place, group\.stages, [^;]*;", ""),
     "one warp does not release": (r"if \(lane == 0\)\n", "if (lane == 0 && threadIdx.x >= 160)\n"),
     "rows past the last are stored": (r"if \(row \+ r >= problem\.pixels\)", "if (false)"),
-    "ReLU for all outputs": (r"const bool relu = [^;]*;", "const bool relu = true;"),
-    "the residual read where others write": (r"sync_warp\(\); // every lane has read its residual", ""),
-    "parts added without their counter": (r"if \(!shared\.last\[warpgroup\]\)\n\s*return false;", ""),
-}  # fmt: skip
+    "no part of K comes last": (r"counter_add\(counter\) \+ 1 ==", "counter_add(counter) =="),
+    "sums of the tile before are kept": (r"i > tile\.first\)", "true)"),
+}
 
 
 @pytest.fixture(scope="module")
