@@ -19,7 +19,8 @@
 //
 // What it cannot see: whether this reading of PTX is what the hardware does (the layout of descriptors without swizzle
 // and the corner walk of im2col above all); races that no schedule tried shows; the order of float32 sums inside a
-// wgmma; memory ordering weaker than fibers have; ordinary stores to shared memory that bypass these functions; what
+// wgmma; memory ordering weaker than fibers have (a
+// warp barrier missing round stmatrix, say); ordinary stores to shared memory that bypass these functions; what
 // the compiler makes of the code; speed.
 #pragma once
 
