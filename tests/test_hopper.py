@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, offline, pair, tune
+from inception_fast.kernels.cuda import abi, check, choices, convolve, driver, loader, pair, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
@@ -28,7 +28,6 @@ from checkout import ROOT
 from hopper_library import launched, stub_file
 from inception_fast import dispatch, ops
 from inception_fast.backends import hopper_gpu, truth
-from inception_fast.cli import main
 from inception_fast.engine import gpu_tune
 
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -469,42 +468,3 @@ def test_unnamed_the_backend_is_taken_only_where_it_won(here: loader.Library, mo
         ]
     finally:
         dispatch.choose.cache_clear()
-
-
-SASS = """
-		Function : _ZN2if4convILi64ELb1EEEv5Group
-        /*0000*/   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], !UPT ;
-        /*0010*/   UTMALDG.4D.IM2COL [UR8], [UR4] ;
-		Function : plain
-        /*0000*/   STL [R1], R2 ;
-        /*0010*/   LDL R2, [R1] ;
-"""
-USAGE = """
- Function _ZN2if4convILi64ELb1EEEv5Group:
-  REG:168 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:948
- Function plain:
-  REG:255 STACK:16 SHARED:0 LOCAL:0
-"""
-
-
-def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "_tool", lambda name, option, file: USAGE if option == "-res-usage" else SASS)
-    good, bad = offline.kernels(Path("x.so"))
-    assert (good.kernel, good.config, good.registers, good.shared_bytes) == ("conv", "64, true", 168, 1024)
-    assert good.instructions == {"HGMMA": 1, "UTMALDG": 1} and good.complaint == ""
-    assert bad.complaint == "16 bytes of registers spill"
-    assert replace(bad, spill_bytes=0, instructions={}).complaint == "no HGMMA instruction"
-    assert "spill" in replace(good, instructions={"HGMMA": 1, "STL": 2}).complaint
-    monkeypatch.setattr(offline, "_tool", lambda *words: "")
-    with pytest.raises(RuntimeError, match=r"x\.so holds no kernels for sm_90a"):
-        offline.kernels(Path("x.so"))
-
-
-def test_the_command_says_how_to_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(loader, "FILE", tmp_path / "_hopper.so")
-    assert main(["kernels", "normalize", "--arch", "sm_90a"]) == 0
-    told = capsys.readouterr()
-    assert "the CUDA kernels were not built" in told.err and "normalize" in told.out
-    assert main(["kernels", "cuda/*"]) == 2
