@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
-INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt kernels/cuda/CMakeLists.txt $(NATIVE)
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
 # The trainings behind `inception-fast claims`, each with as many seeds as its verdict needs; `make -j2` runs two at a time.
@@ -47,7 +47,7 @@ format: $(VENV)/.test
 	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
-	rm -rf build dist *.egg-info kernels/cpu/*.so $(VENV)/.bench $(VENV)/.test
+	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cuda/*.so $(VENV)/.bench $(VENV)/.test
 
 # torch goes first and alone with the build tools: the constraint keeps out a torch with gigabytes of CUDA, and the package is
 # then built in this environment, without an isolated one that would fetch its own.

@@ -4,8 +4,9 @@ A backend is a module with three functions: `reasons(spec)` (an empty list means
 ...)` (packs weights, cached) and `run(prepared, x, ...)`. Nothing here is traced: operations choose when they meet real
 tensors.
 
-CPU tensors take the first of cpu, torch that can run; CUDA tensors the first of cuda, triton, torch. "torch" is the
-library path, "reference" runs only when named. A tensor that has to leave the native kernels for another reason than
+CPU tensors take the first of cpu, torch that can run; CUDA tensors the first of cuda, triton, torch, where "cuda" (the
+Hopper kernels) is taken unnamed only for what was measured to be faster there. "torch" is the library path, "reference"
+runs only when named. A tensor that has to leave the native kernels for another reason than
 its dtype (the CPU kernels are float32) warns, once per operation and reason; `explain` shows every reason at any time.
 A named backend never falls back.
 """
@@ -28,6 +29,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from .kernels import cuda
 from .kernels.spec import ConvSpec, PairSpec, PoolSpec
 
 ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
@@ -39,7 +41,7 @@ DEVICES = {
     "reference": ("cpu", "cuda"),
 }
 BACKENDS = tuple(DEVICES)
-ADAPTERS = {"cpu": "native_cpu", "triton": "triton_gpu", "torch": "library", "reference": "truth"}
+ADAPTERS = {"cpu": "native_cpu", "cuda": "hopper_gpu", "triton": "triton_gpu", "torch": "library", "reference": "truth"}
 DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
 
 
@@ -90,9 +92,11 @@ _warned_lock = threading.Lock()
 def backend_status() -> dict[str, Status]:
     """Every backend by name: Available(detail) or Unavailable(reason). Probed once; no CUDA call, no Triton import.
 
-    Raises ValueError when INCEPTION_FAST_ISA names a tier that this machine cannot run.
+    A GPU on which the CUDA kernels once gave wrong numbers makes "cuda" unavailable from then on. Raises ValueError
+    when INCEPTION_FAST_ISA names a tier that this machine cannot run.
     """
-    return dict(_probe())
+    found, wrong = dict(_probe()), cuda.distrusted()
+    return found | {"cuda": Unavailable(wrong)} if found["cuda"] and wrong else found
 
 
 @functools.cache
@@ -124,7 +128,8 @@ def _probe_gpu(name: str) -> Status:
         if importlib.util.find_spec("triton") is None:
             return Unavailable("triton is not installed; `pip install inception-fast[triton]`")
         return Available(f"triton {importlib.metadata.version('triton')}")
-    return Unavailable(f"this version has no {name} kernels")
+    why = cuda.missing() or cuda.driver.refusal(cuda.driver.capabilities())
+    return Unavailable(why) if why else Available("sm_90a")
 
 
 def check_name(name: str | None) -> None:
@@ -171,7 +176,7 @@ def explain(
     kind = torch.device(device).type
     if dtype is not None:
         spec = with_dtype(spec, str(dtype).removeprefix("torch."))
-    return {name: _reasons(name, status, spec, kind) for name, status in _probe().items()}
+    return {name: _reasons(name, status, spec, kind) for name, status in backend_status().items()}
 
 
 def _reasons(name: str, status: Status, spec: Spec, kind: str) -> list[str]:
@@ -191,7 +196,7 @@ def with_dtype(spec: Any, dtype: str) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def choose(spec: Spec, kind: str, name: str | None = None) -> str:
-    """The backend for `spec` on a device of type `kind`: `name`, or the first of the order that can run.
+    """The backend for `spec` on a device of type `kind`: `name`, or the first of the order that can run and should.
 
     Raises ValueError for an unknown name, RuntimeError with every backend's reasons when none, or not the named one,
     can run.
@@ -199,7 +204,8 @@ def choose(spec: Spec, kind: str, name: str | None = None) -> str:
     check_name(name)
     found = explain(spec, kind)
     candidates = ORDER.get(kind, ()) if name is None else (name,)
-    chosen = next((candidate for candidate in candidates if not found[candidate]), None)
+    able = (candidate for candidate in candidates if not found[candidate])
+    chosen = next((c for c in able if name is not None or c != "cuda" or adapter(c).wins(spec)), None)
     if chosen is None:
         wanted = "no backend" if name is None else f"backend {name!r} cannot run; no other"
         lines = "".join(f"\n  {key}: {'; '.join(why) or 'can run'}" for key, why in found.items())

@@ -15,10 +15,13 @@ from pathlib import Path
 from checkout import ROOT, project_files
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """Standard output of a command that must succeed, in an environment without this process's Python settings."""
+def run(*command: str | Path, cwd: Path, hopper: bool = False) -> str:
+    """Standard output of a command that must succeed, in an environment without this process's Python settings.
+
+    `hopper`: whether a build compiles the CUDA kernels too, which takes minutes.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "INCEPTION_FAST", "PYTEST"))}
-    environment["PYTHONSAFEPATH"] = "1"
+    environment |= {"PYTHONSAFEPATH": "1", "CMAKE_ARGS": f"-DHOPPER={'ON' if hopper else 'OFF'}"}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -33,11 +36,11 @@ def copy_checkout(to: Path) -> list[Path]:
     return files
 
 
-def build_wheel(source: Path, out: Path) -> tuple[Path, float]:
+def build_wheel(source: Path, out: Path, hopper: bool = False) -> tuple[Path, float]:
     """The wheel of a source tree, built offline with this environment's tools, and the processor seconds that took."""
     start = child_seconds()
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", out)
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out, hopper=hopper)
     return only(out, "*.whl"), child_seconds() - start
 
 

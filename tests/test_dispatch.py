@@ -10,10 +10,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inception_fast.kernels.cuda import loader
 from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from torch import Tensor
 
@@ -70,7 +72,11 @@ def test_backend_status_names_every_backend() -> None:
     [
         ((), "13.0", "no NVIDIA driver"),
         ((__file__,), None, f"torch {torch.__version__} is built without CUDA"),
-        ((__file__,), "13.0", "this version has no cuda kernels"),
+        (
+            (__file__,),
+            "13.0",
+            f"the CUDA kernels were not built: no _hopper.so beside nowhere/__init__.py; {loader.BUILD}",
+        ),
     ],
 )
 def test_gpu_status_says_what_is_missing(
@@ -78,6 +84,7 @@ def test_gpu_status_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(dispatch, "DRIVER_FILES", files)
     monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(loader, "FILE", Path("nowhere/_hopper.so"))
     assert fast.backend_status()["cuda"] == fast.Unavailable(expected)
 
 

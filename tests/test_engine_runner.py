@@ -334,11 +334,16 @@ def test_absent_backends_say_why(name: str) -> None:
 def test_triton_runs_where_its_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a GPU a CPU example is refused, and no dtype is served that its kernels lack."""
     monkeypatch.setattr(dispatch, "backend_status", lambda: {n: dispatch.Available("") for n in dispatch.BACKENDS})
-    with pytest.raises(ValueError, match="example inputs on cpu; backend 'triton' runs cuda tensors"):
-        optimize(small(), X, backend="triton")
+    for name in ("triton", "cuda"):
+        with pytest.raises(ValueError, match=f"example inputs on cpu; backend '{name}' runs cuda tensors"):
+            optimize(small(), X, backend=name)
+        assert runner._checked_backend(name, torch.device("cuda:0")) == (name, True)
     meta = X.to("meta")
-    assert runner._checked_backend(None, torch.device("cuda:0")) == "triton"
-    assert runner._checked_backend(None, X.device) == runner._checked_backend(None, meta.device) == "cpu"
+    assert runner._checked_backend(None, torch.device("cuda:0")) == ("triton", False)
+    assert runner._checked_backend(None, X.device) == runner._checked_backend(None, meta.device) == ("cpu", False)
+    monkeypatch.setattr(runner, "_device_of", lambda example: torch.device("cuda:0"))
+    with pytest.raises(ValueError, match=r"dtype torch\.float32; backend 'cuda' runs torch\.bfloat16, torch\.float16"):
+        optimize(small(), X, backend="cuda")
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])

@@ -76,6 +76,34 @@ def test_wrong_kernels_are_not_timed(queue: dict[str, Any], small: list[Any], tm
     assert ran == ["build", "exact/b", "layers/1/x", "network/m/1/x"]
 
 
+def test_wrong_cuda_kernels_hold_up_their_own_times_alone(queue: dict[str, Any], tmp_path: Path) -> None:
+    """And wrong Triton kernels do not hold up theirs."""
+    job = queue["store"].Job
+    names = ("build", "exact/conv", "exact/hopper_device", "hopper/1/x", "layers/1/x")
+    for wrong, timed in (("exact/hopper_device", "layers/1/x"), ("exact/conv", "hopper/1/x")):
+        jobs, clock, ran = [job(name, 100, 150) for name in names], Clock(), list[str]()
+        store = queue["store"].Store(tmp_path / wrong)
+        queue["run"].run_slice(jobs, store, 1000, runner(clock, ran, (wrong,)), clock)
+        assert ran == ["build", "exact/conv", "exact/hopper_device", timed]
+
+
+def test_without_the_cuda_kernels_their_jobs_are_unavailable(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = queue["work"]
+    monkeypatch.setattr(work, "no_hopper", lambda: "not built")
+    monkeypatch.setattr(work, "ran", lambda command, **_: {"status": "ok", "files": command})
+    for result in (
+        work.exact("hopper_device"),
+        work.hopper("1", "bfloat16", report=lambda rows: None),
+        work.probe("hopper"),
+    ):
+        assert result == {"status": "unavailable", "note": "not built"}
+    assert not any("hopper" in str(word) for word in work.sanitizer("memcheck")["files"])
+    monkeypatch.setattr(work, "no_hopper", lambda: "")
+    assert "tests/interpreted/test_hopper_device.py" in work.sanitizer("memcheck")["files"]
+
+
 def test_a_failure_is_tried_twice(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
     clock, ran, store = Clock(), list[str](), queue["store"].Store(tmp_path)
     for _ in range(3):
@@ -164,7 +192,15 @@ def test_the_dry_run_lists_every_job_in_slices_that_fit() -> None:
     )
     slices = [line for line in done.stdout.splitlines() if line.startswith("slice")]
     assert len(slices) > 10 and all(float(line.split()[3]) <= 540 for line in slices)
-    for name in ("exact/conv", "sanitizer/racecheck", "layers/256/float16", "network/inception_v4/1/bfloat16"):
+    for name in (
+        "exact/conv",
+        "exact/hopper_device",
+        "hopper/128/bfloat16",
+        "probe/hopper",
+        "sanitizer/racecheck",
+        "layers/256/float16",
+        "network/inception_v4/1/bfloat16",
+    ):
         assert f"  {name}\n" in done.stdout
     wrong = subprocess.run([sys.executable, str(FOLDER / "run.py")], capture_output=True, text=True)
     assert wrong.returncode == 2 and "--out is needed" in wrong.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import tarfile
@@ -11,10 +12,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from inception_fast.kernels.cuda import loader, offline
 
 from checkout import ROOT
+from inception_fast.cli import main
 from installs import Install, build_editable, build_sdist, build_wheel, copy_checkout, install
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
@@ -23,6 +27,9 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 BUILD_SECONDS = 60.0
 IMPORT_SECONDS = 0.3
 WAYS = ("wheel", "sdist", "editable")
+NVCC = (
+    shutil.which("nvcc") is not None
+)  # the wheel from the sdist then has the CUDA kernels, the other builds go without
 
 NATIVE_PLAN = """
 import torch
@@ -98,7 +105,7 @@ def installed(
         with tarfile.open(sdist) as archive:
             archive.extractall(unpacked)
         (folder,) = unpacked.iterdir()
-        return build_wheel(folder, out)[0]
+        return build_wheel(folder, out, hopper=NVCC)[0]
 
     return make
 
@@ -180,6 +187,53 @@ def test_an_install_runs_a_native_plan(way: str, installed: Callable[[str], Inst
     assert tier in ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16")
     assert not Path(file).is_relative_to(ROOT)
     assert Path(file).is_relative_to(place.root) == (way != "editable")
+
+
+HOPPER = """
+import json, torch, inception_fast as fast
+from inception_fast.kernels import cuda
+from inception_fast.kernels.cuda import loader
+missing = cuda.missing()
+configs = [] if missing else [config.name for config in cuda.library().configs]
+print(json.dumps([missing, configs, str(loader.FILE), torch.cuda.is_initialized()]))
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_install_has_the_cuda_kernels_or_says_why_not(way: str, installed: Callable[[str], Install]) -> None:
+    """Built without them in two ways, with them in one: they load without a GPU and without starting CUDA."""
+    missing, configs, file, started = json.loads(installed(way).python(HOPPER))
+    built = way == "sdist" and NVCC
+    assert Path(file).exists() == built == (missing == "") == bool(configs) and not started
+    assert len(set(configs)) == len(configs), "tables tell configurations apart by their names"
+    assert built or "were not built: no _hopper.so" in missing
+
+
+@pytest.fixture(scope="module")
+def compiled(installed: Callable[[str], Install]) -> list[Any]:
+    """What each kernel of the built library became."""
+    if not NVCC:
+        pytest.skip("no nvcc here, so no CUDA kernels")
+    file = Path(json.loads(installed("sdist").python(HOPPER))[2])
+    return offline.kernels(file)
+
+
+def test_no_cuda_kernel_spills_and_all_multiply_on_tensor_cores(compiled: list[Any]) -> None:
+    wrong = [f"{one.kernel} {one.config}: {one.complaint}" for one in compiled if one.complaint]
+    assert compiled and not wrong
+    assert all(one.instructions.get("UTMALDG") for one in compiled), "operands are not loaded by TMA"
+
+
+def test_the_command_lists_the_cuda_kernels(
+    compiled: list[Any], installed: Callable[[str], Install], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = Path(json.loads(installed("sdist").python(HOPPER))[2])
+    monkeypatch.setattr(loader, "FILE", file)
+    assert main(["kernels", "cuda/*", "--json", "--check"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(compiled) and all(row["instructions"]["HGMMA"] > 0 for row in rows)
+    assert {row["arch"] for row in rows} == {"sm_90a"}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,7 +8,7 @@ BATCHES = (32, 128, 1, 256, 8)
 DTYPES = ("bfloat16", "float16")
 MODELS = ("inception_v3", "inception_v4", "inception_resnet_v2")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("conv", "pair", "pool", "norm", "promises", "backend", "gpu_plan")
+TESTS = ("conv", "pair", "pool", "norm", "promises", "backend", "gpu_plan", "hopper_device")
 # Layers by what they cost in the networks: (map, c, oc, kernel, stride, padding (top, bottom, left, right)).
 LAYERS = {
     "stem_3x3s2": (299, 3, 32, (3, 3), 2, (0, 0, 0, 0)),
@@ -37,6 +37,8 @@ def jobs() -> list[Job]:
     found = [Job("build", 120, 400), Job("machine", 15, 60)]
     found += [Job(f"exact/{name}", 60, 400) for name in TESTS]
     found += [Job(f"sanitizer/{tool}", 240, 500) for tool in TOOLS]
+    found += [Job("probe/hopper", 60, 300)]
+    found += [Job(f"hopper/{n}/{dtype}", 200, 500) for n in BATCHES for dtype in DTYPES[:1]]
     found += [Job(f"layers/{n}/{dtype}", 150, 500) for n in BATCHES for dtype in DTYPES]
     found += [Job(f"network/{model}/{n}/{dtype}", 360, 520) for model in MODELS for n in BATCHES for dtype in DTYPES]
     found += [Job(f"training/{dtype}", 200, 500) for dtype in DTYPES]

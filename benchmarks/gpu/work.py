@@ -48,6 +48,7 @@ PYTEST = [
     "-p",
     "no:cacheprovider",
 ]
+HOPPER_TESTS = "hopper_device"
 SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py", "test_norm.py")
 
 # The tests ask torch for deterministic algorithms, for which cuBLAS wants this.
@@ -86,7 +87,8 @@ def build() -> Result:
         if result["status"] != OK:
             return result
     link_package(PACKAGE / "inception_fast")
-    return {"status": OK}
+    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
+    return {"status": OK, "note": "with the CUDA kernels" if built else "without the CUDA kernels: no nvcc"}
 
 
 def link_package(package: Path) -> None:
@@ -127,14 +129,45 @@ def machine() -> Result:
 
 def exact(name: str) -> Result:
     """The tests that the interpreter runs elsewhere, compiled and on the device."""
+    why = no_hopper() if name == HOPPER_TESTS else ""
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
     return ran([*PYTEST, f"tests/interpreted/test_{name}.py"], **DETERMINISTIC)
 
 
 def sanitizer(tool: str) -> Result:
     """The same tests under one of compute-sanitizer's tools, each allocation on its own."""
-    files = [f"tests/interpreted/{name}" for name in SANITIZED]
+    names = (*SANITIZED, *(() if no_hopper() else (f"test_{HOPPER_TESTS}.py",)))
+    files = [f"tests/interpreted/{name}" for name in names]
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *files]
     return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC)
+
+
+def no_hopper() -> str:
+    """Why the CUDA kernels cannot run here, by what is built and what the driver says; empty when they can."""
+    from inception_fast.kernels import cuda
+
+    return cuda.missing() or cuda.driver.refusal(cuda.driver.capabilities())
+
+
+def hopper(batch: str, dtype: str, *, report: Report) -> Result:
+    """Every cut of every layer beside cuDNN and Triton."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from hopper import layer_rows
+
+    return timed(layer_rows(int(batch), dtype), report)
+
+
+def probe(name: str) -> Result:
+    """What the design of the CUDA kernels stands on."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from hopper import probe_rows
+
+    return {"status": OK, "rows": list(probe_rows(ROOT / "build" / "gpu" / name))}
 
 
 def layers(batch: str, dtype: str, *, report: Report) -> Result:
@@ -223,9 +256,10 @@ def once(pair: str, form: str) -> Result:
 
 
 WORK: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (build, machine, exact, sanitizer, layers, network, training, tune, counters, once)
+    f.__name__: f
+    for f in (build, machine, exact, sanitizer, hopper, probe, layers, network, training, tune, counters, once)
 }
-IN_PARTS = (layers, network, training, tune)
+IN_PARTS = (hopper, layers, network, training, tune)
 
 
 def main(argv: Sequence[str]) -> int:

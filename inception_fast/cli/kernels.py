@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -35,12 +36,16 @@ def run(args: argparse.Namespace) -> int:
         from ..kernels.triton import catalogue
 
     wanted = [entry for entry in catalogue.entries() if args.arch in entry.arches]
-    names = sorted({entry.kernel for entry in wanted})
+    built, absent = built_kernels(args.arch)
+    names = sorted({entry.kernel for entry in wanted} | {one.kernel for one in built})
     chosen = [entry for entry in wanted if args.pattern is None or fnmatch(entry.kernel, args.pattern)]
-    if not chosen:
+    built = [one for one in built if args.pattern is None or fnmatch(one.kernel, args.pattern)]
+    if absent:
+        note(absent)
+    if not chosen and not built:
         raise CommandError(f"no kernel matches {args.pattern!r}; there are {', '.join(names)}")
     rows, wrong = [], []
-    for row, complaint in compiled(chosen, args.arch):
+    for row, complaint in (*compiled(chosen, args.arch), *listed(built)):
         rows.append(row)
         wrong += [f"{row['kernel']} {row['config']}: {complaint}"] if complaint else []
     if args.json:
@@ -92,6 +97,30 @@ def compiled(entries: list[Any], arch: str) -> Iterator[tuple[dict[str, Any], st
             "instructions": found.instructions,
         }
         yield row, offline.complaint(found, entry.tensor_cores)
+
+
+def built_kernels(arch: str) -> tuple[list[Any], str]:
+    """The kernels of the CUDA library, called "cuda/...", or why there are none; its only architecture is sm_90a."""
+    from ..kernels import cuda
+    from ..kernels.cuda import loader, offline
+
+    if arch != offline.ARCH:
+        return [], ""
+    if cuda.missing():
+        return [], f"kernels/cuda: {cuda.missing()}"
+    with serving("kernels of CUDA C++"):
+        found = offline.kernels(loader.FILE)
+    return [replace(one, kernel=f"cuda/{one.kernel}") for one in found], ""
+
+
+def listed(found: list[Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each kernel of the CUDA library as a row, and what is wrong with it or nothing."""
+    from ..kernels.cuda import offline
+
+    for one in found:
+        fields = {"kernel": one.kernel, "config": one.config, "arch": offline.ARCH}
+        numbers = {name: getattr(one, name) for name in ("registers", "spill_bytes", "shared_bytes", "instructions")}
+        yield fields | numbers, one.complaint
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.maps import Launched
 from ..kernels.plan import (
     ALIGNMENT,
     Buffer,
@@ -39,6 +40,7 @@ from ..kernels.triton import convolve, launch
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
+from .gpu_hopper import Hopper, Work, overlapping
 from .memory import Lifetime, place
 from .segment import views, writes
 
@@ -108,10 +110,17 @@ class Task:
     stream: int = 0
     waits: tuple[int, ...] = ()
     part: int = -1  # its workspace's place in the arena
+    hopper: Work | None = None
+    note: str = ""  # why the Hopper kernels do not run it, where they were asked
 
     @property
     def name(self) -> str:
-        return self.step.name
+        return self.step.name if self.hopper is None else self.hopper.name
+
+    @property
+    def steps(self) -> list[Step]:
+        """All that it computes: several where a level's convolutions are one launch."""
+        return [self.step] if self.hopper is None else [step for step, _ in self.hopper.parts]
 
 
 class GpuPlan:
@@ -122,19 +131,31 @@ class GpuPlan:
 
     def __init__(
         self, plan: Plan, packs: Packs, choose: Choose, *, streams: int = STREAMS, tf32: bool = False,
-        kept: frozenset[int] = frozenset(),
+        kept: frozenset[int] = frozenset(), hopper: Hopper | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.device, self.tf32, self.kept = plan, packs.device, tf32, kept
+        self.plan, self.device, self.tf32, self.kept, self.hopper = plan, packs.device, tf32, kept, hopper
         if any(b.kind == "input" and i not in kept for i, b in enumerate(plan.buffers)):
             raise ValueError("a plan with input buffers; allowed: in memory that is kept, or through import steps")
-        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept)]
+        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept, hopper)]
         for task in tasks:
             self._prepare(task, packs, choose)
         _set_levels(tasks)
-        self.tasks = sorted(tasks, key=lambda task: task.level)
+        self.tasks = _gathered(sorted(tasks, key=lambda task: task.level))
         self.positions, self.arena_bytes = self._place()
         self._order()
         _deal(self.tasks, streams)
+        self.workspace_bytes = 0 if hopper is None else hopper.workspace_bytes(self.hopper_work())
+
+    def hopper_work(self) -> list[tuple[int, Work]]:
+        """What the Hopper kernels run, with its streams."""
+        return [(task.stream, task.hopper) for task in self.tasks if task.hopper is not None]
+
+    def ran_by(self, step: Step) -> tuple[str, str]:
+        """The backend that runs a step, both for a pair's two; and why not the Hopper kernels where they were asked."""
+        parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
+        tasks = [task for task in self.tasks if parts & {id(task.step), *map(id, task.steps)}]
+        names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]
+        return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
     def launches(
         self,
@@ -142,7 +163,7 @@ class GpuPlan:
         outputs: Sequence[Tensor],
         arena: Tensor,
         kept: Mapping[int, Tensor] | None = None,
-    ) -> list[list[Launch]]:
+    ) -> list[list[Launched]]:
         """Each task's launches, in order. inputs [n, c, h, w] of any strides; outputs and kept buffers [n, h, w, c],
         dense, of their buffers' dtypes; arena [>= arena_bytes] uint8, aligned to 64 bytes.
         """
@@ -153,6 +174,16 @@ class GpuPlan:
         step = task.step
         if not isinstance(step, (ConvStep, PairStep)):
             return
+        if self.hopper is not None:
+            found = (
+                "a convolution from the caller's image"
+                if task.entry is not None
+                else self.hopper.take(step, self.plan.buffers)
+            )
+            if isinstance(found, Work):
+                task.hopper = found
+                return
+            task.note = found
         first = step.first if isinstance(step, PairStep) else step
         task.packed = packs.get(step, DTYPES[first.spec.dtype])
         columns = sum(group.channels for group in task.packed.groups)
@@ -192,11 +223,12 @@ class GpuPlan:
         return whole + ([(-1 - id(task), task.part, task.part + _part_bytes(task))] if task.part >= 0 else [])
 
 
-def _expanded(plan: Plan, kept: frozenset[int]) -> list[tuple[Step, ImportStep | None]]:
+def _expanded(plan: Plan, kept: frozenset[int], hopper: Hopper | None) -> list[tuple[Step, ImportStep | None]]:
     """The steps as tasks see them, each with the import it takes over."""
     steps: list[Step] = []
     for step in plan.steps:
-        if isinstance(step, PairStep) and not _one_launch(step):
+        fused = hopper is not None and isinstance(step, PairStep) and hopper.fuses(step, plan.buffers)
+        if isinstance(step, PairStep) and not fused and not _one_launch(step):
             steps += [step.first, step.second]
         else:
             steps.append(step)
@@ -258,6 +290,20 @@ def _set_levels(tasks: Sequence[Task]) -> None:
         task.level = 1 + max((earlier.level for earlier in tasks[:j] if _conflict(earlier, task)), default=-1)
 
 
+def _gathered(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with those of one level that can be one launch as one; tasks of a level do not depend on each other."""
+    found: list[Task] = []
+    for task in tasks:
+        work = task.hopper
+        mine = [t for t in found if work and t.hopper and t.level == task.level and t.hopper.fits(work)]
+        if mine and work and mine[0].hopper:
+            mine[0].hopper = mine[0].hopper.joined(work)
+            mine[0].spans = list(dict.fromkeys(mine[0].spans + task.spans))
+        else:
+            found.append(task)
+    return found
+
+
 def _deal(tasks: Sequence[Task], streams: int) -> None:
     """Gives each task a stream: that of the last task it needs where nothing followed there, else the idlest."""
     last = [-1] * streams
@@ -296,6 +342,8 @@ class _Memory:
         self.plan, self.inputs, self.arena = plan, inputs, arena
         self.flat = [y.reshape(-1) for y in outputs]
         self.kept = {b: y.reshape(-1) for b, y in kept.items()}
+        self.workspaces = {} if plan.hopper is None else plan.hopper.workspaces(plan.hopper_work())
+        self.early = {id(plan.tasks[j]) for j in overlapping(plan.tasks)}
 
     def map(self, view: View) -> Map:
         b: Buffer = self.plan.plan.buffers[view.buffer]
@@ -308,10 +356,13 @@ class _Memory:
             data = self.arena[at : at + b.bytes].view(DTYPES[b.dtype])
         return Map(data[view.offset :], b.n, b.h, b.w, view.channels, b.c)
 
-    def launches(self, task: Task) -> list[Launch]:
+    def launches(self, task: Task) -> list[Launched]:
         step = task.step
+        if task.hopper is not None and self.plan.hopper is not None:
+            place = self.workspaces[task.stream]
+            return [self.plan.hopper.launch(task.hopper, self.map, place, id(task) in self.early)]
         if isinstance(step, (ConvStep, PairStep)):
-            return self._conv(task)
+            return [*self._conv(task)]
         if isinstance(step, ImportStep):
             found = launch.imported(self.inputs[step.source], self.map(step.y), step.scale, step.shift)
         elif isinstance(step, PoolStep):

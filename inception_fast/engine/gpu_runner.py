@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..kernels.plan import ALIGNMENT, Buffer
+from ..kernels.plan import ALIGNMENT, Buffer, Step
 from . import graph as ir
 from . import interpret
+from .gpu_hopper import Hopper
 from .gpu_memory import Keeper
 from .gpu_plan import DTYPES, Choose, GpuPlan, Packs
 from .gpu_segment import Segment
@@ -38,17 +39,22 @@ class GpuCompiled:
     """
 
     def __init__(
-        self, program: Program, packs: Packs, choose: Choose, *, tf32: bool = False, keeper: Keeper | None = None
-    ) -> None:
+        self, program: Program, packs: Packs, choose: Choose, *, tf32: bool = False, keeper: Keeper | None = None,
+        hopper: Hopper | None = None,
+    ) -> None:  # fmt: skip
         self.program, self.device = program, packs.device
         self.kept = _kept(program)
         self.native: dict[int, GpuPlan] = {}
         self.ops: dict[int, ir.Op] = {}
         for i, item in enumerate(program.items):
             if isinstance(item, NativeItem):
-                self.native[i] = GpuPlan(item.plan, packs, choose, tf32=tf32, kept=frozenset(self.shared(item)))
+                kept = frozenset(self.shared(item))
+                self.native[i] = GpuPlan(item.plan, packs, choose, tf32=tf32, kept=kept, hopper=hopper)
             else:
                 self.ops[i] = on_device(item.node.op, self.device)
+        self.hopper = hopper
+        if hopper is not None:
+            hopper.expect_work(task for plan in self.native.values() for task in plan.tasks)
         buffers = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
         self.buffers: list[Buffer] = buffers
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
@@ -73,7 +79,12 @@ class GpuCompiled:
     @property
     def packed_bytes(self) -> int:
         """Of the weights, which the programs of a session share."""
-        return self._packs.bytes
+        return self._packs.bytes + (0 if self.hopper is None else self.hopper.bytes)
+
+    def ran_by(self, step: Step) -> tuple[str, str]:
+        """The backend of a step, and why it is not another where that was asked."""
+        mine = (plan for plan in self.native.values() if any(step is one for one in plan.plan.steps))
+        return next(mine).ran_by(step)
 
     @property
     def held_bytes(self) -> int:
@@ -85,7 +96,7 @@ class GpuCompiled:
     def needed_bytes(self) -> int:
         """What a call needs to hold, inputs counted as float32."""
         sizes = [n * c * h * w for item in self._items() for n, c, h, w in item.plan.inputs]
-        return _Static.size(self) + 4 * sum(sizes)
+        return _Static.size(self) + 4 * sum(sizes) + sum(plan.workspace_bytes for plan in self.native.values())
 
     def release(self) -> bool:
         """Gives graphs and memory up, once the device is done with them; False while a call is running."""

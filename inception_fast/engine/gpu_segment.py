@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.triton.launch import Launch
+from ..kernels.maps import Launched
 from .gpu_plan import GpuPlan, Task
 from .segment import NativeItem
 
@@ -27,14 +27,14 @@ class Segment:
         self.plan, self.item = plan, item
         self.inputs = [torch.empty_like(x, device=plan.device) for x in given]
         used = [outputs[o] for o in item.outputs]
-        self.launches: list[list[Launch]] = plan.launches(_by_source(item, self.inputs), used, arena, kept)
+        self.launches: list[list[Launched]] = plan.launches(_by_source(item, self.inputs), used, arena, kept)
         self.graph: torch.cuda.CUDAGraph | None = None
         if plan.device.type == "cuda":
             self._capture()
 
     @property
     def bytes(self) -> int:
-        return sum(x.numel() * x.element_size() for x in self.inputs)
+        return sum(x.numel() * x.element_size() for x in self.inputs) + self.plan.workspace_bytes
 
     def run(self, given: Sequence[Tensor], seconds: list[tuple[str, float]] | None) -> None:
         """On the current stream. With `seconds` every task is timed alone, under an NVTX range, without the graph."""
@@ -87,7 +87,7 @@ def _by_source(item: NativeItem, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.empty(0) if isinstance(source, int) else next(left) for source in item.sources]
 
 
-def _branches(tasks: Sequence[Task], launches: Sequence[Sequence[Launch]], main: torch.cuda.Stream) -> None:
+def _branches(tasks: Sequence[Task], launches: Sequence[Sequence[Launched]], main: torch.cuda.Stream) -> None:
     """Puts every task on its stream; streams fork from `main` and join it at the end."""
     streams = [main] + [torch.cuda.Stream() for _ in range(max(task.stream for task in tasks))]
     fork = torch.cuda.Event()

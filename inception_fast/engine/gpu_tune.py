@@ -1,6 +1,7 @@
 """Finds the fastest tile of every convolution of a model on the GPU that is here, and keeps it in the user's cache.
 
-Runs only when asked; `optimize` reads the cache and never writes it.
+On Hopper the CUDA kernels are timed beside Triton's, and which one won is kept as well. Runs only when asked;
+`optimize` reads the cache and never writes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..backends import hopper_gpu
+from ..kernels import cuda
+from ..kernels.cuda import abi, choices
+from ..kernels.cuda import tune as hopper_tune
+from ..kernels.cuda.convolve import Cut
 from ..kernels.plan import ConvStep, PairStep
 from ..kernels.spec import ConvSpec
 from ..kernels.triton import configs, tune
@@ -51,8 +57,28 @@ def tune_model(
         best = min(found, key=found.__getitem__)
         row = tune.row_of(spec, arch, best, found[best])
         keep(file, row)
+        raced(spec, found[best], device)
         progress(i, len(specs), row)
     return file
+
+
+def raced(spec: ConvSpec, against: float, device: torch.device) -> choices.Row | None:
+    """The fastest of the CUDA kernels beside Triton's best, kept; None where they do not run."""
+    from .. import dispatch
+
+    if not dispatch.backend_status()["cuda"] or hopper_gpu.reasons(spec):
+        return None
+    gpu = torch.cuda.get_device_name(device)
+    found = hopper_tune.tried(cuda.library(), spec, *_draws(spec, device), _seconds)
+    row = choice(spec, gpu, found, against)
+    choices.keep(choices.cache_file(gpu, abi.ABI), row)
+    return row
+
+
+def choice(spec: ConvSpec, gpu: str, found: dict[Cut, float], against: float) -> choices.Row:
+    """The row of a race."""
+    best = min(found, key=found.__getitem__)
+    return choices.Row(gpu, hopper_gpu.shape_of(spec), best.config.name, best.splits, found[best], against)
 
 
 def wanted_specs(tasks: Sequence[Task]) -> list[ConvSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -45,6 +45,7 @@ class StepReport:
     """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part.
 
     `winograd`, where that was asked for: the tile of each convolution, or why it is a direct sum.
+    `note`: why a step of a GPU plan does not run on the CUDA kernels, where they were to be had.
     """
 
     name: str
@@ -55,6 +56,7 @@ class StepReport:
     nodes: tuple[str, ...]
     reason: str
     winograd: str = ""
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,10 @@ class Report:
         if asked:
             lines += ["", "Winograd's algorithm:"]
             lines += _table(["step", "how"], [[s.name, s.winograd] for s in asked])
+        notes = [[s.name, s.kind, s.note] for s in self.steps if s.note]
+        if notes:
+            lines += ["", "not on the CUDA kernels:"]
+            lines += _table(["step", "kind", "why"], notes)
         if self.fallbacks:
             lines += ["", "through torch:"]
             lines += _table(["step", "kind", "why"], [[s.name, s.kind, s.reason] for s in self.fallbacks])
@@ -131,7 +137,7 @@ def make_report(
     steps = (
         _torch_steps(graph, backend)
         if isinstance(executable, Interpreted)
-        else _native_steps(executable.program, backend)
+        else _native_steps(executable.program, backend, getattr(executable, "ran_by", None))
     )
     inputs = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
     nodes = tuple(_node(name, graph, steps) for name in graph.captured)
@@ -163,7 +169,7 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
     return counts
 
 
-def _native_steps(program: Program, backend: str) -> list[StepReport]:
+def _native_steps(program: Program, backend: str, ran_by: Callable[[Step], tuple[str, str]] | None) -> list[StepReport]:
     found: list[StepReport] = []
     for item in program.items:
         if isinstance(item, TorchItem):
@@ -172,16 +178,18 @@ def _native_steps(program: Program, backend: str) -> list[StepReport]:
         for step, node in zip(item.plan.steps, item.nodes, strict=True):
             shape = shape_of(step, item.plan.buffers)
             kind = type(step).__name__.removesuffix("Step").lower()
+            name, note = ran_by(step) if ran_by else (backend, "")
             found.append(
                 StepReport(
                     step.name,
                     kind,
-                    backend,
+                    name,
                     shape,
                     flops_of(step, shape),
                     node.sources if node else (),
                     "",
                     _winograd(step, program),
+                    note,
                 )
             )
     return found

@@ -17,7 +17,8 @@ from .report import Report, make_report
 from .segment import NativeItem
 from .session import Session
 
-BACKENDS = ("cpu", "triton", "torch", "reference")
+BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
+ON_GPU = ("cuda", "triton")
 DTYPES = (torch.float32, torch.bfloat16)
 GPU_DTYPES = (*DTYPES, torch.float16)
 
@@ -118,7 +119,9 @@ def optimize(
         dtype: what weights and activations are kept in, torch.float32 (None too) or torch.bfloat16. Sums, BN and the
             module's outputs are float32 either way, so the outputs' dtype is the module's.
         backend: None: the best for the device of the example. "cpu": the native kernels. "triton": one CUDA graph of
-            Triton kernels, for inputs on a GPU; float16 too. "torch", "reference" (float64 inside): the graph by torch.
+            Triton kernels, for inputs on a GPU; float16 too. "cuda": the same, but what the Hopper kernels can run by
+            these, in bfloat16 or float16; None gives them what was measured to be faster there. "torch", "reference"
+            (float64 inside): the graph by torch.
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
         winograd: float32 on "cpu" alone: lets convolutions at stride 1 take Winograd's algorithm where it is faster.
             Fewer products, and two to ten times the rounding error of the direct sum; report() says which took it.
@@ -137,19 +140,19 @@ def optimize(
     if isinstance(module, OptimizedModule):
         raise ValueError("module is optimised already; allowed: the original module")
     device = _device_of(example_inputs)
-    name = _checked_backend(backend, device)
-    allowed = GPU_DTYPES if name == "triton" else DTYPES
-    if dtype is not None and dtype not in allowed:
-        raise ValueError(f"dtype {dtype}; backend {name!r} runs {', '.join(map(str, allowed))}")
+    name, named = _checked_backend(backend, device)
+    allowed = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES[1:]}.get(name, DTYPES)
+    if (dtype or torch.float32) not in allowed:
+        raise ValueError(f"dtype {dtype or torch.float32}; backend {name!r} runs {', '.join(map(str, allowed))}")
     check_winograd(winograd, name, dtype)
-    if name == "triton":
+    if name in ON_GPU:
         from .gpu_session import module_on_cpu
 
         module = module_on_cpu(module)
     _check_parameters(module)
     _check_batch_sizes(batch_sizes)
-    number = str(dtype or torch.float32).removeprefix("torch.")
-    session = Session(module, *arguments_of(example_inputs), name, number, winograd)
+    kind = str(dtype or torch.float32).removeprefix("torch.")
+    session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named)
     for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
@@ -171,20 +174,21 @@ def _device_of(example_inputs: Any) -> torch.device:
     return next((x.device for x in tensors), torch.device("cpu"))
 
 
-def _checked_backend(backend: str | None, device: torch.device) -> str:
-    """The named backend, or the best of the device's that runs plans."""
+def _checked_backend(backend: str | None, device: torch.device) -> tuple[str, bool]:
+    """The named backend, or the best of the device's that runs whole plans, and whether it was named."""
     dispatch.check_name(backend)
-    able = [name for name in dispatch.ORDER.get(device.type, ()) if name in BACKENDS]
+    able = [name for name in dispatch.ORDER.get(device.type, ()) if name in BACKENDS and name != "cuda"]
     best = next((name for name in able if dispatch.backend_status()[name]), "cpu")
-    name = backend or dispatch.current_backend() or best
+    asked = backend or dispatch.current_backend()
+    name = asked or best
     status = dispatch.backend_status()[name]
     if not status:
         raise RuntimeError(f"backend {name!r} cannot run here: {status.reason}")  # type: ignore[union-attr]
     if name not in BACKENDS:
         raise RuntimeError(f"backend {name!r} runs no plans yet; allowed: {', '.join(BACKENDS)}")
-    if name == "triton" and device.type != "cuda":
-        raise ValueError(f"example inputs on {device}; backend 'triton' runs cuda tensors")
-    return name
+    if name in ON_GPU and device.type != "cuda":
+        raise ValueError(f"example inputs on {device}; backend {name!r} runs cuda tensors")
+    return name, asked is not None
 
 
 def _check_parameters(module: nn.Module) -> None:

@@ -41,15 +41,10 @@ class Session:
     """Thread-safe. `module` is only read; its parameters are shared, never written."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        backend: str,
-        dtype: str,
-        winograd: bool = False,
-    ) -> None:
-        self.name, self.backend, self.dtype = type(module).__name__, backend, dtype
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str,
+        winograd: bool = False, *, named: bool = True,
+    ) -> None:  # fmt: skip
+        self.name, self.backend, self.dtype, self.named = type(module).__name__, backend, dtype, named
         self._tiles = cpu.winograd_tile if winograd else None
         self._gpu: GpuSession | None = None
         self.module = snapshot(module)
@@ -108,7 +103,7 @@ class Session:
             return {**self._fixed, **self._recent}
 
     def _make(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
-        if self.backend == "triton":
+        if self.backend in ("cuda", "triton"):
             return self._make_on_gpu(leaves)
         captured = self._capture(leaves)
         if self.backend == "cpu":
@@ -139,7 +134,7 @@ class Session:
 
         if self._gpu is None:
             device = next(x.device for x in leaves if isinstance(x, Tensor))
-            self._gpu = GpuSession(device, self.dtype)
+            self._gpu = GpuSession(device, self.dtype, self.backend, self.named)
         shapes = on_cpu(leaves)
         captured = self._capture(shapes)
         return self._gpu.compiled(captured.graph, shapes), captured

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..engine.runner import OptimizedModule
-from .profiler import Profile, layers_of, work_of
+from .profiler import Profile, Work, layers_of, work_of
 from .roofline import Peak
 from .timer import summarise
 
@@ -42,7 +42,7 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
             torch.cuda.synchronize()
             calls.append(time.perf_counter() - start)
             runs.append([seconds for _, seconds in fast.time_steps(x)])
-    work = [work_of(task.step, plan.plan.buffers) for plan, task in tasks]
+    work = [task_work(plan, task) for plan, task in tasks]
     reasons = tuple(step.reason for step in report.fallbacks)
     return Profile(layers_of(work, runs, peak), 1e3 * summarise(calls).median, rounds, reasons)
 
@@ -55,6 +55,14 @@ def tasks_of(fast: OptimizedModule, x: Tensor) -> list[tuple[Any, Any]]:
     if fast.backend not in ("cuda", "triton"):
         raise ValueError(f"a module on backend {fast.backend!r}; allowed: the GPU's kernels")
     return [(plan, task) for plan in plans for task in plan.tasks]
+
+
+def task_work(plan: Any, task: Any) -> Work:
+    """What a task has to do: that of all steps that it computes."""
+    parts = [work_of(step, plan.plan.buffers) for step in task.steps]
+    return parts[0]._replace(
+        name=task.name, flops=sum(part.flops for part in parts), bytes=sum(part.bytes for part in parts)
+    )
 
 
 def schedule(tasks: Sequence[tuple[Any, Any]]) -> tuple[list[list[int]], list[int]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from ..maps import Map
+from ..maps import dense as dense
 from ..plan import EltwiseStep, LrnStep, NormalizeStep
 from ..spec import PoolSpec
 from . import pointwise, pool
@@ -22,33 +24,6 @@ from . import pointwise, pool
 NARROW = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *NARROW)
 INT32 = 1 << 31
-
-
-class Map(NamedTuple):
-    """[n, h, w, c] at `data`, whose first element is the map's; c channels of every `pitch` elements are its own."""
-
-    data: Tensor
-    n: int
-    h: int
-    w: int
-    c: int
-    pitch: int
-
-    @property
-    def rows(self) -> int:
-        return self.n * self.h * self.w
-
-    def channels(self, offset: int, count: int) -> Map:
-        """Channels [offset, offset + count)."""
-        return self._replace(data=self.data[offset:], c=count)
-
-
-def dense(x: Tensor) -> Map:
-    """The map of a contiguous [n, h, w, c] tensor. Raises ValueError for another."""
-    if x.dim() != 4 or not x.is_contiguous():
-        raise ValueError(f"shape {tuple(x.shape)}, strides {x.stride()}; allowed: contiguous [n, h, w, c]")
-    n, h, w, c = x.shape
-    return Map(x.reshape(-1), n, h, w, c, c)
 
 
 @dataclass(frozen=True)

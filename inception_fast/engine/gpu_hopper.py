@@ -1,0 +1,224 @@
+"""The part of a GPU plan that runs on the Hopper kernels: which steps, how they are cut, and their launches.
+
+A step is given to these kernels where a measurement says that they win, or wherever they can run for those who named
+the backend. Steps of one level that are cut alike become one launch. Launches of one stream run in turn, so they share
+a workspace; where one follows another with nothing else to wait for, it may start before that one has ended, at the
+batches for which starting costs more than computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from .. import dispatch
+from ..backends import hopper_gpu
+from ..kernels import cuda
+from ..kernels.cuda import abi, check, choices, convolve, pair
+from ..kernels.cuda.choices import Row
+from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
+from ..kernels.cuda.loader import Library, PairConfig
+from ..kernels.maps import Map
+from ..kernels.plan import Buffer, ConvStep, PairStep, Step, View
+from ..kernels.spec import ConvSpec, PairSpec
+
+OVERLAP_BATCH = 1  # up to here launches of a stream may overlap
+Place = Callable[[View], Map]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Convolutions of one launch: independent ones, or a fused pair's two. `cut` says how, `measured` whether that was
+    measured.
+    """
+
+    parts: tuple[tuple[ConvStep, Packed], ...]
+    cut: Cut | PairConfig
+    measured: bool
+
+    @property
+    def name(self) -> str:
+        return " + ".join(step.name for step, _ in self.parts)
+
+    def joined(self, other: Work) -> Work:
+        return Work(self.parts + other.parts, self.cut, self.measured and other.measured)
+
+    def fits(self, other: Work) -> bool:
+        """Whether both can be one launch: cut alike, of one dtype, few enough."""
+        same = (
+            self.cut == other.cut
+            and isinstance(self.cut, Cut)
+            and self.parts[0][0].spec.dtype == other.parts[0][0].spec.dtype
+        )
+        return same and len(self.parts) + len(other.parts) <= abi.GROUP
+
+
+class Hopper:
+    """What the plans of one module on one device share: the library, the measurements, the packed weights."""
+
+    def __init__(
+        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = ()
+    ) -> None:
+        self.kernels, self.device, self.always, self.gpu, self.rows = kernels, device, always, gpu, tuple(rows)
+        self._packs: dict[tuple[Any, ...], Packed] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the packed weights."""
+        return sum(packed.bytes for packed in self._packs.values())
+
+    def take(self, step: Step, buffers: Sequence[Buffer]) -> Work | str:
+        """The step's work for these kernels, or why another kernel runs it. A chain comes here only where `fuses`."""
+        if not isinstance(step, (ConvStep, PairStep)):
+            return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
+        steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
+        if isinstance(step, PairStep) and step.kind == "chain":
+            row = self._won(step, buffers)
+            assert row is not None
+            parts = tuple((part, self._packed(part)) for part in steps)
+            return Work(parts, self.kernels.pair_config(row.config), True)
+        found = [self._cut(part, buffers) for part in steps]
+        refused = [cut for cut in found if isinstance(cut, str)]
+        cuts = [cut for cut in found if not isinstance(cut, str)]
+        if refused:
+            return "; ".join(dict.fromkeys(refused))
+        return Work(tuple((part, self._packed(part)) for part in steps), *cuts[0])
+
+    def fuses(self, step: PairStep, buffers: Sequence[Buffer]) -> bool:
+        """Whether a chain is one launch: only where that was measured to be faster than two."""
+        return step.kind == "chain" and self._won(step, buffers) is not None
+
+    def _won(self, step: PairStep, buffers: Sequence[Buffer]) -> Row | None:
+        """The row of a fused pair that won and that runs this one."""
+        first, second = step.first, step.second
+        spec = pair_of(step)
+        views = (first.x, second.outputs[0].view)
+        misplaced = any(
+            buffers[v.buffer].dtype != first.spec.dtype or v.offset % 8 or buffers[v.buffer].c % 8 for v in views
+        )
+        several = len(first.outputs) + len(second.outputs) > 2 or second.residual is not None
+        if misplaced or several or first.residual is not None or pair.spec_reasons(self.kernels, spec):
+            return None
+        row = choices.nearest(hopper_gpu.shape_of(second.spec, "pair"), self.gpu, self.rows)
+        if row is None or row.seconds >= row.against:
+            return None
+        return row if self.kernels.pair_config(row.config) in pair.able(self.kernels, spec) else None
+
+    def expect_work(self, tasks: Iterable[Any]) -> None:
+        """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""
+        found = list(tasks)
+        if self.always and not any(task.hopper for task in found):
+            why = "; ".join(dict.fromkeys(task.note for task in found if task.note)) or "no convolutions"
+            raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
+
+    def _cut(self, step: ConvStep, buffers: Sequence[Buffer]) -> tuple[Cut, bool] | str:
+        """How to cut a convolution and whether that was measured, or why it is not for these kernels."""
+        spec, columns = spec_of(step), tuple(o.view.channels for o in step.outputs)
+        why = convolve.spec_reasons(self.kernels, spec, columns)
+        views = [step.x, *(o.view for o in step.outputs), *([step.residual] if step.residual else [])]
+        for view, buffer in ((view, buffers[view.buffer]) for view in views):
+            if buffer.dtype != spec.dtype:
+                why.append(f"{buffer.dtype} beside {spec.dtype}; allowed: one format")
+            if view.offset % 8 or buffer.c % 8:
+                why.append(f"channels from {view.offset} of {buffer.c}; allowed: multiples of 8")
+        if why:
+            return "; ".join(why)
+        row = choices.nearest(hopper_gpu.shape_of(spec), self.gpu, self.rows)
+        if not self.always and row is None:
+            return "not measured"
+        if not self.always and row is not None and row.seconds >= row.against:
+            return f"measured slower: {row.seconds * 1e6:.1f} us, {row.against * 1e6:.1f} by Triton"
+        return hopper_gpu.cut_of(self.kernels, spec, columns, row), row is not None
+
+    def _packed(self, step: ConvStep) -> Packed:
+        arrays = (step.weight, step.scale, step.shift)
+        key = (step.spec.dtype, *((a.shape, blake2b(a.tobytes()).digest()) for a in arrays))
+        if key not in self._packs:
+            dtype = torch.bfloat16 if step.spec.dtype == "bfloat16" else torch.float16
+            self._packs[key] = convolve.pack(*arrays, dtype, self.device)
+        return self._packs[key]
+
+    def sizes(self, work: Work) -> tuple[int, int]:
+        """Bytes of workspace, and how many of them are counters."""
+        if not isinstance(work.cut, Cut):
+            return 0, 0
+        convs = [convolve.blank(spec_of(step), _columns(step), work.cut.splits) for step, _ in work.parts]
+        return self.kernels.workspace_bytes(convs, work.cut.config)
+
+    def workspaces(self, work: Sequence[tuple[int, Work]]) -> dict[int, Workspace | None]:
+        """One for each stream that runs such work."""
+        return {stream: convolve.workspace(sizes, self.device) for stream, sizes in self._by_stream(work).items()}
+
+    def workspace_bytes(self, work: Sequence[tuple[int, Work]]) -> int:
+        """Of all streams together, before any is made."""
+        return sum(sum(convolve.workspace_sizes(sizes)) for sizes in self._by_stream(work).values())
+
+    def _by_stream(self, work: Sequence[tuple[int, Work]]) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for stream, one in work:
+            found.setdefault(stream, []).append(self.sizes(one))
+        return found
+
+    def launch(self, work: Work, place: Place, workspace: Workspace | None, overlap: bool) -> Launch:
+        """The work as one launch on the maps that `place` finds."""
+        alone = overlap and max(step.spec.n for step, _ in work.parts) <= OVERLAP_BATCH
+        if not isinstance(work.cut, Cut):
+            (first, one), (second, two) = work.parts
+            spec, x, y = pair_of(PairStep(work.name, "chain", first, second)), first.x, second.outputs[0].view
+            return pair.launch(work.name, self.kernels, spec, place(x), (one, two), place(y), work.cut, overlap=alone)
+        problems = [
+            Problem(
+                spec_of(step), place(step.x), packed, tuple(Target(place(o.view), o.relu) for o in step.outputs),
+                None if step.residual is None else place(step.residual), step.residual_scale,
+            )
+            for step, packed in work.parts
+        ]  # fmt: skip
+        return convolve.group(work.name, self.kernels, problems, work.cut, place=workspace, overlap=alone)
+
+
+def spec_of(step: ConvStep) -> ConvSpec:
+    """The step's spec; whether it has a residual is the step's to say."""
+    return replace(step.spec, residual=step.residual is not None)
+
+
+def pair_of(step: PairStep) -> PairSpec:
+    """The pair's spec, each convolution with the ReLU of its own output."""
+    first, second = (replace(spec_of(s), relu=s.outputs[0].relu) for s in (step.first, step.second))
+    return PairSpec(first, second, step.kind)
+
+
+def _columns(step: ConvStep) -> tuple[int, ...]:
+    return tuple(o.view.channels for o in step.outputs)
+
+
+def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | None:
+    """The Hopper kernels for a session: None for one that named another backend or runs in float32, or where they are
+    not to be had. Raises RuntimeError where they were named and the device refuses them.
+    """
+    wanted = backend == "cuda" or not named
+    if not wanted or dtype not in abi.TYPES or (backend != "cuda" and not dispatch.backend_status()["cuda"]):
+        return None
+    gpu, rows = hopper_gpu.measured(device)
+    if backend != "cuda" and not rows:
+        return None
+    refused = check.refusal(device) if device.type == "cuda" else ""
+    if refused and backend == "cuda":
+        raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
+    return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
+
+
+def overlapping(tasks: Sequence[Any]) -> set[int]:
+    """Places of the tasks that may start before the one ahead of them in their stream has ended: both are launches of
+    these kernels, which wait for what is ahead before they touch memory, and there is nothing else to wait for.
+    """
+    found, ahead = set(), dict[int, Any]()
+    for j, task in enumerate(tasks):
+        before = ahead.get(task.stream)
+        if before is not None and before.hopper is not None and task.hopper is not None and not task.waits:
+            found.add(j)
+        ahead[task.stream] = task
+    return found

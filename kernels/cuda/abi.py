@@ -1,0 +1,100 @@
+"""`api.h` and `pair_api.h` for ctypes: the same structures in the same order, and the functions with their types."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
+
+ABI = 1
+GROUP = 8  # convolutions of one launch
+OUTPUTS = 8  # destinations of one convolution
+TYPES = {"bfloat16": 0, "float16": 1}
+
+
+class Output(ctypes.Structure):
+    _fields_ = (("y", c_uint64), ("pitch", c_int64), ("channels", c_int32), ("relu", c_int32))
+
+
+class Conv(ctypes.Structure):
+    _fields_ = (
+        *((name, c_uint64) for name in ("x", "weights", "scale", "shift", "residual")),
+        *((name, c_int64) for name in ("x_pitch", "residual_pitch")),
+        *((name, c_int32) for name in ("n", "h", "w", "c", "oc", "kh", "kw", "stride_h", "stride_w")),
+        *((name, c_int32) for name in ("top", "left", "oh", "ow")),
+        ("residual_scale", c_float),
+        ("splits", c_int32),
+        ("outputs", c_int32),
+        ("output", Output * OUTPUTS),
+    )
+
+
+class Config(ctypes.Structure):
+    _fields_ = tuple(
+        (name, c_int32) for name in ("rows", "columns", "depth", "stages", "cluster", "turns", "shared_bytes")
+    )
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (
+        *((name, c_uint64) for name in ("x", "y", "w1", "scale1", "shift1", "w2", "scale2", "shift2")),
+        *((name, c_int64) for name in ("x_pitch", "y_pitch")),
+        *((name, c_int32) for name in ("n", "h", "w", "c", "mid", "oc", "taps", "wide_first", "relu1", "relu2")),
+    )
+
+
+class PairConfig(ctypes.Structure):
+    _fields_ = tuple((name, c_int32) for name in ("groups", "cluster", "middle", "shared_bytes"))
+
+
+STRUCTURES = {
+    "HopperOutput": Output,
+    "HopperConv": Conv,
+    "HopperConfig": Config,
+    "HopperPair": Pair,
+    "HopperPairConfig": PairConfig,
+}
+
+_GROUP = (POINTER(Conv), c_int32)
+FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
+    "hopper_abi": (c_int32, ()),
+    "hopper_devices": (c_int32, ()),
+    "hopper_error": (c_char_p, ()),
+    "hopper_conv_configs": (c_int32, (POINTER(Config), c_int32)),
+    "hopper_conv_reasons": (c_int32, (*_GROUP, c_int32, c_int32, c_char_p, c_int64)),
+    "hopper_conv_units": (c_int64, (*_GROUP, c_int32)),
+    "hopper_conv_workspace_bytes": (c_int64, (*_GROUP, c_int32)),
+    "hopper_conv_counter_bytes": (c_int64, (*_GROUP, c_int32)),
+    "hopper_conv_blob_bytes": (c_int64, ()),
+    "hopper_conv_prepare": (c_int32, (*_GROUP, c_int32, c_int32, c_uint64, c_int32, c_int32, c_void_p)),
+    "hopper_conv_launch": (c_int32, (c_void_p, c_uint64)),
+}
+
+# A library may be built without the pair.
+PAIR_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
+    "hopper_pair_configs": (c_int32, (POINTER(PairConfig), c_int32)),
+    "hopper_pair_reasons": (c_int32, (POINTER(Pair), c_int32, c_int32, c_char_p, c_int64)),
+    "hopper_pair_blob_bytes": (c_int64, ()),
+    "hopper_pair_prepare": (c_int32, (POINTER(Pair), c_int32, c_int32, c_int32, c_int32, c_void_p)),
+    "hopper_pair_launch": (c_int32, (c_void_p, c_uint64)),
+}
+
+
+def has_pairs(library: ctypes.CDLL) -> bool:
+    """Gives the pair's functions their types, where the library has them."""
+    found = {name: getattr(library, name, None) for name in PAIR_FUNCTIONS}
+    for name, function in found.items():
+        if function is not None:
+            function.restype, function.argtypes = PAIR_FUNCTIONS[name]
+    return None not in found.values()
+
+
+def bind(library: ctypes.CDLL) -> None:
+    """Gives the library's functions their types. Raises OSError for a library of another version."""
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise OSError(f"no function {name}; allowed: a library built from this version's sources")
+        function.restype, function.argtypes = result, arguments
+    found = library.hopper_abi()
+    if found != ABI:
+        raise OSError(f"interface {found}; allowed: {ABI}, that of this version's sources")

@@ -1,0 +1,99 @@
+"""Whether the kernels are right on the GPU that is here: a small convolution and a small pair with exact results, by
+every configuration, before anything else runs on the device. What is wrong makes the backend unavailable, with the
+reason.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..maps import dense
+from ..spec import ConvSpec, PairSpec
+from . import convolve, loader, pair
+from .convolve import Cut, Problem, Target
+from .driver import HOPPER
+from .loader import Library
+
+# Two images of 9x9, so that tiles meet every border and the next image; sums below 256 are exact in both formats.
+SPEC = ConvSpec(2, 9, 9, 64, 96, 1, 3, padding=(0, 0, 1, 1), relu=False, dtype="bfloat16")
+PAIR = PairSpec(
+    ConvSpec(1, 17, 17, 64, 32, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"),
+    ConvSpec(1, 17, 17, 32, 48, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"),
+)
+_once = threading.Lock()
+
+
+def refusal(device: torch.device) -> str:
+    """Why the kernels are not used on this device; empty when they are right there. Runs them at the first call."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    capability = torch.cuda.get_device_capability(index)
+    if capability != HOPPER:
+        return f"GPU {index} has compute capability {capability[0]}.{capability[1]}; allowed: 9.0"
+    with _once:
+        if index not in loader.verdicts:
+            loader.verdicts[index] = _found(torch.device("cuda", index))
+        return loader.verdicts[index]
+
+
+def _found(device: torch.device) -> str:
+    try:
+        with torch.cuda.device(device):
+            return wrong(loader.library(), device)
+    except RuntimeError as error:
+        return f"GPU {device.index}: the first convolution failed: {error}"
+
+
+def wrong(kernels: Library, device: torch.device, spec: ConvSpec = SPEC) -> str:
+    """Which configurations give another result than the exact one, in words; empty when none does."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).float()
+    weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
+    shift = torch.randint(-3, 4, (spec.oc,), generator=generator).float()
+    padding = (spec.padding[0], spec.padding[2])
+    wanted = F.conv2d(x.double(), weight.double(), shift.double(), spec.stride, padding)
+    dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16
+    there = x.to(device, dtype).permute(0, 2, 3, 1).contiguous()
+    packed = convolve.pack(weight, None, shift, dtype, device)
+    bad = []
+    for config in convolve.able(kernels, spec):
+        for splits in (1, 2):
+            y = _run(kernels, spec, there, packed, Cut(config, splits))
+            if not torch.equal(y.permute(0, 3, 1, 2).double().cpu(), wanted):
+                bad.append(f"{config.name} in {splits}" if splits > 1 else config.name)
+    bad += _wrong_pairs(kernels, device)
+    return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def _wrong_pairs(kernels: Library, device: torch.device) -> list[str]:
+    """The fused pairs whose result differs: sums of integers are exact, and both roundings are to nearest."""
+    spec, generator = PAIR, torch.Generator().manual_seed(1)
+    parts = (spec.first, spec.second)
+    x = torch.randint(-1, 2, (1, parts[0].c, 17, 17), generator=generator).bfloat16()
+    weights = [torch.randint(-1, 2, (p.oc, p.c, p.kh, p.kw), generator=generator).float() for p in parts]
+    wanted = x
+    for part, weight in zip(parts, weights, strict=True):
+        sums = F.conv2d(wanted.double(), weight.double(), None, 1, (part.padding[0], part.padding[2]))
+        wanted = sums.relu().bfloat16()
+    source = dense(x.to(device).permute(0, 2, 3, 1).contiguous())
+    first, second = (convolve.pack(weight, None, None, torch.bfloat16, device) for weight in weights)
+    bad = []
+    for config in pair.able(kernels, spec):
+        y = torch.full((1, 17, 17, parts[1].oc), float("nan"), dtype=torch.bfloat16, device=device)
+        pair.launch("check", kernels, spec, source, (first, second), dense(y), config).run()
+        if not torch.equal(y.permute(0, 3, 1, 2).cpu(), wanted):
+            bad.append(config.name)
+    return bad
+
+
+def _run(kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, cut: Cut) -> Tensor:
+    y = torch.full((spec.n, spec.oh, spec.ow, spec.oc), float("nan"), dtype=x.dtype, device=x.device)
+    problem = Problem(spec, dense(x), packed, (Target(dense(y), spec.relu),))
+    launch = convolve.group("check", kernels, [problem], cut)
+    launch.run()
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return y

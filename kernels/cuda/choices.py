@@ -1,0 +1,122 @@
+"""Which shapes run on the Hopper kernels: only those that were measured to be faster there. Shipped as data.
+
+A row of `choices.json` is one shape on one GPU: the fastest of these kernels with its seconds, and those of the best
+alternative. A shape without a row near it was not measured, and nobody is given a kernel that was not measured without
+naming it. `tuned()` adds the rows that the tuner left in the user's cache, which win where they are as near.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SHIPPED = Path(__file__).with_name("choices.json")
+KERNELS = ("conv", "pair")
+REACH = 1.0  # octaves; what is farther from every row counts as not measured
+
+
+class Shape(NamedTuple):
+    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's."""
+
+    kernel: str
+    precision: str
+    m: int
+    oc: int
+    k: int
+    taps: int
+
+
+class Row(NamedTuple):
+    """The fastest `config` of the kernels here, and what it was up against: Triton's best, for a pair two launches."""
+
+    gpu: str
+    shape: Shape
+    config: str
+    splits: int
+    seconds: float
+    against: float
+
+    def distance(self, shape: Shape) -> float:
+        """In octaves; columns weigh double, since their tile wastes most when it does not fit."""
+        mine = self.shape
+        if (mine.kernel, mine.precision, mine.taps > 1) != (shape.kernel, shape.precision, shape.taps > 1):
+            return math.inf
+        near = (
+            math.log2(mine.m / max(shape.m, 1)),
+            2 * math.log2(mine.oc / shape.oc),
+            0.5 * math.log2(mine.k / shape.k),
+        )
+        return math.hypot(*near)
+
+
+def precision_of(dtype: str) -> str:
+    """The class of a dtype: both 16-bit formats run alike."""
+    if dtype not in ("float16", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r}; allowed: float16, bfloat16")
+    return "half"
+
+
+def nearest(shape: Shape, gpu: str, rows: Iterable[Row] | None = None) -> Row | None:
+    """The row of the nearest shape, measured on this GPU where it has any; None when it is farther than `REACH`.
+
+    Of rows that are as near the last wins: those tuned on this machine stand behind the shipped ones.
+    """
+    found = shipped() if rows is None else tuple(rows)
+    same = [row for row in found if row.gpu == gpu] or found
+    best = min(reversed(same), key=lambda row: row.distance(shape), default=None)
+    return best if best is not None and best.distance(shape) <= REACH else None
+
+
+@functools.cache
+def shipped() -> tuple[Row, ...]:
+    """The rows of `choices.json`."""
+    return tuple(read(SHIPPED))
+
+
+def read(file: Path) -> list[Row]:
+    """Rows of a file. Raises ValueError naming the file for one that holds something else."""
+    try:
+        rows = [_row(values) for values in json.loads(file.read_text())["rows"]]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{file} holds no choices of kernels: {error}") from error
+    return rows
+
+
+def _row(values: Sequence[Any]) -> Row:
+    gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
+    if kernel not in KERNELS or min(m, oc, k, taps, splits) < 1 or min(seconds, against) <= 0:
+        raise ValueError(f"row {list(values)}; allowed: kernels {', '.join(KERNELS)}, sizes and times above 0")
+    return Row(gpu, Shape(kernel, precision, m, oc, k, taps), config, splits, seconds, against)
+
+
+def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Writes beside the file and renames, a row a line."""
+    lines = [json.dumps([row.gpu, *row.shape, *row[2:]]) for row in rows]
+    head = json.dumps({"about": about})[:-1]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(head + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n")
+    beside.replace(file)
+
+
+def keep(file: Path, row: Row) -> None:
+    """Adds a row to a file in place of an older one for the same shape."""
+    older = read(file) if file.exists() else []
+    write(file, [other for other in older if other[:2] != row[:2]] + [row], {"origin": "measured on this machine"})
+
+
+def cache_file(gpu: str, version: int) -> Path:
+    """Where the tuner keeps what it measured on a GPU of this name with kernels of this version."""
+    name = "".join(c if c.isalnum() else "-" for c in gpu)
+    return Path.home() / ".cache" / "inception_fast" / "cuda" / f"{name}-{version}.json"
+
+
+def tuned(gpu: str, version: int) -> tuple[Row, ...]:
+    """The shipped rows and those tuned on this machine."""
+    file = cache_file(gpu, version)
+    return (*shipped(), *(read(file) if file.exists() else ()))

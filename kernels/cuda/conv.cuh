@@ -1,0 +1,346 @@
+// y = act(residual + residual_scale * (scale * conv(x, weights) + shift)) for a group of convolutions.
+//
+// x is [n, h, w, c] and y [n, oh, ow, oc] in T, pixels `pitch` elements apart; weights are [kh * kw][oc][c]. Sums are
+// float32, a result is rounded once. K is summed in the order of taps, then channels, whatever the tile; parts of a
+// split K are added in their order, so the same launch gives the same bits.
+//
+// Three warpgroups. One thread of the first fills a ring of stages by TMA: `rows` windows at one tap, which the unit's
+// im2col mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128-
+// or 64-byte swizzled. The other two multiply: together, 64 rows each of a tile of 128, or in turns (TURNS), each a
+// tile of 64 rows, so that one multiplies while the other stores. A warp takes its 16 rows of sums through 2 KiB of
+// shared memory, scaled and rounded, and stores 16 bytes a lane to whichever output owns the 8 columns. In a cluster of
+// two blocks, which compute tiles below each other, each block loads half of the weights for both.
+#pragma once
+
+#include "conv_sizes.h"
+#include "hopper.cuh"
+#include "schedule.h"
+
+namespace inception_fast::hopper {
+
+constexpr int WARPGROUP = 128;
+constexpr int THREADS = 3 * WARPGROUP;
+constexpr int PARTS_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
+constexpr int TURN_BARRIER = 3;  // 3 and 4: the warpgroup's turn has come
+struct Group {
+  TensorMap x[MAX_PROBLEMS], weights[MAX_PROBLEMS];
+  Problem problem[MAX_PROBLEMS];
+  int32_t units;
+  int32_t cluster; // 1 or 2
+  int32_t stages;
+  int32_t depth; // 64 or 32
+};
+
+// The ring at the start of shared memory, then what follows it.
+struct Shared {
+  uint8_t *ring;
+  uint8_t *staged; // [CONSUMER_WARPS][STAGED_BYTES]
+  Barrier *full, *empty;
+  uint32_t *last; // [2]: whether a warpgroup came last to a tile of split K
+};
+
+template <int N, bool TURNS> __device__ __forceinline__ Shared shared_parts(const Group &group) {
+  Shared shared;
+  shared.ring = dynamic_shared();
+  shared.staged = shared.ring + group.stages * stage_bytes(tile_rows(TURNS), N, group.depth);
+  shared.full = reinterpret_cast<Barrier *>(shared.staged + CONSUMER_WARPS * STAGED_BYTES);
+  shared.empty = shared.full + MAX_STAGES;
+  shared.last = reinterpret_cast<uint32_t *>(shared.empty + MAX_STAGES);
+  return shared;
+}
+
+// The producer, one thread.
+template <int N, bool TURNS>
+__device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters, int rank) {
+  constexpr int ROWS = tile_rows(TURNS);
+  const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
+  const int part = N / group.cluster; // rows of weights that this block loads
+  Place place{0, 1};                  // nothing has been used yet: the first wait for an empty stage passes
+  for (int unit = cluster_index; unit < group.units; unit += clusters) {
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
+    const Problem &problem = group.problem[tile.problem];
+    const TensorMap *x = &group.x[tile.problem], *weights = &group.weights[tile.problem];
+    const Corner corner = corner_of(problem, tile.row, ROWS);
+    Step step = step_of(problem, tile.first);
+    for (int i = tile.first; i < tile.last; ++i) {
+      uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
+      Barrier *full = &shared.full[place.stage];
+      barrier_wait(&shared.empty[place.stage], place.parity);
+      barrier_expect(full, x_bytes + weight_bytes);
+      const int c = step.chunk * group.depth, column = tile.column * N + rank * part;
+      tma_load_im2col(stage, x, full, c, corner.w, corner.h, corner.n, static_cast<uint16_t>(step.tap % problem.kw),
+                      static_cast<uint16_t>(step.tap / problem.kw));
+      uint8_t *to = stage + x_bytes + 2 * group.depth * rank * part;
+      if (group.cluster == 1)
+        tma_load(to, weights, full, c, column, step.tap);
+      else
+        tma_load_multicast(to, weights, full, 3, c, column, step.tap);
+      advance(problem, step);
+      advance(place, group.stages);
+    }
+  }
+}
+
+// Tells the producers of the cluster that this warp is done with a stage.
+__device__ __forceinline__ void release(const Group &group, Barrier *empty, int lane) {
+  if (group.cluster == 1) {
+    if (lane == 0)
+      barrier_arrive(empty);
+  } else if (lane < group.cluster) {
+    barrier_arrive_remote(empty, lane);
+  }
+}
+
+// STEPS steps of a stage as one group. A branch between fence and commit would make the compiler end the group early
+// and put an empty one behind it, and the wait for all but the newest group would then be a wait for everything.
+template <int N, class T, int STEPS>
+__device__ __forceinline__ void multiply_steps(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < STEPS; ++k)
+    wgmma<N, T>(d, a + 2 * k, b + 2 * k, accumulate || k > 0); // 32 bytes along K, in units of 16
+  wgmma_commit();
+}
+
+// d = the tile's sums over its part of K, for the 64 rows of the calling warpgroup. With `more`, the other warpgroup
+// waits for its turn.
+template <int N, bool TURNS, class T>
+__device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
+                                         int warpgroup, int lane, bool more, Place &place) {
+  const Problem &problem = group.problem[tile.problem];
+  const int row_bytes = 2 * group.depth, x_bytes = row_bytes * tile_rows(TURNS), bytes = x_bytes + row_bytes * N;
+  const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
+  const uint32_t ring = shared_address(shared.ring);
+  Step step = step_of(problem, tile.first);
+  Barrier *previous = nullptr;
+  for (int i = tile.first; i < tile.last; ++i) {
+    const uint32_t stage = ring + place.stage * bytes;
+    const uint64_t a = matrix_descriptor(stage + (TURNS ? 0 : warpgroup * 64 * row_bytes), 0, 8 * row_bytes, swizzle);
+    const uint64_t b = matrix_descriptor(stage + x_bytes, 0, 8 * row_bytes, swizzle);
+    const int steps = step.chunk + 1 == problem.chunks ? problem.last_steps : group.depth / K_STEP;
+    barrier_wait(&shared.full[place.stage], place.parity);
+    if (steps == 4)
+      multiply_steps<N, T, 4>(d, a, b, i > tile.first);
+    else if (steps == 2)
+      multiply_steps<N, T, 2>(d, a, b, i > tile.first);
+    else if (steps == 1)
+      multiply_steps<N, T, 1>(d, a, b, i > tile.first);
+    else
+      multiply_steps<N, T, 3>(d, a, b, i > tile.first);
+    wgmma_wait<1>(); // the products of the stage before this one have ended
+    if (previous)
+      release(group, previous, lane);
+    previous = &shared.empty[place.stage];
+    advance(problem, step);
+    advance(place, group.stages);
+  }
+  if (more)
+    arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+  wgmma_wait<0>();
+  release(group, previous, lane);
+}
+
+// Puts this part's sums into the workspace. The warpgroup that comes last adds up all parts, in their order, and goes
+// on with the result; the others get false.
+template <int N, bool TURNS>
+__device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &problem, const Shared &shared,
+                                          const Tile &tile, int warpgroup, int thread) {
+  const int64_t index = static_cast<int64_t>(tile.row) * problem.column_tiles + tile.column;
+  const int part = TURNS ? 0 : warpgroup;
+  constexpr int64_t TILE = tile_rows(TURNS) * N;
+  float4 *partial = reinterpret_cast<float4 *>(problem.partial) + (index * problem.splits * TILE + part * 64 * N) / 4;
+  uint32_t *counter = reinterpret_cast<uint32_t *>(problem.counter) + 2 * index + part;
+  float4 *mine = partial + tile.split * (TILE / 4) + thread;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    mine[j * WARPGROUP] = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
+  fence_device();
+  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
+  if (thread == 0) {
+    const bool last = counter_add(counter) + 1 == static_cast<uint32_t>(problem.splits);
+    shared.last[warpgroup] = last;
+    if (last)
+      *counter = 0; // for the next launch
+  }
+  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
+  if (!shared.last[warpgroup])
+    return false;
+  fence_device();
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i)
+    d[i] = 0;
+  for (int split = 0; split < problem.splits; ++split) {
+    const float4 *other = partial + split * (TILE / 4) + thread;
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j) {
+      const float4 value = load_device_16(other + j * WARPGROUP);
+      d[4 * j] += value.x;
+      d[4 * j + 1] += value.y;
+      d[4 * j + 2] += value.z;
+      d[4 * j + 3] += value.w;
+    }
+  }
+  return true;
+}
+
+// Zero in place of the negative of two 16-bit floats: rounding keeps the sign, so this is ReLU before it, too.
+__device__ __forceinline__ uint32_t relu_pair(uint32_t pair) { return pair & ~(((pair >> 15) & 0x10001u) * 0xffffu); }
+
+// Address in a warp's staging memory of 8 columns, rotated so that neither rows nor columns meet in a bank.
+__device__ __forceinline__ uint32_t staged_address(uint32_t base, int row, int group) {
+  return base + row * (STAGED_COLUMNS * 2) + ((group ^ (row & 7)) << 4);
+}
+
+// The warp's 16 rows of the residual, columns [column, column + 64), into staging memory.
+__device__ __forceinline__ void stage_residual(const Problem &problem, uint32_t staged, int row, int column, int lane) {
+  const int group = lane % 8;
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass) {
+    const int r = pass * 4 + lane / 8;
+    if (row + r < problem.pixels && column + 8 * group < problem.oc) {
+      const uint64_t from =
+          problem.residual + 2 * static_cast<uint64_t>((row + r) * problem.residual_pitch + column + 8 * group);
+      store_shared_16(staged_address(staged, r, group), load_global_16(reinterpret_cast<const void *>(from)));
+    }
+  }
+  sync_warp();
+}
+
+// Scales, adds and rounds 8 columns of the warp's rows: `low` holds row lane / 4, `high` the row 8 below.
+template <class T>
+__device__ __forceinline__ void finish(const float *d, const Problem &problem, uint32_t staged, int column, int group,
+                                       int lane, uint32_t &low, uint32_t &high) {
+  const int mine = column + 2 * (lane % 4);
+  const float2 scale = *reinterpret_cast<const float2 *>(problem.scale + 4 * static_cast<uint64_t>(mine));
+  const float2 shift = *reinterpret_cast<const float2 *>(problem.shift + 4 * static_cast<uint64_t>(mine));
+  float2 top = make_float2(fmaf(d[0], scale.x, shift.x), fmaf(d[1], scale.y, shift.y));
+  float2 bottom = make_float2(fmaf(d[2], scale.x, shift.x), fmaf(d[3], scale.y, shift.y));
+  if (problem.residual) {
+    const uint32_t word = 4 * (lane % 4);
+    const float2 above = unpack<T>(load_shared_4(staged_address(staged, lane / 4, group) + word));
+    const float2 below = unpack<T>(load_shared_4(staged_address(staged, lane / 4 + 8, group) + word));
+    const float by = problem.residual_scale;
+    top = make_float2(fmaf(top.x, by, above.x), fmaf(top.y, by, above.y));
+    bottom = make_float2(fmaf(bottom.x, by, below.x), fmaf(bottom.y, by, below.y));
+  }
+  low = pack<T>(top.x, top.y);
+  high = pack<T>(bottom.x, bottom.y);
+}
+
+// The warp's 16 rows of staging memory, columns [column, column + 64) as far as `columns`, to their outputs.
+__device__ __forceinline__ void store_rows(const Problem &problem, uint32_t staged, int row, int column, int columns,
+                                           int lane) {
+  const int group = lane % 8, mine = column + 8 * group;
+  if (8 * group >= columns || mine >= problem.oc)
+    return;
+  const int output = output_of(problem, mine);
+  const bool relu = problem.output[output].relu;
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass) {
+    const int r = pass * 4 + lane / 8;
+    if (row + r >= problem.pixels)
+      return;
+    uint4 value = load_shared_16(staged_address(staged, r, group));
+    if (relu)
+      value = make_uint4(relu_pair(value.x), relu_pair(value.y), relu_pair(value.z), relu_pair(value.w));
+    store_global_16(reinterpret_cast<void *>(element_address(problem, output, row + r, mine)), value);
+  }
+}
+
+// The sums of the warp's 16 rows from `row` on to their outputs: columns from `column` on, beginning with the tile's
+// FIRST.
+template <int N, int FIRST, class T>
+__device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t staged, int row,
+                                           int column, int lane) {
+  constexpr int COLUMNS = N - FIRST < STAGED_COLUMNS ? N - FIRST : STAGED_COLUMNS;
+  if (problem.residual)
+    stage_residual(problem, staged, row, column, lane);
+  uint32_t low[COLUMNS / 8], high[COLUMNS / 8];
+#pragma unroll
+  for (int group = 0; group < COLUMNS / 8; ++group) {
+    const float *sums = &d[(FIRST / 8 + group) * 4];
+    low[group] = high[group] = 0;
+    if (column + 8 * group < problem.oc)
+      finish<T>(sums, problem, staged, column + 8 * group, group, lane, low[group], high[group]);
+  }
+  sync_warp(); // every lane has read its residual
+#pragma unroll
+  for (int group = 0; group < COLUMNS / 8; group += 2)
+    store_matrices(staged_address(staged, lane % 16, group + lane / 16), low[group], high[group], low[group + 1],
+                   high[group + 1]);
+  sync_warp();
+  store_rows(problem, staged, row, column, COLUMNS, lane);
+  sync_warp(); // the next columns may overwrite these
+  if constexpr (FIRST + COLUMNS < N)
+    store_tile<N, FIRST + COLUMNS, T>(d, problem, staged, row, column + COLUMNS, lane);
+}
+
+// The consumers, two warpgroups.
+template <int N, bool TURNS, class T>
+__device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters,
+                                              int rank) {
+  const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
+  const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
+  const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
+  Place place{0, 0};
+  int turn = 0;
+  for (int unit = cluster_index; unit < group.units; unit += clusters, turn ^= 1) {
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
+    if (TURNS && turn != warpgroup) {
+      skip(place, group.stages, tile.last - tile.first);
+      continue;
+    }
+    const Problem &problem = group.problem[tile.problem];
+    // A parity tells a phase from the next one, not from the one after that: a warpgroup must not wait for its stages
+    // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
+    if (TURNS && unit != cluster_index)
+      sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
+    float d[N / 2];
+    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, TURNS && unit + clusters < group.units, place);
+    if (tile.row >= problem.row_tiles)
+      continue; // the cluster's other block has the last tile
+    if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
+      continue;
+    const int row = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
+    store_tile<N, 0, T>(d, problem, staged, row, tile.column * N, lane);
+  }
+}
+
+template <int N, bool TURNS, class T>
+__global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group group) {
+  const Shared shared = shared_parts<N, TURNS>(group);
+  const int rank = group.cluster == 1 ? 0 : cluster_rank();
+  const int cluster_index = blockIdx.x / group.cluster, clusters = gridDim.x / group.cluster;
+  if (threadIdx.x == 0) {
+    const int warps = (TURNS ? 4 : 8) * group.cluster;
+    for (int i = 0; i < group.stages; ++i) {
+      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.empty[i], warps);
+    }
+    fence_barrier_init();
+  }
+  if (group.cluster == 1) {
+    sync_block();
+  } else {
+    cluster_arrive();
+    cluster_wait();
+  }
+  grid_launch_dependents();
+  grid_wait(); // before the first access to memory that an earlier grid may write or read
+  if (threadIdx.x < WARPGROUP) {
+    fewer_registers<56>();
+    if (threadIdx.x == 0)
+      load_tiles<N, TURNS>(group, shared, cluster_index, clusters, rank);
+    sync_warp();
+  } else {
+    more_registers<224>();
+    compute_tiles<N, TURNS, T>(group, shared, cluster_index, clusters, rank);
+  }
+  // The other block may still fill this one's stages' barriers: its memory has to outlive that.
+  if (group.cluster != 1) {
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+} // namespace inception_fast::hopper

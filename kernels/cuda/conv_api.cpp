@@ -1,0 +1,81 @@
+// The part of the C interface that is arithmetic and needs neither GPU nor driver.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "conv_plan.h"
+#include "errors.h"
+
+using namespace inception_fast::hopper;
+
+namespace {
+
+HopperConfig config_at(int32_t config) {
+  const std::vector<HopperConfig> configs = conv_configs();
+  if (config < 0 || config >= static_cast<int32_t>(configs.size()))
+    throw std::invalid_argument("config " + std::to_string(config) + "; allowed: 0 to " +
+                                std::to_string(configs.size() - 1));
+  return configs[config];
+}
+
+void check_group(const HopperConv *convs, int32_t count, int32_t config) {
+  const std::vector<std::string> reasons = conv_reasons(convs, count, HOPPER_BFLOAT16, config);
+  if (!reasons.empty())
+    throw std::invalid_argument(reasons.front());
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t hopper_abi(void) { return HOPPER_ABI; }
+
+const char *hopper_error(void) { return last_error().c_str(); }
+
+int32_t hopper_conv_configs(HopperConfig *configs, int32_t capacity) {
+  return guarded(-1, [&] {
+    const std::vector<HopperConfig> all = conv_configs();
+    const int32_t count = static_cast<int32_t>(all.size());
+    std::copy_n(all.begin(), std::min(count, std::max(capacity, 0)), configs);
+    return count;
+  });
+}
+
+int32_t hopper_conv_reasons(const HopperConv *convs, int32_t count, int32_t type, int32_t config, char *text,
+                            int64_t capacity) {
+  return guarded(-1, [&] {
+    const std::vector<std::string> reasons = conv_reasons(convs, count, type, config);
+    std::string lines;
+    for (const std::string &reason : reasons)
+      lines += (lines.empty() ? "" : "\n") + reason;
+    if (capacity > 0) {
+      const size_t bytes = std::min(lines.size(), static_cast<size_t>(capacity - 1));
+      std::memcpy(text, lines.data(), bytes);
+      text[bytes] = 0;
+    }
+    return static_cast<int32_t>(reasons.size());
+  });
+}
+
+int64_t hopper_conv_units(const HopperConv *convs, int32_t count, int32_t config) {
+  return guarded(int64_t{-1}, [&] {
+    check_group(convs, count, config);
+    Problem problems[MAX_PROBLEMS];
+    return fill_problems(convs, count, config_at(config), 0, problems);
+  });
+}
+
+int64_t hopper_conv_workspace_bytes(const HopperConv *convs, int32_t count, int32_t config) {
+  return guarded(int64_t{-1}, [&] {
+    check_group(convs, count, config);
+    return workspace_of(convs, count, config_at(config)).bytes;
+  });
+}
+
+int64_t hopper_conv_counter_bytes(const HopperConv *convs, int32_t count, int32_t config) {
+  return guarded(int64_t{-1}, [&] {
+    check_group(convs, count, config);
+    return workspace_of(convs, count, config_at(config)).counter_bytes;
+  });
+}
+}

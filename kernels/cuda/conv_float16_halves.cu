@@ -1,0 +1,9 @@
+#include "conv_table.cuh"
+
+namespace inception_fast::hopper {
+
+template <> const void *conv_kernel<__half, false>(int index) {
+  return conv_kernel_at<__half, false>(index, std::make_index_sequence<TILE_WIDTHS>());
+}
+
+} // namespace inception_fast::hopper

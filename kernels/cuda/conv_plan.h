@@ -1,0 +1,156 @@
+// From a group of convolutions, as the C interface states it, to what the kernel is given: arithmetic without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "conv_sizes.h"
+#include "schedule.h"
+#include "tensor_map.h"
+
+namespace inception_fast::hopper {
+
+static_assert(MAX_PROBLEMS == HOPPER_GROUP && MAX_OUTPUTS == HOPPER_OUTPUTS, "the interface and the kernel agree");
+
+// Every configuration, in the order of its index.
+inline std::vector<HopperConfig> conv_configs() {
+  std::vector<HopperConfig> configs;
+  for (int columns : TILE_COLUMNS)
+    for (int turns : {0, 1})
+      for (int depth : {64, 32})
+        for (int cluster : {1, 2}) {
+          const int rows = tile_rows(turns), stages = ring_stages(rows, columns, depth);
+          configs.push_back(
+              {rows, columns, depth, stages, cluster, turns, ALIGNMENT + shared_bytes(rows, columns, depth, stages)});
+        }
+  return configs;
+}
+
+inline int64_t iterations_of(const HopperConv &conv, const HopperConfig &config) {
+  return static_cast<int64_t>(conv.kh) * conv.kw * ceil_div(conv.c, config.depth);
+}
+
+// The kernel's view of one convolution; `first_unit` and the workspace are the group's to fill in.
+inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
+  Problem problem{};
+  problem.image_pixels = conv.oh * conv.ow;
+  problem.pixels = conv.n * problem.image_pixels;
+  problem.ow = conv.ow;
+  problem.stride_h = conv.stride_h;
+  problem.stride_w = conv.stride_w;
+  problem.top = conv.top;
+  problem.left = conv.left;
+  problem.oc = conv.oc;
+  problem.kw = conv.kw;
+  problem.taps = conv.kh * conv.kw;
+  problem.chunks = ceil_div(conv.c, config.depth);
+  problem.last_steps = ceil_div(conv.c - (problem.chunks - 1) * config.depth, K_STEP);
+  problem.row_tiles = ceil_div(problem.pixels, config.rows);
+  problem.row_units = ceil_div(problem.row_tiles, config.cluster);
+  problem.column_tiles = ceil_div(conv.oc, config.columns);
+  problem.splits = conv.splits;
+  problem.units = problem.row_units * problem.column_tiles * problem.splits;
+  problem.scale = conv.scale;
+  problem.shift = conv.shift;
+  problem.residual = conv.residual;
+  problem.residual_pitch = conv.residual_pitch;
+  problem.residual_scale = conv.residual_scale;
+  problem.outputs = conv.outputs;
+  int end = 0;
+  for (int i = 0; i < conv.outputs; ++i) {
+    end += conv.output[i].channels;
+    problem.output[i] = {conv.output[i].y, conv.output[i].pitch, end, conv.output[i].relu};
+  }
+  return problem;
+}
+
+inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig &config) {
+  MapSpec map;
+  map.base = conv.x;
+  map.rank = 4;
+  map.im2col = true;
+  map.element = element;
+  map.swizzle = config.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
+  const uint64_t size[4] = {static_cast<uint64_t>(conv.c), static_cast<uint64_t>(conv.w), static_cast<uint64_t>(conv.h),
+                            static_cast<uint64_t>(conv.n)};
+  uint64_t stride = 2 * static_cast<uint64_t>(conv.x_pitch);
+  for (int i = 0; i < 4; ++i) {
+    map.size[i] = size[i];
+    if (i < 3)
+      map.stride[i] = stride;
+    stride *= i < 2 ? size[i + 1] : 1;
+  }
+  map.step[1] = conv.stride_w;
+  map.step[2] = conv.stride_h;
+  // Corners of the windows run from the padding before the map to the last window's, whatever padding is behind it.
+  map.lower[0] = -conv.left;
+  map.lower[1] = -conv.top;
+  map.upper[0] = (conv.ow - 1) * conv.stride_w + 1 - conv.left - conv.w;
+  map.upper[1] = (conv.oh - 1) * conv.stride_h + 1 - conv.top - conv.h;
+  map.channels = config.depth;
+  map.pixels = config.rows;
+  return map;
+}
+
+inline MapSpec weight_map(const HopperConv &conv, Element element, const HopperConfig &config) {
+  MapSpec map;
+  map.base = conv.weights;
+  map.rank = 3;
+  map.element = element;
+  map.swizzle = config.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
+  map.size[0] = conv.c;
+  map.size[1] = conv.oc;
+  map.size[2] = static_cast<uint64_t>(conv.kh) * conv.kw;
+  map.stride[0] = 2 * map.size[0];
+  map.stride[1] = map.stride[0] * map.size[1];
+  map.box[0] = config.depth;
+  map.box[1] = config.columns / config.cluster;
+  map.box[2] = 1;
+  return map;
+}
+
+// What the group needs beside its tensors, and where in it each problem's share begins.
+struct Workspace {
+  int64_t counter_bytes = 0, bytes = 0;
+  int64_t counter[MAX_PROBLEMS] = {}, partial[MAX_PROBLEMS] = {};
+};
+
+inline Workspace workspace_of(const HopperConv *convs, int count, const HopperConfig &config) {
+  Workspace workspace;
+  int64_t tiles[MAX_PROBLEMS] = {};
+  for (int i = 0; i < count; ++i)
+    if (convs[i].splits > 1) {
+      const Problem problem = problem_of(convs[i], config);
+      tiles[i] = static_cast<int64_t>(problem.row_tiles) * problem.column_tiles;
+      workspace.counter[i] = workspace.counter_bytes;
+      workspace.counter_bytes += 8 * tiles[i];
+    }
+  workspace.bytes = workspace.counter_bytes = (workspace.counter_bytes + 255) / 256 * 256;
+  for (int i = 0; i < count; ++i)
+    if (tiles[i]) {
+      workspace.partial[i] = workspace.bytes;
+      workspace.bytes += 4 * tiles[i] * convs[i].splits * config.rows * config.columns;
+    }
+  return workspace;
+}
+
+// Numbers the units of a group through and gives each problem its workspace; returns how many units there are.
+inline int64_t fill_problems(const HopperConv *convs, int count, const HopperConfig &config, uint64_t workspace,
+                             Problem *problems) {
+  const Workspace parts = workspace_of(convs, count, config);
+  int64_t units = 0;
+  for (int i = 0; i < count; ++i) {
+    problems[i] = problem_of(convs[i], config);
+    problems[i].first_unit = static_cast<int32_t>(units);
+    problems[i].counter = workspace + parts.counter[i];
+    problems[i].partial = workspace + parts.partial[i];
+    units += problems[i].units;
+  }
+  return units;
+}
+
+std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int type, int config);
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,35 @@
+// The tiles that the convolution is compiled for, and how they share a multiprocessor's memory.
+#pragma once
+
+#include "schedule.h"
+
+namespace inception_fast::hopper {
+
+// Columns of a tile: Inception's channels, or their halves and quarters. Multiples of 16, so that a cluster's blocks
+// load whole groups of 8 rows of weights.
+constexpr int TILE_COLUMNS[] = {32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256};
+
+constexpr int MAX_STAGES = 12;
+constexpr int WARP_ROWS = 16;
+constexpr int STAGED_COLUMNS = 64; // columns that a warp stores at a time
+constexpr int STAGED_BYTES = WARP_ROWS * STAGED_COLUMNS * 2;
+constexpr int CONSUMER_WARPS = 8;
+constexpr int ALIGNMENT = 1024;          // of the ring, by the largest swizzle
+constexpr int SHARED_LIMIT = 227 * 1024; // of a block on sm_90
+
+HOST_DEVICE constexpr int tile_rows(bool turns) { return turns ? 64 : 128; }
+
+HOST_DEVICE constexpr int stage_bytes(int rows, int columns, int depth) { return 2 * depth * (rows + columns); }
+
+// The ring, staging memory, two barriers a stage, two flags.
+HOST_DEVICE constexpr int shared_bytes(int rows, int columns, int depth, int stages) {
+  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * MAX_STAGES * 8 + 8;
+}
+
+HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
+  const int fit =
+      (SHARED_LIMIT - ALIGNMENT - shared_bytes(rows, columns, depth, 0)) / stage_bytes(rows, columns, depth);
+  return fit < MAX_STAGES ? fit : MAX_STAGES;
+}
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,26 @@
+// The compiled forms of the kernel: one source file for each type and way of sharing tiles, so that they build in
+// parallel.
+#pragma once
+
+#include <utility>
+
+#include "conv.cuh"
+
+namespace inception_fast::hopper {
+
+constexpr int TILE_WIDTHS = sizeof(TILE_COLUMNS) / sizeof(TILE_COLUMNS[0]);
+
+template <class T, bool TURNS, size_t... I> const void *conv_kernel_at(int index, std::index_sequence<I...>) {
+  static const void *const kernels[] = {reinterpret_cast<const void *>(&conv<TILE_COLUMNS[I], TURNS, T>)...};
+  return kernels[index];
+}
+
+// The kernel for tiles of TILE_COLUMNS[index] columns.
+template <class T, bool TURNS> const void *conv_kernel(int index);
+
+template <> const void *conv_kernel<__nv_bfloat16, false>(int index);
+template <> const void *conv_kernel<__nv_bfloat16, true>(int index);
+template <> const void *conv_kernel<__half, false>(int index);
+template <> const void *conv_kernel<__half, true>(int index);
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,352 @@
+// The instructions of sm_90a that the kernels use, one function each, without policy. Device code touches the hardware
+// through these names and plain C++ alone, so that tests/cuda can put `emulated.h` in their place and run the kernels'
+// own source on the CPU.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor_map.h"
+
+#ifdef INCEPTION_FAST_EMULATED
+#include "emulated.h"
+#else
+
+#include <cuda.h> // types only: nothing of libcuda is linked
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "wgmma.cuh"
+
+namespace inception_fast::hopper {
+
+using TensorMap = CUtensorMap;
+using Barrier = uint64_t; // an mbarrier in shared memory
+
+// The block and its parts.
+
+__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// The block's dynamic shared memory, at a multiple of 1024 bytes: ask the launch for 1024 bytes more than are used.
+__device__ __forceinline__ uint8_t *dynamic_shared() {
+  extern __shared__ __align__(1024) uint8_t inception_fast_shared[];
+  const uint32_t address = shared_address(inception_fast_shared);
+  return inception_fast_shared + ((1024 - address % 1024) % 1024);
+}
+
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+// Waits for `threads` threads, a multiple of 32, at barrier `id` (1..15; 0 is sync_block's).
+__device__ __forceinline__ void sync_named(uint32_t id, uint32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Counts `threads` towards barrier `id` without waiting there.
+__device__ __forceinline__ void arrive_named(uint32_t id, uint32_t threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Registers of each thread of the calling warpgroup from here on, a multiple of 8 in 24..240.
+template <int COUNT> __device__ __forceinline__ void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+template <int COUNT> __device__ __forceinline__ void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// A value that is the same in all lanes of the warp, in a form in which the compiler knows it.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+[[noreturn]] __device__ __forceinline__ void fail() {
+  asm volatile("trap;");
+  __builtin_unreachable();
+}
+
+// The cluster and the grid.
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ __forceinline__ uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// All threads of all blocks of the cluster; memory operations before the arrival are seen after the wait.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Returns when the grids that this one depends on have ended and their writes are seen; at once when there are none.
+__device__ __forceinline__ void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next grid of a programmatic launch start while this one still runs.
+__device__ __forceinline__ void grid_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Barriers that count arrivals and bytes.
+
+__device__ __forceinline__ void barrier_init(Barrier *barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// Makes initialised barriers known to the cluster and to the TMA unit; a block or cluster barrier has to follow.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// One arrival, and `bytes` more to come in this phase.
+__device__ __forceinline__ void barrier_expect(Barrier *barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(Barrier *barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives at the barrier that block `rank` of the cluster has at the same place.
+__device__ __forceinline__ void barrier_arrive_remote(Barrier *barrier, uint32_t rank) {
+  asm volatile("{\n.reg .b32 remote;\n"
+               "mapa.shared::cluster.u32 remote, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
+               "r"(rank)
+               : "memory");
+}
+
+__device__ __forceinline__ bool barrier_try(Barrier *barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile("{\n.reg .pred p;\n"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+               "selp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+  return done != 0;
+}
+
+// Waits for the end of the phase of this parity; a barrier is created in phase 0, so parity 1 passes at first. A try
+// suspends the thread for a time that the hardware chooses, and a pipeline that hangs is worse than one that fails:
+// after about ten seconds the kernel traps.
+__device__ __forceinline__ void barrier_wait(Barrier *barrier, uint32_t parity) {
+  if (barrier_try(barrier, parity))
+    return;
+  uint64_t start, now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
+  while (!barrier_try(barrier, parity)) {
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    if (now - start > 10000000000ull)
+      fail();
+  }
+}
+
+// Orders the generic proxy's accesses to shared memory before those of TMA and wgmma.
+__device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Copies by the TMA unit.
+
+__device__ __forceinline__ void prefetch_map(const TensorMap *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+#define LOAD "cp.async.bulk.tensor."
+#define INTO ".shared::cluster.global"
+#define DONE ".mbarrier::complete_tx::bytes"
+#define TARGET "r"(shared_address(to)), "l"(map), "r"(shared_address(barrier))
+
+// A box of the map whose first element has these coordinates, innermost first; `barrier` counts its bytes.
+__device__ __forceinline__ void tma_load(void *to, const TensorMap *map, Barrier *barrier, int c0, int c1) {
+  asm volatile(LOAD "2d" INTO ".tile" DONE " [%0], [%1, {%3, %4}], [%2];" ::TARGET, "r"(c0), "r"(c1) : "memory");
+}
+
+__device__ __forceinline__ void tma_load(void *to, const TensorMap *map, Barrier *barrier, int c0, int c1, int c2) {
+  asm volatile(LOAD "3d" INTO ".tile" DONE " [%0], [%1, {%3, %4, %5}], [%2];" ::TARGET, "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+}
+
+__device__ __forceinline__ void tma_load(void *to, const TensorMap *map, Barrier *barrier, int c0, int c1, int c2,
+                                         int c3) {
+  asm volatile(LOAD "4d" INTO ".tile" DONE " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::TARGET, "r"(c0), "r"(c1), "r"(c2),
+               "r"(c3)
+               : "memory");
+}
+
+__device__ __forceinline__ void tma_load(void *to, const TensorMap *map, Barrier *barrier, int c0, int c1, int c2,
+                                         int c3, int c4) {
+  asm volatile(LOAD "5d" INTO ".tile" DONE " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::TARGET, "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3), "r"(c4)
+               : "memory");
+}
+
+// The same box to the same place of every block of the cluster whose bit is in `blocks`, and to its barrier.
+__device__ __forceinline__ void tma_load_multicast(void *to, const TensorMap *map, Barrier *barrier, uint16_t blocks,
+                                                   int c0, int c1, int c2) {
+  asm volatile(LOAD "3d" INTO ".tile" DONE ".multicast::cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::TARGET,
+               "h"(blocks), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+}
+
+// `pixels` windows of an im2col map from the one whose corner is (w, h) of image n, at tap (tap_w, tap_h) of each.
+__device__ __forceinline__ void tma_load_im2col(void *to, const TensorMap *map, Barrier *barrier, int c, int w, int h,
+                                                int n, uint16_t tap_w, uint16_t tap_h) {
+  asm volatile(LOAD "4d" INTO ".im2col" DONE " [%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::TARGET, "r"(c), "r"(w),
+               "r"(h), "r"(n), "h"(tap_w), "h"(tap_h)
+               : "memory");
+}
+
+__device__ __forceinline__ void tma_load_im2col_multicast(void *to, const TensorMap *map, Barrier *barrier,
+                                                          uint16_t blocks, int c, int w, int h, int n, uint16_t tap_w,
+                                                          uint16_t tap_h) {
+  asm volatile(LOAD "4d" INTO ".im2col" DONE
+                    ".multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], {%8, %9}, %3;" ::TARGET,
+               "h"(blocks), "r"(c), "r"(w), "r"(h), "r"(n), "h"(tap_w), "h"(tap_h)
+               : "memory");
+}
+
+#undef LOAD
+#undef INTO
+#undef DONE
+#undef TARGET
+
+// Stores follow fence_async_shared and a barrier of the writing threads; one thread stores, commits and waits.
+__device__ __forceinline__ void tma_store(const TensorMap *map, const void *from, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+               "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+
+__device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// At most PENDING groups of stores still read shared memory.
+template <int PENDING> __device__ __forceinline__ void tma_store_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+template <int PENDING> __device__ __forceinline__ void tma_store_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// Matrix products.
+
+// Where a K-major operand lies. With a swizzle, `stride` is the distance of groups of 8 rows and `lead` is unused; a
+// step of 16 along K adds 32 bytes to the address. Without one, the operand is made of 8 x 16 byte blocks: `lead` is
+// their distance along K and `stride` along the rows.
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t lead, uint32_t stride,
+                                                      Swizzle swizzle) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(lead >> 4) << 16 |
+         static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
+}
+
+// Orders earlier accesses to accumulators and shared memory before the wgmmas that follow.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// At most PENDING committed groups still run; the warp's older ones have written D and read shared memory.
+template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// d = a * b^T + (accumulate ? d : 0) by the calling warpgroup; wgmma.cuh has the layout of d.
+template <int N, class T>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+  Wgmma<N, T>::run(d, a, b, accumulate);
+}
+
+// Shared and global memory.
+
+// Matrices of 8 x 8 elements of 16 bits: lane i gives the address of row i % 8 of matrix i / 8, and register m of lane
+// i holds row i / 4, columns 2 * (i % 4) and the next, of matrix m.
+__device__ __forceinline__ void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m0), "r"(m1),
+               "r"(m2), "r"(m3)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_matrices(uint32_t address, uint32_t m0, uint32_t m1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(m0), "r"(m1) : "memory");
+}
+
+// The same, but register m of lane i holds column i / 4, rows 2 * (i % 4) and the next.
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2,
+                                                          uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m0),
+               "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t address, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_global_16(const void *from) { return *static_cast<const uint4 *>(from); }
+
+__device__ __forceinline__ void store_global_16(void *to, uint4 value) { *static_cast<uint4 *>(to) = value; }
+
+// Past the level 1 cache: what other multiprocessors wrote before a counter_add is seen after a fence_device.
+__device__ __forceinline__ float4 load_device_16(const float4 *from) { return __ldcg(from); }
+
+// Adds 1 and returns the value before. What the block's threads wrote before a barrier and this is seen by whoever
+// reads the new value here, in the order of one thread: release and acquire at the scope of the device.
+__device__ __forceinline__ uint32_t counter_add(uint32_t *counter) {
+  uint32_t before;
+  asm volatile("atom.global.acq_rel.gpu.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
+__device__ __forceinline__ void fence_device() { __threadfence(); }
+
+// Two floats rounded to nearest even and packed, `low` in the low half.
+template <class T> __device__ __forceinline__ uint32_t pack(float low, float high);
+
+template <> __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t &>(pair);
+}
+
+template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t &>(pair);
+}
+
+template <class T> __device__ __forceinline__ float2 unpack(uint32_t pair);
+
+template <> __device__ __forceinline__ float2 unpack<__nv_bfloat16>(uint32_t pair) {
+  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162 &>(pair));
+}
+
+template <> __device__ __forceinline__ float2 unpack<__half>(uint32_t pair) {
+  return __half22float2(reinterpret_cast<const __half2 &>(pair));
+}
+
+} // namespace inception_fast::hopper
+
+#endif // INCEPTION_FAST_EMULATED

@@ -1,0 +1,108 @@
+"""Registers, spills, shared memory and instructions of the built library's kernels, read without a GPU or a driver.
+
+The tools that read it, cuobjdump and nvdisasm, come with the Triton package; Triton itself is not imported.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import ctypes.util
+import importlib.util
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCH = "sm_90a"
+TENSOR_CORE = "HGMMA"
+# Products, loads and stores past the registers, the registers that warps hand to each other, spills.
+CLASSES = ("HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel became. `spill_bytes` are a thread's; `shared_bytes` those fixed at compile time."""
+
+    kernel: str
+    config: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    instructions: dict[str, int]
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with a kernel that multiplies; empty when nothing is."""
+        if self.spill_bytes or "STL" in self.instructions:
+            return f"{self.spill_bytes} bytes of registers spill"
+        return "" if TENSOR_CORE in self.instructions else f"no {TENSOR_CORE} instruction"
+
+
+def kernels(file: Path) -> list[Compiled]:
+    """Every kernel of a library, by name. Raises RuntimeError where the tools are missing or find nothing."""
+    usage = resources(_tool("cuobjdump", "-res-usage", str(file)))
+    if not usage:
+        raise RuntimeError(f"{file} holds no kernels for {ARCH}")
+    found = []
+    listings = functions(_tool("cuobjdump", "-sass", str(file)))
+    for symbol, (registers, stack, shared) in usage.items():
+        name, config = label(demangled(symbol))
+        counts = counted(listings.get(symbol, ""))
+        found.append(Compiled(name, config, registers, stack, shared, counts))
+    return sorted(found, key=lambda one: (one.kernel, one.config))
+
+
+def resources(text: str) -> dict[str, tuple[int, int, int]]:
+    """(registers, stack, shared) by symbol, from `cuobjdump -res-usage`."""
+    pattern = r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    return {name: (int(a), int(b), int(c)) for name, a, b, c in re.findall(pattern, text)}
+
+
+def functions(text: str) -> dict[str, str]:
+    """Each function's listing by symbol, from `cuobjdump -sass`."""
+    parts = re.split(r"^\s*Function : (\S+)\s*$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def counted(listing: str) -> dict[str, int]:
+    """How many instructions of each class a disassembly holds."""
+    found = re.findall(rf"\b({'|'.join(CLASSES)})\b", listing)
+    return dict(sorted(collections.Counter(found).items()))
+
+
+def label(name: str) -> tuple[str, str]:
+    """A kernel's short name and its template arguments: `void a::conv<64, true>(...)` is ("conv", "64, true")."""
+    found = re.match(r"(?:void )?(?:[\w(]+(?: \w+\))?::)*(\w+)(?:<(.*?)>)?(?:\(|$)", name)
+    if found is None:
+        return name, ""
+    return found[1].removesuffix("_kernel"), re.sub(r"\((?:int|bool|unsigned int)\)|\w+::", "", found[2] or "")
+
+
+def demangled(symbol: str) -> str:
+    """By the C++ runtime that the library links against; the symbol itself where it is no C++ name."""
+    runtime = ctypes.CDLL(ctypes.util.find_library("stdc++") or "libstdc++.so.6")
+    runtime.__cxa_demangle.restype = ctypes.c_void_p
+    status = ctypes.c_int()
+    text = runtime.__cxa_demangle(symbol.encode(), None, None, ctypes.byref(status))
+    if not text or status.value:
+        return symbol
+    try:
+        return ctypes.string_at(text).decode()
+    finally:
+        free = ctypes.CDLL(None).free
+        free.argtypes = (ctypes.c_void_p,)
+        free(text)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    spec = importlib.util.find_spec("triton")
+    places = (spec.submodule_search_locations or []) if spec else []
+    tools = [Path(place) / "backends" / "nvidia" / "bin" / name for place in places]
+    tool = next((tool for tool in tools if tool.exists()), None)
+    if tool is None:
+        raise RuntimeError(f"{name} comes with Triton, which is not installed; `pip install inception-fast[triton]`")
+    done = subprocess.run([str(tool), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip()[:200]}")
+    return done.stdout

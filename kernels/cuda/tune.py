@@ -1,0 +1,56 @@
+"""Tries every cut of a convolution and says how long each takes. Runs only when asked, and only on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..maps import dense
+from ..spec import ConvSpec
+from . import convolve
+from .convolve import SPLITS, Cut, Launch, Problem, Target
+from .loader import Library
+
+Timer = Callable[[Callable[[], None]], float]
+
+
+def proposals(kernels: Library, spec: ConvSpec) -> list[Cut]:
+    """Every configuration that runs the spec, whole and with the splits that leave each part some steps."""
+    found = []
+    for config in convolve.able(kernels, spec):
+        steps = spec.kh * spec.kw * -(-spec.c // config.depth)
+        found += [Cut(config, splits) for splits in SPLITS if splits == 1 or steps >= 2 * splits]
+    return found
+
+
+def tried(
+    kernels: Library, spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, timer: Timer
+) -> dict[Cut, float]:
+    """Seconds of every proposal that gives what the first one gives; x is [n, c, h, w].
+
+    Raises RuntimeError when none runs.
+    """
+    source = dense(x.permute(0, 2, 3, 1).contiguous())
+    packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
+    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
+    found: dict[Cut, float] = {}
+    problems, wanted = [], None
+    for cut in proposals(kernels, spec):
+        y.fill_(float("nan"))
+        try:
+            problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),))
+            launch: Launch = convolve.group("tuned", kernels, [problem], cut)
+            launch.run()
+            wanted = y.float() if wanted is None else wanted
+            # Parts of K are added in another order: a unit in the last place of the largest values, not more.
+            slack = 4 * torch.finfo(y.dtype).eps * float(wanted.abs().max())
+            if not bool(((y.float() - wanted).abs() <= slack).all()):
+                raise RuntimeError("other numbers than the first")
+            found[cut] = timer(launch.run)
+        except (RuntimeError, ValueError) as error:
+            problems.append(f"{cut.config.name} in {cut.splits}: {error}")
+    if not found:
+        raise RuntimeError(f"no configuration of {spec} runs: {'; '.join(problems)[:400]}")
+    return found

@@ -1,0 +1,67 @@
+// The convolution of kernels/cuda on the emulated device, prepared by its own host arithmetic.
+#include "../../kernels/cuda/conv.cuh"
+#include "../../kernels/cuda/conv_plan.h"
+#include "machine.h"
+
+using namespace inception_fast;
+using namespace inception_fast::hopper;
+
+namespace {
+
+template <int N, bool TURNS, class T> int run(const Group &group, int blocks, int shared) {
+  return emulated::launch_grid(blocks, THREADS, group.cluster, shared, [&] { conv<N, TURNS, T>(group); });
+}
+
+using Run = int (*)(const Group &, int, int);
+
+// The widths that the tests use: one and several parts of 64 columns, whole and not.
+template <class T> Run run_of(const HopperConfig &config) {
+  switch (config.columns) {
+  case 48:
+    return config.turns ? run<48, true, T> : run<48, false, T>;
+#ifndef ONLY_48
+  case 32:
+    return config.turns ? run<32, true, T> : run<32, false, T>;
+  case 80:
+    return config.turns ? run<80, true, T> : run<80, false, T>;
+  case 192:
+    return config.turns ? run<192, true, T> : run<192, false, T>;
+#endif
+  default:
+    return nullptr;
+  }
+}
+
+int complain(const std::string &text) {
+  emulated::machine().error = text;
+  return 2;
+}
+
+} // namespace
+
+extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t type, int32_t config, uint64_t workspace,
+                             int32_t blocks) {
+  const std::vector<std::string> reasons = conv_reasons(convs, count, type, config);
+  if (!reasons.empty())
+    return complain(reasons.front());
+  const HopperConfig chosen = conv_configs()[config];
+  const Element element = type == HOPPER_BFLOAT16 ? Element::bfloat16 : Element::float16;
+  Group group{};
+  for (int i = 0; i < count; ++i) {
+    group.x[i] = x_map(convs[i], element, chosen);
+    group.weights[i] = weight_map(convs[i], element, chosen);
+    for (const MapSpec *map : {&group.x[i], &group.weights[i]})
+      if (const char *why = emulated::check_map(*map))
+        return complain(why);
+  }
+  const int64_t units = fill_problems(convs, count, chosen, workspace, group.problem);
+  group.units = static_cast<int32_t>(units);
+  group.cluster = chosen.cluster;
+  group.stages = chosen.stages;
+  group.depth = chosen.depth;
+  const Run run = type == HOPPER_BFLOAT16 ? run_of<__nv_bfloat16>(chosen) : run_of<__half>(chosen);
+  if (!run)
+    return complain("tiles of " + std::to_string(chosen.columns) + " columns are not compiled for the emulator");
+  const int clusters = std::max(1, std::min(static_cast<int>(units), blocks / chosen.cluster));
+  return run(group, clusters * chosen.cluster, chosen.shared_bytes);
+}

@@ -1,0 +1,173 @@
+// The names of hopper.cuh on the CPU: with -DINCEPTION_FAST_EMULATED a kernel's own source runs against this machine.
+//
+// Every thread of a cluster is a fiber on one CPU thread. It runs until it waits: at an mbarrier, a named barrier, the
+// cluster's barrier, a collective of its warp, or wgmma_wait. Threads come in turn, or by random priorities of warps
+// from a seed. What hardware does on its own happens early, as late as it may, or at random:
+//   TMA       the target is poison from the issue until the data lands; late means when no thread can run without it.
+//   Zero
+//             fill, swizzle, im2col walk, multicast, byte counts and alignment are modelled.
+//   wgmma     operands are read and accumulators written early, or when a wait needs it; accumulators are poison until
+//             then, and must not be touched. Both K-major descriptors are decoded; fragments are those PTX documents.
+//   shared memory   starts as NaN. Ordinary stores reach the view of TMA and wgmma at the storing thread's
+//             fence_async_shared. Addresses are 32-bit and begin off a multiple of 1024.
+//   mbarriers phases, arrivals and bytes; too many arrivals, bytes out of range, use before initialisation or without
+//   its
+//             fence, and being overwritten are faults.
+//   global memory   blocks between forbidden pages; tensor maps have to lie inside one.
+// A launch ends with a reason, in place of a result, on: a fault above, a deadlock (with what each warp waits for), a
+// thread that ends with copies, products or arrivals open.
+//
+// What it cannot see: whether this reading of PTX is what the hardware does (the layout of descriptors without swizzle
+// and the corner walk of im2col above all); races that no schedule tried shows; the order of float32 sums inside a
+// wgmma; memory ordering weaker than fibers have (a
+// warp barrier missing round stmatrix, say); ordinary stores to shared memory that bypass these functions; what
+// the compiler makes of the code; speed.
+#pragma once
+
+#include "cuda_types.h"
+#include "primitives.h"
+#include <cstdint>
+
+namespace inception_fast::hopper {
+
+using TensorMap = MapSpec;
+using Barrier = uint64_t;
+
+inline uint32_t shared_address(const void *pointer) { return emulated::shared_address(pointer); }
+inline uint8_t *dynamic_shared() { return emulated::dynamic_shared(); }
+inline void sync_block() { emulated::sync_block(); }
+inline void sync_warp() { emulated::sync_warp(); }
+inline void sync_named(uint32_t id, uint32_t threads) { emulated::sync_named(id, threads); }
+inline void arrive_named(uint32_t id, uint32_t threads) { emulated::arrive_named(id, threads); }
+template <int COUNT> inline void fewer_registers() { emulated::change_registers(COUNT); }
+template <int COUNT> inline void more_registers() { emulated::change_registers(COUNT); }
+template <class V> inline V uniform(V value) { return value; }
+[[noreturn]] inline void fail() { emulated::trap(); }
+
+inline uint32_t cluster_rank() { return emulated::cluster_rank(); }
+inline uint32_t cluster_size() { return emulated::cluster_size(); }
+inline void cluster_arrive() { emulated::cluster_arrive(); }
+inline void cluster_wait() { emulated::cluster_wait(); }
+inline void grid_wait() {}
+inline void grid_launch_dependents() {}
+
+inline void barrier_init(Barrier *barrier, uint32_t arrivals) { emulated::barrier_init(barrier, arrivals); }
+inline void fence_barrier_init() { emulated::fence_barrier_init(); }
+inline void barrier_expect(Barrier *barrier, uint32_t bytes) { emulated::barrier_expect(barrier, bytes); }
+inline void barrier_arrive(Barrier *barrier) { emulated::barrier_arrive(barrier); }
+inline void barrier_arrive_remote(Barrier *barrier, uint32_t rank) { emulated::barrier_arrive_remote(barrier, rank); }
+inline bool barrier_try(Barrier *barrier, uint32_t parity) { return emulated::barrier_try(barrier, parity); }
+inline void barrier_wait(Barrier *barrier, uint32_t parity) { emulated::barrier_wait(barrier, parity); }
+inline void fence_async_shared() { emulated::fence_async_shared(); }
+
+inline void prefetch_map(const TensorMap *) {}
+
+template <class... At> inline void tma_load(void *to, const TensorMap *map, Barrier *barrier, At... at) {
+  const int c[] = {at...};
+  emulated::tma_load(to, *map, barrier, 0, sizeof...(at), c);
+}
+
+template <class... At>
+inline void tma_load_multicast(void *to, const TensorMap *map, Barrier *barrier, uint16_t blocks, At... at) {
+  const int c[] = {at...};
+  emulated::tma_load(to, *map, barrier, blocks, sizeof...(at), c);
+}
+
+inline void tma_load_im2col(void *to, const TensorMap *map, Barrier *barrier, int c, int w, int h, int n,
+                            uint16_t tap_w, uint16_t tap_h) {
+  emulated::tma_load_im2col(to, *map, barrier, 0, {c, w, h, n}, tap_w, tap_h);
+}
+
+inline void tma_load_im2col_multicast(void *to, const TensorMap *map, Barrier *barrier, uint16_t blocks, int c, int w,
+                                      int h, int n, uint16_t tap_w, uint16_t tap_h) {
+  emulated::tma_load_im2col(to, *map, barrier, blocks, {c, w, h, n}, tap_w, tap_h);
+}
+
+template <class... At> inline void tma_store(const TensorMap *map, const void *from, At... at) {
+  const int c[] = {at...};
+  emulated::tma_store(*map, from, sizeof...(at), c);
+}
+
+inline void tma_store_commit() { emulated::tma_store_commit(); }
+template <int PENDING> inline void tma_store_wait_read() { emulated::tma_store_wait(PENDING); }
+template <int PENDING> inline void tma_store_wait() { emulated::tma_store_wait(PENDING); }
+
+inline uint64_t matrix_descriptor(uint32_t address, uint32_t lead, uint32_t stride, Swizzle swizzle) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(lead >> 4) << 16 |
+         static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
+}
+
+inline void wgmma_fence() { emulated::wgmma_fence(); }
+inline void wgmma_commit() { emulated::wgmma_commit(); }
+template <int PENDING> inline void wgmma_wait() { emulated::wgmma_wait(PENDING); }
+
+template <class T> constexpr Element element_of();
+template <> constexpr Element element_of<__nv_bfloat16>() { return Element::bfloat16; }
+template <> constexpr Element element_of<__half>() { return Element::float16; }
+
+template <int N, class T> inline void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma takes N = 8..256 in steps of 8");
+  emulated::wgmma(N, int(element_of<T>()), d, a, b, accumulate != 0);
+}
+
+inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  const uint32_t m[] = {m0, m1, m2, m3};
+  emulated::store_matrices(address, m, 4, false);
+}
+inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1) {
+  const uint32_t m[] = {m0, m1};
+  emulated::store_matrices(address, m, 2, false);
+}
+inline void store_matrices_transposed(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  const uint32_t m[] = {m0, m1, m2, m3};
+  emulated::store_matrices(address, m, 4, true);
+}
+
+inline uint4 load_shared_16(uint32_t address) {
+  uint4 value;
+  emulated::load_shared(address, &value, 16);
+  return value;
+}
+inline uint32_t load_shared_4(uint32_t address) {
+  uint32_t value;
+  emulated::load_shared(address, &value, 4);
+  return value;
+}
+inline void store_shared_16(uint32_t address, uint4 value) { emulated::store_shared(address, &value, 16); }
+
+inline uint4 load_global_16(const void *from) {
+  emulated::check_global(from, 16, "a load");
+  return *static_cast<const uint4 *>(from);
+}
+inline void store_global_16(void *to, uint4 value) {
+  emulated::check_global(to, 16, "a store");
+  *static_cast<uint4 *>(to) = value;
+}
+
+inline uint32_t counter_add(uint32_t *counter) {
+  emulated::check_global(counter, 4, "an addition");
+  return (*counter)++;
+}
+inline void fence_device() {}
+template <class V> inline V load_device_16(const V *from) {
+  static_assert(sizeof(V) == 16, "16 bytes");
+  emulated::check_global(from, 16, "a load");
+  return *from;
+}
+
+template <class T> uint32_t pack(float low, float high);
+template <> inline uint32_t pack<__nv_bfloat16>(float low, float high) {
+  return emulated::to_bfloat16(low) | uint32_t(emulated::to_bfloat16(high)) << 16;
+}
+template <> inline uint32_t pack<__half>(float low, float high) {
+  return emulated::to_half(low) | uint32_t(emulated::to_half(high)) << 16;
+}
+template <class T> float2 unpack(uint32_t pair);
+template <> inline float2 unpack<__nv_bfloat16>(uint32_t pair) {
+  return {emulated::from_bfloat16(uint16_t(pair)), emulated::from_bfloat16(uint16_t(pair >> 16))};
+}
+template <> inline float2 unpack<__half>(uint32_t pair) {
+  return {emulated::from_half(uint16_t(pair)), emulated::from_half(uint16_t(pair >> 16))};
+}
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,81 @@
+// The index arithmetic of the convolution's kernel, for a test that does the rest in NumPy. Needs no emulated device.
+#include <cstdint>
+#include <vector>
+
+#include "../../kernels/cuda/conv_plan.h"
+
+using namespace inception_fast::hopper;
+
+// (problem, row, column, split, first, last, n, h, w) of each unit's tile in each block of the cluster; returns the
+// units, and writes those that fit.
+extern "C" int64_t maps_tiles(const HopperConv *convs, int32_t count, int32_t config, int32_t *rows, int64_t capacity) {
+  const HopperConfig chosen = conv_configs()[config];
+  Problem problems[MAX_PROBLEMS];
+  const int64_t units = fill_problems(convs, count, chosen, 0, problems);
+  for (int64_t i = 0; i < units * chosen.cluster && i < capacity; ++i) {
+    const int unit = static_cast<int>(i / chosen.cluster), rank = static_cast<int>(i % chosen.cluster);
+    const Tile tile = tile_of(problems, unit, chosen.cluster, rank);
+    const Corner corner = corner_of(problems[tile.problem], tile.row, chosen.rows);
+    for (const int value :
+         {tile.problem, tile.row, tile.column, tile.split, tile.first, tile.last, corner.n, corner.h, corner.w})
+      *rows++ = value;
+  }
+  return units;
+}
+
+// (tap, chunk, steps) of iterations [first, last).
+extern "C" void maps_steps(const HopperConv *conv, int32_t config, int32_t first, int32_t last, int32_t *rows) {
+  const HopperConfig chosen = conv_configs()[config];
+  const Problem problem = problem_of(*conv, chosen);
+  Step step = step_of(problem, first);
+  for (int i = first; i < last; ++i, advance(problem, step)) {
+    *rows++ = step.tap;
+    *rows++ = step.chunk;
+    *rows++ = step.chunk + 1 == problem.chunks ? problem.last_steps : chosen.depth / K_STEP;
+  }
+}
+
+// What the tensor maps say: sizes, strides (bytes), box, element strides, corners, channels, pixels.
+extern "C" void maps_of(const HopperConv *conv, int32_t config, int64_t *x, int64_t *weights) {
+  const HopperConfig chosen = conv_configs()[config];
+  const MapSpec maps[] = {x_map(*conv, Element::bfloat16, chosen), weight_map(*conv, Element::bfloat16, chosen)};
+  int64_t *to[] = {x, weights};
+  for (int m = 0; m < 2; ++m) {
+    const MapSpec &map = maps[m];
+    int64_t *row = to[m];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = static_cast<int64_t>(map.size[i]);
+      row[4 + i] = static_cast<int64_t>(map.stride[i]);
+      row[8 + i] = map.box[i];
+      row[12 + i] = map.step[i];
+    }
+    row[16] = map.lower[0];
+    row[17] = map.lower[1];
+    row[18] = map.upper[0];
+    row[19] = map.upper[1];
+    row[20] = map.channels;
+    row[21] = map.pixels;
+  }
+}
+
+// Addresses of elements (pixel, column), and of its ReLU flag's output.
+extern "C" void maps_addresses(const HopperConv *conv, int32_t config, int64_t count, const int32_t *pixels,
+                               const int32_t *columns, uint64_t *addresses, int32_t *outputs) {
+  const Problem problem = problem_of(*conv, conv_configs()[config]);
+  for (int64_t i = 0; i < count; ++i) {
+    outputs[i] = output_of(problem, columns[i]);
+    addresses[i] = element_address(problem, outputs[i], pixels[i], columns[i]);
+  }
+}
+
+// The stage and parity after `counts` iterations were used or skipped in turn.
+extern "C" void maps_ring(int32_t stages, int32_t count, const int32_t *counts, int32_t *rows) {
+  Place place{0, 0}, walked{0, 0};
+  for (int i = 0; i < count; ++i) {
+    skip(place, stages, counts[i]);
+    for (int j = 0; j < counts[i]; ++j)
+      advance(walked, stages);
+    for (const int value : {place.stage, static_cast<int>(place.parity), walked.stage, static_cast<int>(walked.parity)})
+      *rows++ = value;
+  }
+}

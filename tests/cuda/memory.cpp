@@ -1,0 +1,110 @@
+// Global memory of the emulated device: blocks between forbidden pages, with guard bands where a block ends before its
+// page.
+#include "machine.h"
+#include "primitives.h"
+#include <algorithm>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace inception_fast::emulated {
+
+namespace {
+
+struct Block {
+  uint8_t *mapping, *data;
+  size_t mapped, bytes;
+  bool adopted; // memory of somebody else: nothing around it is forbidden
+};
+
+// Host code allocates, so there is no concurrent use.
+std::vector<Block> &blocks() {
+  static std::vector<Block> all;
+  return all;
+}
+
+bool guards_intact(const Block &block) {
+  size_t page = size_t(sysconf(_SC_PAGESIZE));
+  for (uint8_t *p = block.mapping + page; p < block.mapping + block.mapped - page; p++)
+    if ((p < block.data || p >= block.data + block.bytes) && *p != kPoisonByte)
+      return false;
+  return true;
+}
+
+} // namespace
+
+bool inside_a_block(const void *address, uint64_t bytes) {
+  const uint8_t *from = static_cast<const uint8_t *>(address);
+  for (const Block &block : blocks())
+    if (from >= block.data && from + bytes <= block.data + block.bytes)
+      return true;
+  return false;
+}
+
+bool in_the_gap_of_a_block(const void *address) {
+  const uint8_t *at = static_cast<const uint8_t *>(address);
+  for (const Block &block : blocks())
+    if (at >= block.mapping && at < block.mapping + block.mapped)
+      return true;
+  return false;
+}
+
+void check_global(const void *address, int bytes, const char *what) {
+  maybe_yield();
+  if (uintptr_t(address) % uintptr_t(bytes))
+    fail("%s of %d bytes at %p; allowed: multiples", what, bytes, address);
+  if (!inside_a_block(address, uint64_t(bytes)))
+    fail("%s of %d bytes at %p, outside of every block of global memory", what, bytes, address);
+}
+
+} // namespace inception_fast::emulated
+
+using namespace inception_fast::emulated;
+
+extern "C" {
+
+// `at_end`: the block's last 16 bytes end at a forbidden page; else its first byte begins behind one. All is poison.
+void *emulated_allocate(uint64_t bytes, int at_end) {
+  size_t page = size_t(sysconf(_SC_PAGESIZE)), room = (bytes + 15) / 16 * 16;
+  size_t inner = (room + page - 1) / page * page;
+  void *mapping = mmap(nullptr, inner + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED)
+    return nullptr;
+  uint8_t *first = static_cast<uint8_t *>(mapping) + page;
+  if (mprotect(first, inner, PROT_READ | PROT_WRITE))
+    return nullptr;
+  std::memset(first, kPoisonByte, inner);
+  uint8_t *data = at_end ? first + inner - room : first;
+  blocks().push_back({static_cast<uint8_t *>(mapping), data, inner + 2 * page, size_t(bytes), false});
+  return data;
+}
+
+// Makes memory of the caller, which stays its owner, part of the device's.
+void emulated_adopt(void *data, uint64_t bytes) {
+  uint8_t *at = static_cast<uint8_t *>(data);
+  blocks().push_back({at, at, size_t(bytes), size_t(bytes), true});
+}
+
+// Returns 0 when nothing was written beside the block's data, 1 when something was, -1 when there is no such block.
+int emulated_free(void *data) {
+  auto found = std::find_if(blocks().begin(), blocks().end(), [&](const Block &block) { return block.data == data; });
+  if (found == blocks().end())
+    return -1;
+  Block block = *found;
+  blocks().erase(found);
+  if (block.adopted)
+    return 0;
+  bool intact = guards_intact(block);
+  munmap(block.mapping, block.mapped);
+  return intact ? 0 : 1;
+}
+
+// When copies and products happen (0 early, 1 late, 2 random), the schedule (0 turns, 1 random priorities), clusters
+// that run together, multiprocessors that the host sees, and the seed.
+void emulated_configure(int copies, int products, int schedule, int resident, int sms, uint64_t seed) {
+  machine().options = {copies, products, schedule, resident, sms, seed};
+}
+
+const char *emulated_error(void) { return machine().error.c_str(); }
+
+uint64_t emulated_switches(void) { return machine().switches; }
+}

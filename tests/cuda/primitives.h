@@ -1,0 +1,61 @@
+// What emulated.h calls: one function for each group of instructions, without types of the kernels.
+#pragma once
+
+#include "cuda_types.h"
+#include <cstdint>
+#include <functional>
+
+namespace inception_fast::hopper {
+struct MapSpec;
+}
+
+namespace inception_fast::emulated {
+
+uint8_t *dynamic_shared();
+uint32_t shared_address(const void *pointer);
+void sync_block();
+void sync_warp();
+void sync_named(uint32_t id, uint32_t threads);
+void arrive_named(uint32_t id, uint32_t threads);
+void change_registers(int count);
+[[noreturn]] void trap();
+
+uint32_t cluster_rank();
+uint32_t cluster_size();
+void cluster_arrive();
+void cluster_wait();
+
+void barrier_init(void *barrier, uint32_t arrivals);
+void fence_barrier_init();
+void barrier_expect(void *barrier, uint32_t bytes);
+void barrier_arrive(void *barrier);
+void barrier_arrive_remote(void *barrier, uint32_t rank);
+bool barrier_try(void *barrier, uint32_t parity);
+void barrier_wait(void *barrier, uint32_t parity);
+void fence_async_shared();
+
+// blocks: a bit for each block of the cluster that gets the box; 0: this one, without multicast.
+void tma_load(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, int rank, const int *at);
+void tma_load_im2col(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, const int (&at)[4],
+                     uint16_t tap_w, uint16_t tap_h);
+void tma_store(const hopper::MapSpec &map, const void *from, int rank, const int *at);
+void tma_store_commit();
+void tma_store_wait(int pending);
+
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
+void wgmma(int n, int element, float *d, uint64_t a, uint64_t b, bool accumulate);
+
+void store_matrices(uint32_t address, const uint32_t *m, int count, bool transposed);
+void store_shared(uint32_t address, const void *value, int bytes);
+void load_shared(uint32_t address, void *value, int bytes);
+void check_global(const void *address, int bytes, const char *what);
+void yield_once(); // in a loop that waits for memory
+
+// Runs kernel() for every thread of the grid. Returns 0, or 1 and last_error() has the reason.
+int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, const std::function<void()> &kernel);
+const char *check_map(const hopper::MapSpec &map); // null, or why the driver would not encode it
+int multiprocessors();
+
+} // namespace inception_fast::emulated

@@ -1,0 +1,117 @@
+"""The GPU emulator of `tests/cuda`: builds kernels' own sources for the CPU and calls them on guarded memory."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkout import ROOT
+
+HERE = ROOT / "tests" / "cuda"
+MACHINE = tuple(sorted(HERE / f"{name}.cpp" for name in ("copy", "memory", "scheduler", "sync", "wgmma")))
+# Fortified longjmp takes a change of fibers for an attack. Products of float32 may fuse: exact tests hold either way.
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra")
+EARLY, LATE, RANDOM = 0, 1, 2
+
+
+class EmulationError(Exception):
+    """What the emulated device found wrong with a kernel."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """When copies and products happen, in which order threads run, and how many clusters run at a time."""
+
+    copies: int = LATE
+    products: int = LATE
+    schedule: int = 0
+    resident: int = 1
+    multiprocessors: int = 4
+    seed: int = 1
+
+
+# Everything early, everything late, each against the other, and a few random ones.
+MODES = (
+    Mode(EARLY, EARLY),
+    Mode(LATE, LATE),
+    Mode(EARLY, LATE),
+    Mode(LATE, EARLY),
+    *(Mode(RANDOM, RANDOM, schedule=1, resident=2, seed=seed) for seed in (1, 2, 3)),
+)
+
+
+def compiled(source: Path, target: Path, *options: str) -> Path:
+    command = ["g++", *FLAGS, *options, "-DINCEPTION_FAST_EMULATED", f"-I{HERE}", "-x", "c++"]
+    done = subprocess.run([*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return target
+
+
+def build(folder: Path, sources: Iterable[Path], *options: str, objects: Iterable[Path] = ()) -> Path:
+    """A shared library of `sources`, .cu ones too, with the machine; `objects` are linked as they are."""
+    todo = [(source, folder / f"{source.stem}.o") for source in (*sources, *(() if objects else MACHINE))]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda pair: compiled(*pair, *options), todo))
+    library = folder / "emulated.so"
+    link = ["g++", "-shared", "-o", str(library), *map(str, (*made, *objects))]
+    done = subprocess.run(link, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return library
+
+
+class Device:
+    """A library that `build` made. Memory of its kernels comes from `empty` and `like`, inside `memory`."""
+
+    def __init__(self, library: Path) -> None:
+        self.lib = ctypes.CDLL(str(library))
+        self.lib.emulated_allocate.restype = ctypes.c_void_p
+        self.lib.emulated_allocate.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self.lib.emulated_free.argtypes = [ctypes.c_void_p]
+        self.lib.emulated_error.restype = ctypes.c_char_p
+        self.lib.emulated_switches.restype = ctypes.c_uint64
+        self.blocks: list[int] = []
+
+    def configure(self, mode: Mode) -> None:
+        numbers = (mode.copies, mode.products, mode.schedule, mode.resident, mode.multiprocessors)
+        self.lib.emulated_configure(*map(ctypes.c_int, numbers), ctypes.c_uint64(mode.seed))
+
+    def error(self) -> str:
+        return self.lib.emulated_error().decode()
+
+    def check(self, result: int) -> None:
+        if result:
+            raise EmulationError(self.error())
+
+    def empty(self, *shape: int, dtype: torch.dtype, at_end: bool = True) -> Tensor:
+        """A tensor full of NaN between forbidden pages, flush with the one behind it or the one ahead."""
+        count = 1
+        for size in shape:
+            count *= size
+        room = max(count * dtype.itemsize, 1)
+        address = self.lib.emulated_allocate(room, int(at_end))
+        assert address, "no memory"
+        self.blocks.append(address)
+        return torch.frombuffer((ctypes.c_uint8 * room).from_address(address), dtype=dtype, count=count).view(shape)
+
+    def like(self, values: Tensor, at_end: bool = True) -> Tensor:
+        """A copy of `values`, contiguous, on the device."""
+        made = self.empty(*values.shape, dtype=values.dtype, at_end=at_end)
+        return made.copy_(values)
+
+    @contextmanager
+    def memory(self) -> Iterator[Device]:
+        """Frees what was allocated inside, and fails when a byte beside it was written."""
+        try:
+            yield self
+        finally:
+            spoilt = [address for address in self.blocks if self.lib.emulated_free(ctypes.c_void_p(address))]
+            self.blocks.clear()
+        assert not spoilt, f"{len(spoilt)} blocks of memory were written beside their data"

@@ -1,0 +1,183 @@
+"""The Hopper kernels on a Hopper GPU: exact integers, the accuracy budget, groups, splits, overlap in a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from inception_fast.kernels import cuda
+from inception_fast.kernels.cuda import convolve, driver, pair
+from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
+from inception_fast.kernels.maps import dense
+from inception_fast.kernels.spec import ConvSpec, PairSpec
+from torch import Tensor
+from torch.nn import functional as F
+
+import numerics
+from inception_fast.engine.gpu_hopper import Hopper
+
+from .maps import DEVICE, empty, put, take
+from .test_hopper_plan import DEEP, compiled
+
+
+@cache
+def absent() -> str:
+    if DEVICE.type != "cuda":
+        return "no GPU: the kernels run in an emulation elsewhere"
+    return cuda.missing() or driver.refusal((torch.cuda.get_device_capability(),))
+
+
+pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "runs here")
+
+# What the networks have: every map, taps, stride and tail of channels; a batch whose last tile is not full.
+SPECS = {
+    "1x7": ConvSpec(3, 17, 17, 192, 192, 1, 7, padding=(0, 0, 3, 3)),
+    "7x1": ConvSpec(3, 17, 17, 160, 192, 7, 1, padding=(3, 3, 0, 0)),
+    "3x3": ConvSpec(2, 35, 35, 96, 96, 3, 3, padding=(1, 1, 1, 1)),
+    "5x5": ConvSpec(2, 35, 35, 48, 64, 5, 5, padding=(2, 2, 2, 2)),
+    "3x3s2": ConvSpec(2, 35, 35, 288, 384, 3, 3, (2, 2)),
+    "1x1": ConvSpec(2, 17, 17, 768, 192, 1, 1),
+    "stem": ConvSpec(1, 149, 149, 32, 32, 3, 3),
+    "stem64": ConvSpec(1, 73, 73, 64, 80, 1, 1),
+    "8x8": ConvSpec(5, 8, 8, 448, 384, 3, 3, padding=(1, 1, 1, 1)),
+    "head": ConvSpec(7, 1, 1, 2048, 1000, 1, 1, relu=False),
+}
+
+
+def integers(spec: ConvSpec, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and shift whose exact result has few enough bits for both formats."""
+    generator = torch.Generator().manual_seed(seed)
+    k = spec.c * spec.kh * spec.kw
+    x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).float()
+    # Sparse, so that no sum leaves the integers that bfloat16 has.
+    weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
+    weight *= torch.rand(weight.shape, generator=generator) < min(1.0, 100 / k)
+    return x, weight, torch.randint(-3, 4, (spec.oc,), generator=generator).float()
+
+
+def wanted(spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    padding = (spec.padding[0], spec.padding[2])
+    y = F.conv2d(x.to(DEVICE).double(), weight.to(DEVICE).double(), None, spec.stride, padding).cpu()
+    y = y * scale.double().reshape(1, -1, 1, 1) + shift.double().reshape(1, -1, 1, 1)
+    return y.relu() if spec.relu else y
+
+
+def run(spec: ConvSpec, cut: Cut, x: Tensor, weight: Tensor, scale: Any, shift: Tensor) -> Tensor:
+    """Through maps of wider pixels, between guarded margins."""
+    dtype = getattr(torch, spec.dtype)
+    packed = convolve.pack(weight, scale, shift, dtype, DEVICE)
+    source, y = put(x.to(dtype), 8, 16), empty(spec.n, spec.oc, spec.oh, spec.ow, dtype, 16, 8)
+    problem = Problem(spec, source, packed, (Target(y, spec.relu),))
+    convolve.group("test", cuda.library(), [problem], cut).run()
+    return take(y)
+
+
+def cuts(spec: ConvSpec) -> list[Cut]:
+    return [Cut(config, splits) for config in convolve.able(cuda.library(), spec) for splits in (1, 3)]
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+@pytest.mark.parametrize("name", SPECS)
+def test_integers_are_exact_by_every_configuration(name: str, dtype: str) -> None:
+    spec = replace(SPECS[name], dtype=dtype)
+    x, weight, shift = integers(spec)
+    expected = wanted(spec, x, weight, torch.ones(spec.oc), shift)
+    assert cuts(spec)
+    for cut in cuts(spec):
+        assert torch.equal(run(spec, cut, x, weight, None, shift).double(), expected), cut
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_random_numbers_stay_in_the_budget(name: str) -> None:
+    spec = replace(SPECS[name], dtype="bfloat16")
+    x = numerics.random(spec.n, spec.c, spec.h, spec.w, dtype=torch.bfloat16)
+    weight = numerics.random(spec.oc, spec.c, spec.kh, spec.kw, seed=1, dtype=torch.bfloat16)
+    scale, shift = numerics.random(spec.oc, seed=2, low=0.5), numerics.random(spec.oc, seed=3)
+    expected = wanted(spec, x, weight, scale, shift)
+    for cut in cuts(spec):
+        y = run(spec, cut, x, weight, scale, shift)
+        numerics.assert_close_budget(y, expected)
+        assert torch.equal(y, run(spec, cut, x, weight, scale, shift)), f"{cut} differs from run to run"
+
+
+def test_a_group_with_two_destinations_and_a_residual() -> None:
+    spec = replace(SPECS["1x7"], dtype="bfloat16")
+    x, weight, shift = integers(spec)
+    expected = wanted(replace(spec, relu=False), x, weight, torch.ones(spec.oc), shift)
+    packed = convolve.pack(weight, None, shift, torch.bfloat16, DEVICE)
+    source, old = put(x.bfloat16()), torch.ones(spec.n, spec.oc, spec.oh, spec.ow)
+    for cut in cuts(spec):
+        left, right = (empty(spec.n, 96, 17, 17, torch.bfloat16, 32, 0) for _ in range(2))
+        whole = empty(spec.n, 192, 17, 17, torch.bfloat16)
+        problems = [
+            Problem(spec, source, packed, (Target(left, True), Target(right, False))),
+            Problem(replace(spec, residual=True), source, packed, (Target(whole, True),), put(old.bfloat16()), 2.0),
+        ]
+        convolve.group("test", cuda.library(), problems, cut).run()
+        assert torch.equal(take(left).double(), expected[:, :96].relu())
+        assert torch.equal(take(right).double(), expected[:, 96:])
+        assert torch.equal(take(whole).double(), (1 + 2 * expected).relu().bfloat16().double())
+
+
+@pytest.mark.parametrize("wide_first", (True, False))
+@pytest.mark.parametrize("sizes", ((192, 192, 192), (128, 128, 192), (192, 224, 256), (128, 160, 192)), ids=str)
+def test_fused_pairs_are_exact(sizes: tuple[int, int, int], wide_first: bool) -> None:
+    """Sums of integers are exact in float32 and rounded as the reference rounds, the intermediate as well."""
+    wide = ((1, 7), (0, 0, 3, 3)), ((7, 1), (3, 3, 0, 0))
+    (one, pad_one), (two, pad_two) = wide if wide_first else wide[::-1]
+    first = ConvSpec(3, 17, 17, *sizes[:2], *one, padding=pad_one, dtype="bfloat16")
+    second = ConvSpec(3, 17, 17, *sizes[1:], *two, padding=pad_two, dtype="bfloat16")
+    spec = PairSpec(first, second)
+    (x, left, shift_left), (_, right, shift_right) = integers(first), integers(second, 1)
+    middle = wanted(first, x, left, torch.ones(sizes[1]), shift_left).bfloat16()
+    expected = wanted(second, middle, right, torch.ones(sizes[2]), shift_right).bfloat16()
+    packed = tuple(
+        convolve.pack(weight, None, shift, torch.bfloat16, DEVICE)
+        for weight, shift in ((left, shift_left), (right, shift_right))
+    )
+    assert pair.able(cuda.library(), spec)
+    for config in pair.able(cuda.library(), spec):
+        source, y = put(x.bfloat16(), 8, 16), empty(3, sizes[2], 17, 17, torch.bfloat16, 16, 8)
+        pair.launch("test", cuda.library(), spec, source, (packed[0], packed[1]), y, config).run()
+        assert torch.equal(take(y), expected), config.name
+
+
+@pytest.mark.parametrize("n", (1, 3))
+def test_a_network_in_one_graph_beside_triton(n: int) -> None:
+    x, executable, expected = compiled(n, Hopper(cuda.library(), DEVICE, always=True))
+    there = x.to(DEVICE)
+    first, second = executable.run([there])[0], executable.run([there])[0]
+    assert torch.equal(first, second)
+    assert numerics.rel_l2(first.cpu(), expected) <= DEEP
+    assert {task.hopper is None for task in executable.plan.tasks} == {True, False}
+
+
+@pytest.mark.parametrize("overlap", (False, True))
+def test_a_chain_in_a_graph_replays(overlap: bool) -> None:
+    """Each of 24 convolutions reads what the one ahead wrote; one that starts too early gives another number."""
+    spec = replace(SPECS["1x7"], n=1, dtype="bfloat16", relu=False)
+    eye = torch.zeros(192, 192, 1, 7)
+    eye[range(192), range(192), 0, 3] = 1
+    packed = convolve.pack(eye, None, torch.ones(192), torch.bfloat16, DEVICE)
+    kernels = cuda.library()
+    for cut in cuts(spec):
+        maps = [dense(torch.zeros(1, 17, 17, 192, dtype=torch.bfloat16, device=DEVICE)) for _ in range(2)]
+        launches = [
+            convolve.group(
+                "test", kernels, [Problem(spec, maps[i % 2], packed, (Target(maps[1 - i % 2], False),))], cut,
+                overlap=overlap and i > 0,
+            )
+            for i in range(24)
+        ]  # fmt: skip
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            for launch in launches:
+                launch.run()
+        for replay in range(1, 4):
+            graph.replay()
+            torch.cuda.synchronize()
+            assert bool((maps[0].data == 24 * replay).all()), (cut, replay)

@@ -1,0 +1,210 @@
+"""The Hopper convolution's own source on the emulated device, against the float64 reference.
+
+Small integers give exact float32 sums, so results equal the reference rounded once, bit for bit. Every tensor lies
+flush with a forbidden page among channels of NaN: what is read beside x or written beside y shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkout import ROOT
+from emulated import HERE, LATE, MODES, EmulationError, Mode, build
+from emulated_conv import SOURCES, Case, ConvDevice, Shape, case
+from numerics import assert_close_budget
+
+RELU, PLAIN = True, False
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ConvDevice:
+    return ConvDevice(build(tmp_path_factory.mktemp("conv"), SOURCES))
+
+
+@pytest.fixture
+def device(library: ConvDevice) -> Iterator[ConvDevice]:
+    with library.memory():
+        library.configure(Mode())
+        yield library
+
+
+def run(device: ConvDevice, cases: list[Case], config: int, dtype: torch.dtype, blocks: int = 3) -> list[torch.Tensor]:
+    convs = [one.conv for one in cases]
+    workspace, counters = device.workspace(convs, config)
+    device.launch(convs, dtype, config, workspace, blocks)
+    assert not workspace[:counters].any(), "counters are not left zero for the next launch"
+    return [y for one in cases for y in one.results()]
+
+
+def assert_exact(device: ConvDevice, shapes: list[Shape], config: int, dtype: torch.dtype, blocks: int = 3) -> None:
+    cases = [case(device, shape, dtype, seed) for seed, shape in enumerate(shapes)]
+    found = run(device, cases, config, dtype, blocks)
+    expected = [y for one in cases for y in one.expected()]
+    assert all(y.abs().max() > 0 for y in expected), "a vacuous comparison: everything expected is zero"
+    for y, wanted in zip(found, expected, strict=True):
+        rounded = wanted.to(dtype)
+        assert torch.equal(y, rounded), f"{(y != rounded).sum()} of {y.numel()} elements of {tuple(y.shape)} differ"
+
+
+# Each line is a way to walk the map: rows that end inside a tile, tiles that span images, windows over every border,
+# paddings that differ by side, strides, K that ends inside a chunk of channels (40 = 2 1/2 steps), one pixel alone.
+GEOMETRIES = {
+    "1x1": Shape(3, 5, 7, 40, ((48, RELU),)),
+    "1x7": Shape(2, 9, 9, 24, ((56, RELU),), (1, 7), padding=(0, 0, 3, 3)),
+    "7x1": Shape(2, 9, 9, 72, ((40, RELU),), (7, 1), padding=(3, 3, 0, 0)),
+    "3x3": Shape(2, 7, 8, 64, ((48, RELU),), (3, 3), padding=(1, 1, 1, 1)),
+    "3x3 inside": Shape(3, 8, 7, 32, ((24, RELU),), (3, 3)),
+    "3x3 strided": Shape(3, 9, 11, 16, ((48, RELU),), (3, 3), stride=(2, 2)),
+    "3x3 strided, padded behind": Shape(2, 8, 8, 48, ((48, RELU),), (3, 3), stride=(2, 2), padding=(0, 1, 0, 1)),
+    "5x5": Shape(1, 6, 6, 48, ((64, RELU),), (5, 5), padding=(2, 2, 2, 2)),
+    "7x7 strided": Shape(1, 14, 14, 8, ((48, RELU),), (7, 7), stride=(2, 2), padding=(2, 3, 2, 3)),
+    "rows and columns strided apart": Shape(2, 9, 10, 16, ((32, RELU),), (3, 2), stride=(3, 1), padding=(2, 0, 1, 1)),
+    "one pixel": Shape(1, 1, 1, 136, ((104, PLAIN),)),
+    "images of one tile and a pixel": Shape(3, 5, 13, 16, ((16, PLAIN),)),
+}
+# (columns, turns, depth, cluster): tiles narrower and wider than a warp stores at a time, and whole multiples.
+CUTS = ((48, 0, 64, 1), (48, 1, 64, 1), (80, 0, 32, 1), (32, 1, 32, 2), (80, 0, 64, 2), (192, 1, 64, 2))
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_walk_is_exact_by_every_cut(device: ConvDevice, name: str) -> None:
+    for cut in CUTS:
+        assert_exact(device, [GEOMETRIES[name]], device.config(*cut), torch.bfloat16)
+
+
+WIDE = Shape(2, 9, 9, 72, ((128, RELU), (72, PLAIN), (200, RELU)), (3, 3), padding=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("turns", [0, 1])
+def test_columns_are_scattered_and_residuals_added(device: ConvDevice, dtype: torch.dtype, turns: int) -> None:
+    """Ranges that begin and end inside a tile, with ReLU and without, one rounding behind the residual."""
+    shape = replace(WIDE, residual_scale=0.5)
+    assert_exact(device, [shape], device.config(192, turns), dtype)
+    assert_exact(device, [shape], device.config(48, turns, 64, 2), dtype)
+
+
+@pytest.mark.parametrize("splits", [2, 5, 18])
+@pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 2), (192, 0, 64, 1)], ids=str)
+def test_parts_of_k_are_added(device: ConvDevice, splits: int, cut: tuple[int, int, int, int]) -> None:
+    """18 iterations: even parts, uneven ones, and one iteration each."""
+    shape = Shape(1, 9, 9, 72, ((96, RELU), (24, PLAIN)), (3, 3), padding=(1, 1, 1, 1), splits=splits)
+    assert_exact(device, [replace(shape, residual_scale=2.0)], device.config(*cut), torch.bfloat16)
+
+
+GROUP = [
+    Shape(2, 7, 7, 40, ((48, RELU),)),
+    Shape(2, 9, 9, 24, ((104, RELU), (8, PLAIN)), (1, 7), padding=(0, 0, 3, 3), splits=3),
+    Shape(1, 12, 12, 64, ((80, PLAIN),), (3, 3), stride=(2, 2), residual_scale=0.25),
+    Shape(5, 3, 3, 8, ((16, RELU),), (3, 3), padding=(1, 1, 1, 1), splits=9),
+]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 200], ids="{} blocks".format)
+@pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 32, 2)], ids=str)
+def test_a_group_is_one_launch(device: ConvDevice, cut: tuple[int, int, int, int], blocks: int) -> None:
+    """Tiles of four convolutions, shared out among fewer blocks than tiles, and more."""
+    assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, blocks)
+
+
+@pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 1), (48, 0, 64, 2), (48, 1, 64, 2)], ids=str)
+def test_no_timing_changes_a_bit(library: ConvDevice, cut: tuple[int, int, int, int]) -> None:
+    """Random numbers, whose sums depend on their order: copies and products early, late and at random."""
+    runs = []
+    for mode in MODES:
+        with library.memory():
+            library.configure(mode)
+            cases = [case(library, shape, torch.bfloat16, seed, integers=False) for seed, shape in enumerate(GROUP)]
+            found = run(library, cases, library.config(*cut), torch.bfloat16, 4)
+            for y, wanted in zip(found, (y for one in cases for y in one.expected()), strict=True):
+                assert_close_budget(y, wanted)
+            runs.append([y.clone() for y in found])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_whole_k_gives_the_same_bits_by_every_cut(device: ConvDevice) -> None:
+    """What batch invariance stands on: neither the tile nor the images beside it change the order of a sum."""
+    results = []
+    for cut in CUTS:
+        one = case(device, GEOMETRIES["3x3"], torch.bfloat16, integers=False)
+        results.append(run(device, [one], device.config(*cut), torch.bfloat16)[0].clone())
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"c": 12}, "c 12; allowed: positive multiples of 8"),
+        ({"oc": 44}, "oc 44"),
+        ({"stride_h": 9}, "stride_h 9; allowed: 1 to 8"),
+        ({"left": 129}, "left 129; allowed: 0 to 128"),
+        ({"x_pitch": 32}, "pitch of x 32; allowed: at least its 40 channels"),
+        ({"scale": 0}, "address 0 of scale"),
+        ({"splits": 2}, "splits 2; allowed: 1 to 1"),
+        ({"ow": 400}, "last column of windows, from the map's end, 393; allowed: -128 to 127"),
+        ({"n": 2**27}, "pixels of y 4697620480"),
+        ({"outputs": 9}, "outputs 9; allowed: 1 to 8"),
+        ({"n": 0}, "n 0; allowed: 1 to"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_refused_is_named(device: ConvDevice, change: dict[str, int], reason: str) -> None:
+    conv = case(device, GEOMETRIES["1x1"], torch.bfloat16).conv
+    config = device.config(48)
+    assert device.reasons([conv], config) == []
+    for name, value in change.items():
+        setattr(conv, name, value)
+    assert any(reason in line for line in device.reasons([conv], config)), device.reasons([conv], config)
+    workspace = torch.empty(0, dtype=torch.uint8)
+    with pytest.raises(EmulationError, match="allowed"):
+        device.launch([conv], torch.bfloat16, config, workspace)
+
+
+# (what the source says, what a mistake would make of it): each is caught by a deadlock, a fault or a wrong number.
+MUTANTS = {
+    "a tap's column forgotten": (r"static_cast<uint16_t>\(step\.tap % problem\.kw\)", "0"),
+    "a stage released before its products end": (r"wgmma_wait<1>\(\);", ""),
+    "the second turn starts at the first's stage": (r"skip\(place, group\.stages, [^;]*;", ""),
+    "one warp does not release": (r"if \(lane == 0\)\n", "if (lane == 0 && threadIdx.x >= 160)\n"),
+    "rows past the last are stored": (r"if \(row \+ r >= problem\.pixels\)", "if (false)"),
+    "no part of K comes last": (r"counter_add\(counter\) \+ 1 ==", "counter_add(counter) =="),
+    "sums of the tile before are kept": (r"i > tile\.first\)", "true)"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The objects that no mutant changes."""
+    folder = tmp_path_factory.mktemp("sound")
+    build(folder, SOURCES[1:])
+    return sorted(folder.glob("*.o"))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_in_the_kernel_is_noticed(tmp_path: Path, sound: list[Path], name: str) -> None:
+    pattern, mistake = MUTANTS[name]
+    text = (ROOT / "kernels" / "cuda" / "conv.cuh").read_text()
+    spoilt, changes = re.subn(pattern, mistake, text)
+    assert changes >= 1, "the kernel no longer says this"
+    (tmp_path / "spoilt.cuh").write_text(spoilt)
+    driver = (HERE / "conv.cpp").read_text().replace('"../../kernels/cuda/conv.cuh"', '"spoilt.cuh"')
+    (tmp_path / "mutant.cpp").write_text(driver.replace("../../", f"{ROOT}/"))
+    options = (f"-I{ROOT / 'kernels' / 'cuda'}", "-DONLY_48", "-O1")
+    device = ConvDevice(build(tmp_path, [tmp_path / "mutant.cpp"], *options, objects=sound))
+    noticed = 0
+    for mode in (Mode(), Mode(LATE, LATE, schedule=1, seed=3)):
+        for cut in ((48, 0, 64, 1), (48, 1, 64, 1)):
+            with device.memory():
+                device.configure(mode)
+                try:
+                    assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, 2)
+                except (AssertionError, EmulationError):
+                    noticed += 1
+    assert noticed, "the tests would not notice this"

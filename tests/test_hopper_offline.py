@@ -1,0 +1,49 @@
+"""What the built library of Hopper kernels holds, read without a GPU, and the command that prints it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from inception_fast.kernels.cuda import loader, offline
+
+from inception_fast.cli import main
+
+SASS = """
+		Function : _ZN2if4convILi64ELb1EEEv5Group
+        /*0000*/   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], !UPT ;
+        /*0010*/   UTMALDG.4D.IM2COL [UR8], [UR4] ;
+		Function : plain
+        /*0000*/   STL [R1], R2 ;
+        /*0010*/   LDL R2, [R1] ;
+"""
+USAGE = """
+ Function _ZN2if4convILi64ELb1EEEv5Group:
+  REG:168 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:948
+ Function plain:
+  REG:255 STACK:16 SHARED:0 LOCAL:0
+"""
+
+
+def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "_tool", lambda name, option, file: USAGE if option == "-res-usage" else SASS)
+    good, bad = offline.kernels(Path("x.so"))
+    assert (good.kernel, good.config, good.registers, good.shared_bytes) == ("conv", "64, true", 168, 1024)
+    assert good.instructions == {"HGMMA": 1, "UTMALDG": 1} and good.complaint == ""
+    assert bad.complaint == "16 bytes of registers spill"
+    assert replace(bad, spill_bytes=0, instructions={}).complaint == "no HGMMA instruction"
+    assert "spill" in replace(good, instructions={"HGMMA": 1, "STL": 2}).complaint
+    monkeypatch.setattr(offline, "_tool", lambda *words: "")
+    with pytest.raises(RuntimeError, match=r"x\.so holds no kernels for sm_90a"):
+        offline.kernels(Path("x.so"))
+
+
+def test_the_command_says_how_to_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "FILE", tmp_path / "_hopper.so")
+    assert main(["kernels", "normalize", "--arch", "sm_90a"]) == 0
+    told = capsys.readouterr()
+    assert "the CUDA kernels were not built" in told.err and "normalize" in told.out
+    assert main(["kernels", "cuda/*"]) == 2
