@@ -39,15 +39,12 @@ def _runs_natively(grad: Tensor, x: Tensor) -> bool:
     if named not in (None, "cpu") or (named is None and x.device.type != "cpu"):
         return False
     status = dispatch.backend_status()["cpu"]
-    why = [] if status else [status.reason]  # type: ignore[union-attr]
-    if status:
-        from .backends import weight_gradient
+    if not status or x.device.type != "cpu":
+        return False
+    from .backends import weight_gradient
 
-        why = weight_gradient.reasons(grad, x)
-    if x.device.type != "cpu":
-        why.append(f"a map on {x.device}")
     # A named backend that has no such gradient leaves it to torch: forward and the gradient of x are torch's anyway.
-    return not why
+    return not weight_gradient.reasons(grad, x) and weight_gradient.pays(grad)
 
 
 def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:

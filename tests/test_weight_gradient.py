@@ -169,3 +169,16 @@ def test_flops_are_those_of_the_product() -> None:
     with FlopCounterMode(display=False) as counter:
         ops.convolution(x, weight, stride=1, padding=1).sum().backward()
     assert counter.get_total_flops() == 2 * (2 * 2 * 25 * 8 * 16 * 9)  # forward and weight; x needs no gradient
+
+
+def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image row more than pays, and the operator's gradient is torch's to the bit."""
+    monkeypatch.setattr(native, "weight_gradient", lambda *a: pytest.fail("native on a map that does not pay"))
+    x = numerics.random(1, 16, 65, 64, seed=1).contiguous(memory_format=torch.channels_last)
+    weight = numerics.random(4, 16, 1, 1, seed=2).requires_grad_()
+    grads = []
+    for call in (lambda: ops.convolution(x, weight, stride=1, padding=0), lambda: F.conv2d(x, weight)):
+        weight.grad = None
+        call().square().sum().backward()
+        grads.append(weight.grad)
+    assert torch.equal(grads[0], grads[1])

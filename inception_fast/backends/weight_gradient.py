@@ -10,6 +10,7 @@ from .batch_norm import NATIVE
 from .pitch import pixel_pitch
 
 LEAST_CHANNELS = 16  # of x: with fewer, most of a vector would be padding
+MOST_PIXELS = 4096  # of all images: larger maps have few channels, and torch's kernels are as fast or faster there
 
 
 def reasons(grad: Tensor, x: Tensor) -> list[str]:
@@ -22,6 +23,11 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
     if x.shape[1] < LEAST_CHANNELS:
         found.append(f"{x.shape[1]} channels; the kernels are for {LEAST_CHANNELS} or more")
     return found
+
+
+def pays(grad: Tensor) -> bool:
+    """Whether the native kernels are worth their packing: for the many channels of small maps."""
+    return grad.numel() // grad.shape[1] <= MOST_PIXELS
 
 
 def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
