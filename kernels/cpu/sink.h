@@ -56,7 +56,7 @@ template <class Y> inline Isa::V residual_at(const Sink<Y> &sink, int64_t pixel,
 template <int NV> struct Columns {
   Isa::V v[NV];
 
-  Columns() = default;
+  Columns() : v{} {}
   explicit Columns(const float *p) {
 #pragma GCC unroll 2
     for (int i = 0; i < NV; ++i)
