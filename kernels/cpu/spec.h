@@ -148,6 +148,10 @@ struct Tier {
 
 extern const Tier generic_tier;
 extern const Tier amx_emulated_tier; // slow: what the tile unit computes, on any processor
+
+// AVX-512's `winograd`, float32 alone: the tiers that add bfloat16 to it have no other.
+size_t avx512_winograd_scratch(const ConvOp &op);
+void avx512_winograd(const ConvOp &op, const Call &call, const Worker &worker);
 #ifdef INCEPTION_FAST_X86
 extern const Tier avx2_tier;
 extern const Tier avx512_tier;

@@ -12,7 +12,6 @@ using Isa = Avx512Bf16;
 #include "pair.h"
 #include "pointwise.h"
 #include "pool.h"
-#include "winograd.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -61,8 +60,8 @@ extern const Tier amx_bf16_tier = {
     SLOT,
     tile_scratch,
     conv_or_tiles<Tiles>,
-    winograd_scratch,
-    winograd,
+    avx512_winograd_scratch,
+    avx512_winograd,
     pair<conv_or_tiles<Tiles>>,
     pool,
     eltwise,

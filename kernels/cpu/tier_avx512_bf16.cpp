@@ -14,13 +14,12 @@ using Isa = Avx512Bf16;
 #include "pointwise.h"
 #include "pool.h"
 #include "weight_gradient.h"
-#include "winograd.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx512_bf16_tier = {
-    "avx512_bf16", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
-    winograd,      pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
+    "avx512_bf16",   Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      avx512_winograd_scratch,
+    avx512_winograd, pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};

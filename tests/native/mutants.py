@@ -149,6 +149,7 @@ MUTANTS = (
         "right = left + op.kw < op.w + op.right ? left + op.kw : op.w + op.right",
         "right = left + op.kw",
         "average",
+        seeds=120,
     ),
     Mutant("a pool has one image", "pool.h", "((image * op.h + y0) * op.w + x0)", "(y0 * op.w + x0)", "maximum"),
     Mutant("an element is its own residual", "pointwise.h", "residual.read(i, count)", "x.read(i, count)", "eltwise"),
