@@ -137,6 +137,7 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
   wgmma_wait<0>();
+  settle(d);
   release(group, previous, lane);
 }
 

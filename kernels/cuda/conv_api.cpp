@@ -1,6 +1,4 @@
 // The part of the C interface that is arithmetic and needs neither GPU nor driver.
-#include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 #include "conv_plan.h"
@@ -33,28 +31,12 @@ int32_t hopper_abi(void) { return HOPPER_ABI; }
 const char *hopper_error(void) { return last_error().c_str(); }
 
 int32_t hopper_conv_configs(HopperConfig *configs, int32_t capacity) {
-  return guarded(-1, [&] {
-    const std::vector<HopperConfig> all = conv_configs();
-    const int32_t count = static_cast<int32_t>(all.size());
-    std::copy_n(all.begin(), std::min(count, std::max(capacity, 0)), configs);
-    return count;
-  });
+  return guarded(-1, [&] { return copied(conv_configs(), configs, capacity); });
 }
 
 int32_t hopper_conv_reasons(const HopperConv *convs, int32_t count, int32_t type, int32_t config, char *text,
                             int64_t capacity) {
-  return guarded(-1, [&] {
-    const std::vector<std::string> reasons = conv_reasons(convs, count, type, config);
-    std::string lines;
-    for (const std::string &reason : reasons)
-      lines += (lines.empty() ? "" : "\n") + reason;
-    if (capacity > 0) {
-      const size_t bytes = std::min(lines.size(), static_cast<size_t>(capacity - 1));
-      std::memcpy(text, lines.data(), bytes);
-      text[bytes] = 0;
-    }
-    return static_cast<int32_t>(reasons.size());
-  });
+  return guarded(-1, [&] { return written(conv_reasons(convs, count, type, config), text, capacity); });
 }
 
 int64_t hopper_conv_units(const HopperConv *convs, int32_t count, int32_t config) {

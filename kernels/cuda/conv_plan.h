@@ -7,6 +7,7 @@
 
 #include "api.h"
 #include "conv_sizes.h"
+#include "plan.h"
 #include "schedule.h"
 #include "tensor_map.h"
 
@@ -95,20 +96,8 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
 }
 
 inline MapSpec weight_map(const HopperConv &conv, Element element, const HopperConfig &config) {
-  MapSpec map;
-  map.base = conv.weights;
-  map.rank = 3;
-  map.element = element;
-  map.swizzle = config.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
-  map.size[0] = conv.c;
-  map.size[1] = conv.oc;
-  map.size[2] = static_cast<uint64_t>(conv.kh) * conv.kw;
-  map.stride[0] = 2 * map.size[0];
-  map.stride[1] = map.stride[0] * map.size[1];
-  map.box[0] = config.depth;
-  map.box[1] = config.columns / config.cluster;
-  map.box[2] = 1;
-  return map;
+  return weights_map(conv.weights, static_cast<int64_t>(conv.kh) * conv.kw, conv.oc, conv.c, element, config.depth,
+                     config.columns / config.cluster);
 }
 
 // What the group needs beside its tensors, and where in it each problem's share begins.

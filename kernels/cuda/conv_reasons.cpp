@@ -9,40 +9,24 @@ namespace {
 constexpr int64_t MIN_CORNER = -128, MAX_CORNER = 127, MAX_TAP = 255, MAX_STEP = 8;
 constexpr int64_t MAX_STRIDE = int64_t{1} << 40, MAX_PIXELS = (int64_t{1} << 31) - 1024;
 
-struct Reasons {
-  std::vector<std::string> list;
-  std::string where;
+void multiple(Reasons &reasons, const char *name, int64_t value, int64_t of) {
+  reasons.require(value > 0 && value % of == 0, std::string(name) + " " + std::to_string(value),
+                  "positive multiples of " + std::to_string(of));
+}
 
-  void require(bool holds, const std::string &seen, const std::string &allowed) {
-    if (!holds)
-      list.push_back(where + seen + "; allowed: " + allowed);
-  }
-  void between(const char *name, int64_t value, int64_t least, int64_t most) {
-    require(value >= least && value <= most, std::string(name) + " " + std::to_string(value),
-            std::to_string(least) + " to " + std::to_string(most));
-  }
-  void multiple(const char *name, int64_t value, int64_t of) {
-    require(value > 0 && value % of == 0, std::string(name) + " " + std::to_string(value),
-            "positive multiples of " + std::to_string(of));
-  }
-  void address(const char *name, uint64_t value) {
-    require(value != 0 && value % 16 == 0, std::string("address ") + std::to_string(value) + " of " + name,
-            "multiples of 16 that are not 0");
-  }
-  void pitch(const char *name, int64_t value, int64_t channels) {
-    multiple(name, value, 8);
-    require(value >= channels, std::string(name) + " " + std::to_string(value),
-            "at least its " + std::to_string(channels) + " channels");
-  }
-};
+void pitch(Reasons &reasons, const char *name, int64_t value, int64_t channels) {
+  multiple(reasons, name, value, 8);
+  reasons.require(value >= channels, std::string(name) + " " + std::to_string(value),
+                  "at least its " + std::to_string(channels) + " channels");
+}
 
 void check_sizes(Reasons &reasons, const HopperConv &conv) {
   const int64_t most = INT32_MAX;
   reasons.between("n", conv.n, 1, most);
   reasons.between("h", conv.h, 1, most);
   reasons.between("w", conv.w, 1, most);
-  reasons.multiple("c", conv.c, 8);
-  reasons.multiple("oc", conv.oc, 8);
+  multiple(reasons, "c", conv.c, 8);
+  multiple(reasons, "oc", conv.oc, 8);
   reasons.between("kh", conv.kh, 1, MAX_TAP + 1);
   reasons.between("kw", conv.kw, 1, MAX_TAP + 1);
   reasons.between("stride_h", conv.stride_h, 1, MAX_STEP);
@@ -70,10 +54,10 @@ void check_memory(Reasons &reasons, const HopperConv &conv) {
   reasons.address("weights", conv.weights);
   reasons.address("scale", conv.scale);
   reasons.address("shift", conv.shift);
-  reasons.pitch("pitch of x", conv.x_pitch, conv.c);
+  pitch(reasons, "pitch of x", conv.x_pitch, conv.c);
   if (conv.residual) {
     reasons.address("residual", conv.residual);
-    reasons.pitch("pitch of residual", conv.residual_pitch, conv.oc);
+    pitch(reasons, "pitch of residual", conv.residual_pitch, conv.oc);
   }
   reasons.between("outputs", conv.outputs, 1, MAX_OUTPUTS);
   if (conv.outputs < 1 || conv.outputs > MAX_OUTPUTS)
@@ -82,8 +66,8 @@ void check_memory(Reasons &reasons, const HopperConv &conv) {
   for (int i = 0; i < conv.outputs; ++i) {
     const HopperOutput &output = conv.output[i];
     reasons.address("an output", output.y);
-    reasons.multiple("channels of an output", output.channels, 8);
-    reasons.pitch("pitch of an output", output.pitch, output.channels);
+    multiple(reasons, "channels of an output", output.channels, 8);
+    pitch(reasons, "pitch of an output", output.pitch, output.channels);
     reasons.between("relu of an output", output.relu, 0, 1);
     columns += output.channels;
   }

@@ -116,19 +116,24 @@ __device__ __forceinline__ void barrier_arrive(Barrier *barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Arrives at the barrier that block `rank` of the cluster has at the same place.
+// Arrives at the barrier that block `rank` of the cluster has at the same place. The release has the scope of the
+// block, as in barrier_arrive: what it orders are reads of shared memory by wgmma, which wgmma_wait has ended, before
+// the other block's copies over them, and no store has to be seen there. Scope .cluster would be a MEMBAR.ALL.GPU an
+// arrival.
 __device__ __forceinline__ void barrier_arrive_remote(Barrier *barrier, uint32_t rank) {
   asm volatile("{\n.reg .b32 remote;\n"
                "mapa.shared::cluster.u32 remote, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
+               "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
                "r"(rank)
                : "memory");
 }
 
+// Acquires at the scope of the block: a copy's bytes are seen by whoever saw its phase end, multicast or not, and
+// stores of another block are never read. Scope .cluster would empty the level 1 cache (CCTL.IVALL) at each wait.
 __device__ __forceinline__ bool barrier_try(Barrier *barrier, uint32_t parity) {
   uint32_t done;
   asm volatile("{\n.reg .pred p;\n"
-               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
                "selp.u32 %0, 1, 0, p;\n}\n"
                : "=r"(done)
                : "r"(shared_address(barrier)), "r"(parity)
@@ -264,6 +269,14 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
   Wgmma<N, T>::run(d, a, b, accumulate);
 }
 
+// Products write their registers after the instruction, of which the compiler knows nothing: behind the wait for them,
+// this keeps what reads the sums from being moved ahead of it.
+template <int N> __device__ __forceinline__ void settle(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // Shared and global memory.
 
 // Matrices of 8 x 8 elements of 16 bits: lane i gives the address of row i % 8 of matrix i / 8, and register m of lane
@@ -322,7 +335,7 @@ __device__ __forceinline__ uint32_t counter_add(uint32_t *counter) {
   return before;
 }
 
-__device__ __forceinline__ void fence_device() { __threadfence(); }
+__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Two floats rounded to nearest even and packed, `low` in the low half.
 template <class T> __device__ __forceinline__ uint32_t pack(float low, float high);

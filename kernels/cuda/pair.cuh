@@ -24,19 +24,8 @@
 
 namespace inception_fast::hopper {
 
-// What follows is about the compiler, not the hardware. Products write their registers after the instruction: `settle`
-// keeps whatever reads the sums behind the wait. And addresses of an epilogue are cheap to make and many: `renewed`
-// keeps them from being made ahead of the loops, where each would hold a register.
-template <int N> __device__ __forceinline__ void settle(float (&d)[N]) {
-#ifdef INCEPTION_FAST_EMULATED
-  (void)d;
-#else
-#pragma unroll
-  for (int i = 0; i < N; ++i)
-    asm volatile("" : "+f"(d[i])::"memory");
-#endif
-}
-
+// About the compiler, not the hardware: addresses of an epilogue are cheap to make and many, and this keeps them from
+// being made ahead of the loops, where each would hold a register.
 __device__ __forceinline__ int renewed(int value) {
   asm volatile("" : "+r"(value));
   return value;

@@ -7,6 +7,7 @@
 #include "api.h"
 #include "pair_api.h"
 #include "pair_schedule.h"
+#include "plan.h"
 #include "tensor_map.h"
 
 namespace inception_fast::hopper {
@@ -45,20 +46,7 @@ inline MapSpec pair_x_map(const HopperPair &pair, Element element) {
 // [taps][oc][c]: the rows of all warpgroups, those past oc zero, or the half of them that a block of a cluster loads.
 inline MapSpec pair_weight_map(uint64_t weights, int taps, int oc, int c, Element element,
                                const HopperPairConfig &config) {
-  MapSpec map;
-  map.base = weights;
-  map.rank = 3;
-  map.element = element;
-  map.swizzle = Swizzle::bytes64;
-  map.size[0] = c;
-  map.size[1] = oc;
-  map.size[2] = taps;
-  map.stride[0] = 2 * map.size[0];
-  map.stride[1] = map.stride[0] * map.size[1];
-  map.box[0] = PAIR_DEPTH;
-  map.box[1] = 64 * config.groups / config.cluster;
-  map.box[2] = 1;
-  return map;
+  return weights_map(weights, taps, oc, c, element, PAIR_DEPTH, 64 * config.groups / config.cluster);
 }
 
 // Everything that is not a tensor map. GROUP is the kernel's PairGroup.
@@ -80,10 +68,9 @@ template <class GROUP> void fill_pair(GROUP &group, const HopperPair &pair, cons
   group.cluster = config.cluster;
 }
 
-// Blocks of a launch: an image each, whole clusters, at most `most`.
+// Blocks of a launch, an image each.
 inline int pair_blocks(const HopperPair &pair, const HopperPairConfig &config, int most) {
-  const int wanted = ceil_div(pair.n, config.cluster), fit = most / config.cluster > 0 ? most / config.cluster : 1;
-  return (wanted < fit ? wanted : fit) * config.cluster;
+  return grid_blocks(ceil_div(pair.n, config.cluster), config.cluster, most);
 }
 
 std::vector<std::string> pair_reasons(const HopperPair &pair, int type, int config);

@@ -1,7 +1,4 @@
 // What the fused pair refuses, and why, and the rest of its C interface that needs neither GPU nor driver.
-#include <algorithm>
-#include <cstring>
-
 #include "errors.h"
 #include "pair_plan.h"
 
@@ -9,36 +6,22 @@ namespace inception_fast::hopper {
 
 namespace {
 
-struct PairReasons {
-  std::vector<std::string> list;
+void multiple(Reasons &reasons, const char *name, int64_t value, int64_t of, int64_t most) {
+  reasons.require(value > 0 && value % of == 0 && value <= most, std::string(name) + " " + std::to_string(value),
+                  "multiples of " + std::to_string(of) + " up to " + std::to_string(most));
+}
 
-  void require(bool holds, const std::string &seen, const std::string &allowed) {
-    if (!holds)
-      list.push_back(seen + "; allowed: " + allowed);
-  }
-  void between(const char *name, int64_t value, int64_t least, int64_t most) {
-    require(value >= least && value <= most, std::string(name) + " " + std::to_string(value),
-            std::to_string(least) + " to " + std::to_string(most));
-  }
-  void channels(const char *name, int64_t value, int64_t of, int64_t most) {
-    require(value > 0 && value % of == 0 && value <= most, std::string(name) + " " + std::to_string(value),
-            "multiples of " + std::to_string(of) + " up to " + std::to_string(most));
-  }
-  void address(const char *name, uint64_t value) {
-    require(value != 0 && value % 16 == 0, std::string("address ") + std::to_string(value) + " of " + name,
-            "multiples of 16 that are not 0");
-  }
-  void pitch(const char *name, int64_t value, int64_t channels) {
-    require(value % 8 == 0 && value >= channels && value <= 1 << 24, std::string(name) + " " + std::to_string(value),
-            "multiples of 8 from its " + std::to_string(channels) + " channels to 2^24");
-  }
-};
+void pitch(Reasons &reasons, const char *name, int64_t value, int64_t channels) {
+  reasons.require(value % 8 == 0 && value >= channels && value <= 1 << 24,
+                  std::string(name) + " " + std::to_string(value),
+                  "multiples of 8 from its " + std::to_string(channels) + " channels to 2^24");
+}
 
 } // namespace
 
 std::vector<std::string> pair_reasons(const HopperPair &pair, int type, int config) {
   const std::vector<HopperPairConfig> configs = pair_configs();
-  PairReasons reasons;
+  Reasons reasons;
   reasons.between("type", type, HOPPER_BFLOAT16, HOPPER_FLOAT16);
   reasons.between("config", config, 0, static_cast<int64_t>(configs.size()) - 1);
   if (!reasons.list.empty())
@@ -52,14 +35,14 @@ std::vector<std::string> pair_reasons(const HopperPair &pair, int type, int conf
     reasons.require(pair.h == SIDE && pair.w == SIDE, map, "17x17");
   reasons.between("n", pair.n, 1, INT32_MAX / PIXELS);
   reasons.between("taps", pair.taps, PAIR_TAPS, PAIR_TAPS);
-  reasons.channels("c", pair.c, 8, 1 << 20);
-  reasons.channels("mid", pair.mid, PAIR_DEPTH, chosen.middle);
-  reasons.channels("oc", pair.oc, 16, 64 * chosen.groups);
+  multiple(reasons, "c", pair.c, 8, 1 << 20);
+  multiple(reasons, "mid", pair.mid, PAIR_DEPTH, chosen.middle);
+  multiple(reasons, "oc", pair.oc, 16, 64 * chosen.groups);
   reasons.between("wide_first", pair.wide_first, 0, 1);
   reasons.between("relu1", pair.relu1, 0, 1);
   reasons.between("relu2", pair.relu2, 0, 1);
-  reasons.pitch("pitch of x", pair.x_pitch, pair.c);
-  reasons.pitch("pitch of y", pair.y_pitch, pair.oc);
+  pitch(reasons, "pitch of x", pair.x_pitch, pair.c);
+  pitch(reasons, "pitch of y", pair.y_pitch, pair.oc);
   reasons.address("x", pair.x);
   reasons.address("y", pair.y);
   reasons.address("w1", pair.w1);
@@ -78,26 +61,10 @@ using namespace inception_fast::hopper;
 extern "C" {
 
 int32_t hopper_pair_configs(HopperPairConfig *configs, int32_t capacity) {
-  return guarded(-1, [&] {
-    const std::vector<HopperPairConfig> all = pair_configs();
-    const int32_t count = static_cast<int32_t>(all.size());
-    std::copy_n(all.begin(), std::min(count, std::max(capacity, 0)), configs);
-    return count;
-  });
+  return guarded(-1, [&] { return copied(pair_configs(), configs, capacity); });
 }
 
 int32_t hopper_pair_reasons(const HopperPair *pair, int32_t type, int32_t config, char *text, int64_t capacity) {
-  return guarded(-1, [&] {
-    const std::vector<std::string> reasons = pair_reasons(*pair, type, config);
-    std::string lines;
-    for (const std::string &reason : reasons)
-      lines += (lines.empty() ? "" : "\n") + reason;
-    if (capacity > 0) {
-      const size_t bytes = std::min(lines.size(), static_cast<size_t>(capacity - 1));
-      std::memcpy(text, lines.data(), bytes);
-      text[bytes] = 0;
-    }
-    return static_cast<int32_t>(reasons.size());
-  });
+  return guarded(-1, [&] { return written(pair_reasons(*pair, type, config), text, capacity); });
 }
 }

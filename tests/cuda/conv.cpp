@@ -45,7 +45,7 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
   if (!reasons.empty())
     return complain(reasons.front());
   const HopperConfig chosen = conv_configs()[config];
-  const Element element = type == HOPPER_BFLOAT16 ? Element::bfloat16 : Element::float16;
+  const Element element = element_named(type);
   Group group{};
   for (int i = 0; i < count; ++i) {
     group.x[i] = x_map(convs[i], element, chosen);
@@ -62,6 +62,5 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
   const Run run = type == HOPPER_BFLOAT16 ? run_of<__nv_bfloat16>(chosen) : run_of<__half>(chosen);
   if (!run)
     return complain("tiles of " + std::to_string(chosen.columns) + " columns are not compiled for the emulator");
-  const int clusters = std::max(1, std::min(static_cast<int>(units), blocks / chosen.cluster));
-  return run(group, clusters * chosen.cluster, chosen.shared_bytes);
+  return run(group, grid_blocks(units, chosen.cluster, blocks), chosen.shared_bytes);
 }

@@ -100,6 +100,7 @@ inline uint64_t matrix_descriptor(uint32_t address, uint32_t lead, uint32_t stri
 inline void wgmma_fence() { emulated::wgmma_fence(); }
 inline void wgmma_commit() { emulated::wgmma_commit(); }
 template <int PENDING> inline void wgmma_wait() { emulated::wgmma_wait(PENDING); }
+template <int N> inline void settle(float (&)[N]) {}
 
 template <class T> constexpr Element element_of();
 template <> constexpr Element element_of<__nv_bfloat16>() { return Element::bfloat16; }

@@ -33,7 +33,7 @@ int refuse(const char *why) {
 
 extern "C" int emulated_pair(const HopperPair *pair, int type, int config, int blocks) {
   const HopperPairConfig chosen = pair_configs()[config];
-  const Element element = type == HOPPER_BFLOAT16 ? Element::bfloat16 : Element::float16;
+  const Element element = element_named(type);
   PairGroup group{};
   group.x = pair_x_map(*pair, element);
   group.w1 = pair_weight_map(pair->w1, pair->taps, pair->mid, pair->c, element, chosen);

@@ -1,0 +1,84 @@
+#include <cstring>
+#include <cuda_runtime.h>
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+
+namespace inception_fast::hopper {
+
+namespace {
+
+void check(cudaError_t error, const char *what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+bool fits(int device) {
+  return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+         attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
+}
+
+} // namespace
+
+int fitting_devices() {
+  int count = 0, fit = 0;
+  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  for (int device = 0; device < count; ++device)
+    fit += fits(device);
+  return fit;
+}
+
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  if (!fits(device))
+    throw std::runtime_error("device " + std::to_string(device) +
+                             " is not of compute capability 9.0, the only one allowed");
+  return device;
+}
+
+int most_blocks(int blocks, int device) {
+  return blocks > 0 ? blocks : attribute(cudaDevAttrMultiProcessorCount, device);
+}
+
+void allow_shared(const void *kernel, int bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
+}
+
+void launch_blob(const void *bytes, uint32_t magic, const char *maker, int64_t parameters, uint64_t stream) {
+  LaunchHead head;
+  std::memcpy(&head, bytes, sizeof head);
+  if (head.magic != magic)
+    throw std::invalid_argument(std::string("bytes that are no blob; allowed: what ") + maker + " wrote");
+  int device = -1;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  if (device != head.device)
+    throw std::invalid_argument("current device " + std::to_string(device) + "; allowed: the blob's, " +
+                                std::to_string(head.device));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(head.blocks);
+  config.blockDim = dim3(head.threads);
+  config.dynamicSmemBytes = head.shared_bytes;
+  config.stream = reinterpret_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attributes[2]{};
+  if (head.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(head.cluster), 1, 1};
+  }
+  if (head.overlap) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  config.attrs = attributes;
+  void *arguments[] = {const_cast<uint8_t *>(static_cast<const uint8_t *>(bytes) + parameters)};
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(head.kernel), arguments), "launch");
+}
+
+} // namespace inception_fast::hopper
