@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Iterable, Iterator
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,10 +18,10 @@ from torch import Tensor
 
 from checkout import ROOT
 
-HERE = ROOT / "tests" / "cuda"
+HERE, KERNELS = ROOT / "tests" / "cuda", ROOT / "kernels" / "cuda"
 MACHINE = tuple(sorted(HERE / f"{name}.cpp" for name in ("copy", "memory", "scheduler", "sync", "wgmma")))
 # Fortified longjmp takes a change of fibers for an attack. Products of float32 may fuse: exact tests hold either way.
-FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-ftree-vectorize", "-march=native", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra")
 EARLY, LATE, RANDOM = 0, 1, 2
 
 
@@ -48,23 +51,55 @@ MODES = (
 )
 
 
-def compiled(source: Path, target: Path, *options: str) -> Path:
-    command = ["g++", *FLAGS, *options, "-DINCEPTION_FAST_EMULATED", f"-I{HERE}", "-x", "c++"]
+_lock = threading.Lock()
+_folder = tempfile.TemporaryDirectory(prefix="emulated-")
+
+
+def _compile(source: Path, target: Path, *options: str, language: str = "c++") -> None:
+    command = ["g++", *FLAGS, *options, "-DINCEPTION_FAST_EMULATED", f"-I{HERE}", f"-I{KERNELS}", "-x", language]
     done = subprocess.run([*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@cache
+def compiled(source: Path) -> Path:
+    """The object of a source of the checkout, compiled once a process."""
+    target = Path(_folder.name) / f"{source.parent.parent.name}-{source.stem}.o"
+    _compile(source, target, "-O2")
     return target
 
 
-def build(folder: Path, sources: Iterable[Path], *options: str, objects: Iterable[Path] = ()) -> Path:
-    """A shared library of `sources`, .cu ones too, with the machine; `objects` are linked as they are."""
-    todo = [(source, folder / f"{source.stem}.o") for source in (*sources, *(() if objects else MACHINE))]
-    with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda pair: compiled(*pair, *options), todo))
-    library = folder / "emulated.so"
-    link = ["g++", "-shared", "-o", str(library), *map(str, (*made, *objects))]
+def _prelude() -> Path:
+    """A folder with the machine's header, compiled: reading it takes longer than compiling a kernel without -O."""
+    folder = Path(_folder.name)
+    with _lock:  # mutants are compiled by several threads
+        if not (folder / "machine.h.gch").exists():
+            _compile(HERE / "machine.h", folder / "machine.h.gch", "-O0", "-w", language="c++-header")
+    return folder
+
+
+def _link(library: Path, objects: Iterable[Path]) -> Path:
+    link = ["g++", "-shared", "-o", str(library), *map(str, objects)]
     done = subprocess.run(link, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
+
+
+def build(folder: Path, sources: Iterable[Path]) -> Path:
+    """A shared library of `sources`, .cu ones too, with the machine."""
+    with ThreadPoolExecutor(2) as pool:
+        return _link(folder / "emulated.so", list(pool.map(compiled, (*sources, *MACHINE))))
+
+
+def spoilt(folder: Path, sources: tuple[Path, ...], headers: Mapping[str, str], *options: str) -> Path:
+    """The same with other text in some headers of the kernels, which the first source, a driver of tests/cuda, sees."""
+    for name, text in headers.items():
+        (folder / name).write_text(text)
+    driver = folder / "driver.cpp"
+    text = sources[0].read_text().replace('"../../kernels/cuda/', '"')
+    driver.write_text(text.replace('#include "machine.h"\n', ""))  # compiled ahead, it has to come first
+    _compile(driver, folder / "driver.o", "-O0", f"-I{folder}", f"-I{_prelude()}", "-include", "machine.h", *options)
+    return _link(folder / "emulated.so", (folder / "driver.o", *map(compiled, (*sources[1:], *MACHINE))))
 
 
 class Device:

@@ -59,5 +59,4 @@ def emulated() -> Library:
     """Compiled once a process, which takes half a minute; the queue's probe is in it as well."""
     folder = Path(_folder.name) / "emulated"
     folder.mkdir()
-    include = f"-I{ROOT / 'kernels' / 'cuda'}"
-    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp", ROOT / "benchmarks" / "gpu" / "probe.cu"), include))
+    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp", ROOT / "benchmarks" / "gpu" / "probe.cu")))

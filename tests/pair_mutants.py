@@ -43,6 +43,8 @@ MUTANTS = (
             "if (image < p.n)"),
     _kernel("ReLU of the second convolution alone", "channel + lane / 4, p.relu1)", "channel + lane / 4, 0)"),
     _kernel("scales of neighbours", "by[8], plus[8]", "by[1], plus[1]"),
+    _kernel("x is loaded before the earlier grid ends", "      grid_wait(); // before x is read\n", ""),
+    _kernel("y is written before the earlier grid ends", "    grid_wait(); // before y is written\n", ""),
     _schedule("a tap leaves out one group too many", "missing / 8 * 8", "(missing + 7) / 8 * 8"),
     _schedule("taps run the other way", "SIDE * (tap - taps / 2)", "SIDE * (taps / 2 - tap)"),
     Mutant("axes are exchanged", "pair_plan.h", "pair.wide_first ? row : pixel, pair.wide_first ? pixel : row",

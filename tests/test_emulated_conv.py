@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from checkout import ROOT
-from emulated import HERE, LATE, MODES, EmulationError, Mode, build
+from emulated import KERNELS, LATE, MODES, EmulationError, Mode, build, spoilt
 from emulated_conv import SOURCES, Case, ConvDevice, Shape, case
 from numerics import assert_close_budget
 
@@ -129,6 +129,12 @@ def test_no_timing_changes_a_bit(library: ConvDevice, cut: tuple[int, int, int, 
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+def test_weights_do_not_wait_for_the_earlier_grid(device: ConvDevice) -> None:
+    """With programmatic launches they fill the ring meanwhile; that x and y do wait is checked at every access."""
+    assert_exact(device, [GEOMETRIES["3x3"]], device.config(48), torch.bfloat16)
+    assert device.lib.emulated_early_loads() == 9, "one tile of 128 pixels, one chunk, nine taps"
+
+
 def test_whole_k_gives_the_same_bits_by_every_cut(device: ConvDevice) -> None:
     """What batch invariance stands on: neither the tile nor the images beside it change the order of a sum."""
     results = []
@@ -176,28 +182,29 @@ MUTANTS = {
     "rows past the last are stored": (r"if \(row \+ r >= problem\.pixels\)", "if (false)"),
     "no part of K comes last": (r"counter_add\(counter\) \+ 1 ==", "counter_add(counter) =="),
     "sums of the tile before are kept": (r"i > tile\.first\)", "true)"),
+    "x is loaded before the earlier grid ends": (r"grid_wait\(\); // before x is read", ""),
+    "y is written before the earlier grid ends": (r"grid_wait\(\); // before a residual is read", "//"),
+    "a stage counts for full once one operand is there": (r"(barrier_init\(&shared\.full\[i\]), 2\)", r"\1, 1)"),
 }
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The objects that no mutant changes."""
-    folder = tmp_path_factory.mktemp("sound")
-    build(folder, SOURCES[1:])
-    return sorted(folder.glob("*.o"))
+def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> Iterator[dict[str, Future[Path]]]:
+    """The library with each mistake, two compiled at a time."""
+    text = (KERNELS / "conv.cuh").read_text()
+
+    def made(name: str) -> Path:
+        wrong, changes = re.subn(*MUTANTS[name], text)
+        assert changes >= 1, "the kernel no longer says this"
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {"conv.cuh": wrong}, "-DONLY_48")
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(made, name) for name in MUTANTS}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_mistake_in_the_kernel_is_noticed(tmp_path: Path, sound: list[Path], name: str) -> None:
-    pattern, mistake = MUTANTS[name]
-    text = (ROOT / "kernels" / "cuda" / "conv.cuh").read_text()
-    spoilt, changes = re.subn(pattern, mistake, text)
-    assert changes >= 1, "the kernel no longer says this"
-    (tmp_path / "spoilt.cuh").write_text(spoilt)
-    driver = (HERE / "conv.cpp").read_text().replace('"../../kernels/cuda/conv.cuh"', '"spoilt.cuh"')
-    (tmp_path / "mutant.cpp").write_text(driver.replace("../../", f"{ROOT}/"))
-    options = (f"-I{ROOT / 'kernels' / 'cuda'}", "-DONLY_48", "-O1")
-    device = ConvDevice(build(tmp_path, [tmp_path / "mutant.cpp"], *options, objects=sound))
+def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
+    device = ConvDevice(mutants[name].result())
     noticed = 0
     for mode in (Mode(), Mode(LATE, LATE, schedule=1, seed=3)):
         for cut in ((48, 0, 64, 1), (48, 1, 64, 1)):

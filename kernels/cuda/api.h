@@ -94,7 +94,9 @@ int64_t hopper_conv_blob_bytes(void);
 
 // Encodes the tensor maps, so it needs the driver. A blob is launched on the device that was current here. `blocks`
 // limits the grid; 0 means one for each multiprocessor of the current device. `overlap` is 1 to let the grid start
-// before the one ahead of it in the stream has ended (it waits for it before it touches memory).
+// before the one ahead of it in the stream has ended. It waits for that one's end before it touches x, y, the residual
+// or the workspace, but not before it loads weights: whatever wrote these has to have ended before the last launch
+// without `overlap` ahead of this one in the stream.
 int32_t hopper_conv_prepare(const HopperConv *convs, int32_t count, int32_t type, int32_t config, uint64_t workspace,
                             int32_t blocks, int32_t overlap, void *blob);
 

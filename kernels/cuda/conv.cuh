@@ -4,7 +4,7 @@
 // float32, a result is rounded once. K is summed in the order of taps, then channels, whatever the tile; parts of a
 // split K are added in their order, so the same launch gives the same bits.
 //
-// Three warpgroups. One thread of the first fills a ring of stages by TMA: `rows` windows at one tap, which the unit's
+// Three warpgroups. Two threads of the first fill a ring of stages by TMA: `rows` windows at one tap, which the unit's
 // im2col mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128-
 // or 64-byte swizzled. The other two multiply: together, 64 rows each of a tile of 128, or in turns (TURNS), each a
 // tile of 64 rows, so that one multiplies while the other stores. A warp takes its 16 rows of sums through 2 KiB of
@@ -49,8 +49,9 @@ template <int N, bool TURNS> __device__ __forceinline__ Shared shared_parts(cons
   return shared;
 }
 
-// The producer, one thread.
-template <int N, bool TURNS>
+// The producers, two threads: one brings x, one the weights, each its own bytes of a stage. Weights do not come from an
+// earlier grid, so the second one fills the ring while the first still waits for that grid to end.
+template <int N, bool TURNS, bool WEIGHTS>
 __device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters, int rank) {
   constexpr int ROWS = tile_rows(TURNS);
   const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
@@ -66,15 +67,19 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
       uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
       Barrier *full = &shared.full[place.stage];
       barrier_wait(&shared.empty[place.stage], place.parity);
-      barrier_expect(full, x_bytes + weight_bytes);
       const int c = step.chunk * group.depth, column = tile.column * N + rank * part;
-      tma_load_im2col(stage, x, full, c, corner.w, corner.h, corner.n, static_cast<uint16_t>(step.tap % problem.kw),
-                      static_cast<uint16_t>(step.tap / problem.kw));
-      uint8_t *to = stage + x_bytes + 2 * group.depth * rank * part;
-      if (group.cluster == 1)
-        tma_load(to, weights, full, c, column, step.tap);
-      else
-        tma_load_multicast(to, weights, full, 3, c, column, step.tap);
+      if constexpr (!WEIGHTS) {
+        barrier_expect(full, x_bytes);
+        tma_load_im2col(stage, x, full, c, corner.w, corner.h, corner.n, static_cast<uint16_t>(step.tap % problem.kw),
+                        static_cast<uint16_t>(step.tap / problem.kw));
+      } else {
+        barrier_expect(full, weight_bytes);
+        uint8_t *to = stage + x_bytes + 2 * group.depth * rank * part;
+        if (group.cluster == 1)
+          tma_load(to, weights, full, c, column, step.tap);
+        else
+          tma_load_multicast(to, weights, full, 3, c, column, step.tap);
+      }
       advance(problem, step);
       advance(place, group.stages);
     }
@@ -315,7 +320,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
   if (threadIdx.x == 0) {
     const int warps = (TURNS ? 4 : 8) * group.cluster;
     for (int i = 0; i < group.stages; ++i) {
-      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.full[i], 2);
       barrier_init(&shared.empty[i], warps);
     }
     fence_barrier_init();
@@ -327,14 +332,19 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
     cluster_wait();
   }
   grid_launch_dependents();
-  grid_wait(); // before the first access to memory that an earlier grid may write or read
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<56>();
-    if (threadIdx.x == 0)
-      load_tiles<N, TURNS>(group, shared, cluster_index, clusters, rank);
+    if (threadIdx.x == 0) {
+      load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters, rank);
+    } else if (threadIdx.x == 32) {
+      prefetch_map(&group.x[tile_of(group.problem, cluster_index, group.cluster, rank).problem]);
+      grid_wait(); // before x is read
+      load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters, rank);
+    }
     sync_warp();
   } else {
     more_registers<224>();
+    grid_wait(); // before a residual is read, and before y or the workspace is written
     compute_tiles<N, TURNS, T>(group, shared, cluster_index, clusters, rank);
   }
   // The other block may still fill this one's stages' barriers: its memory has to outlive that.

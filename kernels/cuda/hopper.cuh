@@ -88,6 +88,7 @@ __device__ __forceinline__ void cluster_arrive() {
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // Returns when the grids that this one depends on have ended and their writes are seen; at once when there are none.
+// Each thread that reads what they write, or writes what they read, has to wait itself.
 __device__ __forceinline__ void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Lets the next grid of a programmatic launch start while this one still runs.

@@ -340,16 +340,19 @@ __global__ void __launch_bounds__(pair_threads(GROUPS), 1) pair(const __grid_con
     cluster_wait();
   }
   grid_launch_dependents();
-  grid_wait(); // before the first access to memory that an earlier grid may write or read
   if (warp < 4 * GROUPS) {
     more_registers<(GROUPS == 4 ? 112 : 152)>();
+    grid_wait(); // before y is written
     compute_pairs<TAPS, GROUPS, T>(p, s, first, step, rank, threadIdx.x);
   } else {
     fewer_registers<(GROUPS == 4 ? 24 : 40)>();
-    if (threadIdx.x == 128 * GROUPS)
-      load_weights<TAPS, GROUPS>(p, s, first, step, rank);
-    else if (threadIdx.x == 128 * GROUPS + 32)
+    if (threadIdx.x == 128 * GROUPS) {
+      load_weights<TAPS, GROUPS>(p, s, first, step, rank); // no earlier grid writes them
+    } else if (threadIdx.x == 128 * GROUPS + 32) {
+      prefetch_map(&p.x);
+      grid_wait(); // before x is read
       load_input<GROUPS>(p, s, first, step, rank);
+    }
     sync_warp();
   }
   // The other block may still arrive at this one's barriers: their memory has to outlive that.

@@ -55,6 +55,12 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
         return complain(why);
   }
   const int64_t units = fill_problems(convs, count, chosen, workspace, group.problem);
+  for (int i = 0; i < count; ++i) {
+    for (const uint64_t address : {convs[i].x, convs[i].residual, workspace})
+      emulated::earlier_grid_uses(reinterpret_cast<const void *>(address));
+    for (int j = 0; j < convs[i].outputs; ++j)
+      emulated::earlier_grid_uses(reinterpret_cast<const void *>(convs[i].output[j].y));
+  }
   group.units = static_cast<int32_t>(units);
   group.cluster = chosen.cluster;
   group.stages = chosen.stages;

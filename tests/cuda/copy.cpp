@@ -113,6 +113,8 @@ void deliver(Cta &cta, uint32_t offset, const MapSpec &map, const std::vector<Ro
 
 void load(void *to, const MapSpec &map, void *barrier, uint16_t blocks, std::vector<Row> rows, const char *what) {
   maybe_yield();
+  check_earlier_grid(reinterpret_cast<const void *>(map.base), what);
+  machine().early_loads += !self().grid_waited;
   Cta &own = *self().cta;
   uint32_t bytes = box_bytes(map), row_bytes = bytes / uint32_t(rows.size());
   uint32_t offset = offset_of(to, bytes, what), at = offset_of(barrier, 8, what);
@@ -163,6 +165,7 @@ void tma_store(const MapSpec &map, const void *from, int rank, const int *at) {
   maybe_yield();
   if (map.im2col || map.rank != rank)
     fail("tma_store of rank %d with a map of rank %d%s", rank, map.rank, map.im2col ? ", im2col" : "");
+  check_earlier_grid(reinterpret_cast<const void *>(map.base), "tma_store");
   Cta &cta = *self().cta;
   uint32_t bytes = box_bytes(map), offset = offset_of(from, bytes, "tma_store");
   if ((kSharedBase + offset) % 128)

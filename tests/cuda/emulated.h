@@ -48,7 +48,7 @@ inline uint32_t cluster_rank() { return emulated::cluster_rank(); }
 inline uint32_t cluster_size() { return emulated::cluster_size(); }
 inline void cluster_arrive() { emulated::cluster_arrive(); }
 inline void cluster_wait() { emulated::cluster_wait(); }
-inline void grid_wait() {}
+inline void grid_wait() { emulated::grid_wait(); }
 inline void grid_launch_dependents() {}
 
 inline void barrier_init(Barrier *barrier, uint32_t arrivals) { emulated::barrier_init(barrier, arrivals); }

@@ -59,6 +59,7 @@ struct Fiber {
   size_t warp_next = 0;                    // collective instructions of its warp that it has issued
   size_t group_next = 0, group_waited = 0; // of its warpgroup: issued, and waited for
   bool cluster_arrived = false;
+  bool grid_waited = false;
   uint64_t cluster_turn = 0;
   std::vector<std::function<void()>> unpublished; // writes that the asynchronous proxy does not see before a fence
   std::vector<std::vector<std::function<void()>>> stores{1}; // TMA stores not yet done, by group; the last one is open
@@ -157,6 +158,7 @@ struct Machine {
   std::function<void()> kernel;
   std::string error;
   uint64_t switches = 0;
+  uint64_t early_loads = 0; // copies of the last launch that a thread issued ahead of its grid_wait
 };
 
 Machine &machine();
@@ -177,6 +179,8 @@ void arrive(Cta &cta, uint32_t offset, const char *what);
 void count_bytes(Cta &cta, uint32_t offset, int64_t bytes, const char *what);
 
 bool inside_a_block(const void *address, uint64_t bytes);
+void check_earlier_grid(const void *address, const char *what); // that the thread may use this block now
+void earlier_grid_has_ended();                                  // for all blocks
 bool in_the_gap_of_a_block(const void *address);
 
 bool run_due_products();          // those of one wait; false when none can run

@@ -13,7 +13,8 @@ namespace {
 struct Block {
   uint8_t *mapping, *data;
   size_t mapped, bytes;
-  bool adopted; // memory of somebody else: nothing around it is forbidden
+  bool adopted;         // memory of somebody else: nothing around it is forbidden
+  bool earlier = false; // an earlier grid may still write here
 };
 
 // Host code allocates, so there is no concurrent use.
@@ -48,12 +49,31 @@ bool in_the_gap_of_a_block(const void *address) {
   return false;
 }
 
+void earlier_grid_uses(const void *address) {
+  for (Block &block : blocks())
+    block.earlier |= !block.adopted && address >= block.data && address < block.data + block.bytes;
+}
+
+void earlier_grid_has_ended() {
+  for (Block &block : blocks())
+    block.earlier = false;
+}
+
+void check_earlier_grid(const void *address, const char *what) {
+  if (self().grid_waited)
+    return;
+  for (const Block &block : blocks())
+    if (block.earlier && address >= block.data && address < block.data + block.bytes)
+      fail("%s at %p, which an earlier grid may still use: no grid_wait of this thread is ahead of it", what, address);
+}
+
 void check_global(const void *address, int bytes, const char *what) {
   maybe_yield();
   if (uintptr_t(address) % uintptr_t(bytes))
     fail("%s of %d bytes at %p; allowed: multiples", what, bytes, address);
   if (!inside_a_block(address, uint64_t(bytes)))
     fail("%s of %d bytes at %p, outside of every block of global memory", what, bytes, address);
+  check_earlier_grid(address, what);
 }
 
 } // namespace inception_fast::emulated
@@ -105,6 +125,8 @@ void emulated_configure(int copies, int products, int schedule, int resident, in
 }
 
 const char *emulated_error(void) { return machine().error.c_str(); }
+
+uint64_t emulated_early_loads(void) { return machine().early_loads; }
 
 uint64_t emulated_switches(void) { return machine().switches; }
 }

@@ -41,6 +41,8 @@ extern "C" int emulated_pair(const HopperPair *pair, int type, int config, int b
   for (const MapSpec *map : {&group.x, &group.w1, &group.w2})
     if (const char *why = emulated::check_map(*map))
       return refuse(why);
+  for (const uint64_t address : {pair->x, pair->y})
+    emulated::earlier_grid_uses(reinterpret_cast<const void *>(address));
   fill_pair(group, *pair, chosen);
   const unsigned grid = unsigned(pair_blocks(*pair, chosen, blocks ? blocks : emulated::multiprocessors()));
   const Kernel kernel = kernel_of(pair->taps, chosen.groups, type);

@@ -24,6 +24,7 @@ uint32_t cluster_rank();
 uint32_t cluster_size();
 void cluster_arrive();
 void cluster_wait();
+void grid_wait();
 
 void barrier_init(void *barrier, uint32_t arrivals);
 void fence_barrier_init();
@@ -57,5 +58,9 @@ void yield_once(); // in a loop that waits for memory
 int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, const std::function<void()> &kernel);
 const char *check_map(const hopper::MapSpec &map); // null, or why the driver would not encode it
 int multiprocessors();
+
+// Until the next launch has ended: an earlier grid may still write the block of global memory at this address, so that
+// a thread may use it only behind its grid_wait. Memory adopted from a caller does not take part.
+void earlier_grid_uses(const void *address);
 
 } // namespace inception_fast::emulated

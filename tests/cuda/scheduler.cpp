@@ -330,6 +330,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   m.due.clear();
   m.current = nullptr;
   m.error.clear();
+  m.early_loads = 0;
   ::gridDim = grid;
   ::blockDim = block;
   struct sigaction ours{}, before_segv{}, before_bus{};
@@ -355,6 +356,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   sigaction(SIGSEGV, &before_segv, nullptr);
   sigaction(SIGBUS, &before_bus, nullptr);
   m.current = nullptr;
+  earlier_grid_has_ended();
   if (failed)
     m.running.clear(); // the fibers' stacks and shared memory are given up with them
   return failed ? 1 : 0;

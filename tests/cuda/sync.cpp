@@ -252,6 +252,8 @@ void cluster_wait() {
   fiber.cluster_arrived = false;
 }
 
+void grid_wait() { self().grid_waited = true; }
+
 uint32_t cluster_rank() { return uint32_t(self().cta->rank); }
 uint32_t cluster_size() { return uint32_t(self().cta->cluster->ctas.size()); }
 
