@@ -24,6 +24,10 @@ USAGE = """
  Function plain:
   REG:255 STACK:16 SHARED:0 LOCAL:0
 """
+FENCE = """
+        /*0000*/   MEMBAR.ALL.GPU ;
+        /*0010*/   MEMBAR.ALL.CTA ;
+"""
 
 
 def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +38,9 @@ def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> 
     assert bad.complaint == "16 bytes of registers spill"
     assert replace(bad, spill_bytes=0, instructions={}).complaint == "no HGMMA instruction"
     assert "spill" in replace(good, instructions={"HGMMA": 1, "STL": 2}).complaint
+    few, many = offline.counted(FENCE * 5), offline.counted(FENCE * 6)
+    assert replace(good, instructions={**few, "HGMMA": 1}).complaint == ""
+    assert replace(good, instructions={**many, "HGMMA": 1}).complaint == "6 MEMBAR.ALL.GPU instructions; allowed: 5"
     monkeypatch.setattr(offline, "_tool", lambda *words: "")
     with pytest.raises(RuntimeError, match=r"x\.so holds no kernels for sm_90a"):
         offline.kernels(Path("x.so"))

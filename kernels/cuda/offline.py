@@ -16,8 +16,14 @@ from pathlib import Path
 
 ARCH = "sm_90a"
 TENSOR_CORE = "HGMMA"
+# What waits for, or forgets, memory beyond the block. A kernel has two about the cluster's barriers and three about split
+# K, outside of its loops; barriers of a pipeline at the cluster's scope would have one an arrival and one a wait.
+DEVICE_WIDE = ("MEMBAR.SC.GPU", "MEMBAR.ALL.GPU", "CCTL.IVALL")
+MOST_DEVICE_WIDE = 5  # of each
 # Products, loads and stores past the registers, the registers that warps hand to each other, spills.
-CLASSES = ("HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL")
+CLASSES = (
+    "HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL", *DEVICE_WIDE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Compiled:
         """What is wrong with a kernel that multiplies; empty when nothing is."""
         if self.spill_bytes or "STL" in self.instructions:
             return f"{self.spill_bytes} bytes of registers spill"
+        for name in DEVICE_WIDE:
+            if self.instructions.get(name, 0) > MOST_DEVICE_WIDE:
+                return f"{self.instructions[name]} {name} instructions; allowed: {MOST_DEVICE_WIDE}"
         return "" if TENSOR_CORE in self.instructions else f"no {TENSOR_CORE} instruction"
 
 
@@ -67,7 +76,7 @@ def functions(text: str) -> dict[str, str]:
 
 def counted(listing: str) -> dict[str, int]:
     """How many instructions of each class a disassembly holds."""
-    found = re.findall(rf"\b({'|'.join(CLASSES)})\b", listing)
+    found = re.findall(rf"\b({'|'.join(map(re.escape, CLASSES))})\b", listing)
     return dict(sorted(collections.Counter(found).items()))
 
 
