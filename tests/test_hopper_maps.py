@@ -157,6 +157,27 @@ def test_every_convolution_of_the_networks(maps: ctypes.CDLL, part: int) -> None
         assert np.abs(y - wanted).max() <= FP64_MAX * np.abs(wanted).max(), f"{shape} {config}"
 
 
+@pytest.mark.parametrize("turns", [0, 1], ids=["tiles of 128", "tiles of 64"])
+def test_products_of_padding_alone_are_too_few_to_skip(maps: ctypes.CDLL, turns: int) -> None:
+    """All pixels of a tile see padding at a tap in 0.8 or 1.4 % of the products of all layers, at batch 1, where most
+    are: the rest of a tile behind the last image is padding, too.
+    """
+    keys = [(one.turns, one.depth, one.cluster) for one in configurations(maps)]
+    config = keys.index((turns, 64, 1))
+    idle = total = 0.0
+    for shape in SHAPES:
+        conv, x_map, unused = described(shape, 1), np.zeros(22, np.int64), np.zeros(22, np.int64)
+        maps.maps_of(ctypes.byref(conv), config, _pointer(x_map), _pointer(unused))
+        corners = {tuple(row[6:]) for row in tiles_of(maps, [conv], config, 1)}
+        total += len(corners) * shape.kh * shape.kw * shape.c * shape.oc
+        for corner in corners if any(shape.padding) else ():
+            n, h, w = (axis[:, None, None] for axis in walk(x_map, np.array(corner)))
+            h, w = h + np.arange(shape.kh)[:, None], w + np.arange(shape.kw)
+            inside = (n < 1) & (h >= 0) & (h < shape.h) & (w >= 0) & (w < shape.w)
+            idle += np.count_nonzero(~inside.any(0)) * shape.c * shape.oc
+    assert 0.005 < idle / total < 0.02
+
+
 def test_all_configurations_occur(maps: ctypes.CDLL) -> None:
     count = len(configurations(maps))
     assert len({index * 37 % count for index in range(len(SHAPES))}) == count
