@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 
 (VERSION,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
 BUILD_SECONDS = 60.0
+CUDA_BUILD_SECONDS = 300.0  # the CPU's kernels are in it
 IMPORT_SECONDS = 0.3
 WAYS = ("wheel", "sdist", "editable")
 NVCC = (
@@ -83,8 +84,18 @@ def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def from_sdist(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The wheel of the unpacked sdist, with the CUDA kernels where there is nvcc, and the processor seconds it took."""
+    unpacked = tmp_path_factory.mktemp("sdist-source")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked)
+    (folder,) = unpacked.iterdir()
+    return build_wheel(folder, tmp_path_factory.mktemp("sdist-wheel"), hopper=NVCC)
+
+
+@pytest.fixture(scope="module")
 def installed(
-    source: Path, wheel: Path, sdist: Path, tmp_path_factory: pytest.TempPathFactory
+    source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Callable[[str], Install]:
     """Each way to install, done when it is first asked for."""
     done: dict[str, Install] = {}
@@ -98,14 +109,10 @@ def installed(
     def artifact(way: str) -> Path:
         if way == "wheel":
             return wheel
-        out = tmp_path_factory.mktemp(f"{way}-wheel")
         if way == "editable":
-            return build_editable(source, out)
-        unpacked = tmp_path_factory.mktemp("sdist-source")
-        with tarfile.open(sdist) as archive:
-            archive.extractall(unpacked)
-        (folder,) = unpacked.iterdir()
-        return build_wheel(folder, out, hopper=NVCC)[0]
+            return build_editable(source, tmp_path_factory.mktemp("editable-wheel"))
+        file: Path = request.getfixturevalue("from_sdist")[0]
+        return file
 
     return make
 
@@ -216,6 +223,12 @@ def compiled(installed: Callable[[str], Install]) -> list[Any]:
         pytest.skip("no nvcc here, so no CUDA kernels")
     file = Path(json.loads(installed("sdist").python(HOPPER))[2])
     return offline.kernels(file)
+
+
+def test_the_cuda_kernels_compile_in_bounded_time(from_sdist: tuple[Path, float], compiled: list[Any]) -> None:
+    assert compiled and from_sdist[1] <= 2 * CUDA_BUILD_SECONDS, (
+        f"{from_sdist[1]:.0f} processor seconds; promised: {CUDA_BUILD_SECONDS:.0f} s, two cores"
+    )
 
 
 def test_no_cuda_kernel_spills_and_all_multiply_on_tensor_cores(compiled: list[Any]) -> None:

@@ -213,7 +213,8 @@ def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | 
 
 def overlapping(tasks: Sequence[Any]) -> set[int]:
     """Places of the tasks that may start before the one ahead of them in their stream has ended: both are launches of
-    these kernels, which wait for what is ahead before they touch memory that it may use, and there is nothing else to wait for.
+    these kernels, which wait for what is ahead before they touch memory that it may use, and there is nothing else to
+    wait for. Weights are loaded before: they were packed before the first task of a stream, which never overlaps.
     """
     found, ahead = set(), dict[int, Any]()
     for j, task in enumerate(tasks):

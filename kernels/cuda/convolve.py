@@ -226,7 +226,8 @@ def group(
     name: str, library: Library, problems: Sequence[Problem], cut: Cut, *,
     place: Workspace | None = None, overlap: bool = False,
 ) -> Launch:  # fmt: skip
-    """Independent convolutions in one launch. `overlap`: it may start before the launch ahead of it has ended.
+    """Independent convolutions in one launch. `overlap`: it may start before the launch ahead of it has ended,
+    and load its weights; these have to be whole before the last launch without `overlap` ahead of it.
 
     Raises ValueError where the library refuses the group.
     """

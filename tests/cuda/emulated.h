@@ -13,7 +13,8 @@
 //   mbarriers phases, arrivals and bytes; too many arrivals, bytes out of range, use before initialisation or without
 //   its
 //             fence, and being overwritten are faults.
-//   global memory   blocks between forbidden pages; tensor maps have to lie inside one.
+//   global memory   blocks between forbidden pages; tensor maps have to lie inside one. Those that a driver says an
+//             earlier grid uses are closed to a thread until its grid_wait, which returns at once.
 // A launch ends with a reason, in place of a result, on: a fault above, a deadlock (with what each warp waits for), a
 // thread that ends with copies, products or arrivals open.
 //
