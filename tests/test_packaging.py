@@ -201,7 +201,8 @@ import json, torch, inception_fast as fast
 from inception_fast.kernels import cuda
 from inception_fast.kernels.cuda import loader
 missing = cuda.missing()
-configs = [] if missing else [config.name for config in cuda.library().configs]
+found = None if missing else cuda.library()
+configs = [config.name for config in (*found.configs, *found.pair_configs)] if found and found.pair_configs else []
 print(json.dumps([missing, configs, str(loader.FILE), torch.cuda.is_initialized()]))
 """
 

@@ -14,6 +14,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default) // the library hides everything else
+
 typedef struct {
   uint64_t x, y;                     // multiples of 16
   uint64_t w1, scale1, shift1;       // packed weights, a multiple of 16; float32 [mid]
@@ -45,6 +47,8 @@ int32_t hopper_pair_prepare(const HopperPair *pair, int32_t type, int32_t config
                             void *blob);
 
 int32_t hopper_pair_launch(const void *blob, uint64_t stream);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }
