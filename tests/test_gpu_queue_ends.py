@@ -47,6 +47,16 @@ def test_after_a_kill_the_next_run_takes_over(tmp_path: Path) -> None:
     assert not living(child), "a job outlives its queue"
 
 
+def test_neighbours_end_when_they_end(tmp_path: Path) -> None:
+    """The first to end takes nothing from the others; the last is ended at its own limit."""
+    out, script = slow_queue(tmp_path, NEIGHBOURS)
+    done = subprocess.run([sys.executable, str(script), "--out", str(out)], capture_output=True, text=True)
+    status = json.loads((out / "result.json").read_text())["status"]
+    assert done.returncode == 3 and [file.name for file in out.iterdir()] == ["result.json"]
+    assert [status[f"exact/{name}"]["status"] for name in ("0", "0.7", "9")] == ["ok", "ok", "failed"], status
+    assert status["exact/9"]["note"] == "took longer than 2 s"
+
+
 # The queue's own way of doing a job, with jobs of its own.
 OTHER_WORK = """
 import os, sys, time
@@ -55,28 +65,34 @@ import real
 def build():
     return {"status": "ok"}
 
+def exact(name):
+    time.sleep(float(name))
+    return {"status": "ok", "note": name}
+
 def layers(number, kind, *, report):
     report([{"runtime": "ours"}])
     with open(sys.argv[2] + ".pid", "w") as file:
         file.write(str(os.getpid()))
     time.sleep(60)
 
-real.WORK, real.IN_PARTS = {"build": build, "layers": layers}, (layers,)
+real.WORK, real.IN_PARTS = {"build": build, "exact": exact, "layers": layers}, (layers,)
 sys.exit(real.main(sys.argv[1:]))
 """
 
 
-def slow_queue(tmp_path: Path) -> tuple[Path, Path]:
-    """Where results go, and the queue with a build that works and two jobs that take long."""
+LONG = "[Job('build', 1, 60), Job('layers/1/x', 1, 60), Job('layers/2/x', 1, 60)]"
+NEIGHBOURS = (
+    "[Job('build', 1, 60), Job('exact/0', 1, 60, 'e'), Job('exact/0.7', 1, 60, 'e'), Job('exact/9', 1, 1.5, 'e')]"
+)
+
+
+def slow_queue(tmp_path: Path, jobs: str = LONG) -> tuple[Path, Path]:
+    """Where results go, and the queue with a build that works and two jobs that take long, or with others."""
     folder = tmp_path / "benchmarks" / "gpu"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "work.py").rename(folder / "real.py")
     (folder / "work.py").write_text(OTHER_WORK)
-    (folder / "catalogue.py").write_text(
-        "from store import Job\n\n"
-        "def jobs():\n"
-        "    return [Job('build', 1, 60), Job('layers/1/x', 1, 60), Job('layers/2/x', 1, 60)]\n"
-    )
+    (folder / "catalogue.py").write_text(f"from store import Job\n\ndef jobs():\n    return {jobs}\n")
     return tmp_path / "out", folder / "run.py"
 
 

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, stop)
         left = run_slice(jobs, store, args.slice_seconds, run_job, red=args.red)
     store.write()
+    store.tidy()
     print(f"{store.summary()['done']} of {len(jobs)} jobs done, {len(left)} left")
     return LEFT if left else 0
 
@@ -119,7 +120,8 @@ def run_slice(
             break
         for job, result in results(mine, store, run, lambda job: min(job.limit, end - clock())):
             store.put(job, {**result, "red": True} if blocked(job, store) else result)
-            print(f"{job.name}: {result['status']} {result.get('note', '')}"[:200], flush=True)
+            *_, last = ["", *str(result.get("note", "")).strip().splitlines()]
+            print(f"{job.name}: {result['status']} {last}"[:200], flush=True)
             if fresh and result["status"] != OK:
                 return wanted(jobs, store, red)
     return wanted(jobs, store, red)

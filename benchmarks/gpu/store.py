@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +101,15 @@ class Store:
             if result["status"] == FAILED:
                 result["note"] = CUT_OFF
             self.put(Job(file.stem.replace("+", "/"), 0, 0), result)
+        self.tidy()
 
     def _forget(self, file: Path) -> None:
         for path in (file, beside(file)):
             path.unlink(missing_ok=True)
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+
+    def tidy(self) -> None:
+        """Removes the folder of what runs; once nothing does, or others would not find it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def beside(file: Path) -> Path:
