@@ -155,12 +155,12 @@ def test_a_job_that_hangs_or_dies_has_failed(
 def test_what_a_job_started_ends_with_it(queue: dict[str, Any], tmp_path: Path) -> None:
     """A grandchild that holds the GPU, and the pipe to its parent, must not outlive its job."""
     alive = tmp_path / "alive"
-    child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
+    child = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
     output, ended = queue["run"].finished([sys.executable, "-c", program], 1.0)
-    assert not ended and output == "" and time.monotonic() - begin < 3
-    time.sleep(max(0.0, begin + 5 - time.monotonic()))
+    assert not ended and output == "" and time.monotonic() - begin < 2
+    time.sleep(max(0.0, begin + 3 - time.monotonic()))
     assert not alive.exists()
 
 

@@ -61,15 +61,15 @@ def specs_of(model: str, n: int, dtype: str) -> list[ConvSpec]:
     return wanted_specs([task for plan in executable.native.values() for task in plan.tasks])
 
 
-def compile_beside(specs: Sequence[ConvSpec], arch: str) -> None:
-    """Fills Triton's cache by all cores: compiling one after the other takes ten times as long as timing. What fails
-    here fails again, and is reported, where it is timed.
+def compile_beside(specs: Sequence[ConvSpec], arch: str) -> list[str]:
+    """Fills Triton's cache by all cores: compiling one after the other takes ten times as long as timing. What failed,
+    which fails again, and is reported, where it is timed.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(len(specs), os.cpu_count() or 1, 16)
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
         done = [pool.submit(_compiled, spec, arch) for spec in specs]
-        concurrent.futures.wait(done)
+        return [f"{type(error).__name__}: {error}" for future in done if (error := future.exception())]
 
 
 def _compiled(spec: ConvSpec, arch: str) -> None:
