@@ -89,7 +89,7 @@ def test_training_steps_are_compared_and_timed(queue: dict[str, Any], monkeypatc
     training = queue["training_layers"]
     monkeypatch.setattr(training, "BATCH", 2)
     monkeypatch.setattr(training, "NAMES", tuple(LAYERS))
-    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     *_, rows = training.training_rows("float16")
     assert {row["runtime"] for row in rows} == {"ours", "eager", "compile"} and len(rows) == 6
     for row in rows:
