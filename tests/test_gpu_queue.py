@@ -391,3 +391,14 @@ def test_a_result_names_its_sources(queue: dict[str, Any], tmp_path: Path, monke
     assert "no driver" in queue["work"].machine()["note"] and queue["work"].machine()["status"] == "failed"
     monkeypatch.setattr(provenance, "on_device", lambda: {"name": "A GPU", "capability": "9.0"})
     assert queue["work"].machine()["machine"]["name"] == "A GPU"  # without nvidia-smi
+
+
+def test_kernels_that_may_hang_join_a_network_only_after_their_test(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work, file = queue["work"], tmp_path / "result.json"
+    monkeypatch.setattr(work, "earlier", file)
+    assert not work.passed("exact/hopper_device")
+    for status in ("failed", "unavailable", "ok"):
+        file.write_text(json.dumps({"results": {"exact/hopper_device": {"status": status}}}))
+        assert work.passed("exact/hopper_device") is (status == "ok")

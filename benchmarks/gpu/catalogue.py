@@ -41,14 +41,14 @@ def jobs() -> list[Job]:
     """
     wide, fewest = DTYPES[0], BATCHES[:3]
     found = [Job("build", 60, 400), Job("machine", 10, 60)]
-    found += [Job(f"exact/{name}", 100, 300, "exact") for name in TESTS]
+    found += [Job(f"exact/{name}", 100, 150 if name == "hopper_device" else 300, "exact") for name in TESTS]
     found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
     found += [Job(f"network/{FIRST}/{n}/{wide}", 45, 300) for n in fewest]
-    found += [Job(f"sanitizer/{tool}/few", 90, 300, "sanitizer") for tool in TOOLS]
+    found += [Job(f"sanitizer/{tool}/few", 90, 180, "sanitizer") for tool in TOOLS]
     found += [Job(f"counters/{PAIRS[0]}/{form}", 30, 200) for form in ("separate", "fused")]
     found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400) for n in fewest[:1]]
     found += [Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300) for n in fewest[:1]]
-    found += [Job("probe/hopper", 40, 300), Job(f"hopper/{fewest[0]}/{wide}", 120, 500)]
+    found += [Job("probe/hopper", 40, 100), Job(f"hopper/{fewest[0]}/{wide}", 120, 500)]
     found += [Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 520)]
     for n in fewest[1:]:
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300)]

@@ -39,10 +39,10 @@ class Store:
     def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.file, self.jobs = out / NAME, jobs
-        self.results: dict[str, dict[str, Any]] = _read(self.file) if self.file.exists() else {}
+        self.results: dict[str, dict[str, Any]] = read_results(self.file)
         for path in earlier:
             file = path / NAME if path.is_dir() else path
-            found = _read(file) if file.is_file() else {}
+            found = read_results(file)
             if not found:
                 raise ValueError(f"{path} holds no results; allowed: the {NAME} of a former slice, or its folder")
             self.results = {**found, **self.results}
@@ -126,8 +126,8 @@ def read_result(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and "status" in found else {"status": FAILED}
 
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The results of a file; none of a torn one."""
+def read_results(file: Path) -> dict[str, dict[str, Any]]:
+    """The results of a file; none of a torn one, or where there is none."""
     try:
         found = json.loads(file.read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config, Row
 from measure import draw
 from networks import network_of
+from store import read_results
 from timing import device_seconds, summary
 
 import inception_fast as fast
@@ -84,7 +84,7 @@ def _seconds(call: Any) -> float:
 def measured(results: Path) -> list[Row]:
     """The tiles in a file of results, of every job that measured some on a GPU of this kind."""
     arch = configs.arch_of(torch.cuda.get_device_capability())
-    found = json.loads(results.read_text())["results"] if results.is_file() else {}
+    found = read_results(results)
     tiles = [row for name, result in found.items() if name.startswith("tiles/") for row in result.get("rows", [])]
     given = [row["row"] for row in tiles if "row" in row]
     rows = [Row(r[0], r[1], int(r[2]), int(r[3]), int(r[4]), Config(*r[5]), r[6]) for r in given]
