@@ -23,7 +23,9 @@ BACKWARD_SCHEMA = (
     "-> (Tensor, Tensor, Tensor)"
 )
 
-ADAPTERS = {"cpu": "batch_norm", "triton": "batch_norm_gpu"}
+ADAPTERS = {"cpu": "batch_norm", "cuda": "batch_norm_gpu", "triton": "batch_norm_gpu"}
+# The CUDA kernels are convolutions of inference: a training step on "cuda" takes Triton's, which have to run here too.
+NEEDS = {"cuda": ("cuda", "triton")}
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -66,9 +68,10 @@ def native_kernels(x: Tensor, operation: str = "batch_norm_relu") -> ModuleType 
     name = named or ("cpu" if x.device.type == "cpu" else "triton")
     if name not in ADAPTERS:
         return None
-    status = dispatch.backend_status()[name]
-    why = [] if status else [status.reason]  # type: ignore[union-attr]
-    if status:
+    found = dispatch.backend_status()
+    statuses = {needed: found[needed] for needed in NEEDS.get(name, (name,))}
+    why = [status.reason for status in statuses.values() if isinstance(status, dispatch.Unavailable)]
+    if not why:
         module = importlib.import_module(f".backends.{ADAPTERS[name]}", __package__)
         why = module.reasons(x)
         if not why:

@@ -202,13 +202,14 @@ def choose(spec: Spec, kind: str, name: str | None = None) -> str:
     can run.
     """
     check_name(name)
-    found = explain(spec, kind)
+    status = backend_status()
     candidates = ORDER.get(kind, ()) if name is None else (name,)
-    able = (candidate for candidate in candidates if not found[candidate])
-    chosen = next((c for c in able if name is not None or c != "cuda" or adapter(c).wins(spec)), None)
+    # Whether "cuda" should is asked first: to find out whether it can, its kernels are run, which nobody asked for.
+    should = (c for c in candidates if name is not None or c != "cuda" or (status[c] and adapter(c).wins(spec)))
+    chosen = next((c for c in should if not _reasons(c, status[c], spec, kind)), None)
     if chosen is None:
         wanted = "no backend" if name is None else f"backend {name!r} cannot run; no other"
-        lines = "".join(f"\n  {key}: {'; '.join(why) or 'can run'}" for key, why in found.items())
+        lines = "".join(f"\n  {key}: {'; '.join(why) or 'can run'}" for key, why in explain(spec, kind).items())
         raise RuntimeError(f"{wanted} is chosen for {spec} on {kind}:{lines}")
     if name is None and chosen == "torch":
         _warn_of_library_path(spec, kind)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 import numerics
-from inception_fast import ops
+from inception_fast import dispatch, ops
 from plain_layers import Plain, randomise
 
 EPS = 1e-3
@@ -143,6 +143,17 @@ def test_what_the_kernels_do_not_take_runs_in_torch() -> None:
         ops.batch_norm_relu(inputs[0].contiguous(), *inputs[1:], eps=EPS)
     with fast.use_backend("cpu"):
         assert torch.equal(ops.batch_norm_relu(*inputs, eps=EPS)[0], native[0])
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_named_gpu_backend_never_falls_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = {**dispatch.backend_status(), backend: dispatch.Unavailable("no NVIDIA driver")}
+    monkeypatch.setattr(dispatch, "backend_status", lambda: status)
+    with (
+        fast.use_backend(backend),
+        pytest.raises(RuntimeError, match=f"'{backend}' cannot run batch_norm_relu: no NVIDIA"),
+    ):
+        ops.batch_norm_relu(*arguments((2, 12, 5, 6)), eps=EPS)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from torch import Tensor
 import inception_fast as fast
 import numerics
 from inception_fast import dispatch, ops
-from inception_fast.backends import native_cpu
+from inception_fast.backends import hopper_gpu, native_cpu
 
 SPEC = ConvSpec(1, 8, 8, 16, 24, 1, 1)
 
@@ -352,3 +353,29 @@ def test_an_image_alone_or_in_a_batch_and_any_thread_count_give_the_same_bits() 
         assert torch.equal(call(x[1:2], *params, backend="cpu"), together[1:2])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("wins", [False, True])
+def test_kernels_are_not_run_to_be_left_out(wins: bool, fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the CUDA kernels can run is found out by running them: only where a measurement or a name wants that."""
+    asked: list[str] = []
+
+    def adapter(name: str) -> Any:
+        return SimpleNamespace(reasons=lambda spec: asked.append(name) or [], wins=lambda spec: wins)
+
+    status = {**dispatch.backend_status(), "cuda": fast.Available("sm_90a"), "triton": fast.Available("3.6")}
+    monkeypatch.setattr(dispatch, "backend_status", lambda: status)
+    monkeypatch.setattr(dispatch, "adapter", adapter)
+    chosen = "cuda" if wins else "triton"
+    assert dispatch.choose(SPEC, "cuda") == chosen and asked == [chosen]
+    assert dispatch.choose(SPEC, "cuda", "cuda") == "cuda" and asked == [chosen, "cuda"]
+
+
+def test_only_convolutions_in_half_precision_win_by_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no row of measurements is not looked up."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hopper_gpu, "measured", lambda device: pytest.fail("looked up"))
+    for spec in (SPEC, PairSpec(SPEC, SPEC, "split"), PoolSpec(1, 8, 8, 16, 3, 3)):
+        assert not hopper_gpu.wins(spec)
+    with pytest.raises(pytest.fail.Exception, match="looked up"):
+        hopper_gpu.wins(dataclasses.replace(SPEC, dtype="bfloat16"))

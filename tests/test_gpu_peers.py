@@ -4,7 +4,7 @@ wrong, is a row that says so.
 
 from __future__ import annotations
 
-import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,23 +81,40 @@ def test_what_is_wrong_or_fails_is_not_timed(queue: dict[str, Any]) -> None:
     assert all(row["batch"] == 4 for row in rows.values()) and "no such peer" in rows["missing"]["note"]
 
 
+class Small(nn.Module):
+    """A network with what the job asks of one: batch norms to calibrate, and the size of its images."""
+
+    data_config = types.SimpleNamespace(input_size=(3, 16, 16))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pair = fast.ConvBNReLU(3, 16, 3, 2), fast.AsymmetricPair(16, 16, 24, 3)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pair(self.stem(x)).mean((2, 3)))
+
+
 def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The way that the job goes, on the CPU and with a small network; Inductor, which takes minutes, stands aside."""
-    networks = queue["networks"]
-    create = fast.create_model
-
-    def small(name: str) -> nn.Module:
-        module = create(name, num_classes=10)
-        module.data_config = dataclasses.replace(module.data_config, input_size=(3, 64, 64))
-        return module
-
+    networks, modes = queue["networks"], list[str]()
     monkeypatch.setattr(networks, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(networks, "compiled", lambda peer, x: lambda: peer(x).clone())
-    monkeypatch.setattr(networks.fast, "create_model", small)
-    first, _, last = ([dict(row) for row in rows] for rows in networks.network_rows("inception_v1", 2, "bfloat16"))
+    monkeypatch.setattr(networks, "compiled", lambda peer, x, mode: modes.append(mode) or (lambda: peer(x).clone()))
+    monkeypatch.setattr(networks.fast, "create_model", lambda name: Small())
+    first, _, last = ([dict(row) for row in rows] for rows in networks.peer_rows("inception_v1", 2, "bfloat16", 7))
     assert [row["runtime"] for row in first] == ["ours", "eager"]
     assert [row["runtime"] for row in last] == ["ours", "eager", "xla", "compile"]
-    for row in last:
+    *_, quick = networks.network_rows("inception_v1", 2, "bfloat16")
+    assert [row["runtime"] for row in quick] == ["ours", "eager", "graphs"]
+    for row in [*last, *quick]:
         assert row["status"] == "ok" and row["median_ms"] > 0 and row["ratio"] > 0, row
         assert row["rel_error"] < 5e-2 and row["batch"] == 2
+    monkeypatch.setattr(networks.fast, "backend_status", lambda: {"cuda": True})
+    *_, before, whole = networks.network_rows("inception_v1", 2, "bfloat16", cuda=True)
+    assert [row["runtime"] for row in before] == ["ours", "eager", "graphs"] and len(whole) == 4
+    assert whole[3]["runtime"] == "cuda" and "median_ms" in whole[0] and whole[3]["status"] == "failed"
+    assert {row["tiles"] for row in last} == {7} and {row["tiles"] for row in quick} == {0}
+    *_, made = networks.ready_rows("inception_v1", 2, "bfloat16")
+    assert [(row["runtime"], row["status"]) for row in made] == [("ours", "ok"), ("graphs", "ok")]
+    assert modes == ["max-autotune", *["reduce-overhead"] * 3] and "median_ms" not in made[0]

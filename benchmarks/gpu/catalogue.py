@@ -1,4 +1,4 @@
-"""The jobs of the measuring queue, the most telling first."""
+"""The jobs of the measuring queue, the most telling first, and the shapes that they measure."""
 
 from __future__ import annotations
 
@@ -32,16 +32,47 @@ LAYERS = {
 PAIRS = ("v3_192", "v3_128", "v4_256", "resnet_192")
 
 
+FIRST = "inception_v3"  # the network that is measured first
+
+
 def jobs() -> list[Job]:
-    """Every job. Whether the kernels are right comes before how fast they are, and both before tuning."""
-    found = [Job("build", 120, 400), Job("machine", 15, 60)]
-    found += [Job(f"exact/{name}", 60, 400) for name in TESTS]
-    found += [Job(f"sanitizer/{tool}", 240, 500) for tool in TOOLS]
-    found += [Job("probe/hopper", 60, 300)]
-    found += [Job(f"hopper/{n}/{dtype}", 200, 500) for n in BATCHES for dtype in DTYPES[:1]]
-    found += [Job(f"layers/{n}/{dtype}", 150, 500) for n in BATCHES for dtype in DTYPES]
-    found += [Job(f"network/{model}/{n}/{dtype}", 360, 520) for model in MODELS for n in BATCHES for dtype in DTYPES]
+    """Every job. Whether the kernels are right comes before how fast they are; of either the most telling first, so
+    that a quarter of an hour on a GPU gives every kind of answer once.
+    """
+    wide, fewest = DTYPES[0], BATCHES[:3]
+    found = [Job("build", 60, 400), Job("machine", 10, 60)]
+    found += [Job(f"exact/{name}", 100, 150 if name == "hopper_device" else 300, "exact") for name in TESTS]
+    found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
+    found += [Job(f"network/{FIRST}/{n}/{wide}", 45, 300) for n in fewest]
+    found += [Job(f"sanitizer/{tool}/few", 90, 180, "sanitizer") for tool in TOOLS]
+    found += [Job(f"counters/{PAIRS[0]}/{form}", 30, 200) for form in ("separate", "fused")]
+    found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400) for n in fewest[:1]]
+    found += [Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300) for n in fewest[:1]]
+    found += [Job("probe/hopper", 40, 100), Job(f"hopper/{fewest[0]}/{wide}", 120, 500)]
+    found += [Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 520)]
+    for n in fewest[1:]:
+        found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300)]
+    found += [Job(f"hopper/{n}/{wide}", 120, 500) for n in BATCHES[1:]]
+    found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 520) for n in fewest[1:]]
+    found += [Job(f"layers/{n}/{dtype}", 150, 500) for dtype in DTYPES for n in BATCHES]
     found += [Job(f"training/{dtype}", 200, 500) for dtype in DTYPES]
-    found += [Job(f"tune/{name}/{dtype}", 200, 500) for name in LAYERS if name != "stem_3x3s2" for dtype in DTYPES[:1]]
-    found += [Job(f"counters/{pair}/{form}", 60, 300) for pair in PAIRS for form in ("separate", "fused")]
+    found += [Job(f"sanitizer/{tool}", 240, 500, "sanitizer in full") for tool in TOOLS]
+    found += _networks(done={f"{FIRST}/{n}/{wide}" for n in fewest})
+    found += [Job(f"tune/{name}/{wide}", 200, 500) for name in LAYERS if name != "stem_3x3s2"]
+    found += [Job(f"counters/{pair}/{form}", 30, 200) for pair in PAIRS[1:] for form in ("separate", "fused")]
+    return found
+
+
+def _networks(done: set[str]) -> list[Job]:
+    """Every network at every batch that is not `done`: what can be made at once, then times, then tiles and peers."""
+    found: list[Job] = []
+    for dtype in DTYPES:
+        for model in MODELS:
+            names = [name for n in BATCHES if (name := f"{model}/{n}/{dtype}") not in done]
+            found += [Job(f"ready/{name}", 120, 400, f"{model} {dtype}") for name in names]
+            found += [Job(f"network/{name}", 60, 300) for name in names]
+            if dtype == DTYPES[0]:
+                for name in names:
+                    found += [Job(f"tiles/{name}", 120, 400), Job(f"network/{name}/tuned", 60, 300)]
+            found += [Job(f"peers/{name}", 360, 520) for name in names]
     return found

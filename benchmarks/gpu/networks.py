@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,26 +19,44 @@ from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 
 CHECKED = 16  # images of a batch that are compared with float64
 OURS = ("ours", "cuda")  # as it chooses, and all that the CUDA kernels take on these
-SLOW = ("xla", "compile")  # take minutes to build: the others are timed before, then again beside each
+# What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
+# should they do what no test has seen, nothing else could run in the same process.
+FIRST, LATER = ("ours", "eager"), {"network": ("graphs", "cuda"), "peers": ("xla", "compile")}
 
 
-def network_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """Ours, eager channels_last with cudnn.benchmark, XLA, and Inductor's max-autotune with CUDA graphs and freezing.
-    All rows so far: without the slow ones, then with one more of them each time.
+def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Ours, eager channels_last with cudnn.benchmark, then Inductor with CUDA graphs and freezing as well, then, with
+    `cuda`, all that the CUDA kernels take. `tiles`: how many measured ones ours knows.
     """
+    return _raced(model, n, dtype, tiles, LATER["network"][: 2 if cuda else 1])
+
+
+def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
+    """Ours and eager, then XLA as well, then Inductor's max-autotune with CUDA graphs and freezing."""
+    return _raced(model, n, dtype, tiles, LATER["peers"])
+
+
+def ready_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """Ours and Inductor, made and right, not timed: other jobs run beside this one."""
     makers, truth = network_calls(model, n, dtype)
-    about = {"model": model, "batch": n, "dtype": dtype}
+    rows: dict[str, dict[str, Any]] = {}
+    for runtime in ("ours", "graphs"):
+        begin = time.perf_counter()
+        rows |= _checked({runtime: makers[runtime]}, {"model": model, "batch": n, "dtype": dtype}, truth, dtype)[0]
+        rows[runtime]["ready_s"] = round(time.perf_counter() - begin, 1)
+        yield list(rows.values())
+
+
+def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far: of those that are made quickly, then with one more each time."""
+    makers, truth = network_calls(model, n, dtype)
+    about = {"model": model, "batch": n, "dtype": dtype, "tiles": tiles}
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for names in ([name for name in makers if name not in SLOW], *([name] for name in SLOW)):
+    for names in (FIRST, *([name] for name in later if name in makers)):
+        some, right = _checked({name: makers[name] for name in names}, about, truth, dtype)
+        rows, calls = {**rows, **some}, {**calls, **right}
         with torch.no_grad():
-            some, right = checked(
-                {name: makers[name] for name in names},
-                about,
-                truth,
-                lambda runtime: BUDGET[dtype] * (1.0 if runtime in OURS else PEER_SHARE[dtype]),
-            )
-            rows, calls = {**rows, **some}, {**calls, **right}
             for runtime, seconds in host_seconds(calls).items() if calls else ():
                 rows[runtime] |= summary(seconds)
         ours = rows["ours"].get("median_ms")
@@ -46,13 +65,19 @@ def network_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]
         yield list(rows.values())
 
 
+def _checked(
+    makers: dict[str, Maker], about: dict[str, Any], truth: Tensor, dtype: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Callable[[], Any]]]:
+    with torch.no_grad():
+        return checked(
+            makers, about, truth, lambda runtime: BUDGET[dtype] * (1.0 if runtime in OURS else PEER_SHARE[dtype])
+        )
+
+
 def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Tensor]:
     """The runtimes by name, and the logits of the first images in float64."""
     kind = getattr(torch, dtype)
-    torch.manual_seed(0)
-    net = fast.create_model(model).eval()
-    size = net.data_config.input_size[-1]
-    x = torch.randn(n, 3, size, size, device=DEVICE)
+    net, x = network_of(model, n)
     calibrate(net, x[:2].cpu())
     truth = _truth(net, model, x[:CHECKED])
     torch.backends.cudnn.benchmark = True
@@ -71,20 +96,29 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     makers: dict[str, Maker] = {
         "ours": ours,
         "eager": lambda: lambda: peer(given),
+        "graphs": lambda: compiled(peer, given, "reduce-overhead"),
         "xla": through_xla,
-        "compile": lambda: compiled(peer, given),
+        "compile": lambda: compiled(peer, given, "max-autotune"),
     }
     if fast.backend_status()["cuda"]:
         makers["cuda"] = lambda: ours("cuda")
     return makers, truth
 
 
-def compiled(peer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """The best that torch.compile has for inference. Its result is a graph's own memory, hence the copy."""
+def network_of(model: str, n: int) -> tuple[nn.Module, Tensor]:
+    """The network on the CPU, and images on the GPU."""
+    torch.manual_seed(0)
+    net = fast.create_model(model).eval()
+    size = net.data_config.input_size[-1]
+    return net, torch.randn(n, 3, size, size, device=DEVICE)
+
+
+def compiled(peer: nn.Module, x: Tensor, mode: str) -> Callable[[], Tensor]:
+    """By Inductor, with CUDA graphs. Its result is a graph's own memory, hence the copy."""
     import torch._inductor.config as inductor
 
     inductor.freezing = True
-    made = torch.compile(peer, mode="max-autotune")
+    made = torch.compile(peer, mode=mode, dynamic=False)
     return lambda: made(x).clone()
 
 

@@ -1,11 +1,13 @@
 """The measuring queue: everything there is to know about the GPU kernels, on a machine without network, in slices.
 
-    python benchmarks/gpu/run.py --out OUT --slice-seconds 540
+    python benchmarks/gpu/run.py --out OUT
 
 Runs the jobs of `catalogue.py` in order, each in a process of its own, until the slice is over; a job is started only
 when it fits what is left. Run it again with the same --out, or with the result.json of a former slice as --earlier, and
 it goes on where it stopped. OUT/result.json, the only file, holds everything so far, with GPU, driver, clocks, versions
-and commit. Exit codes: 0 all done, 3 jobs are left for another slice, 2 a wrong call.
+and commit; it is whole after each job. On SIGTERM and SIGINT the jobs are ended and what they have is kept; after a
+SIGKILL the next run takes that over, or --merge, which runs nothing. Exit codes: 0 all done, 3 jobs are left for
+another slice, 2 a wrong call.
 
 Compiled kernels of Triton and of torch.compile are kept under build/gpu, for later slices on the same machine.
 """
@@ -13,27 +15,44 @@ Compiled kernels of Triton and of torch.compile are kept under build/gpu, for la
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import fnmatch
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import catalogue
-from store import FAILED, OK, Job, Store, plan_slices
+from store import CUT_OFF, FAILED, OK, Job, Store, grouped, plan_slices, planned_seconds, read_result
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LEFT = 3
-GATE = "exact/"  # what is red is not timed
-HOPPER_GATE = "exact/hopper_device"
+SLICE = 570.0  # seconds: of the ten minutes that machines lend, a reserve for the end
+LOG = 6000  # characters of what a failed job printed
+# What is red is not timed: the exact tests that a kind of job stands on, by their names.
+KERNELS = ("conv", "pair", "pool", "gpu_plan")
+STANDS_ON = {
+    "hopper": ("hopper_device",),
+    "layers": ("conv",),
+    "tune": ("conv",),
+    "tiles": ("conv",),
+    "network": KERNELS,
+    "peers": KERNELS,
+    "training": ("conv", "norm"),
+    "counters": ("conv", "pair"),
+}
+
+Run = Callable[[Job, Store, float], dict[str, Any]]
+stopped = threading.Event()  # by a signal: nothing new starts
+_groups: set[int] = set()  # of processes that run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--earlier", type=Path, action="append", default=[], help="a former slice's result.json; repeatable"
     )
-    parser.add_argument("--slice-seconds", type=float, default=540.0)
+    parser.add_argument("--slice-seconds", type=float, default=SLICE)
     parser.add_argument("--only", default="*", help="a shell pattern of job names, such as 'network/inception_v3/*'")
+    parser.add_argument("--red", action="store_true", help="time what failed its exact test too; its rows say `red`")
+    parser.add_argument("--merge", action="store_true", help="write the results so far and run nothing")
     parser.add_argument("--dry-run", action="store_true", help="list the slices and run nothing")
     args = parser.parse_args(argv)
     jobs = [job for job in catalogue.jobs() if job.name in ("build", "machine") or fnmatch.fnmatch(job.name, args.only)]
@@ -53,108 +74,136 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.out is None:
             parser.error("--out is needed; --dry-run lists the slices without it")
-        store = Store(args.out, args.earlier)
+        store = Store(args.out, args.earlier, len(jobs))
     except ValueError as error:
         parser.error(str(error))
-    left = run_slice(jobs, store, args.slice_seconds, run_job)
-    summary = merge(jobs, store)
-    store.write(summary)
-    print(f"{summary['done']} of {len(jobs)} jobs done, {len(left)} left")
+    if args.merge:
+        left = wanted(jobs, store, args.red)
+    else:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        left = run_slice(jobs, store, args.slice_seconds, run_job, red=args.red)
+    store.write()
+    store.tidy()
+    print(f"{store.summary()['done']} of {len(jobs)} jobs done, {len(left)} left")
     return LEFT if left else 0
 
 
 def listed(jobs: Sequence[Job], seconds: float) -> None:
     for number, group in enumerate(plan_slices(jobs, seconds), 1):
-        print(f"slice {number}, about {sum(job.seconds for job in group):.0f} s")
+        print(f"slice {number}, about {planned_seconds(group):.0f} s")
         for job in group:
-            print(f"  {job.name}")
+            print(f"  {job.name}{f' (with {job.together})' if job.together else ''}")
+
+
+def stop(number: int, frame: object) -> None:
+    """Ends what runs; the slice then writes what that had, and returns."""
+    stopped.set()
+    for group in tuple(_groups):
+        _kill(group)
 
 
 def run_slice(
-    jobs: Sequence[Job], store: Store, seconds: float, run: Callable[[Job, Store, float], dict[str, Any]],
-    clock: Callable[[], float] = time.monotonic,
+    jobs: Sequence[Job], store: Store, seconds: float, run: Run,
+    clock: Callable[[], float] = time.monotonic, *, red: bool = False,
 ) -> list[Job]:  # fmt: skip
     """Runs what is wanted and fits, in order; returns what is left. Builds anew in each slice: machines are fresh.
 
-    A failed exact test keeps everything that would time the kernels from running.
+    A failed exact test keeps what stands on it from being timed, unless `red`; rows are marked then.
     """
     end = clock() + seconds
-    for job in jobs:
-        fresh = job.name == "build"
-        if not (fresh or store.wants(job)) or (not fresh and blocked(job, jobs, store)):
-            continue
-        if job.seconds > end - clock():
+    for group in grouped(jobs):
+        fresh = group[0].name == "build"
+        mine = group if fresh else wanted(group, store, red)
+        mine = [job for job in mine if job.seconds <= end - clock()]
+        if stopped.is_set():
             break
+        for job, result in results(mine, store, run, lambda job: min(job.limit, end - clock())):
+            store.put(job, {**result, "red": True} if blocked(job, store) else result)
+            *_, last = ["", *str(result.get("note", "")).strip().splitlines()]
+            print(f"{job.name}: {result['status']} {last}"[:200], flush=True)
+            if fresh and result["status"] != OK:
+                return wanted(jobs, store, red)
+    return wanted(jobs, store, red)
+
+
+def wanted(jobs: Sequence[Job], store: Store, red: bool) -> list[Job]:
+    return [job for job in jobs if store.wants(job) and (red or not blocked(job, store))]
+
+
+def results(
+    jobs: Sequence[Job], store: Store, run: Run, limit: Callable[[Job], float]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Each job's result as it comes; several jobs run at once. One that cannot even be started has failed."""
+
+    def attempted(job: Job) -> dict[str, Any]:
         try:
-            result = run(job, store, min(job.limit, end - clock()))
+            return run(job, store, limit(job))
         except Exception as error:
-            result = {"status": FAILED, "note": f"{type(error).__name__}: {error}"[:2000]}
-        store.put(job, result)
-        print(f"{job.name}: {result['status']} {result.get('note', '')}"[:200], flush=True)
-        if fresh and result["status"] != OK:
-            break
-    return [job for job in jobs if store.wants(job) and not blocked(job, jobs, store)]
+            return {"status": FAILED, "note": f"{type(error).__name__}: {error}"[:LOG]}
+
+    if len(jobs) == 1:
+        yield jobs[0], attempted(jobs[0])
+    elif jobs:
+        with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+            futures = {pool.submit(attempted, job): job for job in jobs}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
 
 
-def blocked(job: Job, jobs: Sequence[Job], store: Store) -> bool:
-    """Whether the job would time kernels that gave wrong numbers."""
-    kind = job.name.split("/")[0]
-    if kind not in ("hopper", "layers", "network", "training", "tune", "counters"):
-        return False
-    mine = kind == "hopper"  # the CUDA kernels have a test of their own, and nobody else waits for it
-    gates = [other for other in jobs if other.name.startswith(GATE) and (other.name == HOPPER_GATE) == mine]
-    tests = [store.get(other) for other in gates]
+def blocked(job: Job, store: Store) -> bool:
+    """Whether the job would time kernels that gave wrong numbers. Those of one kind do not hold up the others."""
+    tests = [store.results.get(f"exact/{name}") for name in STANDS_ON.get(job.name.split("/")[0], ())]
     return any(found is not None and found["status"] == FAILED for found in tests)
 
 
 def run_job(job: Job, store: Store, seconds: float) -> dict[str, Any]:
     """The job in a process of its own, which writes its result to a file; a job that hangs or dies has failed, with the
-    rows that it had by then.
+    rows that it had by then, and the end of what it printed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "result.json"
-        command = [sys.executable, str(HERE / "work.py"), job.name, str(target)]
-        output, ended = finished(command, seconds)
-        try:
-            result: dict[str, Any] = json.loads(target.read_text())
-        except (OSError, ValueError):
-            result = {"status": FAILED}
-        if not ended:
-            return {**result, "status": FAILED, "note": f"took longer than {seconds:.0f} s"}
-        return result if result["status"] != FAILED else {"note": output[-2000:], **result}
+    target = store.running(job)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    output, ended = finished([sys.executable, str(HERE / "work.py"), job.name, str(target), str(store.file)], seconds)
+    result = read_result(target)
+    if result["status"] != FAILED:
+        return result
+    if stopped.is_set():
+        return {**result, "note": CUT_OFF, "log": output[-LOG:]}
+    if not ended:
+        return {**result, "note": f"took longer than {seconds:.0f} s", "log": output[-LOG:]}
+    return {"note": output[-LOG:], **result}
 
 
 def finished(command: Sequence[str], seconds: float) -> tuple[str, bool]:
     """What the command printed, and whether it ended in time; else it is ended, with all that it started."""
     kept = ROOT / "build" / "gpu"
     paths = [str(kept / "package"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     environment |= {"TRITON_CACHE_DIR": str(kept / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(kept / "inductor")}
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+        _groups.add(process.pid)
         ended = True
         try:
+            if stopped.is_set():  # between the look before and the start
+                _kill(process.pid)
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             ended = False
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _groups.discard(process.pid)
+            _kill(process.pid)
             process.wait()
         output.seek(0)
         return output.read(), ended
 
 
-def merge(jobs: Sequence[Job], store: Store) -> dict[str, Any]:
-    """One document of all results so far; `rows` of all jobs, `status` of each."""
-    found = {job.name: store.get(job) for job in jobs}
-    rows = [{"job": name, **row} for name, result in found.items() if result for row in result.get("rows", [])]
-    status = {name: {k: r[k] for k in ("status", "note", "seconds") if k in r} for name, r in found.items() if r}
-    machine = (found.get("machine") or {}).get("machine")
-    done = sum(r is not None and r["status"] != FAILED for r in found.values())
-    return {"machine": machine, "done": done, "jobs": len(jobs), "status": status, "rows": rows}
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,58 +13,121 @@ from typing import Any
 OK, FAILED, UNAVAILABLE = "ok", "failed", "unavailable"
 TRIES = 2  # a job that failed is tried once more in a later slice, then left alone
 NAME = "result.json"
+RUNNING = "running"  # a folder for what jobs have so far, empty and gone when none runs
+CUT_OFF = "cut off with its slice"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work that fits a slice. `seconds`: about how long; `limit`: when it is ended."""
+    """A piece of work that fits a slice. `seconds`: about how long; `limit`: when it is ended. Neighbours that are
+    `together` run at once, since they measure no time.
+    """
 
     name: str
     seconds: float
     limit: float
+    together: str = ""
 
 
 class Store:
-    """Results in `out`/result.json, one file, for machines that return few. `earlier` are such files of former slices,
-    or their folders, whose results count as well.
+    """Results in `out`/result.json, one file, for machines that return few, and with a summary at any time. `earlier`
+    are such files of former slices, or their folders, whose results count as well; `jobs`: how many there are.
+
+    Of a slice that was cut off in the middle of a job, what that job had by then is taken over.
     """
 
-    def __init__(self, out: Path, earlier: Iterable[Path] = ()) -> None:
+    def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.file = out / NAME
-        self.results: dict[str, dict[str, Any]] = _read(self.file) if self.file.exists() else {}
+        self.file, self.jobs = out / NAME, jobs
+        self.results: dict[str, dict[str, Any]] = read_results(self.file)
         for path in earlier:
             file = path / NAME if path.is_dir() else path
-            found = _read(file) if file.is_file() else {}
+            found = read_results(file)
             if not found:
                 raise ValueError(f"{path} holds no results; allowed: the {NAME} of a former slice, or its folder")
             self.results = {**found, **self.results}
+        self._take_over()
 
     def get(self, job: Job) -> dict[str, Any] | None:
         """The job's result, or None."""
         return self.results.get(job.name)
 
     def put(self, job: Job, result: dict[str, Any]) -> None:
-        """Raises ValueError for what JSON has no form for, and keeps what there was."""
-        kept = {**result, "tries": (self.get(job) or {}).get("tries", 0) + 1}
+        """Raises ValueError for what JSON has no form for, and keeps what there was. Of two failures the rows of the
+        longer stay.
+        """
+        before = self.get(job) or {}
+        kept = {**result, "tries": before.get("tries", 0) + 1}
+        if kept["status"] == FAILED and len(before.get("rows", [])) > len(kept.get("rows", [])):
+            kept["rows"] = before["rows"]
         json.dumps(kept, allow_nan=False)
         self.results[job.name] = kept
-        self.write({})
+        self.write()
+        self._forget(self.running(job))
 
-    def write(self, summary: dict[str, Any]) -> None:
-        """The whole file anew, `summary` before the results."""
-        beside = self.file.with_name(f".{NAME}.{os.getpid()}")
-        beside.write_text(json.dumps({**summary, "results": self.results}, indent=1, allow_nan=False) + "\n")
-        beside.replace(self.file)
+    def write(self) -> None:
+        """The whole file anew, its summary before the results."""
+        new = self.file.with_name(f".{NAME}.{os.getpid()}")
+        new.write_text(json.dumps({**self.summary(), "results": self.results}, indent=1, allow_nan=False) + "\n")
+        new.replace(self.file)
+
+    def summary(self) -> dict[str, Any]:
+        """`rows` of all jobs, `status` of each, the machine, and how many of all jobs are done."""
+        pairs = [(name, r, row) for name, r in self.results.items() for row in r.get("rows", [])]
+        rows = [{"job": name, **row, **({"red": True} if r.get("red") else {})} for name, r, row in pairs]
+        told = ("status", "note", "seconds", "red", "clocks")
+        status = {name: {key: r[key] for key in told if key in r} for name, r in self.results.items()}
+        machine = self.results.get("machine", {}).get("machine")
+        done = sum(result["status"] != FAILED for result in self.results.values())
+        return {"machine": machine, "done": done, "jobs": self.jobs, "status": status, "rows": rows}
 
     def wants(self, job: Job) -> bool:
         """Whether the job has still to run: it has no result, or failed fewer than twice."""
         found = self.get(job)
         return found is None or (found["status"] == FAILED and found.get("tries", 1) < TRIES)
 
+    def running(self, job: Job) -> Path:
+        """Where the job writes what it has so far."""
+        return self._folder / f"{job.name.replace('/', '+')}.json"
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The results of a file; none of a torn one."""
+    @property
+    def _folder(self) -> Path:
+        return self.file.with_name(RUNNING)
+
+    def _take_over(self) -> None:
+        """What jobs wrote whose slice could not."""
+        for file in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
+            result = read_result(file)
+            if result["status"] == FAILED:
+                result["note"] = CUT_OFF
+            self.put(Job(file.stem.replace("+", "/"), 0, 0), result)
+        self.tidy()
+
+    def _forget(self, file: Path) -> None:
+        for path in (file, beside(file)):
+            path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes the folder of what runs; once nothing does, or others would not find it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def beside(file: Path) -> Path:
+    """Where a job writes before it renames."""
+    return file.with_name(f"{file.name}.new")
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """What a job wrote of itself; a failure where it wrote nothing, or half."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) and "status" in found else {"status": FAILED}
+
+
+def read_results(file: Path) -> dict[str, dict[str, Any]]:
+    """The results of a file; none of a torn one, or where there is none."""
     try:
         found = json.loads(file.read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -73,14 +137,28 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     return {name: result for name, result in found.items() if isinstance(result, dict) and "status" in result}
 
 
+def grouped(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """The jobs in order, neighbours of one name under `together` as one group."""
+    group: list[Job] = []
+    for job in jobs:
+        if group and not (job.together and job.together == group[-1].together):
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
 def plan_slices(jobs: Sequence[Job], seconds: float) -> list[list[Job]]:
-    """The jobs in order, dealt to slices of `seconds`, each of which starts with the first: machines are fresh.
+    """The jobs in order, dealt to slices of `seconds`, each of which starts with the first: machines are fresh. A group
+    takes as long as its longest.
 
     Raises ValueError for a job that fits none.
     """
     first, *rest = jobs
     slices, left = [[first]], seconds - first.seconds
-    for job in rest:
+    for group in grouped(rest):
+        job = max(group, key=lambda one: one.seconds)
         if first.seconds + job.seconds > seconds:
             needed = first.seconds + job.seconds
             raise ValueError(
@@ -89,6 +167,11 @@ def plan_slices(jobs: Sequence[Job], seconds: float) -> list[list[Job]]:
         if job.seconds > left:
             slices.append([first])
             left = seconds - first.seconds
-        slices[-1].append(job)
+        slices[-1] += group
         left -= job.seconds
     return slices
+
+
+def planned_seconds(jobs: Sequence[Job]) -> float:
+    """About how long the jobs take, each group as long as its longest."""
+    return sum(max(job.seconds for job in group) for group in grouped(jobs))

@@ -5,26 +5,25 @@ A long job writes what it has after each part, as failed, so that its rows outli
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from store import FAILED, OK, UNAVAILABLE
+import provenance
+from store import FAILED, OK, UNAVAILABLE, beside, read_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGE = ROOT / "build" / "gpu" / "package"
-VERSIONS = ("torch", "triton", "jax", "jaxlib", "timm", "numpy", "nvidia-cudnn-cu13", "nvidia-cublas")
 METRICS = (
     "gpu__time_duration.sum",
     "l1tex__t_sector_hit_rate.pct",
@@ -40,16 +39,25 @@ PYTEST = [
     "-P",
     "-m",
     "pytest",
-    "-q",
+    "-v",
+    "--tb=short",
     "-c",
     "benchmarks/gpu/pytest.ini",
     "--rootdir",
     ".",
     "-p",
     "no:cacheprovider",
+    "-o",
+    "faulthandler_timeout=120",
 ]
 HOPPER_TESTS = "hopper_device"
 SANITIZED = ("test_conv.py", "test_pair.py", "test_pool.py", "test_norm.py")
+# A few of them that reach each kernel: a sanitizer takes ten times as long, and starts slowly.
+FEW = (
+    "scatter or splits_sum or stem_reads or one_launch or what_tma_cannot or behind_a_1x1 or lrn or normalize "
+    "or statistics_are or large_mean or two_destinations"
+)
+LOG = 6000  # characters of what a failed command printed
 
 # The tests ask torch for deterministic algorithms, for which cuBLAS wants this.
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -58,37 +66,63 @@ Result = dict[str, Any]
 Report = Callable[[Sequence[dict[str, Any]]], None]
 
 
+def spoken(command: Sequence[str], **environment: str) -> tuple[int, str]:
+    """The exit code of a command and what it printed, which is printed here too: it outlives a job that is ended."""
+    said: list[str] = []
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            said.append(line)
+    return process.returncode, "".join(said)
+
+
 def ran(command: Sequence[str], **environment: str) -> Result:
     """ok, or failed with the end of what the command printed; unavailable where there is no such command."""
     if shutil.which(command[0]) is None:
         return {"status": UNAVAILABLE, "note": f"no {command[0]} here"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
-    note = (done.stdout + done.stderr)[-2000:]
-    return {
-        "status": FAILED if done.returncode else OK,
-        "note": note.strip().splitlines()[-1] if note.strip() else "",
-    } | ({"log": note} if done.returncode else {})
+    code, said = spoken(command, **environment)
+    note = said.strip().splitlines()[-1] if said.strip() else ""
+    return {"status": FAILED if code else OK, "note": note[-400:]} | ({"log": said[-LOG:]} if code else {})
 
 
 def build() -> Result:
-    """The native module where the checkout has it, and the package as links: nothing is installed or fetched."""
+    """The native module where the checkout has it, and the package as links: nothing is installed or fetched. Where the
+    CUDA kernels do not build, all else is built without them.
+    """
     cmake = importlib.util.find_spec("pybind11")
     if cmake is None or cmake.origin is None:
         return {"status": FAILED, "note": "pybind11 is not installed"}
     where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
-    folder = ROOT / "build" / "gpu" / "cmake"
     options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
+    result = compiled([*options, "-DHOPPER=AUTO"])
+    first = result
+    if result["status"] == FAILED:
+        result = compiled([*options, "-DHOPPER=OFF"])
+    if result["status"] != OK:
+        return first
+    link_package(PACKAGE / "inception_fast")
+    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
+    why = "without the CUDA kernels: no nvcc" if first is result else "without the CUDA kernels, which do not build"
+    return {**first, "status": OK, "note": "with the CUDA kernels" if built and first is result else why}
+
+
+def compiled(options: Sequence[str]) -> Result:
+    """Configured, built and installed into the checkout; the first step that failed."""
+    folder = ROOT / "build" / "gpu" / "cmake"
+    ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
+    result: Result = {}
     for step in (
-        ["cmake", "-S", ".", "-B", str(folder), *options],
-        ["cmake", "--build", str(folder), "--parallel"],
+        ["cmake", "-S", ".", "-B", str(folder), *ninja, *options],
+        ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
         ["cmake", "--install", str(folder)],
     ):
         result = ran(step)
         if result["status"] != OK:
-            return result
-    link_package(PACKAGE / "inception_fast")
-    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
-    return {"status": OK, "note": "with the CUDA kernels" if built else "without the CUDA kernels: no nvcc"}
+            break
+    return result
 
 
 def link_package(package: Path) -> None:
@@ -104,27 +138,8 @@ def link_package(package: Path) -> None:
 
 def machine() -> Result:
     """GPU, driver, clocks, versions, commit."""
-    if shutil.which("nvidia-smi") is None:
-        return {"status": FAILED, "note": "no nvidia-smi here"}
-    fields = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.total,temperature.gpu"
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True
-    )
-    if done.returncode or not done.stdout.strip():
-        return {"status": FAILED, "note": (done.stdout + done.stderr).strip()[-400:]}
-    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True) if shutil.which("nvcc") else None
-    release = re.search(r"release (\S+),", nvcc.stdout) if nvcc else None
-    about = dict(zip(fields.split(","), values, strict=True))
-    about |= {"python": platform.python_version(), "versions": versions, "commit": commit or None}
-    return {"status": OK, "machine": about | {"nvcc": release[1] if release else None}}
+    about, problem = provenance.machine()
+    return {"status": FAILED, "note": problem} if problem else {"status": OK, "machine": about}
 
 
 def exact(name: str) -> Result:
@@ -135,12 +150,15 @@ def exact(name: str) -> Result:
     return ran([*PYTEST, f"tests/interpreted/test_{name}.py"], **DETERMINISTIC)
 
 
-def sanitizer(tool: str) -> Result:
-    """The same tests under one of compute-sanitizer's tools, each allocation on its own."""
+def sanitizer(tool: str, extent: str = "") -> Result:
+    """The same tests, or a few of them, under one of compute-sanitizer's tools, each allocation on its own."""
     names = (*SANITIZED, *(() if no_hopper() else (f"test_{HOPPER_TESTS}.py",)))
     files = [f"tests/interpreted/{name}" for name in names]
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *files]
-    return ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC)
+    chosen = ["-k", FEW] if extent == "few" else []
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, "-x", *chosen, *files]
+    result = ran(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1", **DETERMINISTIC)
+    complaints = [line for line in result.get("log", "").splitlines() if line.startswith("=========")]
+    return result | ({"note": "; ".join(complaints[:4])[:400]} if complaints else {})
 
 
 def no_hopper() -> str:
@@ -176,10 +194,43 @@ def layers(batch: str, dtype: str, *, report: Report) -> Result:
     return timed(layer_rows(int(batch), dtype), report)
 
 
-def network(model: str, batch: str, dtype: str, *, report: Report) -> Result:
-    from networks import network_rows
+def ready(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    """Compiles what `network` times, beside other jobs, and says whether it is right."""
+    from networks import ready_rows
 
-    return timed(network_rows(model, int(batch), dtype), report)
+    return timed(ready_rows(model, int(batch), dtype), report)
+
+
+def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Report) -> Result:
+    """As it ships, or with the tiles that jobs before measured."""
+    from networks import network_rows
+    from tiles import known, measured
+
+    rows = measured(earlier) if tiles else []
+    if tiles and not rows:
+        return {"status": FAILED, "note": "no tiles have been measured"}
+    with known(rows):
+        return timed(network_rows(model, int(batch), dtype, len(rows), passed(f"exact/{HOPPER_TESTS}")), report)
+
+
+def passed(job: str) -> bool:
+    """Whether an earlier job was done, and well: kernels that may hang cost a job all its time."""
+    return read_results(earlier).get(job, {}).get("status") == OK
+
+
+def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    from networks import peer_rows
+    from tiles import known, measured
+
+    rows = measured(earlier)
+    with known(rows):
+        return timed(peer_rows(model, int(batch), dtype, len(rows)), report)
+
+
+def tiles(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    from tiles import tile_rows
+
+    return timed(tile_rows(model, int(batch), dtype), report)
 
 
 def training(dtype: str, *, report: Report) -> Result:
@@ -199,10 +250,11 @@ def timed(parts: Iterator[list[dict[str, Any]]], report: Report) -> Result:
     rows: list[dict[str, Any]] = []
     for rows in parts:
         report(rows)
+    about = {"rows": rows, "clocks": provenance.smi("clocks.sm,clocks.mem,power.draw,temperature.gpu")[0]}
     wrong = [row for row in rows if row.get("runtime") == "ours" and row.get("status") != OK]
     if wrong or not rows:
-        return {"status": FAILED, "rows": rows, "note": f"ours: {wrong[0].get('note', 'wrong') if wrong else 'no row'}"}
-    return {"status": OK, "rows": rows}
+        return {"status": FAILED, **about, "note": f"ours: {wrong[0].get('note', 'wrong') if wrong else 'no row'}"}
+    return {"status": OK, **about}
 
 
 def counters(pair: str, form: str) -> Result:
@@ -215,17 +267,16 @@ def counters(pair: str, form: str) -> Result:
     metrics, absent = list(METRICS), []
     while True:
         command = ["ncu", "--csv", "--metrics", ",".join(metrics), "--profile-from-start", "off", *once]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        said = done.stdout + done.stderr
+        code, said = spoken(command)
         unknown = unknown_metrics(said, metrics)
         if not unknown or len(unknown) == len(metrics):
             break
         metrics, absent = [m for m in metrics if m not in unknown], absent + unknown
     if "ERR_NVGPUCTRPERM" in said:
         return {"status": UNAVAILABLE, "note": "this user may not read the GPU's counters (ERR_NVGPUCTRPERM)"}
-    rows = counted(done.stdout)
-    if done.returncode or not rows:
-        return {"status": FAILED, "note": said[-2000:]}
+    rows = counted(said)
+    if code or not rows:
+        return {"status": FAILED, "note": said[-LOG:]}
     note = f"no counter here for {', '.join(absent)}" if absent else ""
     return {"status": OK, "note": note, "rows": [{"pair": pair, "form": form, **row} for row in rows]}
 
@@ -255,31 +306,48 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
+IN_PARTS = (hopper, layers, ready, network, peers, tiles, training, tune)
 WORK: dict[str, Callable[..., Result]] = {
-    f.__name__: f
-    for f in (build, machine, exact, sanitizer, hopper, probe, layers, network, training, tune, counters, once)
+    f.__name__: f for f in (build, machine, exact, sanitizer, probe, counters, once, *IN_PARTS)
 }
-IN_PARTS = (hopper, layers, network, training, tune)
+earlier = Path(os.devnull)  # the file with the results of the jobs before
 
 
 def main(argv: Sequence[str]) -> int:
-    name, target = argv
+    global earlier
+    name, target, *others = argv
+    earlier = Path(others[0]) if others else earlier
     kind, *arguments = name.split("/")
     begin, work = time.monotonic(), WORK[kind]
 
     def write(result: Result) -> None:
         result = {**result, "seconds": round(time.monotonic() - begin, 1)}
-        beside = Path(f"{target}.new")
-        beside.write_text(json.dumps(result, allow_nan=False))
-        beside.replace(target)
+        new = beside(Path(target))
+        new.write_text(json.dumps(result, allow_nan=False))
+        new.replace(target)
 
     def report(rows: Sequence[dict[str, Any]]) -> None:
         write({"status": FAILED, "rows": list(rows), "note": "ended before it was done"})
 
+    if target != os.devnull:
+        end_with_parent()
     result = work(*arguments, report=report) if work in IN_PARTS else work(*arguments)
     if target != os.devnull:
         write(result)
     return 0
+
+
+def end_with_parent(seconds: float = 1.0) -> None:
+    """Nobody else ends this job, and what it started, once the queue was killed; and it holds the GPU."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():  # a group of its own
+        threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

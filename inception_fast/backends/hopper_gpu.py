@@ -63,9 +63,10 @@ def spec_reasons(kernels: Library, spec: Any) -> list[str]:
 
 def wins(spec: Any) -> bool:
     """Whether a measurement on a GPU like the current one says that these kernels are the faster ones."""
-    if not torch.cuda.is_available():
-        return False
     parts = [spec.first, spec.second] if isinstance(spec, PairSpec) else [spec]
+    known = all(isinstance(part, ConvSpec) and part.dtype in abi.TYPES for part in parts)
+    if not known or not torch.cuda.is_available():
+        return False
     rows = [choices.nearest(shape_of(part), *measured(torch.device("cuda"))) for part in parts]
     return all(row is not None and row.seconds < row.against for row in rows)
 

@@ -119,10 +119,11 @@ class GpuCompiled:
                 self._static = _Static(self)
             if self._done is not None:
                 torch.cuda.current_stream().wait_event(self._done)
-            found = _Run(self, self._static, inputs, seconds).run()
-            if self.device.type == "cuda":
-                self._mark()
-        return found
+            try:
+                return _Run(self, self._static, inputs, seconds).run()
+            finally:  # what was launched before an error still runs
+                if self.device.type == "cuda":
+                    self._mark()
 
     def _mark(self) -> None:
         """The next call starts behind this one, and memory is given back no earlier than it ends."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +13,10 @@ from torch import Tensor
 from ..kernels.maps import Launched
 from .gpu_plan import GpuPlan, Task
 from .segment import NativeItem
+
+# A capture begins by waiting for the whole device, which is an error, for both, while another stream is being captured.
+_CAPTURING = threading.Lock()
+_STREAMS: dict[torch.device, list[torch.cuda.Stream]] = {}
 
 
 class Segment:
@@ -54,15 +61,13 @@ class Segment:
 
     def _capture(self) -> None:
         """Runs once, which compiles every kernel, then records the branches as one graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._in_order()
-        stream.synchronize()
+        self._in_order()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile; only this one must not.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            _branches(self.plan.tasks, self.launches, stream)
+        with _CAPTURING, _no_collection():
+            streams = _streams(self.plan.device, 1 + max(task.stream for task in self.plan.tasks))
+            # Other threads may allocate meanwhile; only this one must not.
+            with torch.cuda.graph(graph, stream=streams[0], capture_error_mode="thread_local"):
+                _branches(self.plan.tasks, self.launches, streams)
         self.graph = graph
 
     def _timed(self) -> list[tuple[str, float]]:
@@ -87,9 +92,32 @@ def _by_source(item: NativeItem, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.empty(0) if isinstance(source, int) else next(left) for source in item.sources]
 
 
-def _branches(tasks: Sequence[Task], launches: Sequence[Sequence[Launched]], main: torch.cuda.Stream) -> None:
-    """Puts every task on its stream; streams fork from `main` and join it at the end."""
-    streams = [main] + [torch.cuda.Stream() for _ in range(max(task.stream for task in tasks))]
+def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
+    """Those that every capture on the device goes through, one after the other. torch deals all streams out of a few,
+    the callers' too, so that new ones for each capture would soon be a caller's own.
+    """
+    kept = _STREAMS.setdefault(device, [])
+    kept += [torch.cuda.Stream(device) for _ in range(count - len(kept))]
+    return kept[:count]
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage may own events and graphs, which must not be given back in the middle of a capture."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _branches(
+    tasks: Sequence[Task], launches: Sequence[Sequence[Launched]], streams: Sequence[torch.cuda.Stream]
+) -> None:
+    """Puts every task on its stream; streams fork from the first, which is captured, and join it at the end."""
+    main = streams[0]
     fork = torch.cuda.Event()
     fork.record(main)
     for stream in streams[1:]:

@@ -229,6 +229,31 @@ def test_half_layers_take_statistics_in_the_epilogue(on_gpu: None, monkeypatch: 
         assert numerics.rel_l2(mine.grad.cpu(), theirs.grad) <= numerics.BF16_TRAINING_REL_L2, name
 
 
+def test_the_cuda_backend_trains_by_the_same_kernels(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the only ones for a GPU; where Triton is missing, the error says so."""
+    x, weight, bias, grad = (value.to(DEVICE) for value in arguments((2, 16, 6, 5), HALF))
+    x = x.contiguous(memory_format=torch.channels_last)
+    kernel = numerics.random(16, 16, 1, 3, seed=5).to(DEVICE, HALF)
+
+    def step(backend: str) -> list[Tensor]:
+        leaves = [value.detach().requires_grad_() for value in (x, kernel, weight, bias)]
+        with fast.use_backend(backend):
+            y = ops.conv_batch_norm_relu(*leaves, stride=1, padding=(0, 1), eps=EPS)[0]
+            y.backward(grad)
+        return [y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    status = {**dispatch.backend_status(), "cuda": dispatch.Available("emulated")}
+    monkeypatch.setattr(dispatch, "backend_status", lambda: status)
+    by_triton, by_cuda = step("triton"), step("cuda")
+    assert len(by_cuda) == 5 and all(torch.equal(a, b) for a, b in zip(by_triton, by_cuda, strict=True))
+    monkeypatch.setattr(batch_norm_gpu, "convolved", lambda *a: pytest.fail("taken") if a else None)
+    with pytest.raises(pytest.fail.Exception, match="taken"):
+        step("cuda")
+    status["triton"] = dispatch.Unavailable("triton is not installed")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run conv_batch_norm_relu: triton is not installed"):
+        step("cuda")
+
+
 def test_frozen_statistics_run_the_fused_operation(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     layers, _, x = nets()
     layers.eval()

@@ -1,11 +1,15 @@
-"""What a GPU backend promises beside its numbers: 64-bit addresses, the device and the stream of the caller, and sums
-in a fixed order.
+"""What a GPU backend promises beside its numbers: 64-bit addresses, the device and the stream of the caller, sums in a
+fixed order, captures that meet neither each other nor a caller's stream.
 """
 
 from __future__ import annotations
 
 import ast
+import concurrent.futures
+import contextlib
+import gc
 import mmap
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +27,7 @@ from torch.nn import functional as F
 import numerics
 from checkout import ROOT
 from inception_fast.backends import batch_norm_gpu, triton_gpu
-from inception_fast.engine import gpu_runner
+from inception_fast.engine import gpu_runner, gpu_segment
 
 from .maps import DEVICE, run
 
@@ -178,3 +182,94 @@ def test_programs_follow_the_callers_stream_on_their_device(
     Device.ran.clear()
     del program
     assert [word for word, _ in Device.ran] == ["awaited"], "memory is given back no earlier than the device is done"
+
+
+class Stream:
+    """What a capture asks of a stream; `waits` are what it waited for."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.device, self.waits = device, list[Any]()
+
+    def wait_event(self, event: Any) -> None:
+        self.waits.append(event)
+
+    def wait_stream(self, stream: Any) -> None:
+        self.waits.append(stream)
+
+
+class Capture:
+    """torch.cuda.graph: begins by waiting for the device, which fails while anybody captures."""
+
+    open, streams = 0, list[Stream]()
+
+    def __init__(self, graph: object, *, stream: Stream, capture_error_mode: str) -> None:
+        Capture.streams.append(stream)
+
+    def __enter__(self) -> None:
+        assert not Capture.open, "two captures at once"
+        assert not gc.isenabled(), "garbage may be given back in the middle of a capture"
+        Capture.open += 1
+        time.sleep(0.02)
+
+    def __exit__(self, *error: object) -> None:
+        Capture.open -= 1
+
+
+@pytest.fixture
+def captures(second: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A machine whose captures are recorded; nothing runs."""
+    monkeypatch.setattr(Capture, "streams", [])
+    monkeypatch.setattr(gpu_segment, "_STREAMS", {})
+    for name, stub in (("graph", Capture), ("Stream", Stream), ("CUDAGraph", SimpleNamespace)):
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return second
+
+
+def segment(device: torch.device, streams: int) -> Any:
+    tasks = [SimpleNamespace(stream=i, waits=()) for i in range(streams)]
+    made = gpu_segment.Segment.__new__(gpu_segment.Segment)
+    made.plan = SimpleNamespace(device=device, tasks=tasks)  # type: ignore[assignment]
+    made.launches = [[] for _ in tasks]
+    return made
+
+
+def test_captures_follow_one_another(captures: torch.device) -> None:
+    """Those of programs that are first called by several threads; what fails in one thread fails the test."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(segment(captures, 2)._capture) for _ in range(4)]
+    assert [one.result() for one in found] == [None] * 4 and len(Capture.streams) == 4 and gc.isenabled()
+
+
+def test_captures_take_no_streams_from_the_callers(captures: torch.device) -> None:
+    """All on a device go through the same few; each of them forks from the captured one and joins it."""
+    for count in (1, 3, 2):
+        segment(captures, count)._capture()
+    segment(torch.device("cuda", 0), 1)._capture()
+    assert len(set(map(id, Capture.streams))) == 2, "one for each device"
+    main, *others = gpu_segment._STREAMS[captures]
+    assert len(others) == 2 and len(gpu_segment._STREAMS) == 2
+    assert main.waits == [others[0], others[1], others[0]] and [len(stream.waits) for stream in others] == [2, 1]
+
+
+def test_a_call_that_fails_still_marks_its_end(captures: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it launched before may still run when the next call, from another stream, writes the same memory."""
+
+    class Run:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def run(self) -> list[Any]:
+            raise torch.OutOfMemoryError("no room for the results")
+
+    marks: list[object] = []
+    program = gpu_runner.GpuCompiled.__new__(gpu_runner.GpuCompiled)
+    program.device, program._static = captures, SimpleNamespace(bytes=1)  # type: ignore[assignment]
+    program._done = SimpleNamespace(record=marks.append)  # type: ignore[assignment]
+    program._lock, program._keeper = gpu_runner.threading.Lock(), SimpleNamespace(admit=lambda one: None)  # type: ignore[assignment]
+    monkeypatch.setattr(gpu_runner, "_Run", Run)
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    with pytest.raises(torch.OutOfMemoryError):
+        program.run([])
+    assert marks == [stream] and not program._lock.locked()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from inception_fast.kernels.triton import configs
+from torch import Tensor, nn
 
+import inception_fast as fast
+from inception_fast.engine.session import Session
 from queue_modules import loaded
 
 from .maps import DEVICE
@@ -27,11 +34,13 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             call()
         return {name: [1e-3, 2e-3, 3e-3] for name in calls}
 
-    with loaded("catalogue", "measure", "training_layers") as modules:
-        for name, module in modules.items():
-            monkeypatch.setattr(module, "LAYERS", LAYERS)
-            if name != "catalogue":
+    with loaded("catalogue", "measure", "training_layers", "networks", "tiles") as modules:
+        for module in modules.values():
+            if hasattr(module, "LAYERS"):
+                monkeypatch.setattr(module, "LAYERS", LAYERS)
+            if hasattr(module, "DEVICE"):
                 monkeypatch.setattr(module, "DEVICE", DEVICE)
+            if hasattr(module, "device_seconds"):
                 monkeypatch.setattr(module, "device_seconds", once)
         monkeypatch.setattr(modules["measure"], "host_seconds", once)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
@@ -80,8 +89,72 @@ def test_training_steps_are_compared_and_timed(queue: dict[str, Any], monkeypatc
     training = queue["training_layers"]
     monkeypatch.setattr(training, "BATCH", 2)
     monkeypatch.setattr(training, "NAMES", tuple(LAYERS))
-    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     *_, rows = training.training_rows("float16")
     assert {row["runtime"] for row in rows} == {"ours", "eager", "compile"} and len(rows) == 6
     for row in rows:
         assert row["status"] == "ok" and row["median_ms"] == 2.0 and row["rel_error"] > 0, row
+
+
+class Small(nn.Module):
+    """What the job asks of a network: siblings, a pair, the size of its images."""
+
+    data_config = SimpleNamespace(input_size=(3, 9, 9))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = fast.ConvBNReLU(3, 16, 3), fast.ConvBNReLU(16, 16, 1)
+        self.two, self.pair = fast.ConvBNReLU(16, 16, 1), fast.AsymmetricPair(16, 16, 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return torch.cat((self.one(x), self.pair(self.two(x))), 1).mean((2, 3))
+
+
+def test_a_networks_tiles_are_measured_and_then_known(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the network's own plan to rows in a file of results, and from these to what a plan looks up."""
+    tiles, half = queue["tiles"], torch.float16
+
+    def optimized(net: nn.Module, x: Tensor, *, dtype: torch.dtype, backend: str) -> Any:
+        assert dtype is half
+        return SimpleNamespace(_session=Session(net, (x,), {}, backend, "float16"))
+
+    monkeypatch.setattr(tiles.fast, "optimize", optimized)
+    monkeypatch.setattr(queue["networks"].fast, "create_model", lambda name: Small())
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    monkeypatch.setattr(tiles, "TRIED", 2)
+    *_, rows = tiles.tile_rows("small", 2, "float16")
+    assert [row["status"] for row in rows] == ["ok"] * 3, rows
+    assert [row["row"][3:5] for row in rows] == [[32, 16], [16, 48], [16, 48]] and rows[0]["tried"] == 2
+    assert all(row["best_ms"] <= row["first_ms"] for row in rows)
+    file = tmp_path / "result.json"
+    assert tiles.measured(file) == []
+    file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "failed", "rows": rows}}}))
+    known = tiles.measured(file)
+    assert [list(row[:5]) for row in known] == [row["row"][:5] for row in rows]
+    shipped = configs.tuned("a GPU")
+    with tiles.known(known):
+        assert configs.tuned("a GPU") == (*shipped, *known)
+    assert configs.tuned("a GPU") == shipped
+
+
+def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
+    """They get as far as asking for a GPU; on one, they compile."""
+    spec = queue["tiles"].ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
+    found = queue["tiles"].compile_beside([spec], "sm_80")
+    assert found == [] if torch.cuda.is_available() else "NVIDIA" in found[0] or "CUDA" in found[0], found
+
+
+def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, (a, b) = queue["tiles"], (configs.Config(), configs.Config(block_n=32))
+    spec = tiles.ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
+    monkeypatch.setattr(tiles, "specs_of", lambda *about: [spec])
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    for seconds, wanted in ((0.99, a), (0.9, b)):
+        monkeypatch.setattr(tiles.tune, "tried", lambda *rest, s=seconds, **options: {a: 1.0, b: s})
+        ((row,),) = tiles.tile_rows("small", 1, "float16")
+        assert row["config"] == str(wanted), row
+    monkeypatch.setattr(tiles.tune, "tried", lambda *rest, **options: (_ for _ in ()).throw(RuntimeError("none runs")))
+    assert next(tiles.tile_rows("small", 1, "float16"))[0]["note"] == "none runs"
