@@ -20,6 +20,8 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
     found += [
         f"{name} of another layout than channels_last" for name, t in (("x", x), ("grad", grad)) if not pixel_pitch(t)
     ]
+    if grad.numel() == 0:
+        found.append("an empty map")
     if x.shape[1] < LEAST_CHANNELS:
         found.append(f"{x.shape[1]} channels; the kernels are for {LEAST_CHANNELS} or more")
     return found
