@@ -245,7 +245,7 @@ MUTANTS = (
     _gradient("every stretch starts anew", "first == op.begin}", "true}"),
     _gradient("whole tiles at the last rows", "static_cast<int>(lesser_of(op.oc - row, Rows))", "Rows"),
     _gradient("whole vectors at the last channels", "lesser_of(op.c - c, NV * Isa::lanes)", "NV * Isa::lanes"),
-    _gradient("half a panel has no worker", "(place - at + together - 1) / together", "(place - at) / together + 1"),
+    _gradient("a share ends a vector early", "to = tile_from(high);", "to = tile_from(high - 1);"),
     _gradient(
         "nobody waits for the packed gradient",
         "    meet();\n    each(job.kernels.multiply);",
