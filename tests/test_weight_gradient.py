@@ -200,7 +200,7 @@ def test_flops_are_those_of_the_product() -> None:
 
 
 def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image row more than pays, and the operator's gradient is torch's to the bit."""
+    """One image row more than pays in float32, and the operator's gradient is torch's to the bit."""
     monkeypatch.setattr(native, "weight_gradient", lambda *a: pytest.fail("native on a map that does not pay"))
     x = numerics.random(1, 16, 65, 64, seed=1).contiguous(memory_format=torch.channels_last)
     weight = numerics.random(4, 16, 1, 1, seed=2).requires_grad_()
@@ -210,3 +210,13 @@ def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         call().square().sum().backward()
         grads.append(weight.grad)
     assert torch.equal(grads[0], grads[1])
+
+
+def test_large_maps_in_bfloat16_are_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = native.weight_gradient
+    monkeypatch.setattr(native, "weight_gradient", lambda *a: calls.append(1) or original(*a))
+    x = numerics.random(1, 16, 65, 64, seed=1).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = numerics.random(4, 16, 1, 1, seed=2).requires_grad_()
+    ops.convolution(x, weight, stride=1, padding=0).square().sum().backward()
+    assert calls == [1]
