@@ -18,7 +18,8 @@ from plain_layers import Plain, randomise
 
 # x [n, c, h, w], oc, kernel, stride, padding and the risk: a 3x3 over two images; channels beyond whole vectors, output
 # channels beyond whole tiles; a stride that leaves a row out; padding on one axis; more pixels than a stretch; more
-# than one meeting of the workers; a single pixel.
+# than one meeting of the workers; pixels shared out in chunks; a panel of one vector last; padding that no pixel of a
+# row escapes; a single pixel.
 CASES = {
     "square": ((2, 16, 9, 7), 20, (3, 3), (1, 1), (1, 1)),
     "tails": ((2, 51, 6, 5), 17, (3, 3), (1, 1), (1, 1)),
@@ -26,7 +27,10 @@ CASES = {
     "row": ((2, 33, 5, 8), 14, (1, 7), (1, 1), (0, 3)),
     "column": ((2, 33, 8, 5), 14, (7, 1), (1, 1), (3, 0)),
     "stretches": ((3, 32, 15, 15), 30, (1, 1), (1, 1), (0, 0)),
-    "meetings": ((2, 16, 75, 75), 14, (1, 1), (1, 1), (0, 0)),
+    "meetings": ((2, 16, 60, 60), 33, (5, 5), (1, 1), (2, 2)),
+    "chunks": ((3, 17, 27, 27), 13, (1, 3), (1, 1), (0, 1)),
+    "vectors": ((1, 48, 11, 11), 24, (3, 3), (1, 1), (1, 1)),
+    "narrow": ((3, 16, 4, 1), 11, (2, 5), (1, 2), (1, 4)),
     "pixel": ((1, 16, 1, 1), 3, (1, 1), (1, 1), (0, 0)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -78,8 +82,9 @@ def test_random_stays_in_the_budget(tier: str, case: tuple, on_tier: Callable[[s
 
 
 @each_dtype
-def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
-    case = CASES["stretches"]
+@pytest.mark.parametrize("name", ["stretches", "meetings", "chunks"])
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, name: str) -> None:
+    case = CASES[name]
     x, grad, _ = maps(case, dtype, whole=False)
     before, results = torch.get_num_threads(), []
     try:
@@ -97,6 +102,29 @@ def test_a_slice_of_a_concatenation_is_read_in_place() -> None:
     wide = torch.full((2, 60, 9, 7), torch.nan).contiguous(memory_format=torch.channels_last)
     wide[:, 11:31] = grad
     assert torch.equal(ours(case, wide[:, 11:31], x).double(), expected)
+
+
+@each_tier
+@each_dtype
+def test_a_nan_spoils_what_reads_it_alone(tier: str, dtype: torch.dtype, on_tier: Callable[[str], None]) -> None:
+    on_tier(tier)
+    case = CASES["stride"]
+    x, grad, expected = maps(case, dtype, whole=True)
+    x[1, 5, 3, 3] = torch.nan  # row 3 is odd: taps 1 of the rows alone; column 3 with padding 1: taps 0 and 2
+    found = ours(case, grad, x)
+    touched = torch.zeros_like(expected, dtype=torch.bool)
+    touched[:, 5, 1, 0::2] = True
+    assert torch.equal(found.isnan(), touched)
+    assert torch.equal(found[~touched].double(), expected[~touched])
+
+
+def test_an_empty_batch_has_no_gradient() -> None:
+    weight = numerics.random(4, 16, 3, 3, seed=4).requires_grad_()
+    x = torch.zeros(0, 16, 5, 5).contiguous(memory_format=torch.channels_last)
+    grad = torch.zeros(0, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert native.reasons(grad, x) == ["an empty map"]
+    ops.convolution(x, weight, stride=1, padding=0).backward(grad)
+    assert weight.grad is not None and not weight.grad.any()
 
 
 def test_reasons_name_what_the_kernels_do_not_take() -> None:
@@ -172,7 +200,7 @@ def test_flops_are_those_of_the_product() -> None:
 
 
 def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image row more than pays, and the operator's gradient is torch's to the bit."""
+    """One image row more than pays in float32, and the operator's gradient is torch's to the bit."""
     monkeypatch.setattr(native, "weight_gradient", lambda *a: pytest.fail("native on a map that does not pay"))
     x = numerics.random(1, 16, 65, 64, seed=1).contiguous(memory_format=torch.channels_last)
     weight = numerics.random(4, 16, 1, 1, seed=2).requires_grad_()
@@ -182,3 +210,13 @@ def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         call().square().sum().backward()
         grads.append(weight.grad)
     assert torch.equal(grads[0], grads[1])
+
+
+def test_large_maps_in_bfloat16_are_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = native.weight_gradient
+    monkeypatch.setattr(native, "weight_gradient", lambda *a: calls.append(1) or original(*a))
+    x = numerics.random(1, 16, 65, 64, seed=1).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = numerics.random(4, 16, 1, 1, seed=2).requires_grad_()
+    ops.convolution(x, weight, stride=1, padding=0).square().sum().backward()
+    assert calls == [1]

@@ -10,7 +10,7 @@ from .batch_norm import NATIVE
 from .pitch import pixel_pitch
 
 LEAST_CHANNELS = 16  # of x: with fewer, most of a vector would be padding
-MOST_PIXELS = 4096  # of all images: larger maps have few channels, and torch's kernels are as fast or faster there
+MOST_PIXELS = 4096  # of all images, in float32: on larger maps torch's kernels are as fast
 
 
 def reasons(grad: Tensor, x: Tensor) -> list[str]:
@@ -20,14 +20,16 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
     found += [
         f"{name} of another layout than channels_last" for name, t in (("x", x), ("grad", grad)) if not pixel_pitch(t)
     ]
+    if grad.numel() == 0:
+        found.append("an empty map")
     if x.shape[1] < LEAST_CHANNELS:
         found.append(f"{x.shape[1]} channels; the kernels are for {LEAST_CHANNELS} or more")
     return found
 
 
 def pays(grad: Tensor) -> bool:
-    """Whether the native kernels are worth their packing: for the many channels of small maps."""
-    return grad.numel() // grad.shape[1] <= MOST_PIXELS
+    """Whether the native kernels are faster than torch's: in bfloat16, and in float32 on small maps."""
+    return grad.dtype is torch.bfloat16 or grad.numel() // grad.shape[1] <= MOST_PIXELS
 
 
 def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:

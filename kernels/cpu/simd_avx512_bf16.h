@@ -31,6 +31,20 @@ struct Avx512Bf16 : Avx512 {
     return _mm512_set1_epi32(both);
   }
   static Pairs set_single(const bf16 *p) { return _mm512_set1_epi32(p->bits); }
+  // Up to NV vectors of pairs, each the same element of `a` and of `b`; zeros from `count` elements on.
+  template <int NV> static void store_pairs(float *to, const bf16 *a, const bf16 *b, int count) {
+    static_assert(NV == 1 || NV == 2);
+    constexpr int most = NV * lanes;
+    __mmask32 mask = static_cast<__mmask32>((uint64_t(1) << (count > most ? most : count)) - 1);
+    __m512i first = _mm512_maskz_loadu_epi16(mask, a), second = _mm512_maskz_loadu_epi16(mask, b);
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, low, second));
+    if constexpr (NV == 2) {
+      const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+      _mm512_storeu_si512(to + lanes, _mm512_permutex2var_epi16(first, high, second));
+    }
+  }
   // c + a.second * b.second + a.first * b.first
   static V dot(Pairs a, Pairs b, V c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 };

@@ -18,6 +18,7 @@ extern const Tier avx2_tier = {
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
-extern const WeightGradientTier avx2_weight_gradient = {Isa::rows, WIDE, Isa::dots, pack_gradient, multiply_gradient};
+extern const WeightGradientTier avx2_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
+                                                        Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

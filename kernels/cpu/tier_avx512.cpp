@@ -24,7 +24,8 @@ extern const Tier avx512_tier = {
 };
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
-extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, WIDE, Isa::dots, pack_gradient, multiply_gradient};
+extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
+                                                          Isa::dots, pack_gradient, multiply_gradient};
 
 size_t avx512_winograd_scratch(const ConvOp &op) { return winograd_scratch(op); }
 

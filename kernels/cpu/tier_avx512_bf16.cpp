@@ -23,7 +23,7 @@ extern const Tier avx512_bf16_tier = {
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};
-extern const WeightGradientTier avx512_bf16_weight_gradient = {Isa::rows, WIDE, Isa::dots, pack_gradient,
-                                                               multiply_gradient};
+extern const WeightGradientTier avx512_bf16_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
+                                                               Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

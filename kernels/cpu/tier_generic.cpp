@@ -24,7 +24,7 @@ extern const Tier generic_tier = {
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
-extern const WeightGradientTier generic_weight_gradient = {Isa::rows, WIDE, Isa::dots, pack_gradient,
-                                                           multiply_gradient};
+extern const WeightGradientTier generic_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
+                                                           Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

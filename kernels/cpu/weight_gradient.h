@@ -4,7 +4,8 @@
 // order; stretches are added to dw in order. bfloat16 is multiplied in pairs of pixels where the tier has such
 // products, else widened. Algorithm: all workers pack the stretch's gradient, tiles of `rows` output channels by
 // pixels; then each takes its share of (tap, two vectors of c, tile): it packs the tap's pixels of x once, zeros for
-// padding, and multiplies tile after tile with them, `rows` by two vectors of sums in registers.
+// padding, and multiplies tile after tile with them, `rows` by two vectors of sums in registers. The last vector of c
+// stands alone where their number is odd, and `rows` is what leaves the last tile the fewest rows too many.
 #pragma once
 
 #include "pool.h"
@@ -14,74 +15,14 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int WIDE = 2 * Isa::lanes;
+constexpr int HEIGHTS = 4, LEAST_ROWS = Isa::rows > HEIGHTS ? Isa::rows - HEIGHTS + 1 : 1; // of a tile
 
 template <class T> inline constexpr bool in_pairs() { return Isa::dots && sizeof(T) == sizeof(bf16); }
 
-inline int32_t tiles_of(const WeightGradientOp &op) { return (op.oc + Isa::rows - 1) / Isa::rows; }
-inline int32_t panels_of(const WeightGradientOp &op) { return (op.c + WIDE - 1) / WIDE; }
+inline int32_t tiles_of(const WeightGradientOp &op) { return (op.oc + op.rows - 1) / op.rows; }
+inline int64_t lesser_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline int64_t length_of(const WeightGradientOp &op, int64_t first) {
-  int64_t left = int64_t(op.n) * op.oh * op.ow - first;
-  return left < op.depth ? left : op.depth;
-}
-
-// One value, or two neighbours in K, as a step of the product takes it.
-inline void put(float *to, float value) { *to = value; }
-inline void put(float *to, bf16 value) {
-  uint32_t bits = uint32_t(value.bits) << 16;
-  __builtin_memcpy(to, &bits, sizeof bits);
-}
-inline void put(float *to, bf16 first, bf16 second) {
-  uint32_t both = uint32_t(second.bits) << 16 | first.bits;
-  __builtin_memcpy(to, &both, sizeof both);
-}
-
-template <class T> void pack_rows(const WeightGradientOp &op, int64_t first, const Worker &worker) {
-  int64_t length = length_of(op, first);
-  int32_t tiles = tiles_of(op);
-  int32_t low = int32_t(int64_t(tiles) * worker.index / worker.count);
-  int32_t high = int32_t(int64_t(tiles) * (worker.index + 1) / worker.count);
-  const T *grad = static_cast<const T *>(op.grad) + first * op.grad_pitch;
-  for (int32_t tile = low; tile < high; ++tile) {
-    float *to = op.rows + int64_t(tile) * op.units * Isa::rows;
-    int32_t row = tile * Isa::rows, count = op.oc - row < Isa::rows ? op.oc - row : Isa::rows;
-    constexpr int step = in_pairs<T>() ? 2 : 1;
-    for (int64_t p = 0; p < length; p += step, to += Isa::rows) {
-      const T *from = grad + p * op.grad_pitch + row;
-      for (int32_t r = 0; r < count; ++r) {
-        if constexpr (step == 2)
-          put(to + r, from[r], p + 1 < length ? from[op.grad_pitch + r] : bf16{0});
-        else
-          put(to + r, from[r]);
-      }
-      for (int32_t r = count; r < Isa::rows; ++r)
-        to[r] = 0.0f;
-    }
-  }
-}
-
-// Where tap (kh, kw) of each pixel of the stretch lies in x.
-inline void place(const WeightGradientOp &op, int64_t first, int32_t kh, int32_t kw, int64_t *places) {
-  int64_t length = length_of(op, first), map = int64_t(op.oh) * op.ow;
-  int64_t image = first / map;
-  int32_t oy = static_cast<int32_t>(first % map / op.ow), ox = static_cast<int32_t>(first % map % op.ow);
-  for (int64_t p = 0; p < length; ++p) {
-    int32_t iy = oy * op.stride_h - op.top + kh, ix = ox * op.stride_w - op.left + kw;
-    bool in = uint32_t(iy) < uint32_t(op.h) && uint32_t(ix) < uint32_t(op.w);
-    places[p] = in ? ((image * op.h + iy) * op.w + ix) * op.x_pitch : -1;
-    if (++ox == op.ow) {
-      ox = 0;
-      if (++oy == op.oh) {
-        oy = 0;
-        ++image;
-      }
-    }
-  }
-}
-
-template <class T> inline Isa::V fetch(const T *x, int64_t place, int count) {
-  return place < 0 || count <= 0 ? Isa::zero() : read_some(x + place, count);
-}
+inline int64_t length_of(const WeightGradientOp &op, int64_t first) { return lesser_of(op.end - first, op.depth); }
 
 // The lanes of two vectors of widened bfloat16 as pairs.
 inline Isa::V zipped(Isa::V first, Isa::V second) {
@@ -89,116 +30,214 @@ inline Isa::V zipped(Isa::V first, Isa::V second) {
   return (Isa::V)(((Bits)first >> 16) | (Bits)second);
 }
 
-// Channels [c, c + 2 vectors) of the stretch's pixels of x.
-template <class T>
-inline void pack_columns(const WeightGradientOp &op, int64_t length, int32_t c, const int64_t *places, float *to) {
-  const T *x = static_cast<const T *>(op.x) + c;
-  int count = op.c - c < WIDE ? op.c - c : WIDE;
-  if constexpr (in_pairs<T>()) {
-    for (int64_t p = 0; p < length; p += 2, to += WIDE) {
-      int64_t second = p + 1 < length ? places[p + 1] : -1;
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        const T *from = x + v * Isa::lanes;
-        int some = count - v * Isa::lanes;
-        Isa::store(to + v * Isa::lanes, zipped(fetch(from, places[p], some), fetch(from, second, some)));
-      }
+// Output channels [row, row + Rows) of pixels of the gradient, zeros from oc on.
+template <int Rows, class T>
+inline void pack_tile(const WeightGradientOp &op, int64_t first, int64_t length, int32_t row, float *to) {
+  constexpr int step = in_pairs<T>() ? 2 : 1;
+  const T *from = static_cast<const T *>(op.grad) + first * op.grad_pitch + row;
+  int left = op.oc - row < Rows ? op.oc - row : Rows;
+  for (int64_t p = 0; p < length; p += step, from += step * op.grad_pitch, to += Rows)
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; r += Isa::lanes) {
+      Isa::V value = left > r ? Isa::load_some(from + r, left - r) : Isa::zero();
+      if constexpr (step == 2)
+        value = zipped(value, p + 1 < length ? Isa::load_some(from + op.grad_pitch + r, left - r) : Isa::zero());
+      if (Rows - r < Isa::lanes)
+        Isa::store_some(to + r, value, Rows - r);
+      else
+        Isa::store(to + r, value);
     }
-  } else {
-    for (int64_t p = 0; p < length; ++p, to += WIDE)
+}
+
+template <int Rows, class T> inline void pack_rows(const WeightGradientOp &op, int64_t first, const Worker &worker) {
+  int64_t length = length_of(op, first), tiles = tiles_of(op);
+  int64_t low = tiles * worker.index / worker.count, high = tiles * (worker.index + 1) / worker.count;
+  for (int64_t tile = low; tile < high; ++tile)
+    pack_tile<Rows, T>(op, first, length, static_cast<int32_t>(tile) * Rows, op.packed + tile * op.units * Rows);
+}
+
+// Where tap (kh, kw) of each pixel of the stretch lies in x.
+template <class T>
+inline void place(const WeightGradientOp &op, int64_t first, int32_t kh, int32_t kw, const void **places) {
+  int64_t length = length_of(op, first), map = int64_t(op.oh) * op.ow, step = op.stride_w * op.x_pitch;
+  int64_t image = first / map, oy = first % map / op.ow, ox = first % map % op.ow;
+  // Columns [low, high) of the result meet the map.
+  int64_t start = kw - op.left, low = start < 0 ? (-start + op.stride_w - 1) / op.stride_w : 0;
+  int64_t high = op.w > start ? lesser_of((op.w - start + op.stride_w - 1) / op.stride_w, op.ow) : 0;
+  const void *zeros = op.zeros;
+  for (int64_t p = 0; p < length; ox = 0) {
+    int64_t end = lesser_of(op.ow, ox + length - p), iy = oy * op.stride_h - op.top + kh;
+    bool in = uint64_t(iy) < uint64_t(op.h);
+    const T *x = static_cast<const T *>(op.x) + ((image * op.h + iy) * op.w + start) * op.x_pitch;
+    int64_t from = in ? lesser_of(low, end) : end, to = in ? lesser_of(high, end) : end;
+    for (; ox < from; ++ox)
+      places[p++] = zeros;
+    for (; ox < to; ++ox)
+      places[p++] = x + ox * step;
+    for (; ox < end; ++ox)
+      places[p++] = zeros;
+    if (++oy == op.oh) {
+      oy = 0;
+      ++image;
+    }
+  }
+  places[length] = zeros; // the second of the last pair
+}
+
+// Channels [c, c + NV vectors) of the stretch's pixels of x.
+template <int NV, class T, class I = Isa>
+inline void pack_columns(const WeightGradientOp &op, int64_t length, int32_t c, const void *const *places, float *to) {
+  int count = op.c - c;
+  auto at = [&](int64_t p) { return static_cast<const T *>(places[p]) + c; };
+  if constexpr (in_pairs<T>()) {
+    for (int64_t p = 0; p < length; p += 2, to += NV * I::lanes)
+      I::template store_pairs<NV>(to, at(p), at(p + 1), count);
+  } else if (count >= NV * I::lanes) {
+    for (int64_t p = 0; p < length; ++p, to += NV * I::lanes)
 #pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v)
-        Isa::store(to + v * Isa::lanes, fetch(x + v * Isa::lanes, places[p], count - v * Isa::lanes));
+      for (int v = 0; v < NV; ++v)
+        I::store(to + v * I::lanes, I::load(at(p) + v * I::lanes));
+  } else {
+    for (int64_t p = 0; p < length; ++p, to += NV * I::lanes)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        I::store(to + v * I::lanes, read_some(at(p) + v * I::lanes, count - v * I::lanes));
   }
 }
 
-template <bool Pairs, class I = Isa>
-inline void products(const float *rows, const float *columns, int64_t units, typename I::V (&sum)[I::rows][2]) {
-  for (int64_t k = 0; k < units; ++k, rows += I::rows, columns += WIDE) {
+template <bool Pairs, int Rows, int NV, class I = Isa>
+inline void products(const float *rows, const float *columns, int64_t units, typename I::V (&sum)[Rows][NV]) {
+  for (int64_t k = 0; k < units; ++k, rows += Rows, columns += NV * I::lanes) {
     if constexpr (Pairs) {
-      typename I::Pairs b[2];
+      typename I::Pairs b[NV];
 #pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v)
+      for (int v = 0; v < NV; ++v)
         b[v] = I::load_pairs(reinterpret_cast<const bf16 *>(columns + v * I::lanes));
 #pragma GCC unroll 16
-      for (int r = 0; r < I::rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
         typename I::Pairs a = I::set_pair(reinterpret_cast<const bf16 *>(rows + r));
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v)
+        for (int v = 0; v < NV; ++v)
           sum[r][v] = I::dot(a, b[v], sum[r][v]);
       }
     } else {
-      typename I::V b[2];
+      typename I::V b[NV];
 #pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v)
+      for (int v = 0; v < NV; ++v)
         b[v] = I::load(columns + v * I::lanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < I::rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
         typename I::V a = I::set(rows[r]);
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v)
+        for (int v = 0; v < NV; ++v)
           sum[r][v] = I::fma(a, b[v], sum[r][v]);
       }
     }
   }
 }
 
-template <bool Pairs>
-__attribute__((noinline)) void tile_product(const float *rows, const float *columns, int64_t units, int count,
-                                            int width, bool start, float *dw, int64_t pitch) {
-  Isa::V sum[Isa::rows][2];
+// What of a tile is written: `count` rows of `width` channels, added to what is there unless this is the `start`.
+struct Place {
+  float *dw;
+  int64_t pitch;
+  int count, width;
+  bool start;
+};
+
+template <bool Pairs, int Rows, int NV>
+__attribute__((noinline)) void tile_product(const float *rows, const float *columns, int64_t units, const Place &to) {
+  Isa::V sum[Rows][NV];
 #pragma GCC unroll 16
-  for (int r = 0; r < Isa::rows; ++r)
+  for (int r = 0; r < Rows; ++r) {
+    if (!to.start && r < to.count)
+      __builtin_prefetch(to.dw + r * to.pitch, 1);
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v)
+    for (int v = 0; v < NV; ++v)
       sum[r][v] = Isa::zero();
+  }
   products<Pairs>(rows, columns, units, sum);
 #pragma GCC unroll 16
-  for (int r = 0; r < Isa::rows; ++r) {
-    if (r >= count)
+  for (int r = 0; r < Rows; ++r) {
+    if (r >= to.count)
       return;
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-      int some = width - v * Isa::lanes;
-      if (some <= 0)
-        break;
-      float *to = dw + r * pitch + v * Isa::lanes;
-      write_some(to, start ? sum[r][v] : read_some(to, some) + sum[r][v], some);
+    for (int v = 0; v < NV; ++v) {
+      int some = to.width - v * Isa::lanes;
+      float *dw = to.dw + r * to.pitch + v * Isa::lanes;
+      write_some(dw, to.start ? sum[r][v] : read_some(dw, some) + sum[r][v], some);
     }
   }
 }
 
-template <class T> void multiply_tiles(const WeightGradientOp &op, int64_t first, const Worker &worker) {
+// Tiles [low, high) of channels [c, c + NV vectors) of a tap.
+template <int Rows, int NV, class T>
+inline void multiply_panel(const WeightGradientOp &op, int64_t first, int32_t tap, int32_t c, int64_t low, int64_t high,
+                           const void *const *places, float *columns) {
   int64_t length = length_of(op, first), units = in_pairs<T>() ? (length + 1) / 2 : length;
-  int32_t tiles = tiles_of(op), panels = panels_of(op), taps = op.kh * op.kw;
-  int64_t total = int64_t(taps) * panels * tiles, pitch = int64_t(taps) * op.c;
+  int64_t pitch = int64_t(op.kh) * op.kw * op.c;
+  pack_columns<NV, T>(op, length, c, places, columns);
+  for (int64_t tile = low; tile < high; ++tile) {
+    int64_t row = tile * Rows;
+    Place to{op.dw + row * pitch + int64_t(tap) * op.c + c, pitch, static_cast<int>(lesser_of(op.oc - row, Rows)),
+             static_cast<int>(lesser_of(op.c - c, NV * Isa::lanes)), first == op.begin};
+    tile_product<in_pairs<T>(), Rows, NV>(op.packed + tile * op.units * Rows, columns, units, to);
+  }
+}
+
+// A worker's share is a range of vectors: those of a tile and a panel are one after the other and stay together.
+template <int Rows, class T>
+inline void multiply_tiles(const WeightGradientOp &op, int64_t first, const Worker &worker) {
+  int64_t tiles = tiles_of(op), vectors = (op.c + Isa::lanes - 1) / Isa::lanes, taps = int64_t(op.kh) * op.kw;
+  int64_t total = taps * vectors * tiles;
   int64_t low = total * worker.index / worker.count, high = total * (worker.index + 1) / worker.count;
   float *columns = op.columns + worker.index * op.units * WIDE;
-  int64_t *places = op.places + worker.index * op.depth;
-  int32_t placed = -1;
-  for (int64_t at = low; at < high;) {
-    int64_t panel = at / tiles;
-    int32_t tap = static_cast<int32_t>(panel / panels), c = static_cast<int32_t>(panel % panels) * WIDE;
-    if (tap != placed)
-      place(op, first, tap / op.kw, tap % op.kw, places);
-    placed = tap;
-    pack_columns<T>(op, length, c, places, columns);
-    for (int64_t end = (panel + 1) * tiles < high ? (panel + 1) * tiles : high; at < end; ++at) {
-      int32_t row = static_cast<int32_t>(at % tiles) * Isa::rows;
-      int count = op.oc - row < Isa::rows ? op.oc - row : Isa::rows, width = op.c - c < WIDE ? op.c - c : WIDE;
-      const float *rows = op.rows + at % tiles * op.units * Isa::rows;
-      float *dw = op.dw + row * pitch + int64_t(tap) * op.c + c;
-      tile_product<in_pairs<T>()>(rows, columns, units, count, width, first == 0, dw, pitch);
+  const void **places = op.places + worker.index * (op.depth + 1);
+  for (int64_t tap = low / (vectors * tiles); tap < taps && tap * vectors * tiles < high; ++tap) {
+    place<T>(op, first, static_cast<int32_t>(tap / op.kw), static_cast<int32_t>(tap % op.kw), places);
+    for (int64_t vector = 0; vector < vectors; vector += 2) {
+      int64_t at = (tap * vectors + vector) * tiles, together = lesser_of(vectors - vector, 2);
+      auto tile_from = [&](int64_t place) {
+        int64_t tile = (place - at + together - 1) / together;
+        return place <= at ? 0 : lesser_of(tile, tiles);
+      };
+      int64_t from = tile_from(low), to = tile_from(high);
+      if (from >= to)
+        continue;
+      auto multiply = together == 2 ? multiply_panel<Rows, 2, T> : multiply_panel<Rows, 1, T>;
+      multiply(op, first, static_cast<int32_t>(tap), static_cast<int32_t>(vector) * Isa::lanes, from, to, places,
+               columns);
     }
   }
 }
 
+// Calls `f` with the operation's rows and element type as constants.
+template <int Rows, class F> inline void with_rows(const WeightGradientOp &op, F f) {
+  if constexpr (Rows > LEAST_ROWS)
+    if (op.rows < Rows)
+      return with_rows<Rows - 1>(op, f);
+  op.type == Type::float32 ? f.template operator()<Rows, float>() : f.template operator()<Rows, bf16>();
+}
+
+struct PackRows {
+  const WeightGradientOp &op;
+  int64_t first;
+  const Worker &worker;
+  template <int Rows, class T> void operator()() const { pack_rows<Rows, T>(op, first, worker); }
+};
+
+struct MultiplyTiles {
+  const WeightGradientOp &op;
+  int64_t first;
+  const Worker &worker;
+  template <int Rows, class T> void operator()() const { multiply_tiles<Rows, T>(op, first, worker); }
+};
+
 void pack_gradient(const WeightGradientOp &op, int64_t first, const Worker &worker) {
-  op.type == Type::float32 ? pack_rows<float>(op, first, worker) : pack_rows<bf16>(op, first, worker);
+  with_rows<Isa::rows>(op, PackRows{op, first, worker});
 }
 
 void multiply_gradient(const WeightGradientOp &op, int64_t first, const Worker &worker) {
-  op.type == Type::float32 ? multiply_tiles<float>(op, first, worker) : multiply_tiles<bf16>(op, first, worker);
+  with_rows<Isa::rows>(op, MultiplyTiles{op, first, worker});
 }
 
 } // namespace

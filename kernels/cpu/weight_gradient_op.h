@@ -15,15 +15,18 @@ struct WeightGradientOp {
   int64_t x_pitch, grad_pitch;
   const void *x, *grad;
   float *dw;
-  int64_t depth;   // pixels of a stretch: what is multiplied between two additions to dw
-  int64_t units;   // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
-  float *rows;     // [tiles][units][tier rows], of all workers: the stretch's gradient
-  float *columns;  // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
-  int64_t *places; // [workers][depth]: where the pixel of x for a tap lies, -1 outside of the map
+  int32_t rows;        // output channels of a tile
+  int64_t begin, end;  // the pixels that dw is summed over
+  int64_t depth;       // pixels of a stretch: what is multiplied between two additions to dw
+  int64_t units;       // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
+  float *packed;       // [tiles][units][rows], of all workers: the stretch's gradient
+  float *columns;      // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
+  const void **places; // [workers][depth + 1]: the pixel of x for a tap, or `zeros` outside of the map
+  const void *zeros;   // a pixel
 };
 
 struct WeightGradientTier {
-  int rows, columns;
+  int most_rows, least_rows, columns;
   bool pairs;
   void (*pack)(const WeightGradientOp &, int64_t first, const Worker &);
   void (*multiply)(const WeightGradientOp &, int64_t first, const Worker &);
@@ -36,8 +39,7 @@ extern const WeightGradientTier avx512_weight_gradient;
 extern const WeightGradientTier avx512_bf16_weight_gradient;
 #endif
 
-// All but depth, units and what follows is the caller's. Writes all of dw, in the same order of sums for any number of
-// threads.
+// All but rows and what follows is the caller's. Writes all of dw, in the same order of sums for any number of threads.
 void weight_gradient(const Tier &tier, const WeightGradientOp &op, int threads);
 
 } // namespace inception_fast::cpu

@@ -1,11 +1,13 @@
 #include "fuzz.h"
 
+#include "gradient.h"
 #include "scene.h"
 #include "winograd_pack.h"
 
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 namespace native_driver {
@@ -318,7 +320,7 @@ void mix(Scene &scene, Rng &rng) {
 
 struct Test {
   const char *name, *about;
-  void (*make)(Scene &, Rng &);
+  void (*make)(Scene &, Rng &); // none: a weight gradient, which is no step of a plan
   int callers;
 };
 
@@ -350,6 +352,7 @@ const Test TESTS[] = {
     {"callers", "one plan called by four threads at once", mix, 4},
     {"pair", "two convolutions as one operator", pair_any, 1},
     {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
+    {"weight_gradient", "sums over pixels, for training", nullptr, 1},
 };
 
 } // namespace
@@ -381,11 +384,12 @@ int fuzz(const Fuzz &options) {
         continue;
       Rng rng{std::mt19937(static_cast<unsigned>(seed * 64 + (&test - TESTS)))};
       Scene scene(rng);
-      test.make(scene, rng);
+      std::optional<Gradient> gradient;
+      test.make ? test.make(scene, rng) : void(gradient.emplace(rng));
       std::vector<int> threads{1, rng.between(2, 4)};
       for (const Tier *tier : tiers) {
         try {
-          scene.check(*tier, threads, test.callers);
+          gradient ? gradient->check(*tier, threads) : scene.check(*tier, threads, test.callers);
         } catch (const std::exception &error) {
           throw std::runtime_error(std::string(test.name) + ", seed " + std::to_string(seed) + ", " + error.what());
         }

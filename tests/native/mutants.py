@@ -33,6 +33,11 @@ def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30)
     return Mutant(name, file, old, new, test, "tier_amx_emulated.cpp", "amx_bf16_emulated", seeds)
 
 
+def _gradient(name: str, old: str, new: str, file: str = "weight_gradient.h") -> Mutant:
+    unit = file if file.endswith(".cpp") else "tier_generic.cpp"
+    return Mutant(name, file, old, new, "weight_gradient", unit)
+
+
 def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
@@ -228,5 +233,41 @@ MUTANTS = (
         "ceil_div(before.count, depth.steps())",
         "before.count / depth.steps()",
         "conv",
+    ),
+    _gradient("columns before the map count", "start < 0 ? (-start", "start < 0 ? (-start - 1"),
+    _gradient("columns behind the map count", "(op.w - start + op.stride_w - 1)", "(op.w - start + op.stride_w)"),
+    _gradient("rows outside of the map count", "bool in = uint64_t(iy) < uint64_t(op.h);", "bool in = true;"),
+    _gradient("the next image never comes", "      ++image;\n", ""),
+    _gradient("a stretch begins a row", "ox = first % map % op.ow;", "ox = 0;"),
+    _gradient(
+        "x is dense", "((image * op.h + iy) * op.w + start) * op.x_pitch", "((image * op.h + iy) * op.w + start) * op.c"
+    ),
+    _gradient("every stretch starts anew", "first == op.begin}", "true}"),
+    _gradient("whole tiles at the last rows", "static_cast<int>(lesser_of(op.oc - row, Rows))", "Rows"),
+    _gradient("whole vectors at the last channels", "lesser_of(op.c - c, NV * Isa::lanes)", "NV * Isa::lanes"),
+    _gradient("a share ends a vector early", "to = tile_from(high);", "to = tile_from(high - 1);"),
+    _gradient(
+        "nobody waits for the packed gradient",
+        "    meet();\n    each(job.kernels.multiply);",
+        "    each(job.kernels.multiply);",
+        "weight_gradient.cpp",
+    ),
+    _gradient(
+        "a chunk too few",
+        "int64_t chunk = 1; chunk < job.chunks",
+        "int64_t chunk = 2; chunk < job.chunks",
+        "weight_gradient.cpp",
+    ),
+    _gradient(
+        "all chunks have one sum", "one.dw = job.sums + chunk * job.size;", "one.dw = job.sums;", "weight_gradient.cpp"
+    ),
+    Mutant(
+        "the second of a pair is the first",
+        "simd_avx512_bf16.h",
+        "second = _mm512_maskz_loadu_epi16(mask, b);",
+        "second = first;",
+        "weight_gradient",
+        "tier_avx512_bf16.cpp",
+        "avx512_bf16",
     ),
 )
