@@ -27,6 +27,8 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from .winograd import DIRECT as DIRECT
+from .winograd import training_tile as training_tile
 from .winograd import winograd_tile as winograd_tile
 
 try:

@@ -95,11 +95,14 @@ void check(const TrainConvOp &op, int threads) {
   expect(op.x_pitch >= op.c && op.y_pitch >= op.oc && std::max(op.x_pitch, op.y_pitch) <= most,
          "pixels " + text(op.x_pitch) + " and " + text(op.y_pitch) + " floats apart",
          "from " + text(op.c) + " and " + text(op.oc) + " to " + text(most));
-  bool tile = op.tile_h == 0 && op.tile_w == 0;
-  for (const WinogradTile &t : winograd_tiles())
+  bool tile = false;
+  std::string allowed;
+  for (const WinogradTile &t : winograd_tiles()) {
     tile = tile || (t.kh == op.kh && t.kw == op.kw && t.h == op.tile_h && t.w == op.tile_w);
+    allowed += (allowed.empty() ? "" : ", ") + text(t.h) + "x" + text(t.w) + " for " + text(t.kh) + "x" + text(t.kw);
+  }
   expect(tile, "tile " + text(op.tile_h) + "x" + text(op.tile_w) + " for kernel " + text(op.kh) + "x" + text(op.kw),
-         "0x0 or one of winograd_tiles()");
+         allowed);
 }
 
 struct Job {
@@ -107,7 +110,6 @@ struct Job {
   const Kernels &kernels;
   ConvOp op;
   std::vector<Panel> panels;
-  std::vector<Chunk> chunks;
   size_t packed_bytes, scratch_bytes; // scratch of one worker
   unsigned char *memory;
 };
@@ -124,23 +126,14 @@ void schedule(Job &job) {
   op.x = {0, 0, op.c, static_cast<int32_t>(from.x_pitch), Type::float32};
   op.residual.buffer = -1;
   op.residual_scale = 1.0f;
-  op.skip = true; // as every convolution in training does, whatever its weights are
-  op.columns = op.tile_h == 0 && op.kh == 1 && op.kw > 1 && op.left > 0;
-  if (op.tile_h > 0)
-    lay_out_points(op);
-  else
-    lay_out_rows(op, tier.k_multiple);
+  lay_out_points(op);
   View y{1, 0, op.oc, static_cast<int32_t>(from.y_pitch), Type::float32};
   job.panels = panels_of(op, {{y, false}}, tier.lanes);
-  job.chunks = chunks_of(Type::float32, op.c, op.kh * op.kw);
   op.panels = job.panels.data(), op.panel_count = static_cast<int32_t>(job.panels.size());
-  op.chunks = job.chunks.data(), op.chunk_count = static_cast<int32_t>(job.chunks.size());
-  int64_t weights = int64_t(op.kh) * op.kw * op.c * op.oc, pixels = int64_t(op.n) * op.oh * op.ow;
-  op.by_panel = op.tile_h > 0 ? winograd_tile_count(op) < tier.rows
-                              : weights > int64_t(op.n) * op.h * op.w * op.c || pixels < 64 * tier.rows;
+  op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
   auto whole = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
   job.packed_bytes = whole(sizeof(float) * packed_size(op, job.panels, tier.lanes));
-  job.scratch_bytes = whole(op.tile_h > 0 ? tier.winograd_scratch(op) : tier.conv_scratch(op));
+  job.scratch_bytes = whole(tier.winograd_scratch(op));
 }
 
 void pack(const Job &job, const Worker &worker) {
@@ -167,8 +160,7 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
   void *bases[] = {const_cast<float *>(job.from.x), job.from.y};
   Call call{bases, nullptr, nullptr};
   Worker with{worker.index, worker.count, job.memory + job.packed_bytes + worker.index * job.scratch_bytes};
-  const Tier &tier = *job.kernels.tier;
-  (job.op.tile_h > 0 ? tier.winograd : tier.conv)(job.op, call, with);
+  job.kernels.tier->winograd(job.op, call, with);
 }
 
 } // namespace
@@ -176,7 +168,7 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
 void train_conv(const Tier &tier, const TrainConvOp &from, int threads) {
   check(from, threads);
   Kernels kernels = kernels_of(tier);
-  Job job{from, kernels, {}, {}, {}, 0, 0, nullptr};
+  Job job{from, kernels, {}, {}, 0, 0, nullptr};
   schedule(job);
   Workspace memory(job.packed_bytes + threads * job.scratch_bytes);
   job.memory = memory.data();

@@ -1,4 +1,4 @@
-// A convolution of maps in training at stride 1: float32, its weights packed anew in each call.
+// A convolution in training at stride 1, float32, by winograd.h's tiles, its weights transformed anew in each call.
 //
 // Forward, and the gradient of x, which is the same convolution of the gradient of y by the kernel turned round with
 // its two kinds of channels exchanged: the weights' strides say so. No inline code: see spec.h.
@@ -11,14 +11,14 @@ namespace inception_fast::cpu {
 // y[n, oh, ow, oc] = conv(x[n, h, w, c], w), pixels of x and y `pitch` floats apart.
 struct TrainConvOp {
   int32_t n, h, w, c, oc, kh, kw, top, left, oh, ow;
-  int32_t tile_h, tile_w; // one of winograd_tiles(), or 0 for the direct sum
+  int32_t tile_h, tile_w;  // one of winograd_tiles()
   const float *x, *weight; // weight: of output channel 0, channel 0 and tap (0, 0)
   float *y;
   int64_t x_pitch, y_pitch;
   int64_t column, channel, row, tap; // floats between output channels, channels, rows of taps, taps; may be negative
 };
 
-// Packs channels [low, high) of a panel's weights: `to` is [p or tap][c][columns].
+// Transforms channels [low, high) of a panel's weights: `to` is [p][c][columns].
 struct TrainWeightsTier {
   void (*pack)(const TrainConvOp &, const Panel &, int32_t low, int32_t high, float *to);
 };

@@ -1,6 +1,7 @@
-// Weights in the order of conv.h's and winograd.h's kernels, from any strides, as fast as they change in training.
+// The weights u = G w G' of winograd.h's kernels from weights of any strides, as fast as they change in training.
 //
-// A few channels of a panel are gathered as [tap][channel][columns], then for tiles u = G w G' is taken by columns.
+// A few channels of a panel are gathered as [tap][channel][columns], then transformed by columns. Numbers: the
+// coefficients of G and the sums are float, where winograd_pack.cpp rounds once; of 2x2 tiles for 3x3 they are exact.
 #pragma once
 
 #include "train_conv.h"
@@ -10,12 +11,12 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int32_t GATHERED = 16; // channels: a line of those weights whose channels are neighbours
-constexpr int MOST_COLUMNS = 2 * Isa::lanes, MOST_TAPS = 25;
+constexpr int MOST_COLUMNS = 2 * Isa::lanes;
 
-// to[tap][channel - low][columns], the taps `apart` floats from each other.
-inline void gather(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t high, float *to, int64_t apart) {
+// to[tap][channel - low][columns], room for GATHERED channels and MOST_COLUMNS a tap.
+inline void gather(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t high, float *to) {
   int columns = panel.vectors * Isa::lanes;
-  for (int tap = 0; tap < op.kh * op.kw; ++tap, to += apart) {
+  for (int tap = 0; tap < op.kh * op.kw; ++tap, to += GATHERED * MOST_COLUMNS) {
     const float *from = op.weight + panel.column * op.column + tap / op.kw * op.row + tap % op.kw * op.tap;
     if (op.column == 1) {
       for (int32_t c = low; c < high; ++c)
@@ -59,7 +60,7 @@ void pack_tiles(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t 
   int64_t apart = int64_t(op.c) * columns;
   for (int32_t c0 = low; c0 < high; c0 += GATHERED) {
     int32_t c1 = c0 + GATHERED < high ? c0 + GATHERED : high;
-    gather(op, panel, c0, c1, w, GATHERED * MOST_COLUMNS);
+    gather(op, panel, c0, c1, w);
     for (int at = 0; at < (c1 - c0) * columns; at += Isa::lanes) {
       Isa::V in[taps], half[H::n * W::R], u[H::n * W::n];
 #pragma GCC unroll 25
@@ -79,10 +80,7 @@ void pack_tiles(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t 
 }
 
 inline void pack_weights(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t high, float *to) {
-  int columns = panel.vectors * Isa::lanes;
-  if (op.tile_h == 0)
-    gather(op, panel, low, high, to + int64_t(low) * columns, int64_t(op.c) * columns);
-  else if (op.kh == 1 && op.kw == 3)
+  if (op.kh == 1 && op.kw == 3)
     pack_tiles<Axis<1, 1>, Axis<4, 3>>(op, panel, low, high, to);
   else if (op.kh == 1)
     pack_tiles<Axis<1, 1>, Axis<4, 7>>(op, panel, low, high, to);
