@@ -24,12 +24,12 @@ GRADIENT_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] pa
 
 
 def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
-    if _tiles_can(x, weight) and x.shape[1] == weight.shape[1] and _fits(x, weight, padding):
+    if _is_ours(x):
         from .backends import train_conv
 
-        tile = train_conv.forward_tile(x, weight, stride, padding, winograd)
-        if any(tile):
-            return train_conv.convolve(x, weight, padding, tile)
+        y = train_conv.forward(x, weight, stride, padding, winograd)
+        if y is not None:
+            return y
     return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
 
 
@@ -37,35 +37,17 @@ def input_gradient_kernel(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False
 ) -> Tensor:
     """The gradient of `x`, in its layout."""
-    if _tiles_can(grad, weight) and _tiles_can(x, weight):
+    dx = None
+    if _is_ours(x):
         from .backends import train_conv
 
-        tile = train_conv.gradient_tile(grad, weight, stride, padding, winograd)
-        if any(tile):
-            return _laid_out(train_conv.input_gradient(grad, weight, padding, tile), x)
-    return _laid_out(_convolution_backward(grad, x, weight, stride, padding, 0), x)
-
-
-def _laid_out(found: Tensor, like: Tensor) -> Tensor:
-    """`found` with the strides that torch.empty_like(like) has, which the fake promises."""
-    if found.stride() == torch.empty_like(like, device="meta").stride():
-        return found
-    return torch.empty_like(like, dtype=found.dtype).copy_(found)
-
-
-def _fits(x: Tensor, weight: Tensor, padding: list[int]) -> bool:
-    """Whether the kernel is no larger than the padded map; torch says so where it is."""
-    return all(
-        size + 2 * pad >= taps for size, pad, taps in zip(x.shape[2:], padding, weight.shape[2:], strict=True)
-    )
-
-
-def _tiles_can(x: Tensor, weight: Tensor) -> bool:
-    if not _is_ours(x):
-        return False
-    from .backends import train_conv
-
-    return not train_conv.reasons(x, weight)
+        dx = train_conv.backward(grad, weight, stride, padding, winograd)
+    if dx is None:
+        dx = _convolution_backward(grad, x, weight, stride, padding, 0)
+    # The fake promises the strides of torch.empty_like(x).
+    if dx.stride() == x.stride() or dx.stride() == torch.empty_like(x, device="meta").stride():
+        return dx
+    return torch.empty_like(x).copy_(dx)
 
 
 def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:

@@ -65,8 +65,14 @@ def operands(size: tuple[int, ...], kernel: tuple[int, int], same: bool, whole: 
 
 
 def both(x: Tensor, weight: Tensor, grad: Tensor, padding: tuple[int, int], tile: tuple[int, int]) -> list[Tensor]:
-    with numerics.poisoned_memory():
-        return [native.convolve(x, weight, padding, tile), native.input_gradient(grad, weight, padding, tile)]
+    """y and the gradient of x by a tile, whether it pays or not."""
+    with pytest.MonkeyPatch.context() as patch, numerics.poisoned_memory():
+        patch.setattr(cpu, "training_tile", lambda spec, every: tile)
+        native._chosen.cache_clear()
+        calls = (native.forward(x, weight, (1, 1), padding, True), native.backward(grad, weight, (1, 1), padding, True))
+    native._chosen.cache_clear()
+    assert calls[0] is not None and calls[1] is not None
+    return list(calls)
 
 
 def truth(x: Tensor, weight: Tensor, grad: Tensor, padding: tuple[int, int]) -> list[Tensor]:

@@ -2,97 +2,86 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels import cpu
 from ..kernels.spec import ConvSpec
-from .pitch import pixel_pitch
+from .pitch import even_pitch
 
-Tile = tuple[int, int]
+Two = tuple[int, int]
+Four = tuple[int, int, int, int]
 LARGEST = 2**20  # of a size: the kernels count in 32 bits
 
 
-def reasons(x: Tensor, weight: Tensor) -> list[str]:
-    """Why the native kernels cannot take a map and a weight; empty when they can."""
-    found = [
-        f"{name} of dtype {t.dtype}; the tiles are for float32"
-        for name, t in (("x", x), ("weight", weight))
-        if t.dtype is not torch.float32
-    ]
-    n, c, h, w = x.shape
-    # With one channel or one pixel a layout is not to be told from strides.
-    if c == 1 or h * w == 1 or pixel_pitch(x) is None:
-        found.append("x of another layout than channels_last")
-    if not 0 < max(n, c, h, w, weight.shape[0]) < LARGEST or n == 0:
-        found.append(f"x of shape {tuple(x.shape)}; the kernels take sizes from 1 to {LARGEST - 1}")
-    return found
+class Call(NamedTuple):
+    """What a call is but for its pointers; `pitch`: of the pixels of x."""
+
+    spec: ConvSpec
+    tile: Two
+    pitch: int
 
 
-def forward_tile(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tile:
-    """The tile that pays for conv2d(x, weight), or (0, 0)."""
-    n, c, h, w = x.shape
-    oc, _, kh, kw = weight.shape
-    return _tile((n, h, w, c, oc, kh, kw), stride, padding, every)
+def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
+    """conv2d(x, weight) in channels_last, or None where no tile can or pays; `every`: of all tiles, not the exact."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+        return None
+    call = chosen(x.shape, x.stride(), weight.shape, padding, every)  # type: ignore[arg-type]
+    return None if call is None else _run(x, call, weight.data_ptr(), weight.stride())
 
 
-def gradient_tile(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tile:
-    """The tile that pays for the gradient of x, or (0, 0)."""
-    n, oc, oh, ow = grad.shape
-    _, c, kh, kw = weight.shape
-    return _tile((n, oh, ow, oc, c, kh, kw), stride, _turned(padding, kh, kw), every)
-
-
-def _tile(sizes: tuple[int, ...], stride: Sequence[int], padding: Sequence[int], every: bool) -> Tile:
-    if tuple(stride) != (1, 1) or min(padding) < 0:
-        return cpu.DIRECT
-    top, left = padding
-    return cpu.training_tile(ConvSpec(*sizes, padding=(top, top, left, left)), every)
-
-
-def _turned(padding: Sequence[int], kh: int, kw: int) -> tuple[int, int]:
-    return kh - 1 - padding[0], kw - 1 - padding[1]
-
-
-def convolve(x: Tensor, weight: Tensor, padding: Sequence[int], tile: Tile) -> Tensor:
-    """conv2d(x, weight) at stride 1, in channels_last."""
-    column, channel, row, tap = weight.stride()
-    return _run(x, weight.shape, padding, tile, weight.data_ptr(), (column, channel, row, tap))
-
-
-def input_gradient(grad: Tensor, weight: Tensor, padding: Sequence[int], tile: Tile) -> Tensor:
-    """The gradient of x of y = conv2d(x, weight) at stride 1: grad with the kernel turned round."""
+def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
+    """The gradient of x of y = conv2d(x, weight): `grad` convolved with the kernel turned round."""
+    if grad.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+        return None
     oc, c, kh, kw = weight.shape
+    turned = kh - 1 - padding[0], kw - 1 - padding[1]
+    call = chosen(grad.shape, grad.stride(), (c, oc, kh, kw), turned, every)  # type: ignore[arg-type]
+    if call is None:
+        return None
     column, channel, row, tap = weight.stride()
     last = weight.data_ptr() + weight.element_size() * ((kh - 1) * row + (kw - 1) * tap)
-    return _run(grad, (c, oc, kh, kw), _turned(padding, kh, kw), tile, last, (channel, column, -row, -tap))
+    return _run(grad, call, last, (channel, column, -row, -tap))
 
 
-def _run(
-    x: Tensor,
-    kernel: Sequence[int],
-    padding: Sequence[int],
-    tile: Tile,
-    weight: int,
-    strides: tuple[int, int, int, int],
-) -> Tensor:
-    n, c, h, w = x.shape
-    oc, _, kh, kw = kernel
-    top, left = padding
-    oh, ow = h + 2 * top - kh + 1, w + 2 * left - kw + 1
-    pitch = pixel_pitch(x)
-    assert pitch is not None
-    y = torch.empty((n, oc, oh, ow), dtype=torch.float32, memory_format=torch.channels_last)
+def chosen(shape: Four, strides: Four, kernel: Four, padding: Sequence[int], every: bool) -> Call | None:
+    """The call for float32 x of such a shape and such strides at stride 1, kept; None where no tile can or pays."""
+    return _chosen(tuple(shape), tuple(strides), tuple(kernel), tuple(padding), every)
+
+
+@functools.lru_cache(maxsize=4096)
+def _chosen(
+    shape: tuple[int, ...], strides: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...], every: bool
+) -> Call | None:
+    (n, c, h, w), (oc, channels, kh, kw), (top, left) = shape, kernel, padding
+    pitch = even_pitch(shape, strides)
+    # With one channel or one pixel a layout is not to be told from strides.
+    laid_out = pitch is not None and c > 1 and h * w > 1
+    sized = min(n, oc) > 0 and max(n, c, h, w, oc) < LARGEST and min(padding) >= 0
+    fits = channels == c and h + 2 * top >= kh and w + 2 * left >= kw
+    if pitch is None or not (laid_out and sized and fits):
+        return None
+    spec = ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left))
+    tile = cpu.training_tile(spec, every)
+    return Call(spec, tile, pitch) if any(tile) else None
+
+
+def _run(x: Tensor, call: Call, weight: int, strides: Sequence[int]) -> Tensor:
+    spec = call.spec
+    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=torch.float32, memory_format=torch.channels_last)
+    column, channel, row, tap = strides
     cpu.convolve_in_training(
         cpu.default_tier(),
-        (n, h, w, c, oc, kh, kw, oh, ow),
-        (top, left),
-        tile,
-        ((x.data_ptr(), pitch), (y.data_ptr(), oc)),
+        (spec.n, spec.h, spec.w, spec.c, spec.oc, spec.kh, spec.kw, spec.oh, spec.ow),
+        (spec.padding[0], spec.padding[2]),
+        call.tile,
+        ((x.data_ptr(), call.pitch), (y.data_ptr(), spec.oc)),
         weight,
-        strides,
+        (column, channel, row, tap),
         torch.get_num_threads(),
     )
     return y
