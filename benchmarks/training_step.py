@@ -153,9 +153,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=139)
     parser.add_argument("--dtype", default=",".join(DTYPES))
-    parser.add_argument(
-        "--against", default="inception_fast+winograd,eager,compile", help="eager is always among them"
-    )
+    parser.add_argument("--against", default="inception_fast+winograd,eager,compile", help="eager is always among them")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring for each dtype")
     parser.add_argument("--least", type=int, default=9, help="rounds")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")

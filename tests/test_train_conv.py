@@ -1,4 +1,4 @@
-"""Convolutions in training by tiles, forward and for the gradient of x: kernels of every tier, rule, operator, layers."""
+"""Convolutions in training by tiles, forward and for the gradient of x: kernels, rule, operator, layers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_tiles_of_two_by_two_are_exact(tier: str, size: tuple, same: bool, on_ti
     for memory_format in (LAST, torch.contiguous_format):
         x, weight, grad = operands(size, (3, 3), same, whole=True)
         weight = weight.contiguous(memory_format=memory_format)
-        for found, expected in zip(both(x, weight, grad, padding, (2, 2)), truth(x, weight, grad, padding), strict=True):
+        for found, expected in zip(
+            both(x, weight, grad, padding, (2, 2)), truth(x, weight, grad, padding), strict=True
+        ):
             numerics.assert_exact(found, expected)
 
 
@@ -137,23 +139,22 @@ def test_wider_pixels_are_read_in_place_and_nothing_beside_them() -> None:
     x, weight, grad = operands(SIZES[2], (3, 3), True, whole=True)
     wide = torch.full((3, 60, 9, 8), math.nan).contiguous(memory_format=LAST)
     wide[:, 11:28], expected = x, truth(x, weight, grad, (1, 1))[0]
-    assert native.reasons(wide[:, 11:28], weight) == []
     guard, block = numerics.guarded(weight)
-    found = native.convolve(wide[:, 11:28], guard, (1, 1), (2, 2))
+    found, _ = both(wide[:, 11:28], guard, grad, (1, 1), (2, 2))
     numerics.assert_exact(found, expected)
     numerics.assert_guarded(block)
 
 
 def test_callers_at_once_do_not_share_memory() -> None:
-    cases = [operands((2, 9 + i, 8, 20, 40), (3, 3), True, whole=True) for i in range(4)]
+    cases = [operands((8, 15 + i, 16, 64, 96), (3, 3), True, whole=True) for i in range(4)]
     wrong: list[int] = []
 
     def work(i: int) -> None:
         x, weight, grad = cases[i]
         expected = truth(x, weight, grad, (1, 1))
         for _ in range(20):
-            found = both(x, weight, grad, (1, 1), (2, 2))
-            wrong.extend(i for a, b in zip(found, expected, strict=True) if not torch.equal(a.double(), b))
+            found = (f(a, weight, (1, 1), (1, 1), False) for f, a in ((native.forward, x), (native.backward, grad)))
+            wrong.extend(i for a, b in zip(found, expected, strict=True) if a is None or not torch.equal(a.double(), b))
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for worker in workers:
@@ -188,15 +189,6 @@ def test_a_bad_call_is_refused_before_anything_is_written(changed: dict, said: s
         cpu.convolve_in_training(*call.values())
 
 
-def test_reasons_name_what_the_kernels_do_not_take() -> None:
-    x, weight, _ = operands(SIZES[2], (3, 3), True, whole=False)
-    assert native.reasons(x, weight) == []
-    assert native.reasons(x.contiguous(), weight) == ["x of another layout than channels_last"]
-    assert "x of dtype torch.bfloat16" in native.reasons(x.bfloat16(), weight)[0]
-    assert "weight of dtype torch.float64" in native.reasons(x, weight.double())[0]
-    assert "x of shape (0, 17, 9, 8)" in native.reasons(x[:0], weight)[-1]
-
-
 def spec(n: int, size: int, c: int, oc: int, kernel: tuple[int, int]) -> ConvSpec:
     top, left = kernel[0] // 2, kernel[1] // 2
     return ConvSpec(n, size, size, c, oc, *kernel, padding=(top, top, left, left))
@@ -211,6 +203,7 @@ def test_the_rule() -> None:
         assert cpu.training_tile(spec(16, 15, 64, 96, kernel), True) == TILES[kernel][0]
     assert cpu.training_tile(spec(16, 3, 448, 384, (3, 3)), True) == DIRECT
     assert cpu.training_tile(spec(16, 15, 15, 96, (3, 3)), True) == DIRECT
+    assert cpu.training_tile(spec(64, 1, 512, 512, (3, 3)), True) == DIRECT
     assert cpu.training_tile(spec(16, 15, 64, 96, (3, 5)), True) == DIRECT
     assert cpu.training_tile(ConvSpec(16, 15, 15, 64, 96, 3, 3, (2, 2)), True) == DIRECT
 
@@ -231,9 +224,8 @@ def test_operator_gradients_keep_their_budgets(layer: tuple, winograd: bool, mon
     """By default those of any float32 gradient, round float64 and round torch's own; on request the tile's."""
     shape, oc, kernel, padding = layer
     calls: list[tuple[int, int]] = []
-    for name in ("convolve", "input_gradient"):
-        original = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, of=original: calls.append(a[-1]) or of(*a))
+    original = native._run
+    monkeypatch.setattr(native, "_run", lambda x, call, *a: calls.append(call.tile) or original(x, call, *a))
     x = numerics.random(*shape, seed=1, low=0).contiguous(memory_format=LAST)
     weight = numerics.random(oc, shape[1], *kernel, seed=2)
     y_shape = F.conv2d(x, weight, None, 1, padding).shape
@@ -316,10 +308,12 @@ def step(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def test_layers_take_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of swapped layers beside float64: the default errs as torch's step does, the option by its tiles' growth."""
+    """A step of swapped layers beside float64: the default errs as torch's step, the option by its tiles' growth."""
     kernels: list[tuple[int, ...]] = []
     original = native._run
-    monkeypatch.setattr(native, "_run", lambda x, k, *a: kernels.append(tuple(k[2:])) or original(x, k, *a))
+    monkeypatch.setattr(
+        native, "_run", lambda x, call, *a: kernels.append((call.spec.kh, call.spec.kw)) or original(x, call, *a)
+    )
     model = net()
     x = numerics.random(4, 32, 22, 21, seed=9).contiguous(memory_format=LAST)
     loss, grads = step(copy.deepcopy(model).double(), x.double())

@@ -59,12 +59,11 @@ def _chosen(
 ) -> Call | None:
     (n, c, h, w), (oc, channels, kh, kw), (top, left) = shape, kernel, padding
     pitch = even_pitch(shape, strides)
-    # With one channel or one pixel a layout is not to be told from strides.
-    laid_out = pitch is not None and c > 1 and h * w > 1
     sized = min(n, oc) > 0 and max(n, c, h, w, oc) < LARGEST and min(padding) >= 0
     fits = channels == c and h + 2 * top >= kh and w + 2 * left >= kw
-    if pitch is None or not (laid_out and sized and fits):
+    if pitch is None or not (sized and fits):
         return None
+    # Of one channel or one pixel, where channels_last is not to be told from strides, no tile pays.
     spec = ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left))
     tile = cpu.training_tile(spec, every)
     return Call(spec, tile, pitch) if any(tile) else None

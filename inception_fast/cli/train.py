@@ -150,7 +150,18 @@ def run(args: argparse.Namespace) -> int:
 
 def budget(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Settings` that were given as flags."""
-    names = ("data", "steps", "batch_size", "augment", "aux", "batch_norm", "dtype", "init_scale", "bad_data", "winograd")
+    names = (
+        "data",
+        "steps",
+        "batch_size",
+        "augment",
+        "aux",
+        "batch_norm",
+        "dtype",
+        "init_scale",
+        "bad_data",
+        "winograd",
+    )
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
