@@ -294,8 +294,8 @@ void conv_weight_gradient(const std::string &tier, const std::string &dtype, std
   weight_gradient(on, op, threads);
 }
 
-// maps: x and y as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; the weight's strides are those of
-// output channels, channels, rows of taps and taps, and the pointer is that of the first of each.
+// maps: x and y as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; the weight's strides are those
+// of output channels, channels, rows of taps and taps, and the pointer is that of the first of each.
 void convolve_in_training(const std::string &tier, std::array<int32_t, 9> sizes, std::array<int32_t, 2> padding,
                           std::array<int32_t, 2> tile, std::array<std::tuple<uintptr_t, int64_t>, 2> maps,
                           uintptr_t weight, std::array<int64_t, 4> strides, int threads) {
