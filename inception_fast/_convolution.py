@@ -1,8 +1,8 @@
 """A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
 
 At stride 1 forward and the gradient of x may be native too, by Winograd's algorithm: in float32, where a tile pays. By
-default that is the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside a
-bfloat16 x, as autocast makes it, and its gradient is then summed and kept in float32. What the native kernels cannot
+default that is the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside
+a bfloat16 x, as autocast makes it, and its gradient is then summed and kept in float32. What the native kernels cannot
 take runs in torch's operations.
 """
 
