@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("float32", "bfloat16")
-RUNTIMES = ("inception_fast", "eager", "compile")
+RUNTIMES = ("inception_fast", "inception_fast+winograd", "eager", "compile")
 # Largest relative distance of the first loss from eager's: rounding that 94 layers of a fresh network amplify, a mean
 # over the batch of losses near log(1000).
 BUDGET = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -36,8 +36,8 @@ def build(runtime: str, args: argparse.Namespace, dtype: str) -> tuple[Callable[
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model: Any = fast.create_model(args.model, num_classes=1000, drop_rate=0.0)
-    if runtime == "inception_fast":
-        model = fast.replace_layers(model)
+    if runtime.startswith("inception_fast"):
+        model = fast.replace_layers(model, winograd=runtime.endswith("+winograd"))
     model = model.to(memory_format=torch.channels_last).train()
     called = torch.compile(model) if runtime == "compile" else model
     optimizer = RMSpropTF(model.parameters(), lr=1e-4)
@@ -153,7 +153,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=139)
     parser.add_argument("--dtype", default=",".join(DTYPES))
-    parser.add_argument("--against", default="eager,compile", help="eager is always among them")
+    parser.add_argument("--against", default="inception_fast+winograd,eager,compile", help="eager is always among them")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring for each dtype")
     parser.add_argument("--least", type=int, default=9, help="rounds")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
@@ -171,11 +171,11 @@ def main() -> int:
     for dtype in args.dtype.split(","):
         if dtype not in DTYPES:
             raise SystemExit(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
-        rows += measure(args, dtype, runtimes)
-    print(f"{'runtime':16}{'dtype':10}{'median ms':>11}{'IQR':>8}{'ratio':>8}{'peak MB':>9}{'loss off':>10}")
+        rows += measure(args, dtype, [name for name in runtimes if dtype == "float32" or "+winograd" not in name])
+    print(f"{'runtime':24}{'dtype':10}{'median ms':>11}{'IQR':>8}{'ratio':>8}{'peak MB':>9}{'loss off':>10}")
     for row in rows:
         print(
-            f"{row['runtime']:16}{row['dtype']:10}{row['median_ms']:11.1f}{row['iqr_ms']:8.1f}{row['ratio']:8.3f}"
+            f"{row['runtime']:24}{row['dtype']:10}{row['median_ms']:11.1f}{row['iqr_ms']:8.1f}{row['ratio']:8.3f}"
             f"{row['peak_bytes'] / 1e6:9.1f}{row['loss_error']:10.1e}"
         )
     args.out.mkdir(parents=True, exist_ok=True)

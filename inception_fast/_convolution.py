@@ -1,7 +1,9 @@
 """A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
 
-Forward and the gradient of x are torch's; the weight may be float32 beside a bfloat16 x, as autocast makes it, and its
-gradient is then summed and kept in float32. What the native kernels cannot take runs in torch's operations.
+At stride 1 forward and the gradient of x may be native too, by Winograd's algorithm: in float32, where a tile pays. By
+default that is the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside
+a bfloat16 x, as autocast makes it, and its gradient is then summed and kept in float32. What the native kernels cannot
+take runs in torch's operations.
 """
 
 from __future__ import annotations
@@ -14,12 +16,38 @@ from torch.nn import functional as F
 
 from . import dispatch
 
-SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
+SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
+INPUT_GRADIENT_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
+)
 GRADIENT_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
 
 
-def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
+    if _is_ours(x):
+        from .backends import train_conv
+
+        y = train_conv.forward(x, weight, stride, padding, winograd)
+        if y is not None:
+            return y
     return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+
+
+def input_gradient_kernel(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False
+) -> Tensor:
+    """The gradient of `x`, in its layout."""
+    dx = None
+    if _is_ours(x):
+        from .backends import train_conv
+
+        dx = train_conv.backward(grad, weight, stride, padding, winograd)
+    if dx is None:
+        dx = _convolution_backward(grad, x, weight, stride, padding, 0)
+    # The fake promises the strides of torch.empty_like(x).
+    if dx.stride() == x.stride() or dx.stride() == torch.empty_like(x, device="meta").stride():
+        return dx
+    return torch.empty_like(x).copy_(dx)
 
 
 def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
@@ -33,13 +61,17 @@ def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
     return torch.empty_like(weight).copy_(dw)
 
 
+def _is_ours(x: Tensor) -> bool:
+    """Whether the native CPU kernels are there and nothing else is asked for."""
+    named = dispatch.current_backend()
+    if named not in (None, "cpu") or x.device.type != "cpu":
+        return False
+    return bool(dispatch.backend_status()["cpu"])
+
+
 def _runs_natively(grad: Tensor, x: Tensor) -> bool:
     """Whether the native kernels run the gradient."""
-    named = dispatch.current_backend()
-    if named not in (None, "cpu") or (named is None and x.device.type != "cpu"):
-        return False
-    status = dispatch.backend_status()["cpu"]
-    if not status or x.device.type != "cpu":
+    if not _is_ours(x):
         return False
     from .backends import weight_gradient
 
@@ -47,8 +79,14 @@ def _runs_natively(grad: Tensor, x: Tensor) -> bool:
     return not weight_gradient.reasons(grad, x) and weight_gradient.pays(grad)
 
 
-def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
     return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+
+
+def input_gradient_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False
+) -> Tensor:
+    return torch.empty_like(x)
 
 
 def gradient_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
@@ -56,7 +94,7 @@ def gradient_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], pa
 
 
 def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.stride, ctx.padding = inputs
+    x, weight, ctx.stride, ctx.padding, ctx.winograd = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -66,13 +104,13 @@ def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = [part for part, needs in zip((x, weight), ctx.needs_input_grad, strict=False) if needs]
         y = F.conv2d(x, weight.to(x.dtype), None, ctx.stride, ctx.padding)
         grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
-        return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:2]), None, None)
+        return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:2]), None, None, None)
     dx = dw = None
     if ctx.needs_input_grad[0]:
-        dx = _convolution_backward(grad, x, weight, ctx.stride, ctx.padding, 0)
+        dx = torch.ops.inception_fast.conv_input_gradient(grad, x, weight, ctx.stride, ctx.padding, ctx.winograd)
     if ctx.needs_input_grad[1]:
         dw = torch.ops.inception_fast.conv_weight_gradient(grad, x, weight, ctx.stride, ctx.padding)
-    return dx, dw, None, None
+    return dx, dw, None, None, None
 
 
 def _convolution_backward(

@@ -24,6 +24,7 @@ __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
 
 IntPair: TypeAlias = int | tuple[int, int]
 ORDERS = ("1xn_nx1", "nx1_1xn")
+WINOGRAD = "winograd"  # attribute of a convolution whose training may take every tile: see ops.convolution
 
 
 def conv_problem(conv: nn.Module) -> str | None:
@@ -155,11 +156,12 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x), with a native gradient of the weight where that is what training of a plain convolution needs."""
+    """conv(x), with native gradients where that is what training of a plain convolution needs."""
     if not (_plainly_learns(conv) and _batch_norm.is_native(x)):
         return conv(x)
     padding: Any = conv.padding
-    return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding)
+    winograd = getattr(conv, WINOGRAD, False)
+    return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding, winograd=winograd)
 
 
 def _plainly_learns(conv: nn.Conv2d) -> bool:

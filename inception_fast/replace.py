@@ -20,7 +20,19 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import ops
-from .layers import AsymmetricPair, ConvBNReLU, Fold, PoolProject, _Two, conv_bn_relu, conv_problem, fusable, has_hooks
+from ._checks import check_flag
+from .layers import (
+    WINOGRAD,
+    AsymmetricPair,
+    ConvBNReLU,
+    Fold,
+    PoolProject,
+    _Two,
+    conv_bn_relu,
+    conv_problem,
+    fusable,
+    has_hooks,
+)
 
 __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
 
@@ -67,11 +79,15 @@ class ReplacementReport(tuple[Replacement, ...]):
         return "\n".join([f"{len(self.swapped)} swapped, {len(self.left)} left", *lines])
 
 
-def replace_layers(module: nn.Module) -> nn.Module:
+def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """Swaps blocks of `module` in place and returns it, with `module.replacement_report`.
 
     Parameters, buffers, state-dict keys, training mode and hooks stay. When `module` itself is such a block, the layer
     in its place is returned.
+
+    Args:
+        winograd: in training on the CPU, float32 convolutions of these layers at stride 1 may take every tile of
+            Winograd's algorithm where it pays, forward and for the gradient of x: see `ops.convolution`.
 
     Example:
         model = replace_layers(torchvision.models.inception_v3())
@@ -79,8 +95,11 @@ def replace_layers(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; allowed: torch.nn.Module")
+    check_flag("winograd", winograd)
     swap = _Swap()
     replaced = swap.module("", module)
+    for conv in _taken(replaced):
+        setattr(conv, WINOGRAD, winograd)
     swap.rows += _left_convolutions(replaced, swap.why)
     replaced.replacement_report = ReplacementReport(swap.rows)  # type: ignore[assignment]
     return replaced
@@ -123,14 +142,20 @@ class _Swap:
         return new
 
 
-def _left_convolutions(model: nn.Module, why: dict[str, str]) -> Iterator[Replacement]:
-    """A row for each convolution outside the swapped layers."""
+def _taken(model: nn.Module) -> set[nn.Module]:
+    """The convolutions of the swapped layers."""
     taken: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, (ConvBNReLU, PoolProject)):
             taken.add(module.conv)
         elif isinstance(module, FusedSequential):
             taken.update(run.modules[0] for run in module.runs() if run.kind == "block")
+    return taken
+
+
+def _left_convolutions(model: nn.Module, why: dict[str, str]) -> Iterator[Replacement]:
+    """A row for each convolution outside the swapped layers."""
+    taken = _taken(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd) and module not in taken:
             parent = name.rpartition(".")[0]

@@ -303,3 +303,21 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path, capsys: pytest.Capt
     out = ["--out", str(tmp_path / "out"), "--workers", "1"]
     line = refused([*ARGUMENTS, "--data", str(root), *out], capsys)
     assert ".png is damaged" in line and "Caught" not in line and "File" not in line
+
+
+def test_winograd_by_command_line_takes_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bits of the same curve; a device or weights that have no tiles are refused."""
+    from inception_fast.backends import train_conv
+
+    tiles: set[tuple[int, int]] = set()
+    original = train_conv._run
+    monkeypatch.setattr(train_conv, "_run", lambda x, call, *a: tiles.add(call.tile) or original(x, call, *a))
+    losses = []
+    for flags in ([], ["--winograd"]):
+        out = tmp_path / f"run{len(flags)}"
+        command = "train --model inception_v1 --data digits --steps 1 --batch-size 4 --image-size 64 --eval-images 0"
+        assert main([*command.split(), *flags, "--out", str(out)]) == 0
+        losses.append(json.loads((out / "log.jsonl").read_text())["loss"])
+    assert (4, 4) in tiles and losses[1] == pytest.approx(losses[0], rel=1e-4)
+    with pytest.raises(ValueError, match="winograd with shared-out weights; allowed: whole weights on the CPU"):
+        Trainer(tiny(winograd=True), load_data("digits"), World(), print, shard=True)

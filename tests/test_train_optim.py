@@ -179,6 +179,15 @@ def test_difference_names_the_first_field(changed: dict[str, object], words: str
     assert (found is None) if words is None else (found is not None and words in found)
 
 
+def test_winograd_is_for_float32_and_was_off_before_it_was_a_setting() -> None:
+    with pytest.raises(ValueError, match="winograd with dtype 'bfloat16'; allowed: float32"):
+        Settings("tiny_inception", dtype="bfloat16", winograd=True)
+    old = Settings("tiny_inception").as_json()
+    del old["winograd"]
+    assert difference(old, Settings("tiny_inception")) is None
+    assert difference(old, Settings("tiny_inception", winograd=True)) == "winograd is False there and True here"
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_native_rmsprop_is_its_formula(weight_decay: float) -> None:
     """Several parameters, one longer than a worker's piece and one in channels_last, beside the formula in float64."""

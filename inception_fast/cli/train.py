@@ -92,6 +92,9 @@ def add_budget(parser: argparse.ArgumentParser, steps: int) -> None:
     )
     parser.add_argument("--batch-norm", metavar="KIND", help="over processes: sync (default), local or frozen")
     parser.add_argument("--dtype", metavar="NAME", help="float32 (default) or bfloat16 (autocast)")
+    parser.add_argument(
+        "--winograd", action="store_true", help="float32 convolutions by fewer products, with larger errors (CPU)"
+    )
     parser.add_argument("--init-scale", type=float, metavar="X", help="factor on the initial weights (default 1)")
     parser.add_argument("--bad-data", metavar="WHAT", help="broken images, empty classes: refuse (default) or skip")
     parser.add_argument(
@@ -147,7 +150,18 @@ def run(args: argparse.Namespace) -> int:
 
 def budget(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Settings` that were given as flags."""
-    names = ("data", "steps", "batch_size", "augment", "aux", "batch_norm", "dtype", "init_scale", "bad_data")
+    names = (
+        "data",
+        "steps",
+        "batch_size",
+        "augment",
+        "aux",
+        "batch_norm",
+        "dtype",
+        "init_scale",
+        "bad_data",
+        "winograd",
+    )
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

@@ -23,7 +23,7 @@ class Settings:
     data: "digits", a folder with a folder for each class, "hf:NAME" or "torchvision:NAME:ROOT".
     batch_size: over all processes. init_scale: factor on the initial weights of every convolution and linear layer.
     batch_norm: "sync" takes the statistics of the whole batch over all processes, "local" of each one's part,
-    "frozen" learns none.
+    "frozen" learns none. winograd: as `replace_layers` has it.
     """
 
     model: str
@@ -41,6 +41,7 @@ class Settings:
     dtype: str = "float32"
     bad_data: str = "refuse"
     init_scale: float = 1.0
+    winograd: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -61,6 +62,8 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if self.winograd and self.dtype != "float32":
+            raise ValueError(f"winograd with dtype {self.dtype!r}; allowed: float32")
         if not 0 < self.init_scale < 1e6:
             raise ValueError(f"init_scale {self.init_scale!r}; allowed: more than 0, below 1000000")
 
@@ -76,7 +79,8 @@ def difference(old: dict[str, Any], new: Settings) -> str | None:
     """
     wanted = new.as_json()
     for item in fields(new):
-        before, after = old.get(item.name), wanted[item.name]
+        # A checkpoint from before the field was has what it stands for.
+        before, after = old.get(item.name, False if item.name == "winograd" else None), wanted[item.name]
         if item.name == "recipe":
             before, after = _first_difference(before or {}, after)
         if before != after and not (item.name == "steps" and not new.recipe.needs_length):

@@ -46,7 +46,10 @@ class Trainer:
         self.macs, self.parameters = costs
         if settings.init_scale != 1:
             scale_weights(self.model, settings.init_scale)
-        self.model = replace_layers(self.model)
+        if settings.winograd and (shard or world.device.type != "cpu"):
+            seen = "shared-out weights" if shard else f"device {world.device.type}"
+            raise ValueError(f"winograd with {seen}; allowed: whole weights on the CPU")
+        self.model = replace_layers(self.model, winograd=settings.winograd)
         # FSDP2 shares out contiguous weights only.
         layout = torch.contiguous_format if shard else torch.channels_last
         self.model.to(world.device, memory_format=layout)  # type: ignore[call-overload]

@@ -27,6 +27,8 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from .winograd import DIRECT as DIRECT
+from .winograd import training_tile as training_tile
 from .winograd import winograd_tile as winograd_tile
 
 try:
@@ -43,7 +45,8 @@ ISA_VARIABLE = "INCEPTION_FAST_ISA"
 # Batch norm in training, with pointers for arguments: batch_norm_op.h says of what.
 batch_norm_relu = _native.batch_norm_relu
 batch_norm_relu_backward = _native.batch_norm_relu_backward
-# What else training does natively, likewise: weight_gradient_op.h, update.h.
+# What else training does natively, likewise: train_conv.h, weight_gradient_op.h, update.h.
+convolve_in_training = _native.convolve_in_training
 conv_weight_gradient = _native.conv_weight_gradient
 rmsprop_update = _native.rmsprop_update
 

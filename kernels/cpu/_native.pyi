@@ -56,6 +56,17 @@ def conv_weight_gradient(
     threads: int,
     /,
 ) -> None: ...
+def convolve_in_training(
+    tier: str,
+    sizes: tuple[int, int, int, int, int, int, int, int, int],
+    padding: tuple[int, int],
+    tile: tuple[int, int],
+    maps: tuple[tuple[int, int], tuple[int, int]],
+    weight: int,
+    strides: tuple[int, int, int, int],
+    threads: int,
+    /,
+) -> None: ...
 def rmsprop_update(
     parameters: Sequence[tuple[int, int, int, int, int]],
     rates: tuple[float, float, float, float, float],

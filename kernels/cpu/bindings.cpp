@@ -1,6 +1,7 @@
 // The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32 and C-contiguous.
 #include "batch_norm_op.h"
 #include "build.h"
+#include "train_conv.h"
 #include "update.h"
 #include "weight_gradient_op.h"
 
@@ -293,6 +294,23 @@ void conv_weight_gradient(const std::string &tier, const std::string &dtype, std
   weight_gradient(on, op, threads);
 }
 
+// maps: x and y as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; the weight's strides are those
+// of output channels, channels, rows of taps and taps, and the pointer is that of the first of each.
+void convolve_in_training(const std::string &tier, std::array<int32_t, 9> sizes, std::array<int32_t, 2> padding,
+                          std::array<int32_t, 2> tile, std::array<std::tuple<uintptr_t, int64_t>, 2> maps,
+                          uintptr_t weight, std::array<int64_t, 4> strides, int threads) {
+  TrainConvOp op{};
+  std::tie(op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.oh, op.ow) = std::tuple_cat(sizes);
+  op.top = padding[0], op.left = padding[1], op.tile_h = tile[0], op.tile_w = tile[1];
+  op.x = at<const float>(std::get<0>(maps[0])), op.x_pitch = std::get<1>(maps[0]);
+  op.y = at<float>(std::get<0>(maps[1])), op.y_pitch = std::get<1>(maps[1]);
+  op.weight = at<const float>(weight);
+  std::tie(op.column, op.channel, op.row, op.tap) = std::tuple_cat(strides);
+  const Tier &on = tier_named(tier);
+  py::gil_scoped_release release;
+  train_conv(on, op, threads);
+}
+
 // Each parameter as pointers to itself, its gradient, square and momentum, and its length.
 void rmsprop_update(const std::vector<std::array<int64_t, 5>> &parameters, std::array<double, 5> rates, int threads) {
   std::vector<RmspropPart> parts;
@@ -312,6 +330,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("batch_norm_relu", &batch_norm_forward);
   m.def("batch_norm_relu_backward", &batch_norm_backward);
   m.def("conv_weight_gradient", &conv_weight_gradient);
+  m.def("convolve_in_training", &convolve_in_training);
   m.def("rmsprop_update", &rmsprop_update);
 
   py::class_<Plan>(m, "Plan")

@@ -7,6 +7,7 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_weights.h"
 #include "weight_gradient.h"
 #include "winograd.h"
 
@@ -18,6 +19,7 @@ extern const Tier avx2_tier = {
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainWeightsTier avx2_train_weights = {pack_weights};
 extern const WeightGradientTier avx2_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                         Isa::dots, pack_gradient, multiply_gradient};
 

@@ -13,6 +13,7 @@ using Isa = Avx512;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_weights.h"
 #include "weight_gradient.h"
 #include "winograd.h"
 
@@ -24,6 +25,7 @@ extern const Tier avx512_tier = {
 };
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainWeightsTier avx512_train_weights = {pack_weights};
 extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                           Isa::dots, pack_gradient, multiply_gradient};
 

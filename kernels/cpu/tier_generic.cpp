@@ -13,6 +13,7 @@ using Isa = Generic<4>;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_weights.h"
 #include "weight_gradient.h"
 #include "winograd.h"
 
@@ -24,6 +25,7 @@ extern const Tier generic_tier = {
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainWeightsTier generic_train_weights = {pack_weights};
 extern const WeightGradientTier generic_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                            Isa::dots, pack_gradient, multiply_gradient};
 

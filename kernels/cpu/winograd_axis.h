@@ -79,6 +79,8 @@ template <int M_, int R_> struct Axis {
     float even[pairs + 1][pairs + 1] = {}; // of the even inputs from the second on for the points of a pair
     float odd[pairs + 1][pairs + 1] = {};  // of the odd ones, times a
     float power[pairs + 1][M] = {};        // a^i
+    float zero = 0;                        // of the first weight, for point 0
+    float weight[pairs + 1][R] = {};       // of the weights, for the point a of a pair
   };
   static constexpr Coefficients coefficients() {
     Coefficients found;
@@ -93,7 +95,10 @@ template <int M_, int R_> struct Axis {
       }
       for (int i = 0; i < M; ++i, power *= a)
         found.power[pair][i] = static_cast<float>(power);
+      for (int tap = 0; tap < R; ++tap)
+        found.weight[pair][tap] = static_cast<float>(g(2 * pair + 1, tap));
     }
+    found.zero = static_cast<float>(g(0, 0));
     return found;
   }
   static constexpr Coefficients table = coefficients();

@@ -1,0 +1,86 @@
+"""A convolution in training, and the gradient of its x, by the native kernels' tiles: float32 maps in channels_last."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import cpu
+from ..kernels.spec import ConvSpec
+from .pitch import even_pitch
+
+Two = tuple[int, int]
+Four = tuple[int, int, int, int]
+LARGEST = 2**20  # of a size: the kernels count in 32 bits
+
+
+class Call(NamedTuple):
+    """What a call is but for its pointers; `pitch`: of the pixels of x."""
+
+    spec: ConvSpec
+    tile: Two
+    pitch: int
+
+
+def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
+    """conv2d(x, weight) in channels_last, or None where no tile can or pays; `every`: of all tiles, not the exact."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+        return None
+    call = chosen(x.shape, x.stride(), weight.shape, padding, every)  # type: ignore[arg-type]
+    return None if call is None else _run(x, call, weight.data_ptr(), weight.stride())
+
+
+def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
+    """The gradient of x of y = conv2d(x, weight): `grad` convolved with the kernel turned round."""
+    if grad.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+        return None
+    oc, c, kh, kw = weight.shape
+    turned = kh - 1 - padding[0], kw - 1 - padding[1]
+    call = chosen(grad.shape, grad.stride(), (c, oc, kh, kw), turned, every)  # type: ignore[arg-type]
+    if call is None:
+        return None
+    column, channel, row, tap = weight.stride()
+    last = weight.data_ptr() + weight.element_size() * ((kh - 1) * row + (kw - 1) * tap)
+    return _run(grad, call, last, (channel, column, -row, -tap))
+
+
+def chosen(shape: Four, strides: Four, kernel: Four, padding: Sequence[int], every: bool) -> Call | None:
+    """The call for float32 x of such a shape and such strides at stride 1, kept; None where no tile can or pays."""
+    return _chosen(tuple(shape), tuple(strides), tuple(kernel), tuple(padding), every)
+
+
+@functools.lru_cache(maxsize=4096)
+def _chosen(
+    shape: tuple[int, ...], strides: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...], every: bool
+) -> Call | None:
+    (n, c, h, w), (oc, channels, kh, kw), (top, left) = shape, kernel, padding
+    pitch = even_pitch(shape, strides)
+    sized = min(n, oc) > 0 and max(n, c, h, w, oc) < LARGEST and min(padding) >= 0
+    fits = channels == c and h + 2 * top >= kh and w + 2 * left >= kw
+    if pitch is None or not (sized and fits):
+        return None
+    # Of one channel or one pixel, where channels_last is not to be told from strides, no tile pays.
+    spec = ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left))
+    tile = cpu.training_tile(spec, every)
+    return Call(spec, tile, pitch) if any(tile) else None
+
+
+def _run(x: Tensor, call: Call, weight: int, strides: Sequence[int]) -> Tensor:
+    spec = call.spec
+    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=torch.float32, memory_format=torch.channels_last)
+    column, channel, row, tap = strides
+    cpu.convolve_in_training(
+        cpu.default_tier(),
+        (spec.n, spec.h, spec.w, spec.c, spec.oc, spec.kh, spec.kw, spec.oh, spec.ow),
+        (spec.padding[0], spec.padding[2]),
+        call.tile,
+        ((x.data_ptr(), call.pitch), (y.data_ptr(), spec.oc)),
+        weight,
+        (column, channel, row, tap),
+        torch.get_num_threads(),
+    )
+    return y
