@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.out:
         raise CommandError("--out DIR is needed; name the folder for compare.json and index.html")
     from ..measure.machine import provenance
+    from ..train.allocator import keep_freed_memory
     from ..train.comparison import compare
     from ..train.loop import Options
 
+    keep_freed_memory()
     with serving("compare"):
         if args.threads:
             torch.set_num_threads(args.threads)

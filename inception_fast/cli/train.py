@@ -112,10 +112,12 @@ def run(args: argparse.Namespace) -> int:
     """Trains, prints the summary. Returns 1 when the loss stopped being a number."""
     import torch
 
+    from ..train.allocator import keep_freed_memory
     from ..train.loop import Options, train
     from ..train.networks import native_size
     from ..train.settings import Settings
 
+    keep_freed_memory()
     with serving("train"):
         if args.threads:
             torch.set_num_threads(args.threads)
