@@ -59,6 +59,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", action="store_true", help="share weights and optimizer out over torchrun's processes (FSDP2)"
     )
+    parser.add_argument(
+        "--drift-every", type=integer(0, 10**9), default=0, metavar="N",
+        help="write how each layer's input is distributed to DIR/drift.jsonl every N steps (default 0: never)",
+    )  # fmt: skip
     add_budget(parser, steps=1000)
     add_json(parser)
 
@@ -135,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
             args.device,
             download=args.download,
             shard=args.shard,
+            drift_every=args.drift_every,
         )
         with Meter(settings.steps, settings.batch_size) as meter:
             summary = train(settings, args.out, control, say=meter.say, on_row=meter.row)
