@@ -44,7 +44,7 @@ def test_every_layer_is_looked_at_and_the_curve_stays(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert not (tmp_path / "plain" / NAME).exists()
     layers = rows[0]["layers"]
-    assert list(layers)[0] == "stem.conv" and list(layers)[-1] == "fc" and len(layers) == 18
+    assert next(iter(layers)) == "stem.conv" and list(layers)[-1] == "fc" and len(layers) == 18
     # The images are the same each time: their distribution cannot move, that of a trained layer must.
     moved = {(m["step"], m["layer"]): m["drift"] for m in movements(rows)}
     assert moved[3, "stem.conv"] == 0 and moved[3, "fc"] > 0

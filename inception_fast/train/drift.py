@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def _finite(value: float) -> float | None:
 def movements(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """(step, layer, drift since the row before) of every layer; None where a value was not finite."""
     found = []
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         for layer, now in after["layers"].items():
             found.append({"step": after["step"], "layer": layer, "drift": distance(before["layers"][layer], now)})
     return found

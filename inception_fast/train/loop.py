@@ -35,9 +35,9 @@ class Options:
     """What does not change a run's curve. eval_images: how many held-out images the end is judged on, 0 for no
     judgement.
 
-    export: leave model.safetensors behind. download: let torchvision fetch data. drift_every: steps between two looks at the distributions of all layers' inputs (OUT/drift.jsonl), 0 for none.
-    shard: every process of torchrun's
-    holds its part of weights and optimizer alone (FSDP2), the checkpoints stay whole."""
+    export: leave model.safetensors behind. download: let torchvision fetch data. shard: every process of torchrun's
+    holds its part of weights and optimizer alone (FSDP2), the checkpoints stay whole. drift_every:
+    steps between two looks at how each layer's input is distributed (OUT/drift.jsonl), 0 for none."""
 
     checkpoint_every: int = 100
     keep: int = LEAST_KEPT

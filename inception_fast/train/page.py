@@ -20,8 +20,8 @@ STYLE = (
 AXES = (("step", "steps"), ("seconds", "seconds of training"), ("flops", "floating-point operations of training"))
 DRIFT = (
     " Drift is the distance, between two looks at the same held-out images, of the channels' means of a layer's input, "
-    "in standard deviations within a channel: the root mean square over the channels, then the mean over layers or looks "
-    "and seeds."
+    "in standard deviations within a channel: the root mean square over the channels, then the mean over layers or "
+    "looks and seeds."
 )
 POINTS = 200  # a line of more would show no more
 DIVERGED = 2.0  # times the highest first loss, above which nothing is drawn: it would flatten all other lines
