@@ -70,19 +70,19 @@ def serve(runtime: str, args: argparse.Namespace, dtype: str, pipe: Connection) 
         pipe.send(step(update=False))
         while pipe.recv() == "step":
             pipe.send(step())
-        import torch
-
         model.zero_grad(set_to_none=True)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            step(update=False)
-        pipe.send(allocated_peak(profile))
+        pipe.send(measured_peak(step))
     except Exception as error:  # told to the parent, which lists it
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def allocated_peak(profile: Any) -> int:
+def measured_peak(step: Callable[..., float]) -> int:
     """Most bytes of tensors that lived at once in a step, weights and what was there before it left out."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step(update=False)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -192,9 +192,9 @@ def collect(args: argparse.Namespace, origin: dict[str, Any]) -> list[dict[str, 
         dtype: {runtime: Peer(runtime, args, dtype) for runtime in runtimes} for dtype in dtypes if not held[dtype]
     }
     with Meter(len(waiting)) as meter:
-        for peers in waiting.values():
+        for dtype, peers in waiting.items():
             for runtime, peer in peers.items():
-                meter.stage(f"building {runtime}")
+                meter.stage(f"building {runtime}, {dtype}")
                 peer.wait()
         for dtype, peers in waiting.items():
             meter.stage(f"measuring {dtype}: {', '.join(runtimes)}")

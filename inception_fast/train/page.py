@@ -49,7 +49,7 @@ def page(document: dict[str, Any]) -> str:
         "diverges. Loss is what is minimised, label smoothing and auxiliary heads in it; held-out "
         "figures are those of the averaged weights. Work counts six operations for each multiply-add of the forward "
         f"pass.{DRIFT if document.get('drift') else ''}</p>"
-        f'<p class="small">{html.escape(settings)}</p></body></html>\n'
+        f'<p class="small">Settings, but for what a variant changes: {html.escape(settings)}</p></body></html>\n'
     )
 
 
