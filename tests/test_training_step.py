@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_a_step_needs_less_memory_than_eagers(dtype: str) -> None:
 
 
 def test_the_benchmark_runs_and_resumes(tmp_path: Path) -> None:
-    def run(*more: str) -> tuple[dict, str]:
+    def run(*more: str) -> tuple[dict[str, Any], str]:
         command = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--out", str(tmp_path)]
         done = subprocess.run([*command, *SCRIPT.split(), *more], check=True, capture_output=True, text=True, cwd=ROOT)
         return json.loads((tmp_path / "training.json").read_text()), done.stderr
