@@ -1,16 +1,20 @@
 """One training step, ours beside torch's: times of interleaved rounds, and the memory that a step needs.
 
     python benchmarks/training_step.py --out DIR [--model inception_v3 --batch 16 --size 139 --dtype float32,bfloat16]
+    python benchmarks/training_step.py --out DIR --resume    takes the formats that DIR holds already
 
 A step is forward, loss, backward and RMSProp's update on a channels_last batch, bfloat16 by autocast. Every runtime is
 a process of its own, so that peak memory can be told, and all of them take turns under the project's timer. Each
 runtime's loss on the first batch is compared with eager's; gradients are compared layer by layer in the tests, since
-those of a fresh network amplify rounding errors in float32 already. Writes DIR/training.json.
+those of a fresh network amplify rounding errors in float32 already. Every runtime's process keeps the memory it frees
+(`inception_fast.train.keep_freed_memory`), for each is faster so; `--plain-allocator` leaves that out for all alike.
+All processes build and compile at once, ahead of the first round. Writes DIR/training.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -31,8 +35,11 @@ def build(runtime: str, args: argparse.Namespace, dtype: str) -> tuple[Callable[
     import torch.nn.functional as F
 
     import inception_fast as fast
+    from inception_fast.train.allocator import keep_freed_memory
     from inception_fast.train.optim import RMSpropTF
 
+    if not args.plain_allocator:
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model: Any = fast.create_model(args.model, num_classes=1000, drop_rate=0.0)
@@ -63,19 +70,19 @@ def serve(runtime: str, args: argparse.Namespace, dtype: str, pipe: Connection) 
         pipe.send(step(update=False))
         while pipe.recv() == "step":
             pipe.send(step())
-        import torch
-
         model.zero_grad(set_to_none=True)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            step(update=False)
-        pipe.send(allocated_peak(profile))
+        pipe.send(measured_peak(step))
     except Exception as error:  # told to the parent, which lists it
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def allocated_peak(profile: Any) -> int:
+def measured_peak(step: Callable[..., float]) -> int:
     """Most bytes of tensors that lived at once in a step, weights and what was there before it left out."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step(update=False)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -93,7 +100,11 @@ class Peer:
         self.process = context.Process(target=serve, args=(runtime, args, dtype, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.loss = self._answer()
+        self.loss = math.nan
+
+    def wait(self) -> None:
+        """Until it is built, compiled and has made its first loss."""
+        self.loss = float(self._answer())
 
     def _answer(self) -> Any:
         answer = self.pipe.recv()
@@ -112,14 +123,15 @@ class Peer:
         return peak
 
 
-def measure(args: argparse.Namespace, dtype: str, runtimes: list[str]) -> list[dict[str, Any]]:
+def measure(
+    args: argparse.Namespace, dtype: str, peers: dict[str, Peer], on_round: Callable[[float], None]
+) -> list[dict[str, Any]]:
     from inception_fast.measure.timer import Plan, interleave, noise_floor, sign_test, summarise
 
-    peers = {runtime: Peer(runtime, args, dtype) for runtime in runtimes}
     base = peers["eager"].loss
     errors = {name: abs(peer.loss - base) / abs(base) for name, peer in peers.items()}
     plan = Plan(seconds=args.seconds, least=args.least, most=200)
-    samples = interleave({name: peer.step for name, peer in peers.items()}, plan)
+    samples = interleave({name: peer.step for name, peer in peers.items()}, plan, on_round=on_round)
     ours = summarise(samples[RUNTIMES[0]]).median
     rows = []
     for name, peer in peers.items():
@@ -131,6 +143,7 @@ def measure(args: argparse.Namespace, dtype: str, runtimes: list[str]) -> list[d
                 "batch": args.batch,
                 "size": args.size,
                 "dtype": dtype,
+                "keeps_freed_memory": not args.plain_allocator,
                 "runtime": name,
                 "median_ms": 1e3 * summary.median,
                 "iqr_ms": 1e3 * summary.iqr,
@@ -157,7 +170,40 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring for each dtype")
     parser.add_argument("--least", type=int, default=9, help="rounds")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--plain-allocator", action="store_true", help="let glibc give freed memory back")
+    parser.add_argument("--resume", action="store_true", help="take the formats that OUT holds from a run cut short")
     return parser.parse_args()
+
+
+def collect(args: argparse.Namespace, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of every format: those that a run cut short has left, and the rest measured."""
+    from inception_fast.cli.progress import Meter
+    from inception_fast.measure.results import Parts, conditions
+
+    dtypes = args.dtype.split(",")
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise SystemExit(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *args.against.split(","))]
+    asked = {key: value for key, value in vars(args).items() if key not in ("out", "dtype", "resume")}
+    parts = Parts(args.out / "parts", conditions(origin) | asked, args.resume)
+    held = {dtype: parts.load(dtype) for dtype in dtypes}
+    waiting = {
+        dtype: {name: Peer(name, args, dtype) for name in runtimes if dtype == "float32" or "+winograd" not in name}
+        for dtype in dtypes
+        if not held[dtype]
+    }
+    with Meter(len(waiting)) as meter:
+        for dtype, peers in waiting.items():
+            for runtime, peer in peers.items():
+                meter.stage(f"building {runtime}, {dtype}")
+                peer.wait()
+        for dtype, peers in waiting.items():
+            meter.stage(f"measuring {dtype}: {', '.join(peers)}")
+            held[dtype] = measure(args, dtype, peers, meter.done)
+            parts.save(dtype, held[dtype])
+            meter.next()
+    return [row for dtype in dtypes for row in held[dtype]]
 
 
 def main() -> int:
@@ -166,12 +212,8 @@ def main() -> int:
 
     args = arguments()
     args.threads = args.threads or cores()
-    runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *args.against.split(","))]
-    rows: list[dict[str, Any]] = []
-    for dtype in args.dtype.split(","):
-        if dtype not in DTYPES:
-            raise SystemExit(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
-        rows += measure(args, dtype, [name for name in runtimes if dtype == "float32" or "+winograd" not in name])
+    origin = provenance(args.threads, sys.argv[1:])
+    rows = collect(args, origin)
     print(f"{'runtime':24}{'dtype':10}{'median ms':>11}{'IQR':>8}{'ratio':>8}{'peak MB':>9}{'loss off':>10}")
     for row in rows:
         print(
@@ -179,7 +221,7 @@ def main() -> int:
             f"{row['peak_bytes'] / 1e6:9.1f}{row['loss_error']:10.1e}"
         )
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "training.json", {"rows": rows, "provenance": provenance(args.threads, sys.argv[1:])})
+    write_json(args.out / "training.json", {"rows": rows, "provenance": origin})
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 

@@ -245,7 +245,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--device", "cuda"], "torch sees no GPU"),
         (["--keep", "1"], "out of range"),
         (["--augment", "wild"], "augment 'wild'; allowed: auto, paper, shift, none"),
-        (["--model", "inception_v1", "--image-size", "15", "--batch-size", "1"], "more than 1 value per channel"),
+        (["--model", "inception_v1", "--image-size", "15", "--batch-size", "1"], "allowed: a batch of 2 or more"),
         (["--aux", "on"], "auxiliary heads"),
     ],
 )
@@ -254,6 +254,11 @@ def test_requests_that_cannot_be_served(
 ) -> None:
     assert words in refused([*ARGUMENTS, "--out", str(tmp_path / "out"), *more], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_frozen_batch_norm_takes_one_image_at_a_time(tmp_path: Path) -> None:
+    settings = Settings("inception_v1", steps=1, batch_size=1, image_size=15, batch_norm="frozen")
+    assert train(settings, tmp_path, Options(eval_images=0, export=False))["status"] == "done"
 
 
 def test_out_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

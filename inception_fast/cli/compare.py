@@ -36,25 +36,29 @@ def run(args: argparse.Namespace) -> int:
     if not args.out:
         raise CommandError("--out DIR is needed; name the folder for compare.json and index.html")
     from ..measure.machine import provenance
+    from ..train.allocator import keep_freed_memory
     from ..train.comparison import compare
     from ..train.loop import Options
 
+    keep_freed_memory()
     with serving("compare"):
         if args.threads:
             torch.set_num_threads(args.threads)
         if args.experiment:
             experiment = get_experiment(args.experiment)
             variants, seeds, about = list(experiment.variants), args.seeds or experiment.seeds, experiment.about()
+            drift_every = experiment.drift_every
             base = _changed(experiment.settings(**budget(args)), args)
         else:
             variants, base = _asked(args)
-            seeds, about = args.seeds or 1, None
+            seeds, about, drift_every = args.seeds or 1, None, 0
         control = Options(
             args.checkpoint_every,
             workers=args.workers,
             eval_images=args.eval_images,
             device=args.device,
             download=args.download,
+            drift_every=drift_every,
         )
         with Meter(base.steps, base.batch_size) as meter:
             document = compare(

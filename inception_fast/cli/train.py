@@ -59,6 +59,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", action="store_true", help="share weights and optimizer out over torchrun's processes (FSDP2)"
     )
+    parser.add_argument(
+        "--drift-every", type=integer(0, 10**9), default=0, metavar="N",
+        help="write how each layer's input is distributed to DIR/drift.jsonl every N steps (default 0: never)",
+    )  # fmt: skip
     add_budget(parser, steps=1000)
     add_json(parser)
 
@@ -115,10 +119,12 @@ def run(args: argparse.Namespace) -> int:
     """Trains, prints the summary. Returns 1 when the loss stopped being a number."""
     import torch
 
+    from ..train.allocator import keep_freed_memory
     from ..train.loop import Options, train
     from ..train.networks import native_size
     from ..train.settings import Settings
 
+    keep_freed_memory()
     with serving("train"):
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -136,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             args.device,
             download=args.download,
             shard=args.shard,
+            drift_every=args.drift_every,
         )
         with Meter(settings.steps, settings.batch_size) as meter:
             summary = train(settings, args.out, control, say=meter.say, on_row=meter.row)

@@ -15,10 +15,12 @@ _HOMES = {
     "Variant": "comparison",
     "compare": "comparison",
     "get_recipe": "recipe",
+    "keep_freed_memory": "allocator",
     "train": "loop",
 }
 
 if TYPE_CHECKING:
+    from .allocator import keep_freed_memory
     from .comparison import Variant, compare
     from .experiments import Experiment
     from .loop import train
@@ -26,7 +28,17 @@ if TYPE_CHECKING:
     from .recipe import Recipe, get_recipe
     from .settings import Settings
 
-__all__ = ["Experiment", "RMSpropTF", "Recipe", "Settings", "Variant", "compare", "get_recipe", "train"]
+__all__ = [
+    "Experiment",
+    "RMSpropTF",
+    "Recipe",
+    "Settings",
+    "Variant",
+    "compare",
+    "get_recipe",
+    "keep_freed_memory",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..measure.results import write_json
 from .checkpoint import Checkpoints
+from .drift import movements, read_drift
 from .log import read_log
 from .loop import SUMMARY, Options, train
 from .settings import Settings
@@ -154,6 +155,7 @@ def _finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
 def _results(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the networks are, where each run ended, and every step of every run."""
     rows: list[dict[str, Any]] = []
+    drift: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
     networks: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -169,6 +171,8 @@ def _results(runs: list[dict[str, Any]]) -> dict[str, Any]:
             kept = {key: row[key] for key in COLUMNS}
             flops = row["step"] * summary["flops_per_step"]
             rows.append({"model": run["label"], "seed": run["seed"]} | kept | {"flops": flops})
+        own = {"model": run["label"], "seed": run["seed"]}
+        drift += [own | moved for moved in movements(read_drift(run["folder"]))]
         judged = summary["evaluation"] or {}
         ends.append(
             {
@@ -183,4 +187,4 @@ def _results(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "seconds": summary["seconds"],
             }
         )
-    return {"networks": networks, "runs": ends, "rows": rows}
+    return {"networks": networks, "runs": ends, "rows": rows} | ({"drift": drift} if drift else {})

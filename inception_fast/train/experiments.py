@@ -18,7 +18,9 @@ PLAIN = get_recipe("modern", schedule="exponential", warmup=0.0, label_smoothing
 
 @dataclass(frozen=True)
 class Experiment:
-    """A claim, the contestants that would show it, and a budget. source: where the claim stands."""
+    """A claim, the contestants that would show it, and a budget. source: where the claim stands. drift_every: as in
+    `Options`.
+    """
 
     name: str
     title: str
@@ -30,6 +32,7 @@ class Experiment:
     batch_size: int = 32
     image_size: int = 16
     recipe: Recipe = field(default=PLAIN)
+    drift_every: int = 0
 
     def settings(self, **changed: object) -> Settings:
         """Its budget, with the fields given changed."""
@@ -76,6 +79,14 @@ EXPERIMENTS = {
                 for name in ("sigmoid", "relu")
                 for norm in (True, False)
             ),
+        ),
+        Experiment(
+            "covariate_shift",
+            "Batch norm and the drift of layer inputs",
+            "Batch norm keeps the distribution of each layer's input from moving while the layers below it train.",
+            "arXiv:1502.03167, sections 1 and 4.1",
+            _norms("rate", (0.02, 0.1), "recipe", "lr"),
+            drift_every=10,
         ),
         Experiment(
             "label_smoothing",

@@ -12,9 +12,9 @@ from ..measure.results import write_atomically
 NAME = "log.jsonl"
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path, name: str = NAME) -> list[dict[str, Any]]:
     """The rows of a run's log; a last line that a killed process left half written is not one."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
         return []
     rows = []
@@ -28,11 +28,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Appends to DIR/log.jsonl from `step` on: rows of later steps, which a resumed run computes again, are dropped."""
+    """Appends to DIR/`name` from `step` on: rows of later steps, which a resumed run computes again, are dropped."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
-        path = folder / NAME
-        lines = [json.dumps(row) + "\n" for row in read_log(folder) if row["step"] <= step]
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False, name: str = NAME) -> None:
+        path = folder / name
+        lines = [json.dumps(row) + "\n" for row in read_log(folder, name) if row["step"] <= step]
         write_atomically(path, lambda scratch: scratch.write_text("".join(lines), encoding="utf-8"))
         self.file = open(path, "a", encoding="utf-8")
         self.board: Any = _board(folder, step) if tensorboard else None

@@ -20,6 +20,8 @@ from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
 from .data import Data, DataError, load_data, training_loader
 from .distributed import World, join, restarted
+from .drift import NAME as DRIFT
+from .drift import Probe
 from .log import NAME, Log, read_log
 from .settings import Settings, difference
 from .stream import Stream
@@ -34,7 +36,8 @@ class Options:
     judgement.
 
     export: leave model.safetensors behind. download: let torchvision fetch data. shard: every process of torchrun's
-    holds its part of weights and optimizer alone (FSDP2), the checkpoints stay whole."""
+    holds its part of weights and optimizer alone (FSDP2), the checkpoints stay whole. drift_every:
+    steps between two looks at how each layer's input is distributed (OUT/drift.jsonl), 0 for none."""
 
     checkpoint_every: int = 100
     keep: int = LEAST_KEPT
@@ -46,9 +49,10 @@ class Options:
     export: bool = True
     download: bool = False
     shard: bool = False
+    drift_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("checkpoint_every", 1), ("keep", LEAST_KEPT), ("eval_images", 0)):
+        for name, low in (("checkpoint_every", 1), ("keep", LEAST_KEPT), ("eval_images", 0), ("drift_every", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} {getattr(self, name)}; allowed: {low} or more")
         if self.workers is not None and not 0 <= self.workers <= 256:
@@ -157,7 +161,7 @@ def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
     stream = Stream(run.data.train, s.batch_size, s.seed, start, s.steps, run.world.rank, run.world.size)
     loader = training_loader(run.data, stream, s.image_size, s.augment, _workers(run))
     saved = start
-    with _log(run) as log, _stop_asked(run.world) as stop:
+    with _log(run) as log, _drift(run) as look, _stop_asked(run.world) as stop:
         clock = time.perf_counter()
         for images, labels in _readable(loader):
             try:
@@ -172,6 +176,7 @@ def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
             row |= {"seconds": run.seconds, "images_per_second": s.batch_size / max(took, 1e-9)}
             if run.world.leader:
                 log(row)
+                look()
                 on_row(row)
             if done % run.options.checkpoint_every == 0 or done == s.steps or stop():
                 saved = _save(run, done) or saved
@@ -220,6 +225,25 @@ def _log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
         return
     with Log(run.out, run.trainer.steps_done, run.options.tensorboard) as log:
         yield log.write
+
+
+@contextmanager
+def _drift(run: Run) -> Iterator[Callable[[], None]]:
+    """Called after each step, writes a row of OUT/drift.jsonl where one is due; the first is of the start."""
+    every, trainer = run.options.drift_every, run.trainer
+    if not every:
+        yield lambda: None
+        return
+    probe = Probe(trainer, run.data)
+    with Log(run.out, trainer.steps_done, name=DRIFT) as log:
+
+        def look() -> None:
+            if trainer.steps_done % every == 0:
+                log.write(probe.row())
+
+        if not trainer.steps_done:
+            look()
+        yield look
 
 
 @contextmanager

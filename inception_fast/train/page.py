@@ -18,6 +18,11 @@ STYLE = (
     ".charts{display:flex;flex-wrap:wrap}p.small{color:#666;font-size:12px}"
 )
 AXES = (("step", "steps"), ("seconds", "seconds of training"), ("flops", "floating-point operations of training"))
+DRIFT = (
+    " Drift is the distance, between two looks at the same held-out images, of the channels' means of a layer's input, "
+    "in standard deviations within a channel: the root mean square over the channels, then the mean over layers or "
+    "looks and seeds."
+)
 POINTS = 200  # a line of more would show no more
 DIVERGED = 2.0  # times the highest first loss, above which nothing is drawn: it would flatten all other lines
 
@@ -32,6 +37,7 @@ def page(document: dict[str, Any]) -> str:
         for name, key in (("Loss", "loss"), ("Accuracy", "accuracy"))
         for axis, text in AXES
     ]
+    charts += _drift(document, colours) if document.get("drift") else []
     claim = f"<p>{html.escape(about['claim'])} ({html.escape(about['source'])})</p>" if about else ""
     settings = ", ".join(f"{key} {value}" for key, value in _shown(document["settings"]).items())
     return (
@@ -42,8 +48,8 @@ def page(document: dict[str, Any]) -> str:
         "bands: lowest to highest seed. A line has a gap where a seed's loss is over twice the highest first one: it "
         "diverges. Loss is what is minimised, label smoothing and auxiliary heads in it; held-out "
         "figures are those of the averaged weights. Work counts six operations for each multiply-add of the forward "
-        "pass.</p>"
-        f'<p class="small">{html.escape(settings)}</p></body></html>\n'
+        f"pass.{DRIFT if document.get('drift') else ''}</p>"
+        f'<p class="small">Settings, but for what a variant changes: {html.escape(settings)}</p></body></html>\n'
     )
 
 
@@ -107,6 +113,25 @@ def _lines(document: dict[str, Any], axis: str, key: str, colours: dict[str, str
         low, high = ([min(c) for c in columns], [max(c) for c in columns]) if len(curves) > 1 else ([], [])
         lines.append(Line(label, x, mean, low, high, colours[label]))
     return lines
+
+
+def _drift(document: dict[str, Any], colours: dict[str, str]) -> list[str]:
+    """Mean drift of the layers' inputs against steps, and each layer's over the whole run against its depth."""
+    layers = list(dict.fromkeys(row["layer"] for row in document["drift"]))
+    steps = sorted({row["step"] for row in document["drift"]})
+    panels = []
+    for title, text, key, places in (
+        ("Drift of layer inputs since the look before", "steps", "step", steps),
+        ("Drift of each layer's input, mean over the run", "layer, from the input up", "layer", layers),
+    ):
+        lines = []
+        for label in document["variants"]:
+            own = [row for row in document["drift"] if row["model"] == label and row["drift"] is not None]
+            at = {place: [row["drift"] for row in own if row[key] == place] for place in places}
+            x = [place if key == "step" else number for number, place in enumerate(places, 1) if at[place]]
+            lines.append(Line(label, x, [sum(v) / len(v) for v in at.values() if v], colour=colours[label]))
+        panels.append(chart(title, text, lines))
+    return panels
 
 
 def _curves(rows: Sequence[dict[str, Any]], label: str) -> list[list[dict[str, Any]]]:

@@ -83,7 +83,17 @@ class Trainer:
         s = self.settings
         images = s.batch_size // (self.world.size if s.batch_norm == "local" else 1)
         model.train()
-        macs, parameters = totals(layers(model, torch.empty(images, 3, s.image_size, s.image_size, device="meta")))
+        if s.batch_norm == "frozen":
+            freeze_statistics(model)
+        try:
+            macs, parameters = totals(layers(model, torch.empty(images, 3, s.image_size, s.image_size, device="meta")))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"{images} image of {s.image_size}x{s.image_size} for each batch norm: one value a channel has no "
+                "variance; allowed: a batch of 2 or more, larger images, or frozen batch norm"
+            ) from error
         return macs // images, parameters
 
     def step(self, images: Tensor, labels: Tensor, epoch: float) -> dict[str, float]:
@@ -121,9 +131,7 @@ class Trainer:
     def _train_mode(self) -> None:
         self.called.train()
         if self.settings.batch_norm == "frozen":
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            freeze_statistics(self.model)
 
     def _autocast(self) -> torch.autocast:
         half = self.settings.dtype == "bfloat16"
@@ -197,3 +205,10 @@ class Trainer:
                     value.copy_(like(parts[part][name], value))
         load_optimizer_tensors(self.optimizer, self.model, parts["optimizer"])
         self.steps_done = step
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Lets every batch norm of `model` use the statistics that it holds, in training too."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
