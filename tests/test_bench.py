@@ -32,6 +32,7 @@ from inception_fast.measure.compare import (
 )
 from inception_fast.measure.peers import Built, Compile, Eager, OnnxRuntime, OpenVino, TimeLimit, limited, named, quiet
 from inception_fast.measure.timer import Plan
+from inception_fast.models.blocks import SameMaxPool2d, SamePad2d
 
 CONTRACT = {"model", "batch", "dtype", "runtime", "median_ms", "iqr_ms", "rel_error", "ratio"}
 SHORT = Plan(seconds=1e-6, least=2, most=2, warmup=0, settle=0)
@@ -244,6 +245,19 @@ def test_peers_by_name():
     assert [peer.name for peer in named(["openvino", "eager"])] == ["openvino", "eager"]
     with pytest.raises(ValueError, match="unknown runtime 'tvm'; allowed: eager, compile, onnxruntime, openvino"):
         named(["tvm"])
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime(), OpenVino()], ids=lambda r: r.name)
+@pytest.mark.parametrize("size", [(28, 27), (14, 7)], ids=str)
+def test_peers_take_same_padding(runtime, size):
+    """A pad and a pool whose paddings depend on the image size: (0, 1) and (1, 1) among them."""
+    if runtime.reasons("float32"):
+        pytest.skip("; ".join(runtime.reasons("float32")))
+    net = nn.Sequential(SamePad2d(3, 2), nn.Conv2d(3, 4, 3, 2), SameMaxPool2d(3, 2)).eval()
+    x = torch.randn(2, 3, *size) - 10  # below zero, so that zeros in place of the pool's padding would show
+    with torch.inference_mode(), quiet():
+        built = runtime.build(net, x, "float32", 1)
+        assert relative_error(built.result(built.bind(x)()), net.double()(x.double())) <= BUDGET["float32"]
 
 
 def test_a_peer_that_is_not_installed_says_so(monkeypatch):

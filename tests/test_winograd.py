@@ -19,6 +19,7 @@ from conv_shapes import CONV_SHAPES
 from cpu_plans import Conv, Scene, integers, normals
 from engine_nets import relative
 from inception_fast import optimize
+from inception_fast.engine.program import convolutions
 
 TIERS = (*cpu.tiers(), *cpu.EMULATED)
 FORMS = [(kernel, tile) for kernel, tiles in TILES.items() for tile in tiles]
@@ -170,6 +171,23 @@ def test_networks(name: str) -> None:
     assert all(s.winograd for s in report.steps if s.kind in ("conv", "pair")), "a convolution without a word"
     assert "Winograd's algorithm:" in str(report) and "direct: kernel 1x1" in str(report)
     assert not any(s.winograd for s in exact.report().steps)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "inception_resnet_v2"])
+def test_weights_are_packed_once(name: str) -> None:
+    """A convolution by tiles keeps the points' weights and not the direct sum's beside them."""
+    net, x = engine_nets.built(name), engine_nets.images(name, 1)
+    fast = optimize(net, x, winograd=True)
+    executable, _ = fast._session.executable([x])
+    steps = [step for call in convolutions(executable.program) for step in call]
+    direct = sum(4 * math.prod(step.weight.shape) for step in steps)
+    packed = sum(4 * step.spec.c * step.spec.oc * taps(step.spec, step.tile) for step in steps)
+    assert direct * 1.1 < packed <= executable.packed_bytes <= packed * 1.1
+
+
+def taps(spec: ConvSpec, tile: tuple[int, int]) -> int:
+    """Weights of a channel: the kernel's, or one a point of the tile."""
+    return (tile[0] + spec.kh - 1) * (tile[1] + spec.kw - 1) if any(tile) else spec.kh * spec.kw
 
 
 def test_it_is_refused_where_there_is_none() -> None:

@@ -61,6 +61,14 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def map_size(x: Tensor) -> tuple[int, int]:
+    """[h, w] of a map. In a trace, which is then of one image size, they are constants: exporters of traces refuse a
+    pool whose padding is computed.
+    """
+    h, w = x.shape[2:]
+    return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)
+
+
 class SamePad2d(nn.Module):
     """Zero padding on four sides that makes the unpadded convolution behind it a TensorFlow SAME one."""
 
@@ -70,8 +78,9 @@ class SamePad2d(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        top, bottom = same_padding(x.shape[2], self.kernel_size, self.stride)
-        left, right = same_padding(x.shape[3], self.kernel_size, self.stride)
+        h, w = map_size(x)
+        top, bottom = same_padding(h, self.kernel_size, self.stride)
+        left, right = same_padding(w, self.kernel_size, self.stride)
         return F.pad(x, (left, right, top, bottom))
 
     def extra_repr(self) -> str:
@@ -90,8 +99,9 @@ class SameMaxPool2d(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        top, _ = same_padding(x.shape[2], self.kernel_size, self.stride)
-        left, _ = same_padding(x.shape[3], self.kernel_size, self.stride)
+        h, w = map_size(x)
+        top, _ = same_padding(h, self.kernel_size, self.stride)
+        left, _ = same_padding(w, self.kernel_size, self.stride)
         return F.max_pool2d(x, self.kernel_size, self.stride, (top, left), ceil_mode=True)
 
     def extra_repr(self) -> str:

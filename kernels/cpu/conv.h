@@ -295,6 +295,10 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
     const int32_t *begin = block.begin + tile * job.begin_pitch + job.begin;
     if (begin[0] == begin[1] && !job.first && !job.last)
       continue;
+    const int64_t *pixels = block.pixels + tile * Isa::rows;
+    if (job.last && job.residual)
+      for (int r = 0; r < R; ++r)
+        ask_residual(job, pixels[r]);
     Isa::V sum[R][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -312,7 +316,6 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
           sum[r][v] = Isa::load(sums + (r * NV + v) * Isa::lanes) + sum[r][v];
     }
     if (job.last) {
-      const int64_t *pixels = block.pixels + tile * Isa::rows;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
         finish<NV, Y>(job, pixels[r], sum[r], Columns<NV>(job.scale), Columns<NV>(job.shift));

@@ -52,6 +52,14 @@ template <class Y> inline Isa::V residual_at(const Sink<Y> &sink, int64_t pixel,
                             : read(static_cast<const float *>(sink.residual) + at, v, sink.width);
 }
 
+// Asks for a pixel's residual ahead of its use: pixels lie too far apart for the processor to do it unasked.
+template <class Y> inline void ask_residual(const Sink<Y> &sink, int64_t pixel) {
+  int64_t item = sink.residual_half ? sizeof(bf16) : sizeof(float);
+  const char *p = static_cast<const char *>(sink.residual) + pixel * sink.residual_pitch * item;
+  __builtin_prefetch(p, 0, 2);
+  __builtin_prefetch(p + (sink.width - 1) * item, 0, 2);
+}
+
 // The vectors of a panel's scale or shift.
 template <int NV> struct Columns {
   Isa::V v[NV];
