@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,18 @@ def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build_driver(ROOT, tmp_path, optimize="-O0", sanitize="thread")
     for test in ("mix", "callers", "shared", "pair", "winograd", "import", "average", "weight_gradient"):
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")
+
+
+def test_a_thread_leaves_the_core_of_its_caller(plain: Path) -> None:
+    expect_right(driver_of(plain), "apart")
+    core = str(min(os.sched_getaffinity(0)))
+    alone = subprocess.run(
+        [sys.executable, "-c", f"import os,sys;os.sched_setaffinity(0,{{{core}}});os.execv(sys.argv[1],sys.argv[1:])",
+         str(driver_of(plain)), "apart"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stdout
+    assert alone.stdout.startswith("left its core 0 of 100 times, 1 cores before, 1 after")
 
 
 @pytest.mark.parametrize("kind", ["conv", "pair"])

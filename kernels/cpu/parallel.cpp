@@ -60,12 +60,15 @@ const OpenMp &openmp() {
 struct Job {
   Shared body;
   void *context;
+  int core; // the caller's
 };
 
 void run_openmp(void *pointer) {
   const Job &job = *static_cast<Job *>(pointer);
   const OpenMp &runtime = openmp();
   Meeting meet{[](void *) { openmp().barrier(); }, nullptr};
+  if (runtime.index() > 0 && runtime.count() <= available_cores())
+    leave_core(job.core);
   job.body(job.context, Worker{runtime.index(), runtime.count(), nullptr}, meet);
 }
 
@@ -78,7 +81,7 @@ void run_team(void *pointer, const Worker &worker, Barrier &barrier) {
 } // namespace
 
 void run_shared(int threads, Shared body, void *context) {
-  Job job{body, context};
+  Job job{body, context, this_core()};
   if (threads <= 1) {
     body(context, Worker{0, 1, nullptr}, Meeting{[](void *) {}, nullptr});
   } else if (openmp()) {

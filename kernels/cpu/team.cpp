@@ -18,6 +18,7 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int SPINS = 4000; // about 0.1 ms: longer than a step's imbalance, shorter than a scheduler's slice
+constexpr int YIELD = 512;  // spins after which a thread that shares this core gets a turn
 
 void pause() {
 #ifdef INCEPTION_FAST_X86
@@ -88,6 +89,26 @@ int available_cores() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+int this_core() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+void leave_core([[maybe_unused]] int core) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (core < 0 || core >= CPU_SETSIZE || sched_getcpu() != core || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+    return;
+  cpu_set_t others = allowed;
+  CPU_CLR(core, &others);
+  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
 void Signal::set(uint64_t value) {
   value_.store(value);
   if (sleepers_.load() > 0) {
@@ -97,11 +118,14 @@ void Signal::set(uint64_t value) {
 }
 
 uint64_t Signal::wait(uint64_t old, int spins) {
-  for (int i = 0; i < spins; ++i) {
+  for (int i = 1; i <= spins; ++i) {
     uint64_t now = value();
     if (now != old)
       return now;
-    pause();
+    if (i % YIELD == 0)
+      std::this_thread::yield();
+    else
+      pause();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   ++sleepers_;
@@ -156,8 +180,11 @@ void Team::reserve(int threads, size_t scratch_bytes) {
 void Team::serve(int index, uint64_t seen) {
   for (;;) {
     seen = command_.wait(seen, index < available_cores() ? SPINS : 0);
-    if (index < static_cast<int>(seen & 0xffff))
+    if (index < static_cast<int>(seen & 0xffff)) {
+      if (count_ <= available_cores())
+        leave_core(core_);
       work(index);
+    }
   }
 }
 
@@ -171,6 +198,7 @@ void Team::run(int threads, Body body, void *context) {
   body_ = body;
   context_ = context;
   count_ = threads;
+  core_ = this_core();
   float_mode_ = float_mode();
   barrier_.reset(threads, threads <= available_cores() ? SPINS : 0);
   if (threads > 1)

@@ -18,6 +18,14 @@ namespace inception_fast::cpu {
 // Cores this process may use.
 int available_cores();
 
+// The core that the calling thread runs on; -1 where the system does not tell.
+int this_core();
+
+// Moves the calling thread away from `core` to another one that it may use, and allows it the same cores as before.
+// Nothing happens where it has no other, or is elsewhere. For workers that find themselves on their caller's core: a
+// thread that wakes while another library's still spins is put there, and the scheduler may leave it for milliseconds.
+void leave_core(int core);
+
 // A counter that threads wait on: spinning first, asleep afterwards.
 class Signal {
 public:
@@ -76,6 +84,7 @@ private:
   Body body_ = nullptr;
   void *context_ = nullptr;
   int count_ = 0;
+  int core_ = -1; // the caller's, when the run began
   unsigned float_mode_ = 0;
 };
 

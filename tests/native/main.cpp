@@ -1,14 +1,17 @@
-// native_driver tests | tiers | fuzz KEY=VALUE... | layer KEY=VALUE...
+// native_driver tests | tiers | apart | fuzz KEY=VALUE... | layer KEY=VALUE...
 //
 // Exit codes: 0 fine, 1 a plan differs from its truth, 2 a mistake in the command.
 #include "fuzz.h"
 #include "layer.h"
 #include "plan.h"
+#include "team.h"
 
 #include <functional>
 #include <iostream>
 #include <map>
 #include <stdexcept>
+
+#include <sched.h>
 
 using namespace native_driver;
 
@@ -42,6 +45,25 @@ void read_options(int argc, char **argv, const Setters &setters) {
   }
 }
 
+// 0 if a thread of several cores leaves the one that it is on, and may use the same cores as before.
+int apart() {
+  using namespace inception_fast::cpu;
+  cpu_set_t before, after;
+  sched_getaffinity(0, sizeof before, &before);
+  int core = this_core(), moved = 0;
+  for (int i = 0; i < 100; ++i) {
+    leave_core(core);
+    moved += this_core() != core;
+    core = this_core();
+  }
+  sched_getaffinity(0, sizeof after, &after);
+  std::cout << "left its core " << moved << " of 100 times, " << CPU_COUNT(&before) << " cores before, "
+            << CPU_COUNT(&after) << " after\n";
+  // The scheduler may put it back at once, but not every other time.
+  bool left = CPU_COUNT(&before) > 1 ? moved >= 50 : moved == 0;
+  return left && CPU_EQUAL(&before, &after) ? 0 : 1;
+}
+
 int run(int argc, char **argv) {
   std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "tests") {
@@ -50,6 +72,8 @@ int run(int argc, char **argv) {
   } else if (mode == "tiers") {
     for (const auto *tier : inception_fast::cpu::runnable_tiers())
       std::cout << tier->name << "\n";
+  } else if (mode == "apart") {
+    return apart();
   } else if (mode == "fuzz") {
     Fuzz o;
     read_options(argc, argv,
