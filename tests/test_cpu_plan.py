@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,27 @@ def test_a_forked_child_runs_with_threads_of_its_own() -> None:
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(done[1]) == 0
     assert torch.equal(call(compiled, plan, x, threads=4)[0], truth)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
+def test_a_plan_runs_on_the_threads_that_torch_has() -> None:
+    # In a process of its own, which no earlier test has given threads.
+    program = """if True:
+        import os, torch, inception_fast as fast
+        torch.set_num_threads(2)
+        x = torch.randn(1, 64, 56, 56)
+        layer = torch.nn.Conv2d(64, 64, 3).eval()
+        plan = fast.optimize(layer, (x,))
+        before = len(os.listdir("/proc/self/task"))
+        with torch.inference_mode():
+            layer(x)
+            between = len(os.listdir("/proc/self/task"))
+            plan(x), plan(x)
+        print(before, between, len(os.listdir("/proc/self/task")))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    _, torchs, ours = map(int, done.stdout.split())
+    assert ours == torchs
 
 
 def test_workers_take_the_callers_denormal_mode() -> None:

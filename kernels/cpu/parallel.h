@@ -1,8 +1,4 @@
-// One function on several threads: those of the OpenMP runtime that the process has loaded already, else a team's.
-//
-// Kernels that take turns with another library's must share its threads: two pools would fight for the same cores,
-// since the threads of either spin for a while after their work. OpenMP's functions are looked up, never linked
-// against.
+// One function on several threads: OpenMP's (openmp.h), else a team's.
 #pragma once
 
 #include "spec.h"

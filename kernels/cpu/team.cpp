@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include "openmp.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -168,7 +170,7 @@ void Team::reserve(int threads, size_t scratch_bytes) {
       scratch = std::make_unique<Scratch>(scratch_bytes);
   while (static_cast<int>(scratch_.size()) < threads)
     scratch_.push_back(std::make_unique<Scratch>(scratch_bytes));
-  if (started_ >= threads - 1)
+  if (openmp() || started_ >= threads - 1)
     return;
   BlockedSignals blocked;
   while (started_ < threads - 1) {
@@ -194,6 +196,22 @@ void Team::work(int index) {
   barrier_.wait();
 }
 
+void Team::work_openmp(void *pointer) {
+  Team &team = *static_cast<Team *>(pointer);
+  const int index = openmp().index(), count = openmp().count();
+  if (index == 0 && count != team.count_) {
+    team.count_ = count;
+    team.barrier_.reset(count, count <= available_cores() ? SPINS : 0);
+  }
+  openmp().barrier();
+  if (index > 0 && count <= available_cores())
+    leave_core(team.core_);
+  unsigned mode = float_mode();
+  set_float_mode(team.float_mode_);
+  team.body_(team.context_, Worker{index, count, team.scratch_[index]->data}, team.barrier_);
+  set_float_mode(mode); // another library's threads are given back as they were
+}
+
 void Team::run(int threads, Body body, void *context) {
   body_ = body;
   context_ = context;
@@ -201,6 +219,8 @@ void Team::run(int threads, Body body, void *context) {
   core_ = this_core();
   float_mode_ = float_mode();
   barrier_.reset(threads, threads <= available_cores() ? SPINS : 0);
+  if (threads > 1 && openmp())
+    return openmp().parallel(work_openmp, this, static_cast<unsigned>(threads), 0);
   if (threads > 1)
     command_.set(((command_.value() >> 16) + 1) << 16 | static_cast<uint64_t>(threads));
   work(0);

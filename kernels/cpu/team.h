@@ -1,7 +1,9 @@
 // Threads that run one function together, kept between calls.
 //
-// Every running call leases a team of its own, so calls do not wait for each other. A team's threads spin briefly for
-// the next call or the next barrier and then sleep. A forked child starts with no teams and makes new ones.
+// Every running call leases a team of its own, so calls do not wait for each other. Its threads are those of the OpenMP
+// runtime that the process has loaded (openmp.h), so that another library's are not in the way; else its own, which
+// spin briefly for the next call or the next barrier and then sleep. A forked child makes new teams, of their own
+// threads.
 #pragma once
 
 #include "spec.h"
@@ -69,13 +71,15 @@ public:
 
   // Threads and working memory for calls of this size. Raises std::system_error when the system gives no thread.
   void reserve(int threads, size_t scratch_bytes);
-  // Runs body on `threads` threads, this one being worker 0, and returns when all are done. The body must not throw.
+  // Runs body on `threads` threads, or on fewer where OpenMP gives no more, this one being worker 0, and returns when
+  // all are done. The body must not throw.
   void run(int threads, Body body, void *context);
   int threads() const { return static_cast<int>(scratch_.size()); }
 
 private:
   void serve(int index, uint64_t seen);
   void work(int index);
+  static void work_openmp(void *team);
 
   std::vector<std::unique_ptr<Scratch>> scratch_;
   int started_ = 0; // threads besides the caller
