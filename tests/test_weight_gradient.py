@@ -212,7 +212,7 @@ def test_large_maps_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(grads[0], grads[1])
 
 
-def test_large_maps_in_bfloat16_are_native(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_maps_are_native_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     original = native.weight_gradient
     monkeypatch.setattr(native, "weight_gradient", lambda *a: calls.append(1) or original(*a))

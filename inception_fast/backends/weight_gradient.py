@@ -10,7 +10,8 @@ from .batch_norm import NATIVE
 from .pitch import pixel_pitch
 
 LEAST_CHANNELS = 16  # of x: with fewer, most of a vector would be padding
-MOST_PIXELS = 4096  # of all images, in float32: on larger maps torch's kernels are as fast
+# Of all images: on larger maps torch's kernels are as fast or faster.
+MOST_PIXELS = {torch.float32: 4096, torch.bfloat16: 20_000}
 
 
 def reasons(grad: Tensor, x: Tensor) -> list[str]:
@@ -28,8 +29,8 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
 
 
 def pays(grad: Tensor) -> bool:
-    """Whether the native kernels are faster than torch's: in bfloat16, and in float32 on small maps."""
-    return grad.dtype is torch.bfloat16 or grad.numel() // grad.shape[1] <= MOST_PIXELS
+    """Whether the native kernels are faster than torch's: on small maps."""
+    return grad.numel() // grad.shape[1] <= MOST_PIXELS[grad.dtype]
 
 
 def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
