@@ -4,9 +4,9 @@
     python benchmarks/publish.py                             rewrites the tables
     python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
 
-Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py` and `benchmarks/aa.py`
-write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The newest file of a machine
-speaks for each case in it; older ones stay as history.
+Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py`, `training_step.py` and
+`aa.py` write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The newest file of a
+machine speaks for each case in it; older ones stay as history.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "inception_fast"
 KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
-KINDS = ("bench", "claims", "cpu-suite", "aa", "training")
+KINDS = ("bench", "claims", "cpu-suite", "aa", "step", "training")
 UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
+LEAST_P = 0.05  # of the sign test of a training step
 BUSY = 0.5  # load a core, above which times are too long
 
 Document = dict[str, Any]
@@ -51,6 +52,8 @@ def kind_of(document: Mapping[str, Any]) -> str:
 
 
 def _kind_of_rows(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if "runtime" in row and "peak_bytes" in row:
+        return "step"
     if "runtime" in row:
         return "cpu-suite" if "peak_gflops" in document else "bench"
     if "claim" in row:
@@ -111,7 +114,7 @@ def slug(text: str) -> str:
 def read_results(results: Path) -> list[tuple[Path, str, Document]]:
     """(file, kind, document) of every filed result that README shows, oldest first; other files are not for it."""
     found = []
-    shown = re.compile(r"\d-(bench|claims|cpu-suite|aa)(-\d+)?\.json$")
+    shown = re.compile(r"\d-(bench|claims|cpu-suite|aa|step)(-\d+)?\.json$")
     for path in (p for p in results.glob("*/*.json") if shown.search(p.name)):
         document = json.loads(path.read_text(encoding="utf-8"))
         found.append((path, kind_of(document), document))
@@ -256,6 +259,23 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", *said, ""] if said else []
 
 
+def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
+    """The newest training step of each machine: times over ours, and the most bytes that a step's tensors take."""
+    parts = []
+    for path, document in _newest(found, "step"):
+        lines = [_line(["model", "images", "format", "runtime", "time", "peak MB"]), "|---|---|---|---|--:|--:|"]
+        for row in document["rows"]:
+            established = (
+                row["p_value"] is not None and row["p_value"] < LEAST_P and row["noise"] < abs(row["ratio"] - 1)
+            )
+            side = f"{row['batch']} of {row['size']}x{row['size']}"
+            cells = [f"`{row['model']}`", side, row["dtype"], row["runtime"], _time(row | {"established": established})]
+            lines.append(_line([*cells, f"{row['peak_bytes'] / 1e6:.0f}"]))
+        remark = "Milliseconds a step, the median and in brackets its time over the plain layers'; ~: within the noise."
+        parts.append("\n".join([*lines, "", remark, _origin(document["provenance"], path.relative_to(root))]))
+    return "\n\n".join(parts) or UNMEASURED
+
+
 def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
     """What the newest A/A study of each machine says."""
     said = [
@@ -294,6 +314,7 @@ SECTIONS = {
     "results": bench_section,
     "keras": partial(bench_section, keras=True),
     "cpu-suite": suite_section,
+    "step": step_section,
     "aa": aa_section,
     "claims": claims_section,
 }

@@ -28,7 +28,8 @@ ORIGIN = {
 }  # fmt: skip
 README = (
     "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\n<!-- cpu-suite: begin -->\n<!-- cpu-suite: end -->\n"
-    "B\n<!-- aa: begin -->\n<!-- aa: end -->\n<!-- claims: begin -->\n<!-- claims: end -->\n"
+    "B\n<!-- step: begin -->\n<!-- step: end -->\n<!-- aa: begin -->\n<!-- aa: end -->\n"
+    "<!-- claims: begin -->\n<!-- claims: end -->\n"
     "<!-- keras: begin -->\n<!-- keras: end -->\nC\n"
 )
 
@@ -80,7 +81,7 @@ def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str
     text = (house / "README.md").read_text()
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
     assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
-    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 4 and "old" not in text
+    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 5 and "old" not in text
     assert text.startswith("# A\n") and text.endswith("\nC\n")
     assert publish.main(["--check"], house) == 0
     assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
@@ -106,6 +107,21 @@ def test_the_newest_run_speaks_for_a_case_and_older_ones_for_the_rest(house: Pat
     text = (house / "README.md").read_text()
     assert "**5.00**" in text and "**10.00**" not in text and "| `m` | 8 | float32 | **77.00** |" in text
     assert text.index("**5.00**") < text.index("**77.00**")
+
+
+def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
+    row = {"model": "m", "batch": 4, "size": 96, "dtype": "float32", "noise": 0.01, "peak_bytes": 2_000_000}
+    rows = [
+        row | {"runtime": "inception_fast", "median_ms": 10.0, "ratio": 1.0, "p_value": None},
+        row | {"runtime": "eager", "median_ms": 12.0, "ratio": 1.2, "p_value": 0.01, "peak_bytes": 3_000_000},
+        row | {"runtime": "compile", "median_ms": 10.05, "ratio": 1.005, "p_value": 0.01},
+        row | {"runtime": "other", "median_ms": 9.0, "ratio": 0.9, "p_value": 0.3},
+    ]
+    assert publish.main([str(put(house, {"provenance": ORIGIN, "rows": rows}))], house) == 0
+    shown = (house / "README.md").read_text().split("<!-- step: begin -->")[1].split("<!-- step: end -->")[0]
+    assert "| `m` | 4 of 96x96 | float32 | inception_fast | **10.00** | 2 |" in shown
+    assert "eager | 12.00 (1.20x) | 3 |" in shown and "2026-01-02-step.json" in shown
+    assert "compile | 10.05 (~1.00x)" in shown and "other | 9.00 (~0.90x)" in shown
 
 
 def test_keras_has_a_table_of_its_own(house: Path) -> None:
@@ -151,7 +167,7 @@ def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 80 % |" in text
     assert "500 in float32, avx2" in text and "2026-01-02-cpu-suite.json" in text
     assert "2 asymmetric pairs, 4 images, float32: two convolutions take 0.80 to 1.20 times" in text
-    assert text.count(publish.UNMEASURED) == 4
+    assert text.count(publish.UNMEASURED) == 5
 
 
 def test_a_study_of_false_alarms_is_shown(house: Path) -> None:
