@@ -212,7 +212,8 @@ def main() -> int:
 
     args = arguments()
     args.threads = args.threads or cores()
-    origin = provenance(args.threads, sys.argv[1:])
+    command = " ".join(["python benchmarks/training_step.py", *sys.argv[1:]])
+    origin = provenance(args.threads, sys.argv[1:]) | {"command": command}
     rows = collect(args, origin)
     print(f"{'runtime':24}{'dtype':10}{'median ms':>11}{'IQR':>8}{'ratio':>8}{'peak MB':>9}{'loss off':>10}")
     for row in rows:
