@@ -20,7 +20,7 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     assert "peak on registers" in capsys.readouterr().out
     document = json.loads((tmp_path / "cpu-suite.json").read_text())
     assert [(row["dtype"], row["status"]) for row in document["rows"]] == [("float32", "ok"), ("bfloat16", "ok")]
-    assert all(0 < row["peak_share"] < 2 for row in document["rows"])  # the peak of a busy machine is measured low
+    assert all(0 < row["peak_share"] < 1.1 for row in document["rows"])
     assert {(row["batch"], row["fused"]) for row in document["pairs"]} == {(1, False), (16, True)}
     assert all(min(row["separate_us"], row["fused_us"], row["onednn_us"]) > 0 for row in document["pairs"])
     assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
