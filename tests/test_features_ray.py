@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,11 @@ def test_two_workers_one_of_them_killed(cluster: None, photos: Path, tmp_path: P
 
 def test_unreadable_images_end_the_run_where_asked(cluster: None, photos: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"shard_size": SHARD, "unreadable": "fail"}
+    before = set(threading.enumerate())
     with pytest.raises(Failure, match="is not an image that Pillow reads"):
         extract_with_ray(open_source(str(photos)), TinyRecipe(), tmp_path / "out", **options)  # type: ignore[arg-type]
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert not left, "a thread that asks Ray for a block after its shutdown ends the process"
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

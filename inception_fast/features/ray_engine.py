@@ -7,10 +7,11 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,15 @@ def extract_with_ray(
             ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
         try:
             given = {"source": ray.put(source), "recipe": recipe, "folder": str(shards.folder)}
-            rows = _rows(ray, missing, worker, given | {"options": options, "home": os.getcwd()}, actors, threads)
-            for row in rows:
-                if row["stop"]:
-                    raise Failure(row["stop"])
-                clock.images += row["images"]
-                clock.waiting += row["waiting"]
-                clock.computing += row["computing"]
-                on_batch(row["images"], row["bad"])
+            given |= {"options": options, "home": os.getcwd()}
+            with contextlib.closing(_rows(ray, missing, worker, given, actors, threads)) as rows:
+                for row in rows:
+                    if row["stop"]:
+                        raise Failure(row["stop"])
+                    clock.images += row["images"]
+                    clock.waiting += row["waiting"]
+                    clock.computing += row["computing"]
+                    on_batch(row["images"], row["bad"])
         finally:
             if ours:
                 ray.shutdown()
@@ -114,10 +116,18 @@ def extract_with_ray(
     return summary(source, bad, clock, count, extractor, out)
 
 
-def _rows(ray: Any, missing: list[int], worker: type, arguments: dict[str, Any], actors: int, threads: int) -> Any:
-    """One row for every shard, as they are done, in any order."""
+def _rows(
+    ray: Any, missing: list[int], worker: type, arguments: dict[str, Any], actors: int, threads: int
+) -> Generator[dict[str, Any], None, None]:
+    """One row for every shard, as they are done, in any order.
+
+    The blocks are fetched here, not by `iter_rows`: its threads live on in an iterator that is left, and one that asks
+    Ray for a block after `ray.shutdown` ends the whole process with status 1 and without a word.
+    """
     if not missing:
-        return ()
+        return
+    from ray.data.block import BlockAccessor
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -129,7 +139,9 @@ def _rows(ray: Any, missing: list[int], worker: type, arguments: dict[str, Any],
         num_cpus=threads,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
     )
-    return done.iter_rows()
+    for bundle in done.iter_internal_ref_bundles():
+        for block in bundle.block_refs:
+            yield from BlockAccessor.for_block(ray.get(block)).iter_rows(public_row_format=True)
 
 
 def import_ray() -> Any:
