@@ -14,7 +14,9 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int64_t MOST_DEPTH = 192, LEAST_DEPTH = 64; // tiles of a block: two vectors of them fit the level 1 cache
-constexpr int64_t BLOCK_BYTES = 2 << 20;              // transformed, for the level 2 caches
+constexpr int64_t BLOCK_BYTES = 6 << 20, OWN_BYTES = 1 << 20; // of a transformed block: of all workers, or of each
+// Workers that write and read each other's blocks wait for lines: where sums are small, chunks of tiles are shared out.
+constexpr int64_t SUM_BYTES = 384 << 10, MOST_CHUNKS = 16;
 
 const GradientTilesTier &kernels_of(const Tier &tier) {
 #ifdef INCEPTION_FAST_X86
@@ -48,52 +50,78 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Job {
   GradientTilesOp op;
   const GradientTilesTier &kernels;
-  int64_t tiles, blocks;
+  int64_t tiles, blocks; // blocks of a chunk
 };
 
-void body(void *pointer, const Worker &worker, const Meeting &meet) {
-  const Job &job = *static_cast<Job *>(pointer);
-  GradientTilesOp op = job.op;
+// Transforms and multiplies block after block of tiles [op.first, end).
+void run_blocks(const Job &job, GradientTilesOp &op, int64_t end, const Worker &worker, const Meeting &meet) {
+  int64_t tiles = end - op.first;
   for (int64_t block = 0; block < job.blocks; ++block) {
-    op.begin = job.tiles * block / job.blocks, op.end = job.tiles * (block + 1) / job.blocks;
+    op.begin = op.first + tiles * block / job.blocks, op.end = op.first + tiles * (block + 1) / job.blocks;
     job.kernels.transform(op, worker);
     meet();
     job.kernels.multiply(op, worker);
     meet();
   }
-  job.kernels.finish(op, worker);
+}
+
+void body(void *pointer, const Worker &worker, const Meeting &meet) {
+  const Job &job = *static_cast<Job *>(pointer);
+  GradientTilesOp op = job.op;
+  if (op.chunks == 1) {
+    run_blocks(job, op, job.tiles, worker, meet);
+  } else {
+    op.x += worker.index * op.points * op.x_apart, op.grad += worker.index * op.points * op.grad_apart;
+    int64_t low = op.chunks * worker.index / worker.count, high = op.chunks * (worker.index + 1) / worker.count;
+    for (int64_t chunk = low; chunk < high; ++chunk) {
+      op.first = job.tiles * chunk / op.chunks;
+      op.sums = job.op.sums + chunk * op.points * op.sums_apart;
+      run_blocks(job, op, job.tiles * (chunk + 1) / op.chunks, Worker{0, 1, nullptr}, Meeting{[](void *) {}, nullptr});
+    }
+    meet();
+  }
+  job.kernels.finish(job.op, worker);
+}
+
+// Chunks, blocks and their sizes.
+void schedule(Job &job) {
+  GradientTilesOp &op = job.op;
+  const WeightGradientOp &of = op.of;
+  int64_t lanes = job.kernels.lanes, panels = ceil_div(op.vectors, 2), heights = ceil_div(of.oc, of.rows);
+  auto lines = [](int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; };
+  op.sums_apart = lines(of.oc * op.vectors * lanes);
+  op.chunks = 1;
+  while (4 * op.points * op.sums_apart <= SUM_BYTES && op.chunks < MOST_CHUNKS &&
+         job.tiles >= 2 * op.chunks * MOST_DEPTH)
+    op.chunks *= 2;
+  int64_t each = 4 * op.points * (2 * panels * lanes + heights * of.rows), tiles = ceil_div(job.tiles, op.chunks);
+  int64_t depth = std::clamp((op.chunks > 1 ? OWN_BYTES : BLOCK_BYTES) / each, LEAST_DEPTH, MOST_DEPTH);
+  job.blocks = ceil_div(tiles, depth);
+  op.depth = ceil_div(tiles, job.blocks);
+  op.x_apart = lines(2 * panels * op.depth * lanes), op.grad_apart = lines(heights * op.depth * of.rows);
 }
 
 } // namespace
 
 void winograd_gradient(const Tier &tier, const WeightGradientOp &from, int threads) {
   check(from);
-  const GradientTilesTier &kernels = kernels_of(tier);
-  Job job{{}, kernels, 0, 0};
+  Job job{{}, kernels_of(tier), 0, 0};
   GradientTilesOp &op = job.op;
   op.of = from;
-  op.of.rows = rows_for(kernels.most_rows, kernels.least_rows, from.oc);
+  op.of.rows = rows_for(job.kernels.most_rows, job.kernels.least_rows, from.oc);
   op.points = (from.kh + from.tile_h - 1) * (from.kw + from.tile_w - 1);
-  op.vectors = static_cast<int32_t>(ceil_div(from.c, kernels.lanes));
+  op.vectors = static_cast<int32_t>(ceil_div(from.c, job.kernels.lanes));
   job.tiles = from.n * ceil_div(from.oh, from.tile_h) * ceil_div(from.ow, from.tile_w);
-  int64_t panels = ceil_div(op.vectors, 2), heights = ceil_div(from.oc, op.of.rows), wide = 2 * kernels.lanes;
-  int64_t each = 4 * op.points * (panels * wide + heights * op.of.rows);
-  int64_t depth = std::clamp(BLOCK_BYTES / each, LEAST_DEPTH, MOST_DEPTH);
-  job.blocks = ceil_div(job.tiles, depth);
-  op.depth = ceil_div(job.tiles, job.blocks);
-  auto lines = [](int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; };
-  op.x_apart = lines(panels * op.depth * wide);
-  op.grad_apart = lines(heights * op.depth * op.of.rows);
-  op.sums_apart = lines(from.oc * op.vectors * kernels.lanes);
-  int64_t floats = 0, zeros = lines(std::max(from.c, from.oc));
+  schedule(job);
+  threads = static_cast<int>(std::min<int64_t>(threads, op.chunks > 1 ? op.chunks : op.points));
+  int64_t floats = 0, zeros = ceil_div(std::max(from.c, from.oc), 16) * 16, blocks = op.chunks > 1 ? threads : 1;
   auto room = [&](int64_t more) { return std::exchange(floats, floats + more); };
-  int64_t pixel = room(zeros), x = room(op.points * op.x_apart), grad = room(op.points * op.grad_apart);
-  int64_t sums = room(op.points * op.sums_apart);
+  int64_t x = room(blocks * op.points * op.x_apart), grad = room(blocks * op.points * op.grad_apart);
+  int64_t sums = room(op.chunks * op.points * op.sums_apart), pixel = room(zeros);
   float *memory = reinterpret_cast<float *>(gradient_scratch(4 * floats));
   op.zeros = static_cast<float *>(std::memset(memory + pixel, 0, 4 * zeros));
   op.x = memory + x, op.grad = memory + grad, op.sums = memory + sums;
-  int64_t items = op.points * panels * heights;
-  run_shared(static_cast<int>(std::min<int64_t>(threads, items)), body, &job);
+  run_shared(threads, body, &job);
 }
 
 } // namespace inception_fast::cpu

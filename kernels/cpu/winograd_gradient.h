@@ -5,11 +5,11 @@
 // over its result. Shapes: see winograd_gradient_op.h.
 //
 // Numbers: another rounding than the direct sum's, with a budget of its own; of 2x2 tiles for 3x3 all coefficients are
-// exact. A block of tiles is summed from zero in float, in order; blocks are added up in order. An infinity or NaN of x
-// reaches every tap of its channel.
+// exact. A block of tiles is summed from zero in float, in order; blocks are added up in order, and so are chunks of
+// them. An infinity or NaN of x may reach every tap of its channel.
 //
-// All workers transform the block's tiles, each some of them; then each takes its share of (point, panel of two
-// vectors of c, tile of `rows` output channels), in whose products the panel stays in the level 1 cache.
+// A block's tiles are transformed, then multiplied by (point, panel of two vectors of c, tile of `rows` output
+// channels): the panel stays in the level 1 cache. Workers share both, or take whole chunks: see winograd_gradient.cpp.
 #pragma once
 
 #include "weight_gradient.h"
@@ -69,21 +69,34 @@ template <class H, class W> struct GradientTiles {
   static constexpr int P = H::n * W::n;
   using Forward = Winograd<H, W>;
 
-  // The pixels [y, y + NH) x [x, x + NW) of a map [h, w] of an image, `zeros` outside of it.
-  template <int NH, int NW>
-  static void find(const float *map, int32_t h, int32_t w, int64_t pitch, int32_t y, int32_t x, const float *zeros,
-                   const float **from) {
-    const float *corner = map + (int64_t(y) * w + x) * pitch;
-    bool inside = y >= 0 && x >= 0 && y + NH <= h && x + NW <= w;
-    for (int i = 0; i < NH; ++i, corner += w * pitch)
-      for (int j = 0; j < NW; ++j) {
-        bool in = inside || (uint32_t(y + i) < uint32_t(h) && uint32_t(x + j) < uint32_t(w));
-        from[i * NW + j] = in ? corner + j * pitch : zeros;
-      }
-  }
+  // The pixels of a tile: [H, W] of a map of `channels`, the map's `zeros` outside of it.
+  template <int NH, int NW> struct Pixels {
+    const float *map, *zeros;
+    int64_t pitch;
+    int32_t h, w, channels;
+    const float *at[NH * NW];
+
+    void find(int64_t image, int32_t y, int32_t x) {
+      const float *corner = map + ((image * h + y) * w + x) * pitch;
+      bool inside = y >= 0 && x >= 0 && y + NH <= h && x + NW <= w;
+      for (int i = 0; i < NH; ++i, corner += w * pitch)
+        for (int j = 0; j < NW; ++j) {
+          bool in = inside || (uint32_t(y + i) < uint32_t(h) && uint32_t(x + j) < uint32_t(w));
+          at[i * NW + j] = in ? corner + j * pitch : zeros;
+        }
+    }
+    // Asks for those of its last `New` columns: their reads, a line of each pixel at a time, are too few at once.
+    template <int New> void ask() const {
+      for (int i = 0; i < NH; ++i)
+        for (int j = NW - New; j < NW; ++j)
+          for (int32_t c = 0; c < channels; c += 16)
+            __builtin_prefetch(at[i * NW + j] + c, 0, 2);
+    }
+  };
 
   // Tile `at` of the block of x: v = B' x B.
   static void transform_x(const GradientTilesOp &op, const float *const *from, int64_t at) {
+    const int64_t apart = op.x_apart;
     for (int32_t c = 0; c < op.of.c; c += Isa::lanes) {
       Isa::V part[P], v[P];
       int some = op.of.c - c;
@@ -99,17 +112,18 @@ template <class H, class W> struct GradientTiles {
       int32_t vector = c / Isa::lanes, together = op.vectors - vector / 2 * 2 > 1 ? 2 : 1;
       float *to = op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes;
 #pragma GCC unroll 36
-      for (int p = 0; p < P; ++p)
-        Isa::store(to + p * op.x_apart, part[p]);
+      for (int p = 0; p < P; ++p, to += apart)
+        Isa::store(to, part[p]);
     }
   }
 
   // Tile `at` of the block of the gradient: u = A g A', its channels in tiles of rows, zeros from oc on.
   static void transform_gradient(const GradientTilesOp &op, const float *const *from, int64_t at) {
     constexpr int M = H::M * W::M;
+    const int64_t apart = op.grad_apart;
     int32_t rows = op.of.rows;
-    float *to = op.grad + at * rows;
-    for (int32_t row = 0; row < op.of.oc; row += rows, to += op.depth * rows)
+    float *tile = op.grad + at * rows;
+    for (int32_t row = 0; row < op.of.oc; row += rows, tile += op.depth * rows)
       for (int32_t r = 0; r < rows; r += Isa::lanes) {
         Isa::V g[M], half[H::n * W::M], u[P];
         int some = static_cast<int>(lesser_of(rows - r, Isa::lanes)), left = op.of.oc - row - r;
@@ -122,27 +136,45 @@ template <class H, class W> struct GradientTiles {
 #pragma GCC unroll 8
         for (int i = 0; i < H::n; ++i)
           evaluate<W, 1>(half + i * W::M, u + i * W::n);
+        float *to = tile + r;
 #pragma GCC unroll 36
-        for (int p = 0; p < P; ++p)
-          write_some(to + r + p * op.grad_apart, u[p], some);
+        for (int p = 0; p < P; ++p, to += apart)
+          write_some(to, u[p], some);
       }
   }
 
-  static void transform(const GradientTilesOp &op, const Worker &worker) {
-    const WeightGradientOp &of = op.of;
-    int64_t length = op.end - op.begin, across = (of.ow + W::M - 1) / W::M, down = (of.oh + H::M - 1) / H::M;
-    int64_t low = length * worker.index / worker.count, high = length * (worker.index + 1) / worker.count;
-    const float *x = static_cast<const float *>(of.x), *grad = static_cast<const float *>(of.grad);
-    const float *from[P];
-    for (int64_t at = low; at < high; ++at) {
-      int64_t tile = op.begin + at, image = tile / (across * down);
+  struct Tile {
+    Pixels<H::n, W::n> x;
+    Pixels<H::M, W::M> grad;
+
+    explicit Tile(const GradientTilesOp &op)
+        : x{static_cast<const float *>(op.of.x), op.zeros, op.of.x_pitch, op.of.h, op.of.w, op.of.c, {}},
+          grad{static_cast<const float *>(op.of.grad), op.zeros, op.of.grad_pitch, op.of.oh, op.of.ow, op.of.oc, {}} {}
+
+    void find(const GradientTilesOp &op, int64_t tile) {
+      int64_t across = (op.of.ow + W::M - 1) / W::M, down = (op.of.oh + H::M - 1) / H::M,
+              image = tile / (across * down);
       int32_t oy = static_cast<int32_t>(tile / across % down) * H::M, ox = static_cast<int32_t>(tile % across) * W::M;
-      find<H::n, W::n>(x + image * of.h * of.w * of.x_pitch, of.h, of.w, of.x_pitch, oy - of.top, ox - of.left,
-                       op.zeros, from);
-      transform_x(op, from, at);
-      find<H::M, W::M>(grad + image * of.oh * of.ow * of.grad_pitch, of.oh, of.ow, of.grad_pitch, oy, ox, op.zeros,
-                       from);
-      transform_gradient(op, from, at);
+      x.find(image, oy - op.of.top, ox - op.of.left);
+      grad.find(image, oy, ox);
+      x.template ask<W::M>();
+      grad.template ask<W::M>();
+    }
+  };
+
+  static void transform(const GradientTilesOp &op, const Worker &worker) {
+    int64_t length = op.end - op.begin;
+    int64_t low = length * worker.index / worker.count, high = length * (worker.index + 1) / worker.count;
+    if (low == high)
+      return;
+    Tile tile(op), next(op);
+    next.find(op, op.begin + low);
+    for (int64_t at = low; at < high; ++at) {
+      tile = next;
+      if (at + 1 < high)
+        next.find(op, op.begin + at + 1);
+      transform_x(op, tile.x.at, at);
+      transform_gradient(op, tile.grad.at, at);
     }
   }
 
@@ -159,6 +191,12 @@ template <class H, class W> struct GradientTiles {
 #pragma GCC unroll 36
       for (int p = 0; p < P; ++p)
         m[p] = Isa::load(from + p * op.sums_apart);
+      for (int32_t chunk = 1; chunk < op.chunks; ++chunk) {
+        from += P * op.sums_apart;
+#pragma GCC unroll 36
+        for (int p = 0; p < P; ++p)
+          m[p] += Isa::load(from + p * op.sums_apart);
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < W::n; ++j)
         interpolate<H, W::n>(m + j, half + j);
@@ -184,7 +222,7 @@ struct MultiplyPoints {
         int64_t row = tile * Rows;
         Place to{op.sums + p * op.sums_apart + row * pitch + vector * Isa::lanes, pitch,
                  static_cast<int>(lesser_of(op.of.oc - row, Rows)), static_cast<int>(together) * Isa::lanes,
-                 op.begin == 0};
+                 op.begin == op.first};
         auto product = together == 2 ? tile_product<false, Rows, 2> : tile_product<false, Rows, 1>;
         product(op.grad + p * op.grad_apart + tile * op.depth * Rows, columns, op.end - op.begin, to);
       }
