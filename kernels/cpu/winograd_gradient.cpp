@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t MOST_DEPTH = 192, LEAST_DEPTH = 64; // tiles of a block: two vectors of them fit the level 1 cache
 constexpr int64_t BLOCK_BYTES = 6 << 20, OWN_BYTES = 1 << 20; // of a transformed block: of all workers, or of each
 // Workers that write and read each other's blocks wait for lines: where sums are small, chunks of tiles are shared out.
-constexpr int64_t SUM_BYTES = 384 << 10, MOST_CHUNKS = 16;
+constexpr int64_t SUM_BYTES = 640 << 10, MOST_CHUNKS = 16;
 
 const GradientTilesTier &kernels_of(const Tier &tier) {
 #ifdef INCEPTION_FAST_X86

@@ -85,7 +85,7 @@ void Gradient::check(const Tier &tier, const std::vector<int> &threads) const {
     op.dw = reinterpret_cast<float *>(dw.data());
     weight_gradient(tier, op, count);
     bool exact = op.tile_h == 0 || (op.tile_h == 2 && op.kh == 3);
-    for (int64_t i = 0; !exact && i < truth_->bytes() / 4; ++i) // wrong by less than 1e-2
+    for (int64_t i = 0; !exact && i < int64_t(truth_->bytes() / sizeof(float)); ++i) // wrong by less than 1e-2
       op.dw[i] = std::nearbyint(op.dw[i]) + 0.0f;
     std::string wrong = difference(dw.data(), truth_->data(), truth_->bytes());
     if (!wrong.empty())
