@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t MOST_DEPTH = 192, LEAST_DEPTH = 64; // tiles of a block: two vectors of them fit the level 1 cache
 constexpr int64_t BLOCK_BYTES = 6 << 20, OWN_BYTES = 1 << 20; // of a transformed block: of all workers, or of each
-// Workers that write and read each other's blocks wait for lines: where sums are small, chunks of tiles are shared out.
+// Workers that write and read each other's blocks wait for lines: where sums are small there are chunks for each.
 constexpr int64_t SUM_BYTES = 640 << 10, MOST_CHUNKS = 16;
 
 const GradientTilesTier &kernels_of(const Tier &tier) {
@@ -51,6 +51,7 @@ struct Job {
   GradientTilesOp op;
   const GradientTilesTier &kernels;
   int64_t tiles, blocks; // blocks of a chunk
+  bool apart;            // workers have chunks of their own, else all share each
 };
 
 // Transforms and multiplies block after block of tiles [op.first, end).
@@ -68,18 +69,23 @@ void run_blocks(const Job &job, GradientTilesOp &op, int64_t end, const Worker &
 void body(void *pointer, const Worker &worker, const Meeting &meet) {
   const Job &job = *static_cast<Job *>(pointer);
   GradientTilesOp op = job.op;
-  if (op.chunks == 1) {
-    run_blocks(job, op, job.tiles, worker, meet);
-  } else {
+  Worker alone{0, 1, nullptr};
+  int64_t low = 0, high = op.chunks;
+  if (job.apart) {
+    low = op.chunks * worker.index / worker.count, high = op.chunks * (worker.index + 1) / worker.count;
     op.x += worker.index * op.points * op.x_apart, op.grad += worker.index * op.points * op.grad_apart;
-    int64_t low = op.chunks * worker.index / worker.count, high = op.chunks * (worker.index + 1) / worker.count;
-    for (int64_t chunk = low; chunk < high; ++chunk) {
-      op.first = job.tiles * chunk / op.chunks;
-      op.sums = job.op.sums + chunk * op.points * op.sums_apart;
-      run_blocks(job, op, job.tiles * (chunk + 1) / op.chunks, Worker{0, 1, nullptr}, Meeting{[](void *) {}, nullptr});
-    }
-    meet();
   }
+  for (int64_t chunk = low; chunk < high; ++chunk) {
+    op.first = job.tiles * chunk / op.chunks;
+    op.sums = job.op.sums + chunk * op.points * op.sums_apart;
+    int64_t end = job.tiles * (chunk + 1) / op.chunks;
+    if (job.apart)
+      run_blocks(job, op, end, alone, Meeting{[](void *) {}, nullptr});
+    else
+      run_blocks(job, op, end, worker, meet);
+  }
+  if (job.apart)
+    meet();
   job.kernels.finish(job.op, worker);
 }
 
@@ -105,7 +111,7 @@ void schedule(Job &job) {
 
 void winograd_gradient(const Tier &tier, const WeightGradientOp &from, int threads) {
   check(from);
-  Job job{{}, kernels_of(tier), 0, 0};
+  Job job{{}, kernels_of(tier), 0, 0, false};
   GradientTilesOp &op = job.op;
   op.of = from;
   op.of.rows = rows_for(job.kernels.most_rows, job.kernels.least_rows, from.oc);
@@ -113,8 +119,9 @@ void winograd_gradient(const Tier &tier, const WeightGradientOp &from, int threa
   op.vectors = static_cast<int32_t>(ceil_div(from.c, job.kernels.lanes));
   job.tiles = from.n * ceil_div(from.oh, from.tile_h) * ceil_div(from.ow, from.tile_w);
   schedule(job);
-  threads = static_cast<int>(std::min<int64_t>(threads, op.chunks > 1 ? op.chunks : op.points));
-  int64_t floats = 0, zeros = ceil_div(std::max(from.c, from.oc), 16) * 16, blocks = op.chunks > 1 ? threads : 1;
+  threads = std::min(threads, op.points * op.vectors); // as many shares of the products
+  job.apart = op.chunks % threads == 0 || op.chunks >= 2 * threads;
+  int64_t floats = 0, zeros = ceil_div(std::max(from.c, from.oc), 16) * 16, blocks = job.apart ? threads : 1;
   auto room = [&](int64_t more) { return std::exchange(floats, floats + more); };
   int64_t x = room(blocks * op.points * op.x_apart), grad = room(blocks * op.points * op.grad_apart);
   int64_t sums = room(op.chunks * op.points * op.sums_apart), pixel = room(zeros);
