@@ -76,8 +76,6 @@ def test_tiles_of_two_by_two_are_exact(tier: str, size: tuple, same: bool, on_ti
     on_tier(tier)
     x, grad = maps(size, (3, 3), same, whole=True)
     padding = pads((3, 3), same)
-    if min(size[1:3]) == 1 and same:
-        assert x.shape[2:] == grad.shape[2:]  # all but the middle tap may see padding alone
     numerics.assert_exact(ours(x, grad, (3, 3), padding, (2, 2)), truth(x, grad, (3, 3), padding))
 
 
