@@ -11,7 +11,6 @@ from inception_fast.kernels.cpu.winograd import DIRECT, TILES
 from inception_fast.kernels.cpu.winograd_gradient import LEAST_GAIN, gradient_gain
 from inception_fast.kernels.spec import ConvSpec
 from torch import Tensor
-from torch.nn import functional as F
 
 import inception_fast as fast
 import numerics

@@ -278,7 +278,8 @@ void batch_norm_backward(const std::string &tier, const std::string &dtype, std:
   batch_norm_relu_backward(on, op, threads);
 }
 
-// maps: x and grad as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; tile: (0, 0) for the direct sum.
+// maps: x and grad as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; tile: (0, 0) for the direct
+// sum.
 void conv_weight_gradient(const std::string &tier, const std::string &dtype, std::array<int32_t, 9> sizes,
                           std::array<int32_t, 2> stride, std::array<int32_t, 2> padding, std::array<int32_t, 2> tile,
                           std::array<std::tuple<uintptr_t, int64_t>, 2> maps, uintptr_t dw, int threads) {
