@@ -69,7 +69,7 @@ def weight_gradient(
     padding: list[int],
     tile: tuple[int, int] = cpu.DIRECT,
 ) -> Tensor:
-    """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding), by a tile or direct."""
+    """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding); by a tile if named."""
     n, c, h, w = x.shape
     _, oc, oh, ow = grad.shape
     kh, kw = kernel

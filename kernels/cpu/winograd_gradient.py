@@ -8,7 +8,7 @@ import math
 from ..spec import ConvSpec
 from .winograd import DIRECT, LEAST_CHANNELS, TILES, Tile
 
-# Tiles that err like a direct sum, by kernel: at most 4.6e-7 round float64 on v3's layers with the data of a step, where
+# Tiles that err like a direct sum, by kernel: at most 4.6e-7 round float64 on v3's layers with a step's data, where
 # oneDNN has 8.2e-7. The others err by 9e-7 to 2.1e-6.
 BY_DEFAULT: dict[tuple[int, int], Tile] = {(3, 3): (2, 2), (1, 3): (1, 4), (3, 1): (4, 1)}
 TRANSFORM = 6  # multiply-adds' worth of a point's transform, for each channel that goes in
@@ -18,7 +18,7 @@ LEAST_GAIN = 1.25  # on large maps oneDNN is up to 1.2 times as fast as the dire
 
 @functools.lru_cache(maxsize=4096)
 def gradient_tile(spec: ConvSpec, every: bool) -> Tile:
-    """The tile by which the gradient of the convolution's weight pays, of all or of those by default; (0, 0): none does.
+    """The tile by which the gradient of the convolution's weight pays, of all or of the default ones; (0, 0): none.
 
     Fitted to v3's layers on a Zen 4, of whose measured gains over the direct kernel it says 0.87 to 1.12.
     """
@@ -32,7 +32,7 @@ def gradient_tile(spec: ConvSpec, every: bool) -> Tile:
 
 
 def gradient_gain(spec: ConvSpec, tile: Tile) -> float:
-    """How many times the multiply-adds of the direct sum, padding included, are those of the batch's tiles, by count."""
+    """How many times the multiply-adds of the direct sum, padding included, are those of the batch's tiles."""
     points = (tile[0] + spec.kh - 1) * (tile[1] + spec.kw - 1)
     tiles = spec.n * math.ceil(spec.oh / tile[0]) * math.ceil(spec.ow / tile[1])
     each = tiles * (spec.c * spec.oc + TRANSFORM * (spec.c + spec.oc)) + FINISH * points * spec.c * spec.oc
