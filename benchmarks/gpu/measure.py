@@ -107,7 +107,8 @@ def worst_of(y: Tensor, wanted: Tensor, budget: float) -> str:
     """What is wrong about y: how many elements are beyond the budget, where they lie, the first and the worst."""
     off = (y.double() - wanted).abs().nan_to_num(math.inf, math.inf) / wanted.abs().max()
     places = (off > budget).nonzero()
-    spans = ", ".join(f"{axis.min().item()}..{axis.max().item()} of {n}" for axis, n in zip(places.T, y.shape))
+    axes = zip(places.T, y.shape, strict=True)
+    spans = ", ".join(f"{axis.min().item()}..{axis.max().item()} of {n}" for axis, n in axes)
     worst = torch.unravel_index(off.argmax(), off.shape)
     named = {"first": tuple(places[0].tolist()), "worst": tuple(int(i) for i in worst)}
     values = ", ".join(f"{name} {at} is {y[at].item():g} for {wanted[at].item():g}" for name, at in named.items())

@@ -114,7 +114,7 @@ def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: p
 
 
 def test_the_devices_own_tests_run_and_fail_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else runs them before they meet a GPU: here on the kernels' own source, and on kernels that do nothing."""
+    """Nothing else runs them before they meet a GPU: on the kernels' own source, and on kernels that do nothing."""
     device = importlib.import_module(".test_hopper_device", __package__)
     small = ConvSpec(2, 5, 5, 24, 48, 1, 3, padding=(0, 0, 1, 1), dtype="bfloat16")
     monkeypatch.setattr(device, "SPECS", {"1x7": small})
