@@ -481,3 +481,13 @@ def test_unnamed_the_backend_is_taken_only_where_it_won(here: loader.Library, mo
         ]
     finally:
         dispatch.choose.cache_clear()
+
+
+def test_kernels_of_many_configurations_keep_the_most_shared_memory(tmp_path: Path) -> None:
+    """launch.cu over a runtime that refuses what the last call did not allow, as CUDA's does."""
+    program, root = tmp_path / "launches", Path(__file__).parents[1]
+    source = ["-x", "c++", str(root / "kernels/cuda/launch.cu"), str(root / "tests/cuda/launches.cpp")]
+    folders = [f"-I{root / folder}" for folder in ("tests/cuda/runtime", "kernels/cuda")]
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", *folders, *source, "-o", str(program)], check=True)
+    ran = subprocess.run([str(program)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout

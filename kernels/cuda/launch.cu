@@ -1,5 +1,6 @@
 #include <cstring>
 #include <cuda_runtime.h>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -49,7 +50,12 @@ int most_blocks(int blocks, int device) {
 }
 
 void allow_shared(const void *kernel, int bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  cudaFuncAttributes now{};
+  check(cudaFuncGetAttributes(&now, kernel), "cudaFuncGetAttributes");
+  if (bytes > now.maxDynamicSharedSizeBytes)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
 }
 
 void launch_blob(const void *bytes, uint32_t magic, const char *maker, int64_t parameters, uint64_t stream) {

@@ -28,7 +28,8 @@ int current_device();
 // Blocks that a launch may have: `blocks`, or one for each multiprocessor of the device where that is 0.
 int most_blocks(int blocks, int device);
 
-// Lets the kernel have that much dynamic shared memory, once for all its launches.
+// Lets the kernel have at least that much dynamic shared memory on the current device, in all its launches from now
+// on. Several configurations share a kernel, and a launch is refused that wants more than was allowed last.
 void allow_shared(const void *kernel, int bytes);
 
 // Launches what `bytes`, a blob that need not be aligned, says; `parameters` is the offset of GROUP in it, and

@@ -203,7 +203,8 @@ def test_layers_train_as_torch_does(momentum: float | None, on_gpu: None, monkey
         mine, theirs = layers.get_parameter(name).grad, plain.get_parameter(name).grad
         assert mine is not None and theirs is not None and exact.grad is not None
         allowed = max(numerics.GRAD_REL_L2, numerics.CANCELLING * numerics.rel_l2(theirs, exact.grad))
-        assert numerics.rel_l2(mine.cpu(), exact.grad) <= allowed, name
+        error = numerics.rel_l2(mine.cpu(), exact.grad)
+        assert error <= allowed, name
     for name, value in wide.state_dict().items():
         found = layers.state_dict()[name].float().cpu()
         numerics.assert_close_budget(found, value.double(), dtype=torch.float32)
