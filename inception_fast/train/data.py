@@ -5,7 +5,9 @@ split, and the tensors of a step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,5 +174,33 @@ def evaluation_loader(data: Data, images: int, batch_size: int, size: int, worke
 def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]:
     # Its own generator: a loader that draws from torch's global one would move the numbers of the model's randomness.
     return DataLoader(
-        pixels, batch_sampler=batch_sampler, num_workers=workers, generator=torch.Generator().manual_seed(0)
+        pixels,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal and `docker stop` signal all processes at once; the parent still needs the images of its last step.
+
+    Workers end when the parent has no more use for them, and a few seconds after it was killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError that says what to do."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error) or type(error).__name__
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that prepares images is gone ({text.strip().rstrip('.')}); the system kills one when memory "
+            "runs out: resume, with fewer workers"
+        ) from error

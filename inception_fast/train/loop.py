@@ -18,7 +18,7 @@ import torch
 
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import Data, DataError, load_data, training_loader
+from .data import Data, DataError, load_data, lost_workers_named, training_loader
 from .distributed import World, join, restarted
 from .drift import NAME as DRIFT
 from .drift import Probe
@@ -98,10 +98,10 @@ def train(
     with torch.random.fork_rng(devices=[]), join(options.device) as world:
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
-        status = _fit(run, on_row if world.leader else lambda row: None)
-        run.weights = run.trainer.whole_weights()
-        summary = _summary(run, status) if world.leader else {}
-        return summary
+        with lost_workers_named():
+            status = _fit(run, on_row if world.leader else lambda row: None)
+            run.weights = run.trainer.whole_weights()
+            return _summary(run, status) if world.leader else {}
 
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
