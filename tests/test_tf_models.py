@@ -241,7 +241,7 @@ def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_convert_makes_sure_of_room_first(tmp_path: Path) -> None:
     """HDF5 would crash the process at its end over a file that the disk did not take."""
     torch.save(torch_net("inception_v1", num_classes=2).state_dict(), tmp_path / "net.pth")
-    with small_files(1_000_000), pytest.raises(OSError, match="MB are needed: .*net.weights.h5"):
+    with small_files(1_000_000), pytest.raises(OSError, match=r"MB are needed: .*net\.weights\.h5"):
         tf.convert(tmp_path / "net.pth", tmp_path / "net.weights.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
 

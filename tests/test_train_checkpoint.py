@@ -130,7 +130,7 @@ def test_training_survives_a_disk_that_takes_no_checkpoint(tmp_path: Path) -> No
 
 
 def test_a_disk_that_takes_no_log_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:
-    """The log is what fails here: whole rows stay, the message says which file, and the curve is the uninterrupted one."""
+    """The log is what fails here: whole rows stay, the file is named, and the curve is the uninterrupted one."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

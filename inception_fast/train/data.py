@@ -5,7 +5,9 @@ split, and the tensors of a step.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from .augment import augment
 from .stream import Key, Stream
 
 HELD_OUT = 5  # every fifth image of a class is kept for evaluation where the data set does not say which
+
+PARENT_SECONDS = 2.0  # between two looks of a worker at whether its parent lives
 
 
 class DataError(ValueError):
@@ -185,15 +189,26 @@ def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A terminal and `docker stop` signal all processes at once; the parent still needs the images of its last step.
 
-    Workers end when the parent has no more use for them, and a few seconds after it was killed.
+    Workers end when the parent says so, and a few seconds after it was killed. That they look for this in a thread
+    matters: a worker waits for ever for a lock that was held by one that was killed.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+        if found is not None and found.si_pid == parent:
+            break
+    os._exit(0)
 
 
 @contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError that says what to do."""
+    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError: what to do."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
