@@ -96,7 +96,7 @@ def load_data(
     bad: "refuse" raises on broken images, empty classes and labels out of range, "skip" leaves them out and counts
     them.
     download: let torchvision fetch what ROOT does not hold.
-    cache: a file in which the verdict on a folder's images is kept, so that a resumed run does not read them all again.
+    cache: a file in which the verdict on the images is kept, so that a resumed run does not read them all again.
 
     Raises:
         DataError: naming what is missing or broken.
@@ -110,11 +110,11 @@ def load_data(
     if name.startswith("hf:"):
         from .hub import load_hub
 
-        return load_hub(name, bad)
+        return load_hub(name, bad, cache, say)
     if name.startswith("torchvision:"):
         from .vision import load_vision
 
-        return load_vision(name, bad, download)
+        return load_vision(name, bad, download, cache, say)
     from .folder import load_folder
 
     return load_folder(Path(name), bad, cache, say)
