@@ -10,7 +10,7 @@ from itertools import groupby
 
 COLOURS = ("#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#b83a4b", "#6b6b6b", "#c2a11f", "#2a9d9d")
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 42
+LEFT, RIGHT, TOP, BOTTOM = 56, 22, 30, 42
 
 
 @dataclass(frozen=True)
