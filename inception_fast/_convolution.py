@@ -1,7 +1,7 @@
 """A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
 
-At stride 1 forward and the gradient of x may be native too, by Winograd's algorithm: in float32, where a tile pays. By
-default that is the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside
+At stride 1 all three products may be native by Winograd's algorithm: in float32, where a tile pays. By default that is
+the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside
 a bfloat16 x, as autocast makes it, and its gradient is then summed and kept in float32. What the native kernels cannot
 take runs in torch's operations.
 """
@@ -20,7 +20,7 @@ SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=F
 INPUT_GRADIENT_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
 )
-GRADIENT_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor"
+GRADIENT_SCHEMA = INPUT_GRADIENT_SCHEMA
 
 
 def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
@@ -50,13 +50,17 @@ def input_gradient_kernel(
     return torch.empty_like(x).copy_(dx)
 
 
-def gradient_kernel(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def gradient_kernel(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False
+) -> Tensor:
     """The gradient of `weight`, in its dtype."""
-    if weight.dtype is torch.float32 and _runs_natively(grad, x):
+    # A named backend that has no such gradient leaves it to torch: forward and the gradient of x are torch's anyway.
+    if weight.dtype is torch.float32 and _is_ours(x):
         from .backends import weight_gradient
 
-        dw = weight_gradient.weight_gradient(grad, x, list(weight.shape[2:]), stride, padding)
-        return dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)
+        dw = weight_gradient.where_it_pays(grad, x, list(weight.shape[2:]), stride, padding, winograd)
+        if dw is not None:
+            return dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)
     dw = _convolution_backward(grad, x, weight, stride, padding, 1).to(weight.dtype)
     return torch.empty_like(weight).copy_(dw)
 
@@ -69,16 +73,6 @@ def _is_ours(x: Tensor) -> bool:
     return bool(dispatch.backend_status()["cpu"])
 
 
-def _runs_natively(grad: Tensor, x: Tensor) -> bool:
-    """Whether the native kernels run the gradient."""
-    if not _is_ours(x):
-        return False
-    from .backends import weight_gradient
-
-    # A named backend that has no such gradient leaves it to torch: forward and the gradient of x are torch's anyway.
-    return not weight_gradient.reasons(grad, x) and weight_gradient.pays(grad)
-
-
 def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
     return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
 
@@ -89,7 +83,9 @@ def input_gradient_fake(
     return torch.empty_like(x)
 
 
-def gradient_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def gradient_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False
+) -> Tensor:
     return torch.empty_like(weight)
 
 
@@ -109,7 +105,7 @@ def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         dx = torch.ops.inception_fast.conv_input_gradient(grad, x, weight, ctx.stride, ctx.padding, ctx.winograd)
     if ctx.needs_input_grad[1]:
-        dw = torch.ops.inception_fast.conv_weight_gradient(grad, x, weight, ctx.stride, ctx.padding)
+        dw = torch.ops.inception_fast.conv_weight_gradient(grad, x, weight, ctx.stride, ctx.padding, ctx.winograd)
     return dx, dw, None, None, None
 
 

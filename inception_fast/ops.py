@@ -175,7 +175,8 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
 
     The gradient of the weight is native on the CPU for float32 and bfloat16 in channels_last, summed in float32 and
     rounded to the weight's dtype. So are y and the gradient of x, for float32 at stride 1 where fewer products pay: of
-    3x3, by tiles whose error is like that of torch's sums. All else is torch's. Gradients reach x and weight, any
+    3x3, all three by tiles whose error is like that of torch's sums, and so the weight's gradient of 1x3 and 3x1. All
+    else is torch's. Gradients reach x and weight, any
     number of times.
 
     Args:

@@ -87,7 +87,7 @@ def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
 
     Args:
         winograd: in training on the CPU, float32 convolutions of these layers at stride 1 may take every tile of
-            Winograd's algorithm where it pays, forward and for the gradient of x: see `ops.convolution`.
+            Winograd's algorithm where it pays, forward and in both gradients: see `ops.convolution`.
 
     Example:
         model = replace_layers(torchvision.models.inception_v3())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from checkout import ROOT, project_files
 
@@ -36,18 +36,33 @@ def copy_checkout(to: Path) -> list[Path]:
     return files
 
 
-def build_wheel(source: Path, out: Path, hopper: bool = False) -> tuple[Path, float]:
-    """The wheel of a source tree, built offline with this environment's tools, and the processor seconds that took."""
-    start = child_seconds()
+class Built(NamedTuple):
+    """A wheel, the processor seconds that it took, which a busy machine does not stretch, and what the largest of the
+    processes that built it had in memory.
+    """
+
+    wheel: Path
+    seconds: float
+    largest_bytes: int
+
+
+# Runs a command and prints, last, the processor seconds and the largest memory of all the processes that it started.
+COUNTED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
+def build_wheel(source: Path, out: Path, hopper: bool = False) -> Built:
+    """The wheel of a source tree, built offline with this environment's tools."""
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", out)
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out, hopper=hopper)
-    return only(out, "*.whl"), child_seconds() - start
-
-
-def child_seconds() -> float:
-    """Processor time of every process started and ended so far: what a busy machine does not stretch."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    build = (sys.executable, "-m", "pip", "wheel", *options, source)
+    said = run(sys.executable, "-c", COUNTED, *build, cwd=out, hopper=hopper)
+    seconds, largest = said.split()[-2:]
+    return Built(only(out, "*.whl"), float(seconds), int(largest))
 
 
 def build_editable(source: Path, out: Path) -> Path:

@@ -92,6 +92,23 @@ def assert_exact(y: Tensor, expected: Tensor) -> None:
     assert differing == 0, f"{differing} of {y.numel()} elements differ"
 
 
+def differences(y: Tensor, expected: Tensor) -> str:
+    """Where and how y is not exactly `expected`, enough to find the cause without the machine; empty where it is."""
+    if y.shape != expected.shape:
+        return f"shape {tuple(y.shape)}, expected {tuple(expected.shape)}"
+    mine, wanted = y.to(torch.float64), expected.to(torch.float64)
+    places = (mine != wanted).nonzero()  # a NaN differs from everything
+    if not len(places):
+        return ""
+    first = [tuple(place.tolist()) for place in places[:6]]
+    values = ", ".join(f"{place} is {mine[place].item():g} for {wanted[place].item():g}" for place in first)
+    spans = ", ".join(
+        f"{len(axis.unique())} of {size} in {axis.min().item()}..{axis.max().item()}"
+        for axis, size in zip(places.unbind(1), y.shape, strict=True)
+    )
+    return f"{len(places)} of {y.numel()} differ, {int(mine.isnan().sum())} are NaN; by axis {spans}; {values}"
+
+
 def random(
     *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, low: float = -1.0, high: float = 1.0
 ) -> Tensor:

@@ -178,6 +178,22 @@ def test_products_of_padding_alone_are_too_few_to_skip(maps: ctypes.CDLL, turns:
     assert 0.005 < idle / total < 0.02
 
 
+def test_four_images_of_8x8_share_their_weights(maps: ctypes.CDLL) -> None:
+    """The 256 pixels are two blocks of a cluster, each of which loads half of the weights for both. As one block of 256
+    rows they would be 64 tiles at batch 128, for 132 multiprocessors.
+    """
+    (shape,) = {one for one in SHAPES if (one.h, one.w, one.c, one.oc, one.kh, one.kw) == (8, 8, 384, 384, 1, 3)}
+    keys = [(one.rows, one.columns, one.depth, one.cluster) for one in configurations(maps)]
+    config, conv, weight_map = keys.index((128, 192, 64, 2)), described(shape, 128), np.zeros(22, np.int64)
+    maps.maps_of(ctypes.byref(conv), config, _pointer(np.zeros(22, np.int64)), _pointer(weight_map))
+    assert 2 * weight_map[9] == 192
+    units = tiles_of(maps, [conv], config, 2).reshape(-1, 2, 9)
+    assert (units[:, 0, 2] == units[:, 1, 2]).all(), "both blocks of a cluster have the same columns"
+    first = sorted(map(tuple, units[:, :, 6].tolist()))
+    assert first == sorted((n, n + 2) for n in range(0, 128, 4) for _ in range(2))
+    assert units.shape[0] * 2 == 128
+
+
 def test_all_configurations_occur(maps: ctypes.CDLL) -> None:
     count = len(configurations(maps))
     assert len({index * 37 % count for index in range(len(SHAPES))}) == count

@@ -61,7 +61,8 @@ def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_p
 
 def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build_driver(ROOT, tmp_path, optimize="-O0", sanitize="thread")
-    for test in ("mix", "callers", "shared", "pair", "winograd", "import", "average", "weight_gradient"):
+    shared = ("mix", "callers", "shared", "pair", "winograd", "import", "average", "weight_gradient", "gradient_tiles")
+    for test in shared:
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")
 
 

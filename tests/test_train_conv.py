@@ -243,14 +243,13 @@ def test_operator_gradients_keep_their_budgets(layer: tuple, winograd: bool, mon
     if winograd:
         norm, _ = numerics.winograd_budget(kernel, TILES[kernel][0])
         assert calls == [TILES[kernel][0]] * 2
-        assert numerics.rel_l2(y, expected[0]) <= norm and numerics.rel_l2(dx, expected[1]) <= norm
+        assert all(numerics.rel_l2(mine, wide) <= norm for mine, wide in zip((y, dx, dw), expected, strict=True))
     else:
         assert calls == ([(2, 2)] * 2 if kernel == (3, 3) else [])
         assert numerics.rel_l2(y, expected[0]) <= numerics.FP32_REL_L2 * 1.3**2
         for mine, theirs, wide in zip((dx, dw), torchs[1:], expected[1:], strict=True):
             numerics.assert_close_gradient(mine, wide)
             assert numerics.rel_l2(mine, theirs) <= numerics.GRAD_REL_L2
-    numerics.assert_close_gradient(dw, expected[2])
 
 
 @pytest.mark.parametrize("winograd", [False, True])

@@ -138,7 +138,7 @@ def test_reasons_name_what_the_kernels_do_not_take() -> None:
 def test_a_bad_call_is_refused_before_anything_is_written() -> None:
     with pytest.raises(ValueError, match="over 0 pixels"):
         cpu.conv_weight_gradient(
-            cpu.default_tier(), "float32", (0, 1, 1, 1, 1, 1, 1, 1, 1), (1, 1), (0, 0), ((1, 1), (1, 1)), 1, 1
+            cpu.default_tier(), "float32", (0, 1, 1, 1, 1, 1, 1, 1, 1), (1, 1), (0, 0), (0, 0), ((1, 1), (1, 1)), 1, 1
         )
 
 

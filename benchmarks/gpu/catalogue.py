@@ -33,6 +33,7 @@ PAIRS = ("v3_192", "v3_128", "v4_256", "resnet_192")
 
 
 FIRST = "inception_v3"  # the network that is measured first
+LARGE = 128  # the batch at which the CUDA kernels are measured first
 
 
 def jobs() -> list[Job]:
@@ -41,18 +42,18 @@ def jobs() -> list[Job]:
     """
     wide, fewest = DTYPES[0], BATCHES[:3]
     found = [Job("build", 60, 400), Job("machine", 10, 60)]
-    found += [Job(f"exact/{name}", 100, 150 if name == "hopper_device" else 300, "exact") for name in TESTS]
+    found += [Job(f"exact/{name}", 100, 240 if name == "hopper_device" else 300, "exact") for name in TESTS]
     found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
-    found += [Job(f"network/{FIRST}/{n}/{wide}", 45, 300) for n in fewest]
+    found += [Job(f"network/{FIRST}/{n}/{wide}", 50, 200) for n in fewest]
+    found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 40, 100)]
     found += [Job(f"sanitizer/{tool}/few", 90, 180, "sanitizer") for tool in TOOLS]
-    found += [Job(f"counters/{PAIRS[0]}/{form}", 30, 200) for form in ("separate", "fused")]
     found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400) for n in fewest[:1]]
     found += [Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300) for n in fewest[:1]]
-    found += [Job("probe/hopper", 40, 100), Job(f"hopper/{fewest[0]}/{wide}", 120, 500)]
-    found += [Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 520)]
+    found += [Job(f"counters/{PAIRS[0]}/{form}", 30, 200) for form in ("separate", "fused")]
+    found += [Job(f"hopper/{fewest[0]}/{wide}", 120, 500), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 520)]
     for n in fewest[1:]:
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300)]
-    found += [Job(f"hopper/{n}/{wide}", 120, 500) for n in BATCHES[1:]]
+    found += [Job(f"hopper/{n}/{wide}", 120, 500) for n in BATCHES[1:] if n != LARGE]
     found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 520) for n in fewest[1:]]
     found += [Job(f"layers/{n}/{dtype}", 150, 500) for dtype in DTYPES for n in BATCHES]
     found += [Job(f"training/{dtype}", 200, 500) for dtype in DTYPES]

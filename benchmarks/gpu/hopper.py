@@ -15,6 +15,7 @@ from inception_fast.kernels.cuda import convolve, pair, tune
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
 from inception_fast.kernels.spec import ConvSpec, PairSpec
+from journal import broken_context
 from measure import CHECKED, DEVICE, LAYER_BUDGET, PAIR_SIZES, checked, draw, layer_calls, layer_spec
 from timing import device_seconds, host_seconds, summary
 from torch import Tensor
@@ -23,25 +24,36 @@ from inception_fast.backends import hopper_gpu, triton_gpu
 
 HERE = Path(__file__).resolve().parent
 TRIED, CHAIN = 5, 64
+FIRST = "17_"  # of the layers: half of the networks' products
 
 
 def layer_rows(n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """Every layer that the kernels take: cuDNN, Triton, each cut, and the best one as a row of the shipped data; all
-    rows so far, a layer at a time.
+    rows so far, a layer at a time, the convolutions and pairs at 17x17 first.
     """
     torch.backends.cudnn.benchmark = True
     kernels, rows = cuda.library(), list[dict[str, Any]]()
-    for name in LAYERS:
-        spec, head = layer_spec(name, n, dtype), {"layer": name, "batch": n, "dtype": dtype}
+    first = [name for name in LAYERS if name.startswith(FIRST)]
+    for name in (*first, *PAIR_SIZES, *(name for name in LAYERS if name not in first)):
+        head = {"layer": name, "batch": n, "dtype": dtype}
+        spec = layer_spec(name, n, dtype) if name in LAYERS else pair_spec(PAIR_SIZES[name], n, dtype)
         why = hopper_gpu.spec_reasons(kernels, spec)
         if why:
             rows.append({**head, "runtime": "cuda", "status": "unavailable", "note": "; ".join(why)})
         else:
-            rows += raced(spec, head)
+            rows += unless_lost(raced if isinstance(spec, ConvSpec) else raced_pair, spec, head)
         yield rows
-    for name, sizes in PAIR_SIZES.items():
-        rows += raced_pair(pair_spec(sizes, n, dtype), {"layer": name, "batch": n, "dtype": dtype})
-        yield rows
+
+
+def unless_lost(race: Callable[[Any, dict[str, Any]], list[dict[str, Any]]], spec: Any, head: dict[str, Any]) -> Any:
+    """The rows of a race, or the one of its failure. Raises RuntimeError where nothing else can run after it."""
+    try:
+        return race(spec, head)
+    except (RuntimeError, ValueError) as problem:
+        lost = broken_context()
+        if lost:
+            raise RuntimeError(f"{head['layer']}: {lost}") from problem
+        return [{**head, "runtime": "cuda", "status": "failed", "note": f"{type(problem).__name__}: {problem}"[:800]}]
 
 
 def raced(spec: ConvSpec, head: dict[str, Any]) -> list[dict[str, Any]]:

@@ -86,7 +86,8 @@ def checked(
         row = rows[runtime] = {**about, "runtime": runtime}
         try:
             call = make()
-            error = error_of(as_tensor(call())[: len(wanted)], wanted)
+            y = as_tensor(call())[: len(wanted)]
+            error = error_of(y, wanted)
         except ImportError as problem:
             row |= {"status": "unavailable", "note": str(problem)[:400]}
             continue
@@ -97,7 +98,21 @@ def checked(
         row |= {"rel_error": error if math.isfinite(error) else None, "status": "ok" if right else "wrong"}
         if right:
             calls[runtime] = call
+        else:
+            row["note"] = worst_of(y, wanted, budget(runtime))
     return rows, calls
+
+
+def worst_of(y: Tensor, wanted: Tensor, budget: float) -> str:
+    """What is wrong about y: how many elements are beyond the budget, where they lie, the first and the worst."""
+    off = (y.double() - wanted).abs().nan_to_num(math.inf, math.inf) / wanted.abs().max()
+    places = (off > budget).nonzero()
+    axes = zip(places.T, y.shape, strict=True)
+    spans = ", ".join(f"{axis.min().item()}..{axis.max().item()} of {n}" for axis, n in axes)
+    worst = torch.unravel_index(off.argmax(), off.shape)
+    named = {"first": tuple(places[0].tolist()), "worst": tuple(int(i) for i in worst)}
+    values = ", ".join(f"{name} {at} is {y[at].item():g} for {wanted[at].item():g}" for name, at in named.items())
+    return f"{len(places)} of {y.numel()} elements of {tuple(y.shape)} beyond {budget:g}, in {spans}; {values}"
 
 
 def as_tensor(y: Any) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import xla
+from journal import ENDED
 from measure import DEVICE, Maker, checked
 from timing import host_seconds, summary
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from inception_fast.engine.plan import lower
 from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 
 CHECKED = 16  # images of a batch that are compared with float64
+CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
 OURS = ("ours", "cuda")  # as it chooses, and all that the CUDA kernels take on these
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
@@ -54,15 +59,33 @@ def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> 
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for names in (FIRST, *([name] for name in later if name in makers)):
-        some, right = _checked({name: makers[name] for name in names}, about, truth, dtype)
-        rows, calls = {**rows, **some}, {**calls, **right}
-        with torch.no_grad():
-            for runtime, seconds in host_seconds(calls).items() if calls else ():
-                rows[runtime] |= summary(seconds)
+        with ended_after(CUDA_SECONDS) if "cuda" in names else contextlib.nullcontext():
+            some, right = _checked({name: makers[name] for name in names}, about, truth, dtype)
+            rows, calls = {**rows, **some}, {**calls, **right}
+            with torch.no_grad():
+                for runtime, seconds in host_seconds(calls).items() if calls else ():
+                    rows[runtime] |= summary(seconds)
         ours = rows["ours"].get("median_ms")
         for row in rows.values():
             row["ratio"] = row["median_ms"] / ours if ours and "median_ms" in row else None
         yield list(rows.values())
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Ends the process when what is inside takes longer: nothing else gets out of a kernel that hangs."""
+
+    def end() -> None:
+        print(f"the CUDA kernels took longer than {seconds:.0f} s", flush=True)
+        os._exit(ENDED)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _checked(

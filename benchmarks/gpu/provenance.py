@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.metadata
 import os
@@ -31,6 +32,7 @@ def machine() -> tuple[dict[str, Any], str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     about |= {"python": platform.python_version(), "versions": versions, "cores": os.cpu_count()}
+    about["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     about |= {"commit": printed("git", "rev-parse", "HEAD") or None, "sources": sources()}
     release = re.search(r"release (\S+),", printed("nvcc", "--version"))
     return about | {"nvcc": release[1] if release else None}, ""

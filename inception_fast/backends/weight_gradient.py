@@ -1,11 +1,17 @@
-"""The weight gradient of a convolution by the native kernels, for float32 and bfloat16 maps in channels_last."""
+"""The weight gradient of a convolution by the native kernels, for float32 and bfloat16 maps in channels_last.
+
+A direct sum, or at stride 1 in float32 Winograd's tiles where these pay.
+"""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
 from ..kernels import cpu
+from ..kernels.spec import ConvSpec
 from .batch_norm import NATIVE
 from .pitch import pixel_pitch
 
@@ -29,12 +35,41 @@ def reasons(grad: Tensor, x: Tensor) -> list[str]:
 
 
 def pays(grad: Tensor) -> bool:
-    """Whether the native kernels are faster than torch's: on small maps."""
+    """Whether the direct native kernels are faster than torch's: on small maps."""
     return grad.numel() // grad.shape[1] <= MOST_PIXELS[grad.dtype]
 
 
-def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding)."""
+def where_it_pays(
+    grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], every: bool
+) -> Tensor | None:
+    """`weight_gradient`, or None where torch's is as fast; `every`: by any tile, not by the exact one alone."""
+    if reasons(grad, x):
+        return None
+    tile = cpu.DIRECT
+    if x.dtype is torch.float32 and tuple(stride) == (1, 1):
+        tile = _tile(tuple(x.shape), grad.shape[1], tuple(kernel), tuple(padding), every)
+    if tile == cpu.DIRECT and not pays(grad):
+        return None
+    return weight_gradient(grad, x, kernel, stride, padding, tile)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tile(
+    shape: tuple[int, ...], oc: int, kernel: tuple[int, ...], padding: tuple[int, ...], every: bool
+) -> tuple[int, int]:
+    (n, c, h, w), (kh, kw), (top, left) = shape, kernel, padding
+    return cpu.gradient_tile(ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left)), every)
+
+
+def weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    tile: tuple[int, int] = cpu.DIRECT,
+) -> Tensor:
+    """float32 [oc, c, kh, kw] in channels_last, of y = conv2d(x, weight, None, stride, padding); by a tile if named."""
     n, c, h, w = x.shape
     _, oc, oh, ow = grad.shape
     kh, kw = kernel
@@ -47,6 +82,7 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: list[int], stride: list[int
         (n, h, w, c, oc, kh, kw, oh, ow),
         (stride[0], stride[1]),
         (padding[0], padding[1]),
+        tile,
         ((x.data_ptr(), x_pitch), (grad.data_ptr(), grad_pitch)),
         dw.data_ptr(),
         torch.get_num_threads(),

@@ -30,6 +30,7 @@ from ..spec import ConvSpec, PairSpec, PoolSpec
 from .winograd import DIRECT as DIRECT
 from .winograd import training_tile as training_tile
 from .winograd import winograd_tile as winograd_tile
+from .winograd_gradient import gradient_tile as gradient_tile
 
 try:
     from . import _native

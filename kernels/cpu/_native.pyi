@@ -51,6 +51,7 @@ def conv_weight_gradient(
     sizes: tuple[int, int, int, int, int, int, int, int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
+    tile: tuple[int, int],
     maps: tuple[tuple[int, int], tuple[int, int]],
     dw: int,
     threads: int,

@@ -278,14 +278,16 @@ void batch_norm_backward(const std::string &tier, const std::string &dtype, std:
   batch_norm_relu_backward(on, op, threads);
 }
 
-// maps: x and grad as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow.
+// maps: x and grad as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; tile: (0, 0) for the direct
+// sum.
 void conv_weight_gradient(const std::string &tier, const std::string &dtype, std::array<int32_t, 9> sizes,
-                          std::array<int32_t, 2> stride, std::array<int32_t, 2> padding,
+                          std::array<int32_t, 2> stride, std::array<int32_t, 2> padding, std::array<int32_t, 2> tile,
                           std::array<std::tuple<uintptr_t, int64_t>, 2> maps, uintptr_t dw, int threads) {
   WeightGradientOp op{};
   op.type = type_named(dtype, "map", false);
   std::tie(op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.oh, op.ow) = std::tuple_cat(sizes);
   op.stride_h = stride[0], op.stride_w = stride[1], op.top = padding[0], op.left = padding[1];
+  op.tile_h = tile[0], op.tile_w = tile[1];
   op.x = at<const void>(std::get<0>(maps[0])), op.x_pitch = std::get<1>(maps[0]);
   op.grad = at<const void>(std::get<0>(maps[1])), op.grad_pitch = std::get<1>(maps[1]);
   op.dw = at<float>(dw);

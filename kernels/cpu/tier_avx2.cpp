@@ -10,6 +10,7 @@
 #include "train_weights.h"
 #include "weight_gradient.h"
 #include "winograd.h"
+#include "winograd_gradient.h"
 
 namespace inception_fast::cpu {
 
@@ -20,6 +21,8 @@ extern const Tier avx2_tier = {
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
 extern const TrainWeightsTier avx2_train_weights = {pack_weights};
+extern const GradientTilesTier avx2_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,
+                                                      transform_tiles, multiply_points, finish_taps};
 extern const WeightGradientTier avx2_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                         Isa::dots, pack_gradient, multiply_gradient};
 

@@ -16,6 +16,7 @@ using Isa = Avx512;
 #include "train_weights.h"
 #include "weight_gradient.h"
 #include "winograd.h"
+#include "winograd_gradient.h"
 
 namespace inception_fast::cpu {
 
@@ -26,6 +27,8 @@ extern const Tier avx512_tier = {
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
 extern const TrainWeightsTier avx512_train_weights = {pack_weights};
+extern const GradientTilesTier avx512_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,
+                                                        transform_tiles, multiply_points, finish_taps};
 extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                           Isa::dots, pack_gradient, multiply_gradient};
 

@@ -1,6 +1,7 @@
 #include "weight_gradient_op.h"
 
 #include "parallel.h"
+#include "winograd_gradient_op.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -42,16 +43,6 @@ const WeightGradientTier &kernels_of(const Tier &tier) {
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The height of a tile that covers `oc` with the fewest rows, the larger of two.
-int32_t rows_for(const WeightGradientTier &kernels, int32_t oc) {
-  auto covered = [&](int32_t rows) { return ceil_div(oc, rows) * rows; };
-  int32_t best = kernels.most_rows;
-  for (int32_t rows = best - 1; rows >= kernels.least_rows; --rows)
-    if (covered(rows) < covered(best))
-      best = rows;
-  return best;
-}
 
 struct Job {
   WeightGradientOp op;
@@ -114,8 +105,26 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
     share_outputs(job, job.op, worker, meet);
 }
 
-// Memory that the thread keeps for its next calls: asked of the system each time, its pages would be new each time.
-char *scratch(int64_t bytes) {
+void check(const WeightGradientOp &op, int threads) {
+  int64_t pixels = int64_t(op.n) * op.oh * op.ow;
+  if (pixels < 1 || std::min({op.c, op.oc, op.kh, op.kw, op.stride_h, op.stride_w}) < 1 || threads < 1)
+    throw std::invalid_argument("a weight gradient over " + std::to_string(pixels) + " pixels, " +
+                                std::to_string(op.c) + " to " + std::to_string(op.oc) + " channels on " +
+                                std::to_string(threads) + " threads; allowed: at least one of each");
+}
+
+} // namespace
+
+int32_t rows_for(int most, int least, int32_t oc) {
+  auto covered = [&](int32_t rows) { return ceil_div(oc, rows) * rows; };
+  int32_t best = most;
+  for (int32_t rows = best - 1; rows >= least; --rows)
+    if (covered(rows) < covered(best))
+      best = rows;
+  return best;
+}
+
+char *gradient_scratch(int64_t bytes) {
   struct Free {
     void operator()(void *p) const { std::free(p); }
   };
@@ -132,23 +141,15 @@ char *scratch(int64_t bytes) {
   return memory.get();
 }
 
-void check(const WeightGradientOp &op, int threads) {
-  int64_t pixels = int64_t(op.n) * op.oh * op.ow;
-  if (pixels < 1 || std::min({op.c, op.oc, op.kh, op.kw, op.stride_h, op.stride_w}) < 1 || threads < 1)
-    throw std::invalid_argument("a weight gradient over " + std::to_string(pixels) + " pixels, " +
-                                std::to_string(op.c) + " to " + std::to_string(op.oc) + " channels on " +
-                                std::to_string(threads) + " threads; allowed: at least one of each");
-}
-
-} // namespace
-
 void weight_gradient(const Tier &tier, const WeightGradientOp &from, int threads) {
   check(from, threads);
+  if (from.tile_h > 0 || from.tile_w > 0)
+    return winograd_gradient(tier, from, threads);
   const WeightGradientTier &kernels = kernels_of(tier);
   Job job{from, kernels, 1, 0, 0, 1, nullptr};
   WeightGradientOp &op = job.op;
   op.begin = 0, op.end = int64_t(op.n) * op.oh * op.ow;
-  op.rows = rows_for(kernels, op.oc);
+  op.rows = rows_for(kernels.most_rows, kernels.least_rows, op.oc);
   bool pairs = kernels.pairs && op.type == Type::bfloat16;
   int64_t taps = int64_t(op.kh) * op.kw, tiles = ceil_div(op.oc, op.rows);
   int64_t items = tiles * taps * ceil_div(op.c, kernels.columns);
@@ -168,7 +169,7 @@ void weight_gradient(const Tier &tier, const WeightGradientOp &from, int threads
   int64_t places = room(sizeof(void *) * threads * (op.depth + 1));
   int64_t zeros = room((op.type == Type::float32 ? 4 : 2) * op.c);
   int64_t sums = room(job.chunks > 1 ? 4 * job.chunks * job.size : 0);
-  char *memory = scratch(bytes);
+  char *memory = gradient_scratch(bytes);
   op.packed = reinterpret_cast<float *>(memory + packed);
   op.columns = reinterpret_cast<float *>(memory + columns);
   op.places = reinterpret_cast<const void **>(memory + places);

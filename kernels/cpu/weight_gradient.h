@@ -184,30 +184,39 @@ inline void multiply_panel(const WeightGradientOp &op, int64_t first, int32_t ta
   }
 }
 
-// A worker's share is a range of vectors: those of a tile and a panel are one after the other and stay together.
-template <int Rows, class T>
-inline void multiply_tiles(const WeightGradientOp &op, int64_t first, const Worker &worker) {
-  int64_t tiles = tiles_of(op), vectors = (op.c + Isa::lanes - 1) / Isa::lanes, taps = int64_t(op.kh) * op.kw;
-  int64_t total = taps * vectors * tiles;
+// Calls `f(outer, first vector of a panel, its vectors, from tile, to tile)` for a worker's share of
+// [outers][panels of two vectors][tiles]. The share is a range of vectors: those of a tile and a panel are one after
+// the other and stay together.
+template <class F> inline void share_panels(int64_t outers, int64_t vectors, int64_t tiles, const Worker &worker, F f) {
+  int64_t total = outers * vectors * tiles;
   int64_t low = total * worker.index / worker.count, high = total * (worker.index + 1) / worker.count;
-  float *columns = op.columns + worker.index * op.units * WIDE;
-  const void **places = op.places + worker.index * (op.depth + 1);
-  for (int64_t tap = low / (vectors * tiles); tap < taps && tap * vectors * tiles < high; ++tap) {
-    place<T>(op, first, static_cast<int32_t>(tap / op.kw), static_cast<int32_t>(tap % op.kw), places);
+  for (int64_t outer = low / (vectors * tiles); outer < outers && outer * vectors * tiles < high; ++outer)
     for (int64_t vector = 0; vector < vectors; vector += 2) {
-      int64_t at = (tap * vectors + vector) * tiles, together = lesser_of(vectors - vector, 2);
+      int64_t at = (outer * vectors + vector) * tiles, together = lesser_of(vectors - vector, 2);
       auto tile_from = [&](int64_t place) {
         int64_t tile = (place - at + together - 1) / together;
         return place <= at ? 0 : lesser_of(tile, tiles);
       };
       int64_t from = tile_from(low), to = tile_from(high);
-      if (from >= to)
-        continue;
-      auto multiply = together == 2 ? multiply_panel<Rows, 2, T> : multiply_panel<Rows, 1, T>;
-      multiply(op, first, static_cast<int32_t>(tap), static_cast<int32_t>(vector) * Isa::lanes, from, to, places,
-               columns);
+      if (from < to)
+        f(outer, vector, together, from, to);
     }
-  }
+}
+
+template <int Rows, class T>
+inline void multiply_tiles(const WeightGradientOp &op, int64_t first, const Worker &worker) {
+  float *columns = op.columns + worker.index * op.units * WIDE;
+  const void **places = op.places + worker.index * (op.depth + 1);
+  int64_t placed = -1, vectors = (op.c + Isa::lanes - 1) / Isa::lanes;
+  auto panel = [&](int64_t tap, int64_t vector, int64_t together, int64_t from, int64_t to) {
+    if (tap != placed)
+      place<T>(op, first, static_cast<int32_t>(tap / op.kw), static_cast<int32_t>(tap % op.kw), places);
+    placed = tap;
+    auto multiply = together == 2 ? multiply_panel<Rows, 2, T> : multiply_panel<Rows, 1, T>;
+    multiply(op, first, static_cast<int32_t>(tap), static_cast<int32_t>(vector) * Isa::lanes, from, to, places,
+             columns);
+  };
+  share_panels(int64_t(op.kh) * op.kw, vectors, tiles_of(op), worker, panel);
 }
 
 // Calls `f` with the operation's rows and element type as constants.

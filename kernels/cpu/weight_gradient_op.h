@@ -15,14 +15,15 @@ struct WeightGradientOp {
   int64_t x_pitch, grad_pitch;
   const void *x, *grad;
   float *dw;
-  int32_t rows;        // output channels of a tile
-  int64_t begin, end;  // the pixels that dw is summed over
-  int64_t depth;       // pixels of a stretch: what is multiplied between two additions to dw
-  int64_t units;       // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
-  float *packed;       // [tiles][units][rows], of all workers: the stretch's gradient
-  float *columns;      // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
-  const void **places; // [workers][depth + 1]: the pixel of x for a tap, or `zeros` outside of the map
-  const void *zeros;   // a pixel
+  int32_t tile_h, tile_w; // one of winograd_tiles(), else 0: winograd_gradient_op.h
+  int32_t rows;           // output channels of a tile
+  int64_t begin, end;     // the pixels that dw is summed over
+  int64_t depth;          // pixels of a stretch: what is multiplied between two additions to dw
+  int64_t units;          // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
+  float *packed;          // [tiles][units][rows], of all workers: the stretch's gradient
+  float *columns;         // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
+  const void **places;    // [workers][depth + 1]: the pixel of x for a tap, or `zeros` outside of the map
+  const void *zeros;      // a pixel
 };
 
 struct WeightGradientTier {
@@ -41,5 +42,11 @@ extern const WeightGradientTier avx512_bf16_weight_gradient;
 
 // All but rows and what follows is the caller's. Writes all of dw, in the same order of sums for any number of threads.
 void weight_gradient(const Tier &tier, const WeightGradientOp &op, int threads);
+
+// The height of a tile that covers `oc` with the fewest rows, the larger of two.
+int32_t rows_for(int most, int least, int32_t oc);
+
+// Memory that the thread keeps for its next calls: asked of the system each time, its pages would be new each time.
+char *gradient_scratch(int64_t bytes);
 
 } // namespace inception_fast::cpu

@@ -81,13 +81,14 @@ def shipped() -> tuple[Row, ...]:
 def read(file: Path) -> list[Row]:
     """Rows of a file. Raises ValueError naming the file for one that holds something else."""
     try:
-        rows = [_row(values) for values in json.loads(file.read_text())["rows"]]
+        rows = [row_of(values) for values in json.loads(file.read_text())["rows"]]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{file} holds no choices of kernels: {error}") from error
     return rows
 
 
-def _row(values: Sequence[Any]) -> Row:
+def row_of(values: Sequence[Any]) -> Row:
+    """A row as a file or a result has it. Raises ValueError for one that cannot be."""
     gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
     if kernel not in KERNELS or min(m, oc, k, taps, splits) < 1 or min(seconds, against) <= 0:
         raise ValueError(f"row {list(values)}; allowed: kernels {', '.join(KERNELS)}, sizes and times above 0")

@@ -144,7 +144,7 @@ __device__ __forceinline__ bool barrier_try(Barrier *barrier, uint32_t parity) {
 
 // Waits for the end of the phase of this parity; a barrier is created in phase 0, so parity 1 passes at first. A try
 // suspends the thread for a time that the hardware chooses, and a pipeline that hangs is worse than one that fails:
-// after about ten seconds the kernel traps.
+// after about four seconds the kernel traps.
 __device__ __forceinline__ void barrier_wait(Barrier *barrier, uint32_t parity) {
   if (barrier_try(barrier, parity))
     return;
@@ -152,7 +152,7 @@ __device__ __forceinline__ void barrier_wait(Barrier *barrier, uint32_t parity) 
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
   while (!barrier_try(barrier, parity)) {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    if (now - start > 10000000000ull)
+    if (now - start > 4000000000ull)
       fail();
   }
 }

@@ -32,6 +32,11 @@ class Config(NamedTuple):
         cluster = f" c{self.cluster}" if self.cluster > 1 else ""
         return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
 
+    @property
+    def form(self) -> str:
+        """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
+        return f"{'turns' if self.turns else 'halves'}{self.depth}c{self.cluster}"
+
 
 class PairConfig(NamedTuple):
     """One way to run a fused pair; `middle`: most channels between its convolutions."""
@@ -45,6 +50,11 @@ class PairConfig(NamedTuple):
     @property
     def name(self) -> str:
         return f"pair {64 * self.groups}" + (f" c{self.cluster}" if self.cluster > 1 else "")
+
+    @property
+    def form(self) -> str:
+        """As of a `Config`."""
+        return f"pair{self.groups}c{self.cluster}"
 
 
 class Library:

@@ -14,6 +14,7 @@ import torch
 from inception_fast.kernels.cuda import loader
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.plan import ConvStep, PairStep, Step
+from inception_fast.kernels.spec import ConvSpec
 from torch import Tensor, nn
 
 import engine_nets
@@ -110,6 +111,30 @@ def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: p
         return library.probe_shift(a, b, d, (shift + 1) % 57, swizzled)
 
     assert {row["status"] for row in rows_of(off_by_a_row, make=lambda tensor: tensor.clone())} == {"wrong"}
+
+
+def test_the_devices_own_tests_run_and_fail_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else runs them before they meet a GPU: on the kernels' own source, and on kernels that do nothing."""
+    device = importlib.import_module(".test_hopper_device", __package__)
+    small = ConvSpec(2, 5, 5, 24, 48, 1, 3, padding=(0, 0, 1, 1), dtype="bfloat16")
+    monkeypatch.setattr(device, "SPECS", {"1x7": small})
+    monkeypatch.setattr(device.cuda, "library", emulated)
+    assert {config.form for config in emulated().configs} == set(device.FORMS)
+    assert {config.form for config in stub().pair_configs} <= set(device.PAIR_FORMS)
+    device.test_integers_are_exact_by_every_configuration("turns32c2", "1x7", "float16")
+    device.test_random_numbers_stay_in_the_budget("halves64c1", "1x7")
+    with monkeypatch.context() as plain:
+        plain.setattr(device.cuda, "library", stub)
+        device.test_fused_pairs_are_exact("pair3c1", (32, 32, 32), wide_first=False)
+        plain.setattr(loader.Library, "launch_pair", lambda *ignored: None)
+        with pytest.raises(AssertionError, match=r"1 of 1 wrong: pair 192\n"):
+            device.test_fused_pairs_are_exact("pair3c1", (32, 32, 32), wide_first=True)
+    monkeypatch.setattr(loader.Library, "launch", lambda *ignored: None)
+    with pytest.raises(AssertionError) as raised:
+        device.test_integers_are_exact_by_every_configuration("halves64c2", "1x7", "bfloat16")
+    told = str(raised.value)
+    assert "8 of 8 wrong: 128x32x64 s10 c2 in 1, " in told and "2400 of 2400 differ, 2400 are NaN" in told
+    assert "(0, 0, 0, 0) is nan for " in told
 
 
 def test_any_order_that_streams_allow_gives_the_same_bits() -> None:

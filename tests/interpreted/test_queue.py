@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.triton import configs
 from torch import Tensor, nn
 
 import inception_fast as fast
+from hopper_library import stub
+from inception_fast.backends import hopper_gpu
 from inception_fast.engine.session import Session
 from queue_modules import loaded
 
@@ -34,7 +38,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             call()
         return {name: [1e-3, 2e-3, 3e-3] for name in calls}
 
-    with loaded("catalogue", "measure", "training_layers", "networks", "tiles") as modules:
+    names = ("catalogue", "measure", "training_layers", "networks", "tiles", "hopper", "ship")
+    with loaded(*names) as modules:
         for module in modules.values():
             if hasattr(module, "LAYERS"):
                 monkeypatch.setattr(module, "LAYERS", LAYERS)
@@ -42,6 +47,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
                 monkeypatch.setattr(module, "DEVICE", DEVICE)
             if hasattr(module, "device_seconds"):
                 monkeypatch.setattr(module, "device_seconds", once)
+            if hasattr(module, "PAIR_SIZES"):
+                monkeypatch.setattr(module, "PAIR_SIZES", {"small_pair": (32, 32, 32)})
         monkeypatch.setattr(modules["measure"], "host_seconds", once)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
         yield modules
@@ -158,3 +165,91 @@ def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypa
         assert row["config"] == str(wanted), row
     monkeypatch.setattr(tiles.tune, "tried", lambda *rest, **options: (_ for _ in ()).throw(RuntimeError("none runs")))
     assert next(tiles.tile_rows("small", 1, "float16"))[0]["note"] == "none runs"
+
+
+def test_measured_cuts_become_what_plans_choose(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the race on a GPU to rows in a file of results, from these to the shipped tables, and to a plan's choice."""
+    hopper, ship, gpu = queue["hopper"], queue["ship"], "NVIDIA H200"
+    monkeypatch.setattr(hopper.cuda, "library", stub)
+    monkeypatch.setattr(
+        hopper, "LAYERS", {"17_row": (5, 16, 64, (1, 3), 1, (0, 0, 1, 1)), "odd": (5, 12, 16, (1, 1), 1, (0,) * 4)}
+    )
+    monkeypatch.setattr(queue["measure"], "LAYERS", hopper.LAYERS)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: gpu)
+    monkeypatch.setattr(hopper, "median", lambda call, rounds: call() or 1e-3)
+    *_, rows = hopper.layer_rows(2, "float16")
+    told = {(row["layer"], row["runtime"]): row["status"] for row in rows if "status" in row}
+    assert told == {
+        **{("17_row", runtime): "ok" for runtime in ("triton", "cudnn", "cuda")},
+        **{("small_pair", runtime): "ok" for runtime in ("triton", "cuda", "pair 192", "pair 256 c2")},
+        ("odd", "cuda"): "unavailable",
+    }, rows
+    assert [row["choice"][:2] for row in rows if "choice" in row] == [[gpu, "conv"], [gpu, "pair"]]
+
+    for row in rows:
+        if "choice" in row:
+            row["choice"][-1] = 1.0  # Triton's seconds: these kernels have won
+    tile = {"row": ["sm_90", "half", 64, 32, 64, ["tma", 64, 32, 64, 1, 4, 3], 1e-6]}
+    results = {
+        "hopper/2/float16": {"status": "failed", "rows": rows},
+        "hopper/1/float16": {"status": "ok", "red": True, "rows": rows},
+        "tiles/small/2/float16": {"status": "ok", "rows": [tile]},
+    }
+    file, about = tmp_path / "result.json", {"name": gpu, "date": "2026-11-27T01:02:03+00:00"}
+    file.write_text(json.dumps({"machine": about, "results": results}))
+    for table, shipped in ((choices, "cuda/choices.json"), (configs, "triton/configs.json")):
+        (tmp_path / "kernels" / shipped).parent.mkdir(parents=True)
+        (tmp_path / "kernels" / shipped).write_text(table.SHIPPED.read_text())
+        monkeypatch.setattr(table, "SHIPPED", tmp_path / "kernels" / shipped)
+        table.shipped.cache_clear()
+    try:
+        before = len(configs.shipped())
+        for _ in range(2):  # the second time changes nothing
+            assert ship.main([str(file)], tmp_path) == 0
+        assert "2 shapes of the CUDA kernels, faster in 2; 1 tiles of Triton" in capsys.readouterr().out
+        filed = list((tmp_path / "benchmarks" / "results").glob("*/*"))
+        assert [str(path.relative_to(tmp_path)) for path in filed] == [
+            "benchmarks/results/nvidia-h200/2026-11-27-gpu.json"
+        ]
+        choices.shipped.cache_clear(), configs.shipped.cache_clear()
+        conv, pair = choices.shipped()
+        assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 2e-3)
+        assert len(configs.shipped()) == before and configs.choose("sm_90", "half", 64, 32, 64).form == "tma"
+
+        spec = queue["measure"].layer_spec("17_row", 2, "float16")
+        monkeypatch.setattr(hopper_gpu, "measured", lambda device: (gpu, choices.tuned(gpu, 0)))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert hopper_gpu.wins(spec) and not hopper_gpu.wins(replace(spec, oc=512))
+        row = choices.nearest(hopper_gpu.shape_of(spec), gpu)
+        assert row == conv and hopper_gpu.cut_of(stub(), spec, row=row).config.name == conv.config
+    finally:
+        choices.shipped.cache_clear(), configs.shipped.cache_clear()
+
+
+def test_what_is_no_result_is_not_shipped(queue: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    for text, said in (
+        ("{", "result.json"),
+        ('{"results": {}}', "names no GPU"),
+        ('{"machine": {"name": "x"}, "results": {}}', "no date"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            queue["ship"].read(file)
+
+
+def test_a_lost_gpu_ends_the_job_and_another_failure_does_not(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper, head = queue["hopper"], {"layer": "l"}
+
+    def broken(spec: Any, head: Any) -> list[dict[str, Any]]:
+        raise RuntimeError("no configuration runs")
+
+    (row,) = hopper.unless_lost(broken, None, head)
+    assert row["status"] == "failed" and "no configuration runs" in row["note"]
+    monkeypatch.setattr(hopper, "broken_context", lambda: "the GPU context is lost: CUDA error")
+    with pytest.raises(RuntimeError, match="l: the GPU context is lost"):
+        hopper.unless_lost(broken, None, head)

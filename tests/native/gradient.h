@@ -9,8 +9,9 @@ namespace native_driver {
 
 class Gradient {
 public:
-  // Any size, stride, padding, pitch and type, sometimes with an infinity or a NaN in x.
-  explicit Gradient(Rng &rng);
+  // Any size, stride, padding, pitch and type, sometimes with an infinity or a NaN in x; or any tile, float32 at
+  // stride 1.
+  Gradient(Rng &rng, bool tiles);
   // Raises std::runtime_error where the result differs from the truth on any of these numbers of threads.
   void check(const Tier &tier, const std::vector<int> &threads) const;
 

@@ -38,6 +38,11 @@ def _gradient(name: str, old: str, new: str, file: str = "weight_gradient.h") ->
     return Mutant(name, file, old, new, "weight_gradient", unit)
 
 
+def _gradient_tiles(name: str, old: str, new: str, file: str = "winograd_gradient.h") -> Mutant:
+    unit = file if file.endswith(".cpp") else "tier_generic.cpp"
+    return Mutant(name, file, old, new, "gradient_tiles", unit)
+
+
 def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
@@ -260,6 +265,40 @@ MUTANTS = (
     ),
     _gradient(
         "all chunks have one sum", "one.dw = job.sums + chunk * job.size;", "one.dw = job.sums;", "weight_gradient.cpp"
+    ),
+    _gradient_tiles(
+        "opposite points of a gradient are one",
+        "u[(2 * pair + 2) * step] = even - odd;",
+        "u[(2 * pair + 2) * step] = even + odd;",
+    ),
+    _gradient_tiles("a gradient's last row is its first", "= g[(A::M - 1) * step];", "= g[0];"),
+    _gradient_tiles("opposite points of a tap are one", "tap % 2 ? difference : sum", "sum"),
+    _gradient_tiles("the first tap knows no point 0", "if (tap == 0)", "if (false)"),
+    _gradient_tiles("the last tap knows no infinity", "value + m[(A::n - 1) * step] : value", "value : value"),
+    _gradient_tiles("tiles know no right edge", "uint32_t(x + j) < uint32_t(w)", "uint32_t(x + j) <= uint32_t(w)"),
+    _gradient_tiles("tiles at the right edge are inside", "x + NW <= w", "x + NW <= w + 1"),
+    _gradient_tiles("tiles of a gradient have one image", "((image * h + y) * w + x) * pitch", "(y * w + x) * pitch"),
+    _gradient_tiles("a transformed gradient is dense", "op.zeros, op.of.grad_pitch,", "op.zeros, op.of.oc,"),
+    _gradient_tiles("a worker leaves out its last tile", "at = low; at < high; ++at", "at = low; at + 1 < high; ++at"),
+    _gradient_tiles("every block starts anew", "op.begin == op.first}", "true}"),
+    _gradient_tiles("the first chunk alone counts", "chunk = 1; chunk < op.chunks", "chunk = 1; chunk < 1"),
+    _gradient_tiles(
+        "all chunks of tiles have one sum",
+        "op.sums = job.op.sums + chunk * op.points * op.sums_apart;",
+        "op.sums = job.op.sums;",
+        "winograd_gradient.cpp",
+    ),
+    _gradient_tiles(
+        "nobody waits for the transformed tiles",
+        "    meet();\n    job.kernels.multiply(op, worker);",
+        "    job.kernels.multiply(op, worker);",
+        "winograd_gradient.cpp",
+    ),
+    _gradient_tiles(
+        "nobody waits for the products",
+        "    job.kernels.multiply(op, worker);\n    meet();",
+        "    job.kernels.multiply(op, worker);",
+        "winograd_gradient.cpp",
     ),
     Mutant(
         "the second of a pair is the first",

@@ -1,0 +1,102 @@
+"""Makes what the queue measured what the package chooses by.
+
+    python benchmarks/gpu/ship.py OUT/result.json
+
+Files the result under benchmarks/results/<GPU>/, and puts its measured rows into the shipped tables, each in place of
+an older one for the same shape: which shapes run on the CUDA kernels and how (kernels/cuda/choices.json), and Triton's
+tiles and forms (kernels/triton/configs.json). Rows of jobs that are red are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from inception_fast.kernels.cuda import choices
+from inception_fast.kernels.triton import configs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str], root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("result", type=Path, help="the result.json of a slice")
+    args = parser.parse_args(argv)
+    try:
+        document = read(args.result)
+        cuts, tiles = list(cuts_of(document)), list(tiles_of(document))
+    except ValueError as error:
+        parser.error(str(error))
+    filed = file_result(document, root / "benchmarks" / "results")
+    about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
+    if cuts:
+        file = root / "kernels" / "cuda" / "choices.json"
+        choices.write(file, merged(choices.read(file), cuts, 2), about)
+    if tiles:
+        file = root / "kernels" / "triton" / "configs.json"
+        rest = {"origin": f"{about['origin']}; rows without seconds are predicted by the cost model of configs.py"}
+        configs.write(file, merged(configs.read(file), tiles, 5), rest)
+    won = sum(row.seconds < row.against for row in cuts)
+    print(f"{filed}: {len(cuts)} shapes of the CUDA kernels, faster in {won}; {len(tiles)} tiles of Triton")
+    return 0
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Raises ValueError for what is no result of the queue on a GPU."""
+    try:
+        document = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}; allowed: the result.json of a slice") from error
+    machine = document.get("machine") if isinstance(document, dict) else None
+    if not machine or "results" not in document:
+        raise ValueError(f"{file} names no GPU that it was measured on; allowed: results of a slice that ran `machine`")
+    if not machine.get("date"):
+        raise ValueError(f"{file} has no date; allowed: results of this queue")
+    return dict(document)
+
+
+def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterator[Any]:
+    """What rows of these kinds of jobs hold under `key`, in the order of the jobs."""
+    for name, result in document["results"].items():
+        if name.split("/")[0] in kinds and not result.get("red"):
+            yield from (row[key] for row in result.get("rows", []) if key in row)
+
+
+def cuts_of(document: dict[str, Any]) -> Iterator[choices.Row]:
+    for values in rows_of(document, ("hopper",), "choice"):
+        yield choices.row_of(values)
+
+
+def tiles_of(document: dict[str, Any]) -> Iterator[configs.Row]:
+    for arch, precision, m, oc, k, config, seconds in rows_of(document, ("tiles", "tune"), "row"):
+        yield configs.Row(arch, precision, int(m), int(oc), int(k), configs.Config(*config), seconds)
+
+
+def merged(older: Sequence[Any], newer: Sequence[Any], key: int) -> list[Any]:
+    """The older rows but those whose first `key` values a newer one has, then the newer, of each the last."""
+    last = {row[:key]: row for row in newer}
+    return [row for row in older if row[:key] not in last] + list(last.values())
+
+
+def file_result(document: dict[str, Any], results: Path) -> Path:
+    """results/<GPU>/<date>-gpu.json; the same result is filed once."""
+    machine, text = document["machine"], json.dumps(document, separators=(",", ":")) + "\n"
+    folder = results / re.sub(r"[^a-z0-9]+", "-", machine["name"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        target = folder / f"{machine['date'][:10]}-gpu{'' if number == 1 else f'-{number}'}.json"
+        if not target.exists():
+            target.write_text(text)
+        if target.read_text() == text:
+            return target
+        number += 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

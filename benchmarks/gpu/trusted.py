@@ -1,0 +1,29 @@
+"""Which forms of the Hopper kernels came out right on the device, and the library without the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from inception_fast.kernels.cuda import convolve, pair
+from journal import form_of
+
+
+def right_forms(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Forms, as the first parameters of tests, of which some tests passed and none did not."""
+    passed = {form_of(row["test"]) for row in rows if row["status"] == "ok"}
+    return passed - {form_of(row["test"]) for row in rows if row["status"] != "ok"}
+
+
+@contextlib.contextmanager
+def only(forms: set[str] | None) -> Iterator[None]:
+    """Inside, the kernels have no configuration of another form; None changes nothing."""
+    every, pairs = convolve.able, pair.able
+    if forms is not None:
+        convolve.able = lambda *given: tuple(config for config in every(*given) if config.form in forms)
+        pair.able = lambda *given: tuple(config for config in pairs(*given) if config.form in forms)
+    try:
+        yield
+    finally:
+        convolve.able, pair.able = every, pairs
