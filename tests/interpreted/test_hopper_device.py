@@ -85,9 +85,16 @@ class Case:
 
 
 def cuts(spec: ConvSpec, form: str) -> list[Cut]:
-    """Those of one form, which differ in columns and parts of K."""
-    configs = [config for config in convolve.able(cuda.library(), spec) if config.form == form]
-    return [Cut(config, splits) for config in configs for splits in (1, 3)]
+    """Those of one form, which differ in columns and parts of K: one and, where K has as many steps, three."""
+    library = cuda.library()
+    configs = [config for config in convolve.able(library, spec) if config.form == form]
+    parted = [convolve.blank(spec, (spec.oc,), splits) for splits in (1, 3)]
+    return [
+        Cut(config, part.splits)
+        for config in configs
+        for part in parted
+        if not library.reasons([part], spec.dtype, config)
+    ]
 
 
 def all_right(wrong: dict[str, str]) -> None:

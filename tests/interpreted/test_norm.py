@@ -183,6 +183,7 @@ def nets() -> tuple[Net, Net, Tensor]:
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_layers_train_as_torch_does(momentum: float | None, on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients, running statistics and the count of batches after two steps, against float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # torch's default for gradients of convolutions
     names: list[str] = []
     for name in ("convolved", "backward"):
         kernel = getattr(batch_norm_gpu, name)
