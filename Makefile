@@ -9,7 +9,7 @@ INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt kernels/cuda/CM
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
 # The trainings behind `inception-fast claims`, each with as many seeds as its verdict needs; `make -j2` runs two at a time.
-EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid label_smoothing grid_reduction residual
+EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid covariate_shift label_smoothing grid_reduction residual
 TRAINED := $(EXPERIMENTS:%=claims-training/%/compare.json)
 SEEDS = $(if $(filter label_smoothing grid_reduction,$*),10,6)
 

@@ -91,7 +91,7 @@ def test_findings_that_no_machine_changes(rows):
 
 def test_a_tiny_training_proves_nothing(rows):
     trained = [row for row in rows.values() if row["command"].startswith("inception-fast compare")]
-    assert len(trained) == 8
+    assert len(trained) == 9
     assert {row["verdict"] for row in trained} == {"not established", "not measured"}
 
 
@@ -180,6 +180,43 @@ def test_steps_to_the_others_loss(tmp_path):
     assert (row.measured, row.verdict) == (2.0, "confirmed")
     slower = {"residual": curves["plain"], "plain": curves["residual"]}
     assert judged(tmp_path, comparison("residual", ends, slower))["residual"].verdict == "not established"
+
+
+def watched(with_norm: list[float | None], without: list[float | None]) -> dict:
+    """What `compare --experiment covariate_shift` writes, with each seed's drift given; two layers and looks each."""
+    labels = {f"{kind} BN, rate {rate}": kind for kind in ("with", "without") for rate in ("0.02", "0.1")}
+    document = comparison("covariate_shift", {label: [0.9] * len(without) for label in labels})
+    document["drift"] = [
+        {"model": label, "seed": seed, "step": step, "layer": layer, "drift": None if drift is None else factor * drift}
+        for label, kind in labels.items()
+        for seed, drift in enumerate(with_norm if kind == "with" else without)
+        for step in (10, 20)
+        for layer, factor in (("stem", 0.5), ("fc", 1.5))
+    ]
+    return document
+
+
+@pytest.mark.parametrize(
+    "with_norm, without, verdict, measured",
+    [
+        ([0.1, 0.2] * 3, [0.4, 0.5] * 3, "confirmed", 3.0),
+        ([0.4, 0.5] * 3, [0.1, 0.2] * 3, "refuted", 1 / 3),
+        ([0.1, 0.3] * 3, [0.2, 0.2] * 3, "not established", 1.0),
+        ([0.1] * 5, [0.9] * 5, "not established", 9.0),  # five seeds cannot tell
+        ([0.1] * 6, [0.9] * 5 + [None], "not established", None),  # one without a number proves nothing
+    ],
+)
+def test_drift_is_judged_both_ways(tmp_path, with_norm, without, verdict, measured):
+    row = judged(tmp_path, watched(with_norm, without))["covariate_shift"]
+    assert row.verdict == verdict and row.unit == "times the drift with batch norm"
+    assert row.measured == (None if measured is None else pytest.approx(measured))
+
+
+def test_drift_that_was_not_watched_is_not_judged(tmp_path):
+    document = watched([0.1] * 6, [0.9] * 6)
+    del document["drift"]
+    row = judged(tmp_path, document)["covariate_shift"]
+    assert (row.verdict, row.measured) == ("not established", None) and "not watched" in row.note
 
 
 def test_a_comparison_of_something_else_is_refused(tmp_path):

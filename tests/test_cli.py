@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -270,6 +271,16 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(inception_fast, "list_models", buggy)
     with pytest.raises(ZeroDivisionError):
         main(["list"])
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def full(pattern=None):
+        raise OSError(errno.ENOSPC, "No space left on device", "/results/claims.json")
+
+    monkeypatch.setattr(inception_fast, "list_models", full)
+    assert main(["list"]) == 2
+    said = "inception-fast: error: list: [Errno 28] No space left on device: '/results/claims.json'\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_one_line():

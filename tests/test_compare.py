@@ -179,6 +179,12 @@ def test_chart_survives_odd_values() -> None:
     ElementTree.fromstring(chart("t", "x", [Line("flat", [1], [2.0])]))
 
 
+def test_a_gap_in_a_line_stays_one() -> None:
+    nan = float("nan")
+    found = re.findall(r'<polyline points="(.*?)"', chart("t", "x", [Line("a", range(5), [1.0, 2.0, nan, 3.0, 4.0])]))
+    assert [len(points.split()) for points in found] == [2, 2]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1, 0.93), (-3, 7), (5, 5), (0, 0), (1e9, 7e12), (0.01, 0.011)])
 def test_ticks_enclose(low: float, high: float) -> None:
     found = ticks(low, high)

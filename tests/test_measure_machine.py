@@ -12,6 +12,7 @@ import torch
 
 from inception_fast.measure import machine
 from inception_fast.measure.results import write_atomically, write_json
+from training import small_files
 
 
 def test_provenance():
@@ -70,6 +71,21 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    path = tmp_path / "result.json"
+    with small_files(1000), pytest.raises(OSError, match=rf"File too large: '{path}'"):
+        write_json(path, ["x" * 5000])
+    with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{tmp_path}/none/result.json'"):
+        write_json(tmp_path / "none" / "result.json", [])
+
+    def reads(scratch):
+        (tmp_path / "source").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="source'"):
+        write_atomically(path, reads)
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_may_be_read_by_others(tmp_path):

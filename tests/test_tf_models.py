@@ -25,6 +25,7 @@ from inception_fast import weights
 from inception_fast.cli import main
 from keras_nets import CLASSES, SIZE, image, nchw, nhwc, seeded, torch_net
 from numerics import NET_MAX, max_error
+from training import small_files
 
 keras = pytest.importorskip("keras", reason="the Keras nets need keras")
 pytest.importorskip("tensorflow", reason="the Keras nets run on tensorflow here")
@@ -235,6 +236,14 @@ def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     loaded = keras.saving.load_model(tmp_path / "net.keras")
     assert same_state(tf.to_torch(loaded), net)
+
+
+def test_convert_makes_sure_of_room_first(tmp_path: Path) -> None:
+    """HDF5 would crash the process at its end over a file that the disk did not take."""
+    torch.save(torch_net("inception_v1", num_classes=2).state_dict(), tmp_path / "net.pth")
+    with small_files(1_000_000), pytest.raises(OSError, match=r"MB are needed: .*net\.weights\.h5"):
+        tf.convert(tmp_path / "net.pth", tmp_path / "net.weights.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
 
 
 @pytest.mark.parametrize("layout, target", [("keras", "x.pth"), ("slim", "x.safetensors"), ("onnx", "x.onnx")])

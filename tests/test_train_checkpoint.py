@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from inception_fast.train.checkpoint import CheckpointError, Checkpoints, read
-from training import command, start
+from inception_fast.train.loop import Options, train
+from training import command, curve, start, tiny
 
 TENSORS = {
     "model/w": torch.arange(12.0).reshape(1, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -109,8 +110,7 @@ def test_a_full_disk_keeps_the_old_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert not checkpoints.save(3, TENSORS, {"step": 3})
     assert checkpoints.steps() == [1, 2] and not list(tmp_path.glob(".*"))
     assert said == [
-        "the checkpoint of step 3 could not be written ([Errno 28] No space left on device); "
-        "the last good one is of step 2"
+        "the checkpoint of step 3 could not be written (No space left on device); the last good one is of step 2"
     ]
 
 
@@ -127,3 +127,26 @@ def test_training_survives_a_disk_that_takes_no_checkpoint(tmp_path: Path) -> No
     assert "the checkpoint of step 2 could not be written" in output and "there is none yet" in output
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_takes_no_log_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    """The log is what fails here: whole rows stay, the file is named, and the curve is the uninterrupted one."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    arguments = command("--steps", 12, "--eval-images", 0, "--out", tmp_path / "full", "--resume")
+    process = start(arguments, preexec_fn=limit)
+    output, _ = process.communicate(timeout=120)
+    log = tmp_path / "full" / "log.jsonl"
+    assert process.returncode == 2, output
+    assert f"error: train: {log} cannot be written (File too large); make room, then resume" in output
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert rows == list(range(1, len(rows) + 1)) and 4 < len(rows) < 12 and log.read_bytes().endswith(b"}\n")
+    again = start(arguments)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    torch.set_num_threads(1)
+    train(tiny(12), tmp_path / "whole", Options(eval_images=0))
+    assert curve(tmp_path / "full") == curve(tmp_path / "whole")

@@ -241,6 +241,8 @@ class ClassLabel:
 class Table:
     """A part of a data set as `datasets` gives it: rows by number, columns by name, features."""
 
+    broken: tuple[int, ...] = ()
+
     def __init__(self, labels: list[int], names: list[str] | None = None) -> None:
         self.features = {"img": Image_(), "fine": ClassLabel(names or ["a", "b"])}
         self.labels = labels
@@ -251,6 +253,8 @@ class Table:
     def __getitem__(self, key: int | str) -> object:
         if isinstance(key, str):
             return self.labels
+        if key in self.broken:
+            raise OSError("image file is truncated (3 bytes not processed)")
         return {"img": Image.new("L", (5, 4), 10 * key), "fine": self.labels[key]}
 
 
@@ -273,6 +277,34 @@ def test_hub_labels_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("hf:x")
     data = load_data("hf:x", "skip")
     assert not {2, 3} & {*data.train, *data.held_out} and len(data.bad) == 2
+
+
+def test_hub_images_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Found before the training, not after an hour of it; the verdict is kept for the same data."""
+    train, test = Table([0, 1, 0, 1]), Table([1, 1])
+    train.broken, test.broken = (2,), (1,)
+    hub(monkeypatch, {"train": train, "test": test})
+    with pytest.raises(DataError, match=r"2 faults in the data: image 2 of hf:x is damaged \(image file is truncated"):
+        load_data("hf:x")
+    data = load_data("hf:x", "skip", tmp_path / "check.json")
+    assert (list(data.train), list(data.held_out), len(data.bad)) == ([0, 1, 3], [4], 2)
+    said: list[str] = []
+    assert load_data("hf:x", "skip", tmp_path / "check.json", said.append).bad == data.bad and not said
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 1, 0], r"1 faults in the data: class 'c' of hf:x has no image to train on"),
+        ([0, 0, 0], "holds images of 1 class to train on; allowed: two or more"),
+        ([], "holds images of 0 class to train on"),
+        ([0, None], "image 1 of hf:x has the label None; allowed: one integer"),
+    ],
+)
+def test_hub_classes_without_images(monkeypatch: pytest.MonkeyPatch, labels: list[int], message: str) -> None:
+    hub(monkeypatch, {"train": Table(labels, ["a", "b", "c"])})
+    with pytest.raises(DataError, match=message):
+        load_data("hf:x")
 
 
 def test_hub_without_a_train_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,22 @@ def test_tensorboard_asks_for_its_package(
     assert "needs tensorboard" in line and "pip install" in line
 
 
+def test_tensorboards_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer raises what its library has, from a thread of its own; the rows stay in the log."""
+
+    class Full:
+        def add_scalar(self, *row: object) -> None:
+            raise RuntimeError("first line\nResourceExhaustedError: No space left on device")
+
+        def close(self) -> None:
+            raise RuntimeError("once more")
+
+    monkeypatch.setattr("inception_fast.train.log._board", lambda folder, step: Full())
+    with pytest.raises(OSError, match=r"TensorBoard's files beside .*log\.jsonl cannot be written .*No space left"):
+        train(tiny(2), tmp_path, Options(eval_images=0, tensorboard=True))
+    assert len(curve(tmp_path)) == 1
+
+
 def test_an_image_that_breaks_later_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Broken after the check, read by a worker: still one line with its name, and the checkpoint stays."""
     root = folder_of_classes(tmp_path / "data")

@@ -18,7 +18,7 @@ from inception_fast.train.checkpoint import read
 from inception_fast.train.distributed import World
 from inception_fast.train.loop import Options, train
 from inception_fast.train.sharding import share_out
-from training import command, curve, start, tiny
+from training import command, curve, folder_of_classes, start, tiny
 
 STEPS = 24
 
@@ -78,6 +78,35 @@ def workers(parent: int) -> list[int]:
             if int(status[1]) == parent and b"inception_fast" in line:
                 found.append(int(entry.name))
     return found
+
+
+@pytest.mark.parametrize("what", ["worker killed", "group asked to end"])
+def test_processes_that_prepare_images(tmp_path: Path, what: str) -> None:
+    """One that is killed is named and the run can go on; a signal to all at once ends no step halfway.
+
+    Nothing is left of them afterwards.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("finds the workers through /proc")
+    flags = ["--data", folder_of_classes(tmp_path / "data"), "--workers", 2, "--steps", 10**5, "--eval-images", 0]
+    out = tmp_path / "out"
+    process = start(command(*flags, "--checkpoint-every", 2, "--out", out), start_new_session=True)
+    wait_for(process, out, 4)
+    prepare = workers(process.pid)
+    assert len(prepare) == 2
+    if what == "worker killed":
+        os.kill(prepare[0], signal.SIGKILL)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    if what == "worker killed":  # the other worker may complain of its lost companion
+        said = "error: train: a process that prepares images is gone ("
+        assert process.returncode == 2 and said in output, output
+    else:
+        assert "Traceback" not in output, output
+        assert process.returncode == 130 and f"resume goes on after step {rows(out)}" in output, output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in prepare)
+    assert (out / "log.jsonl").read_bytes().endswith(b"}\n")
 
 
 def test_two_processes_equal_one_and_survive_a_killed_worker(tmp_path: Path) -> None:

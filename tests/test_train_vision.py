@@ -13,6 +13,7 @@ import pytest
 import references
 from inception_fast.cli import main
 from inception_fast.train.data import DataError, load_data
+from training import photo
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,18 @@ def test_bad_labels_and_missing_classes_are_named(tmp_path: Path, unsigned: None
     data = load_data(f"torchvision:CIFAR10:{tmp_path}", "skip")
     assert len(data.bad) == 7 and any("'kind9'" in fault for fault in data.bad)
     assert not {9, 19, 59} & {*data.train, *data.held_out}
+
+
+def test_images_that_cannot_be_read_are_found_first(tmp_path: Path) -> None:
+    for i in range(8):
+        photo(tmp_path / "ab"[i % 2] / f"{i}.png", i)
+    (tmp_path / "a" / "2.png").write_bytes((tmp_path / "a" / "2.png").read_bytes()[:70])
+    (tmp_path / "b" / "3.png").write_bytes(b"")
+    name = f"torchvision:ImageFolder:{tmp_path}"
+    with pytest.raises(DataError, match=r"2 faults in the data: image 1 of .* is damaged \("):
+        load_data(name)
+    data = load_data(name, "skip")
+    assert len(data.bad) == 2 and sorted([*data.train, *data.held_out]) == [0, 2, 3, 4, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from torch import Tensor
 import inception_fast as fast
 from inception_fast import weights
 from inception_fast.models import DataConfig
+from training import small_files
 
 State = dict[str, Tensor]
 
@@ -116,6 +117,15 @@ def test_convert_is_all_or_nothing(tmp_path: Path, source_file: Path, monkeypatc
         weights.convert(source_file, target)
     assert target.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.pth", "target.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["target.safetensors", "target.ckpt"])
+def test_convert_makes_sure_of_room(tmp_path: Path, name: str) -> None:
+    """The system itself refuses a file of that size; the file, the reason and the room wanted are told."""
+    torch.save(fast.create_model("inception_v1", num_classes=11).state_dict(), tmp_path / "source.pth")
+    with small_files(1_000_000), pytest.raises(OSError, match=r"File too large, 2\d\.\d MB are needed: '.*/target\."):
+        weights.convert(tmp_path / "source.pth", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 
 
 def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,19 @@ def folder_of_classes(root: Path, count: int = 6, classes: tuple[str, ...] = ("c
         for i in range(count):
             photo(root / name / f"{i}.png", 100 * label + i)
     return root
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Inside, the system refuses to let a file of this process grow beyond `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def damage_newest(folder: Path) -> None:

@@ -18,7 +18,15 @@ from .study import Context
 Document = dict[str, Any]
 QUICK_STEPS = 6
 SEEDS = 6  # the fewest that can establish anything
-RUN_HERE = ("batchnorm_rate", "batchnorm_scale", "batchnorm_sigmoid", "label_smoothing", "grid_reduction", "residual")
+RUN_HERE = (
+    "batchnorm_rate",
+    "batchnorm_scale",
+    "batchnorm_sigmoid",
+    "covariate_shift",
+    "label_smoothing",
+    "grid_reduction",
+    "residual",
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ def _run(experiment: Experiment, context: Context) -> Document:
     """The experiment with seeds enough; quick: a few steps of one, which show that it runs and prove nothing."""
     settings = experiment.settings(**({"steps": QUICK_STEPS, "batch_size": 8} if context.quick else {}))
     seeds = 1 if context.quick else max(SEEDS, experiment.seeds)
-    options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500)
+    watch = min(experiment.drift_every, QUICK_STEPS // 2) if context.quick else experiment.drift_every
+    options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500, drift_every=watch)
     folder = context.out / "training" / f"{experiment.name}{'-quick' if context.quick else ''}"
     return compare(experiment.variants, settings, seeds, folder, options, about=experiment.about())
 
@@ -136,6 +145,33 @@ def _best_curve(document: Document, labels: Sequence[str], seed: int, window: in
     return min((curve for curve in curves if curve), key=lambda curve: curve[-1], default=[])
 
 
+def steadier(document: Document, steady: Sequence[str], moving: Sequence[str]) -> Finding:
+    """How many times farther the layer inputs of `moving` drift than those of `steady`, variants in pairs.
+
+    A run's drift is the mean of all its looks and layers, and a seed's that of its variants. A run that diverged, or
+    whose inputs stopped being numbers, has none: then nothing is established.
+    """
+    seeds = sorted({run["seed"] for run in document["runs"]})
+    sides = [[_drift(document, labels, seed) for seed in seeds] for labels in (steady, moving)]
+    budget = _budget(document)
+    if any(value is None for side in sides for value in side):
+        return Finding(None, OPEN, f"a run diverged or was not watched, {budget}")
+    still, moved = ([value for value in side if value is not None] for side in sides)
+    note = f"mean drift between looks {mean(still):.3g} deviations against {mean(moved):.3g}, {budget}"
+    return Finding(mean(moved) / mean(still), higher(moved, still), note)
+
+
+def _drift(document: Document, labels: Sequence[str], seed: int) -> float | None:
+    """The mean over the variants, one summand each; None where one has a value that is none."""
+    means = []
+    for label in labels:
+        own = [row["drift"] for row in document.get("drift", []) if (row["model"], row["seed"]) == (label, seed)]
+        if not own or any(value is None for value in own):
+            return None
+        means.append(mean(own))
+    return mean(means)
+
+
 def _labels(experiment: Experiment, start: str, end: str = "") -> list[str]:
     return [v.label for v in experiment.variants if v.label.startswith(start) and v.label.endswith(end)]
 
@@ -184,6 +220,7 @@ def _ends(document: Document) -> dict[str, list[float]]:
 
 POINTS = "points of accuracy"
 FEWER = "times fewer steps"
+FARTHER = "times the drift with batch norm"
 JUDGES: dict[str, tuple[Judge, ...]] = {
     "batchnorm_rate": (
         _judge(
@@ -201,6 +238,12 @@ JUDGES: dict[str, tuple[Judge, ...]] = {
     ),
     "batchnorm_sigmoid": (
         _judge("", None, POINTS, lambda d, e: ahead(d, ["sigmoid, with BN"], ["sigmoid, without BN"])),
+    ),
+    "covariate_shift": (
+        _judge(
+            "", None, FARTHER,
+            lambda d, e: steadier(d, _labels(e, "with BN"), _labels(e, "without BN")),
+        ),
     ),
     "label_smoothing": (
         _judge("", None, POINTS, lambda d, e: ahead(d, ["smoothing 0.1"], ["smoothing 0"]), 0.2),

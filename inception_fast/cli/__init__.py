@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -24,6 +25,7 @@ COMMANDS = (
     "fid",
     "kernels",
 )
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a disk's refusals are no bug of ours
 MODULES = {"list": "listing"}  # a submodule named list would hide the built-in here
 
 
@@ -65,3 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone; the interpreter would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"inception-fast: error: {args.command}: {one_line(error)}", file=sys.stderr)
+        return USAGE

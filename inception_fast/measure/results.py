@@ -11,16 +11,26 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then puts it in place; a failure leaves the old file alone."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
+    """Lets `write` fill a temporary file beside `path`, then puts it in place; a failure leaves the old file alone.
+
+    Raises OSError, naming `path`, where the system refuses: of a full disk it says no name, or the temporary one.
+    """
+    prefix = f".{path.stem}-"
     try:
-        write(scratch)
-        scratch.chmod(0o666 & ~_umask())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            write(scratch)
+            scratch.chmod(0o666 & ~_umask())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        own = error.filename is None or Path(str(error.filename)).name.startswith(prefix)
+        if error.errno is None or not own:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from ..models import InceptionNet
 from ..models import create_model as create_torch
 from ..models._registry import build
 from ..weights import Source, WeightsError, resolve, slim
+from ..weights._room import make_sure_of_room
 from ..weights.keras import layer_names
 from ..weights.keras import source as keras_source
 from ..weights.names import layers, normalised
@@ -197,6 +198,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str
     net = build(source.model, **source.options)
     source.load(net)
     made = from_torch(net)
+    make_sure_of_room(target, net.state_dict())
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         scratch = Path(folder) / f"model{suffix}"
         made.save(scratch) if suffix == ".keras" else made.save_weights(scratch)

@@ -6,10 +6,11 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 COLOURS = ("#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#b83a4b", "#6b6b6b", "#c2a11f", "#2a9d9d")
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 42
+LEFT, RIGHT, TOP, BOTTOM = 56, 22, 30, 42
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def _drawn(line: Line, place) -> list[str]:  # type: ignore[no-untyped-def]
         edge += [(x, y) for x, y in reversed(list(zip(line.x, line.low, strict=True))) if math.isfinite(y)]
         points = " ".join(place(x, y) for x, y in edge)
         parts.append(f'<polygon points="{points}" fill="{line.colour}" fill-opacity="0.18"/>')
-    points = " ".join(place(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y))
     label = html.escape(line.label)
-    parts.append(f'<polyline points="{points}" fill="none" stroke="{line.colour}" stroke-width="1.8">')
-    parts.append(f"<title>{label}</title></polyline>")
+    for finite, run in groupby(zip(line.x, line.y, strict=True), key=lambda point: math.isfinite(point[1])):
+        if finite:  # a gap stays one
+            points = " ".join(place(x, y) for x, y in run)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{line.colour}" stroke-width="1.8">')
+            parts.append(f"<title>{label}</title></polyline>")
     return parts
 
 

@@ -59,7 +59,8 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             kept = [s for s in self.steps() if s != step]
             last = f"the last good one is of step {kept[-1]}" if kept else "there is none yet"
-            self.say(f"the checkpoint of step {step} could not be written ({error}); {last}")
+            reason = getattr(error, "strerror", None) or error
+            self.say(f"the checkpoint of step {step} could not be written ({reason}); {last}")
             return False
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ spread.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,9 @@ def compare(
         raise ValueError(f"variants {', '.join(labels) or '(none)'}; allowed: at least one, each once")
     if seeds < 1:
         raise ValueError(f"seeds {seeds}; allowed: 1 or more")
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if processes > 1:
+        raise ValueError(f"a comparison by {processes} processes of torchrun; allowed: one, or train for each variant")
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")

@@ -5,7 +5,11 @@ split, and the tensors of a step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +24,8 @@ from .augment import augment
 from .stream import Key, Stream
 
 HELD_OUT = 5  # every fifth image of a class is kept for evaluation where the data set does not say which
+
+PARENT_SECONDS = 2.0  # between two looks of a worker at whether its parent lives
 
 
 class DataError(ValueError):
@@ -90,7 +96,7 @@ def load_data(
     bad: "refuse" raises on broken images, empty classes and labels out of range, "skip" leaves them out and counts
     them.
     download: let torchvision fetch what ROOT does not hold.
-    cache: a file in which the verdict on a folder's images is kept, so that a resumed run does not read them all again.
+    cache: a file in which the verdict on the images is kept, so that a resumed run does not read them all again.
 
     Raises:
         DataError: naming what is missing or broken.
@@ -104,11 +110,11 @@ def load_data(
     if name.startswith("hf:"):
         from .hub import load_hub
 
-        return load_hub(name, bad)
+        return load_hub(name, bad, cache, say)
     if name.startswith("torchvision:"):
         from .vision import load_vision
 
-        return load_vision(name, bad, download)
+        return load_vision(name, bad, download, cache, say)
     from .folder import load_folder
 
     return load_folder(Path(name), bad, cache, say)
@@ -172,5 +178,46 @@ def evaluation_loader(data: Data, images: int, batch_size: int, size: int, worke
 def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]:
     # Its own generator: a loader that draws from torch's global one would move the numbers of the model's randomness.
     return DataLoader(
-        pixels, batch_sampler=batch_sampler, num_workers=workers, generator=torch.Generator().manual_seed(0)
+        pixels,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal and `docker stop` signal all processes at once; the parent still needs the images of its last step.
+
+    Workers end when the parent says so, and a few seconds after it was killed. That they look for this in a thread
+    matters: a worker waits for ever for a lock that was held by one that was killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        found = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+        if found is not None and found.si_pid == parent:
+            break
+    os._exit(0)
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError: what to do."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error) or type(error).__name__
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise again while the loader is cleared away
+        raise DataError(
+            f"a process that prepares images is gone ({text.strip().rstrip('.')}); the system kills one when memory "
+            "runs out: resume, with fewer workers"
+        ) from error

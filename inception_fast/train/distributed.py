@@ -4,6 +4,7 @@ batch.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Any = None  # torchrun's, which outlives the processes that it starts again
 
     @property
     def leader(self) -> bool:
@@ -47,12 +49,32 @@ class World:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The others enter when the leader has left: what it found out, they read from its files."""
-        if not self.leader:
-            dist.barrier()
-        yield
-        if self.leader and self.size > 1:
-            dist.barrier()
+        """The others enter when the leader has left: what it found out, they read from its files.
+
+        Raises ValueError on the others where the leader failed: what it raises itself says why.
+        """
+        if not self.leader and not self.agree(0):
+            raise ValueError("the first process could not begin, and says why")
+        try:
+            yield
+        except BaseException:
+            if self.leader:
+                self.agree(0)
+            raise
+        if self.leader:
+            self.agree(1)
+
+    def begin(self, name: str) -> None:
+        """Notes, for processes that torchrun may have to start again, that the run `name` is this job's."""
+        if self.leader and self.store is not None:
+            self.store.set(f"begun {name}", "yes")
+
+    def begun(self, name: str) -> bool:
+        """Whether torchrun started this process again and the one before had begun the run `name`.
+
+        One that had refused to begin, as its folder held another run, would otherwise go on with that one.
+        """
+        return _starts() > 0 and self.store is not None and bool(self.store.check([f"begun {name}"]))
 
 
 @contextmanager
@@ -70,11 +92,14 @@ def join(device: str | None = None) -> Iterator[World]:
         yield World(device=place)
         return
     store, rank, size = next(dist.rendezvous("env://"))
+    kept = store
+    while isinstance(kept, dist.PrefixStore):  # torch gives each start a prefix of its own
+        kept = kept.underlying_store
     # torchrun keeps its store when it starts the workers again; the addresses of the dead ones must not be found there.
     store = dist.PrefixStore(f"start {_starts()} of {size}", store)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), size, place)
+        yield World(dist.get_rank(), size, place, kept)
     finally:
         dist.destroy_process_group()
 
@@ -82,11 +107,6 @@ def join(device: str | None = None) -> Iterator[World]:
 def _starts() -> int:
     """How often torchrun has started the workers again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def restarted() -> bool:
-    """Whether torchrun started this process again after one of its workers died."""
-    return _starts() > 0
 
 
 class _Sum(torch.autograd.Function):
@@ -179,4 +199,8 @@ def wrap(model: nn.Module, world: World, batch_norm: str) -> nn.Module:
     if batch_norm == "sync":
         share_statistics(model)
     places = [world.device] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=places, broadcast_buffers=batch_norm == "local")
+    parallel = nn.parallel.DistributedDataParallel
+    # torch 2.13 calls it otherwise, and warns of the name before.
+    names = inspect.signature(parallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return parallel(model, device_ids=places, **{buffers: batch_norm == "local"})  # type: ignore[arg-type]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from ..images import SUFFIXES, ImageError, load_image
-from ..measure.results import write_json
+from .check import broken_images, judge
 from .data import Data, DataError, split
 
 PARTS = ("train", "val")
@@ -28,10 +24,7 @@ class ImageFolder:
         self.classes, self.paths, self.labels = tuple(classes), list(paths), list(labels)
 
     def image(self, index: int) -> Image.Image:
-        try:
-            return load_image(self.root / self.paths[index])
-        except ImageError as error:
-            raise DataError(str(error)) from error
+        return _load(self.root / self.paths[index])
 
 
 def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], None]) -> Data:
@@ -51,11 +44,12 @@ def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], N
         raise DataError(
             f"data {root} holds no image in a folder of its class; looked for {' '.join(SUFFIXES)} in ROOT/class/"
         )
-    broken = _broken(root, files, cache, say)
+    stats = [(_key(root, path), s.st_size, s.st_mtime_ns) for path in files for s in (path.stat(),)]
+    broken = broken_images([key for key, _, _ in stats], lambda i: _load(files[i]), stats, cache, say)
     sound = {key: [path for path in paths if _key(root, path) not in broken] for key, paths in found.items()}
     problems = list(broken.values())
     problems += [f"class {name!r} has no sound image in {parts[0]}" for name in names if not sound[parts[0], name]]
-    _judge(problems, bad)
+    judge(problems, bad)
     classes = [name for name in names if sound[parts[0], name]]
     if len(classes) < 2:
         raise DataError(
@@ -90,33 +84,8 @@ def _key(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _judge(problems: list[str], bad: str) -> None:
-    if problems and bad == "refuse":
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise DataError(f"{len(problems)} faults in the data: {shown} (--bad-data skip leaves them out)")
-
-
-def _broken(root: Path, files: list[Path], cache: Path | None, say: Callable[[str], None]) -> dict[str, str]:
-    """What is wrong with which image. Every file is decoded once; a cache written for the same files saves that."""
-    stats = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path in files for s in (path.stat(),)]
-    digest = hashlib.sha256(repr(stats).encode()).hexdigest()
-    if cache is not None and cache.exists():
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        if known.get("files") == digest:
-            broken: dict[str, str] = known["broken"]
-            return broken
-    say(f"looking at {len(files)} images")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = dict(zip((_key(root, path) for path in files), pool.map(_fault, files), strict=True))
-    found = {key: fault for key, fault in verdicts.items() if fault}
-    if cache is not None:
-        write_json(cache, {"files": digest, "broken": found})
-    return found
-
-
-def _fault(path: Path) -> str | None:
+def _load(path: Path) -> Image.Image:
     try:
-        load_image(path)
+        return load_image(path)
     except ImageError as error:
-        return str(error)
-    return None
+        raise DataError(str(error)) from error

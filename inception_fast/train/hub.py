@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from .check import Say, judge, label, picture, table_faults
 from .data import Data, DataError, split
-from .folder import _judge
 
 INSTALL = "pip install 'inception-fast[train]', or pip install datasets"
 TRAIN_PARTS, HELD_OUT_PARTS = ("train",), ("validation", "valid", "val", "test")
@@ -28,15 +29,19 @@ class HubData:
         self.parts, self.columns = list(parts), columns
 
     def image(self, index: int) -> Image.Image:
+        at = index
         for part in self.parts:
-            if index < len(part):
-                found: Image.Image = part[index][self.columns[0]]
-                return found.convert("RGB")
-            index -= len(part)
+            if at < len(part):
+                return picture(self.name, index, partial(_cell, part, at, self.columns[0]))
+            at -= len(part)
         raise DataError(f"image {index} beyond the end of {self.name}")
 
 
-def load_hub(name: str, bad: str) -> Data:
+def _cell(part: Any, row: int, column: str) -> Any:
+    return part[row][column]
+
+
+def load_hub(name: str, bad: str, cache: Path | None, say: Say) -> Data:
     """ "hf:NAME": a data set of the hub, or a folder that `save_to_disk` wrote, with one image and one label column."""
     parts = _parts(name)
     train = next((parts[key] for key in TRAIN_PARTS if key in parts), None)
@@ -45,18 +50,18 @@ def load_hub(name: str, bad: str) -> Data:
     held_out = next((parts[key] for key in HELD_OUT_PARTS if key in parts), None)
     columns = _columns(name, train.features)
     chosen = [train] if held_out is None else [train, held_out]
-    labels = [int(label) for part in chosen for label in part[columns[1]]]
+    raw = [value for part in chosen for value in part[columns[1]]]
+    labels = [label(name, index, value) for index, value in enumerate(raw)]
     names = getattr(train.features[columns[1]], "names", None)
-    classes = list(names) if names else [str(label) for label in range(max(labels) + 1)]
-    wrong = [i for i, label in enumerate(labels) if not 0 <= label < len(classes)]
-    problems = [f"image {i} of {name} has label {labels[i]}; allowed: 0 to {len(classes) - 1}" for i in wrong]
-    _judge(problems, bad)
+    classes = list(names) if names else [str(value) for value in range(max(labels, default=-1) + 1)]
     source = HubData(name, classes, chosen, columns, labels)
+    counts, marks = [len(part) for part in chosen], [getattr(part, "_fingerprint", None) for part in chosen]
+    left_out, problems = table_faults(source, counts, marks, cache, say)
+    judge(problems, bad)
     if held_out is None:
         first, second = split(labels)
     else:
         first, second = list(range(len(train))), list(range(len(train), len(labels)))
-    left_out = set(wrong)
     return Data(
         source, [i for i in first if i not in left_out], [i for i in second if i not in left_out], tuple(problems)
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,19 +36,23 @@ class Log:
         path = folder / name
         lines = [json.dumps(row) + "\n" for row in read_log(folder, name) if row["step"] <= step]
         write_atomically(path, lambda scratch: scratch.write_text("".join(lines), encoding="utf-8"))
-        self.file = open(path, "a", encoding="utf-8")
+        # Without a buffer: closing the file would fail again over what a full disk left in it.
+        self.file = open(path, "ab", buffering=0)
         self.board: Any = _board(folder, step) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
+        line, before = (json.dumps(row, allow_nan=False) + "\n").encode(), self.file.tell()
         try:
-            self.file.write(json.dumps(row, allow_nan=False) + "\n")
-            self.file.flush()
+            while line:
+                line = line[self.file.write(line) :]
         except OSError as error:
+            self.file.truncate(before)  # whole rows alone
             raise OSError(f"{self.file.name} cannot be written ({error.strerror}); make room, then resume") from error
         if self.board is not None:
-            for key, value in row.items():
-                if key != "step":
-                    self.board.add_scalar(f"train/{key}", value, row["step"])
+            with _board_writes(self.file.name):
+                for key, value in row.items():
+                    if key != "step":
+                        self.board.add_scalar(f"train/{key}", value, row["step"])
 
     def __enter__(self) -> Log:
         return self
@@ -55,8 +61,19 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
-        if self.board is not None:
-            self.board.close()
+        if self.board is not None and error is None:
+            with _board_writes(self.file.name):
+                self.board.close()
+
+
+@contextmanager
+def _board_writes(log: str) -> Iterator[None]:
+    """TensorBoard writes in a thread of its own, through whichever library is installed: its errors have many types."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise OSError(f"TensorBoard's files beside {log} cannot be written ({reason[0]})") from error
 
 
 def _board(folder: Path, step: int) -> Any:

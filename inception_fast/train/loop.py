@@ -18,8 +18,8 @@ import torch
 
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import Data, DataError, load_data, training_loader
-from .distributed import World, join, restarted
+from .data import Data, DataError, load_data, lost_workers_named, training_loader
+from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
 from .log import NAME, Log, read_log
@@ -98,20 +98,20 @@ def train(
     with torch.random.fork_rng(devices=[]), join(options.device) as world:
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
-        status = _fit(run, on_row if world.leader else lambda row: None)
-        run.weights = run.trainer.whole_weights()
-        summary = _summary(run, status) if world.leader else {}
-        return summary
+        with lost_workers_named():
+            status = _fit(run, on_row if world.leader else lambda row: None)
+            run.weights = run.trainer.whole_weights()
+            return _summary(run, status) if world.leader else {}
 
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
-    resume = options.resume or restarted()
+    resume = options.resume or world.begun(str(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")
     checkpoints = Checkpoints(out, options.keep, say)
-    if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
-        raise ValueError(f"{out} holds a run already; resume it, or name another folder")
     with world.leader_first():
+        if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
+            raise ValueError(f"{out} holds a run already; resume it, or name another folder")
         cache = out / "data-check.json" if out.is_dir() else None
         data = load_data(settings.data, settings.bad_data, cache, say, options.download)
     for fault in data.bad[:10]:
@@ -121,6 +121,7 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
     trainer = Trainer(settings, data, world, say, options.shard)
     run = Run(settings, options, out, world, data, trainer, checkpoints, say)
     out.mkdir(parents=True, exist_ok=True)
+    world.begin(str(out))
     if resume:
         _resume(run)
     return run
@@ -130,7 +131,8 @@ def _resume(run: Run) -> None:
     """Loads the newest sound checkpoint, the same on every process; without any the run starts at the beginning and
     says so.
     """
-    found = run.checkpoints.load() if run.world.leader else None
+    with run.world.leader_first():
+        found = run.checkpoints.load() if run.world.leader else None
     step = run.world.agree(found[1]["step"] if found else 0)
     if not step:
         run.say(f"no checkpoint in {run.out} yet: starting at the beginning")

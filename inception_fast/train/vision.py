@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from .check import Say, judge, label, picture, table_faults
 from .data import Data, DataError, split
-from .folder import _judge
 
 PREFIX = "torchvision:"
 ROOT = "data"  # torchvision's own examples keep their sets there
@@ -28,28 +30,28 @@ class VisionData:
         at = index
         for part in self.parts:
             if at < len(part):
-                return _picture(self.name, index, part[at][0])
+                return picture(self.name, index, partial(_first, part, at))
             at -= len(part)
         raise DataError(f"image {index} beyond the end of {self.name}")
 
 
-def load_vision(name: str, bad: str, download: bool) -> Data:
+def _first(part: Any, row: int) -> Any:
+    return part[row][0]
+
+
+def load_vision(name: str, bad: str, download: bool, cache: Path | None, say: Say) -> Data:
     """The parts called train and test where the set has them, else every fifth image of a class held out."""
     kind, _, root = name.removeprefix(PREFIX).partition(":")
     parts = _parts(name, _class(name, kind), root or ROOT, download)
-    labels = [label for part in parts for label in _labels(name, part)]
+    labels = [value for part in parts for value in _labels(name, part)]
     names = getattr(parts[0], "classes", None)
-    classes = [str(each) for each in names] if names else [str(label) for label in range(max(labels) + 1)]
-    wrong = [i for i, label in enumerate(labels) if not 0 <= label < len(classes)]
-    problems = [f"image {i} of {name} has label {labels[i]}; allowed: 0 to {len(classes) - 1}" for i in wrong]
-    missing = sorted(set(range(len(classes))) - set(labels[: len(parts[0])]))
-    problems += [f"class {classes[label]!r} of {name} has no image to train on" for label in missing]
-    _judge(problems, bad)
+    classes = [str(each) for each in names] if names else [str(value) for value in range(max(labels, default=-1) + 1)]
     source = VisionData(name, classes, parts, labels)
+    left_out, problems = table_faults(source, [len(part) for part in parts], None, cache, say)
+    judge(problems, bad)
     first, second = split(labels)
     if len(parts) == 2:
         first, second = list(range(len(parts[0]))), list(range(len(parts[0]), len(labels)))
-    left_out = set(wrong)
     return Data(
         source, [i for i in first if i not in left_out], [i for i in second if i not in left_out], tuple(problems)
     )
@@ -106,24 +108,5 @@ def _labels(name: str, part: Any) -> list[int]:
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(part, attribute, None)
         if found is not None and len(found) == len(part):
-            return [_label(name, value) for value in found]
-    return [_label(name, part[i][1]) for i in range(len(part))]
-
-
-def _label(name: str, value: Any) -> int:
-    try:
-        label = int(value)
-    except (TypeError, ValueError):
-        label = None  # type: ignore[assignment]
-    if label is None or label != value:
-        raise DataError(f"data {name} has the label {value!r}; allowed: one integer an image, a classification")
-    return label
-
-
-def _picture(name: str, index: int, found: Any) -> Image.Image:
-    if not isinstance(found, Image.Image):
-        raise DataError(f"image {index} of {name} is a {type(found).__name__}; allowed: a picture")
-    try:
-        return found.convert("RGB")
-    except OSError as error:
-        raise DataError(f"image {index} of {name} is damaged ({error})") from error
+            return [label(name, i, value) for i, value in enumerate(found)]
+    return [label(name, i, part[i][1]) for i in range(len(part))]

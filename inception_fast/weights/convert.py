@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import slim
+from ._room import make_sure_of_room
 from ._source import Source
 from .torch_files import own_metadata
 
@@ -69,7 +70,11 @@ def _verify(source: Source, tensors: dict[str, Tensor]) -> None:
 
 
 def write(target: Path, source: Source, tensors: dict[str, Tensor]) -> None:
-    """Writes beside `target`, then replaces it: a reader sees the old file or the whole new one."""
+    """Writes beside `target`, then replaces it: a reader sees the old file or the whole new one.
+
+    Raises OSError, naming `target`, where the disk has no room for it.
+    """
+    make_sure_of_room(target, tensors)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     try:

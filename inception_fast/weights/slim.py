@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._room import make_sure_of_room
 from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
 from ._tensorflow import load_tensorflow
 from .names import AUX, ROOTS, Layer, layers, normalised
@@ -86,6 +87,7 @@ def write(prefix: Path, source: Source) -> None:
     if not prefix.parent.is_dir():
         raise FileNotFoundError(f"no folder {prefix.parent} to write {prefix.name} to")
     variables = _variables(source)
+    make_sure_of_room(prefix, variables)
     tensorflow = _tensorflow(prefix)
     with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as folder:
         scratch = Path(folder) / prefix.name
