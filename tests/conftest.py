@@ -61,15 +61,15 @@ def in_worker(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several workers' work: long files first, files with tests that run alone last, and these at their ends."""
+    """Of several workers' work: the longest files first, those with tests that run alone last, and these at their ends."""
     if not in_worker(config):
         return
-    alone = {item.path: 1 for item in items if item.get_closest_marker("alone")}
+    quiet = {item.path for item in items if item.get_closest_marker("alone")}
 
-    def place(item: pytest.Item) -> tuple[int, int, Path, bool]:
+    def place(item: pytest.Item) -> tuple[int, bool, Path, bool]:
         name = item.path.name
         rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
-        return alone.get(item.path, 0), rank, item.path, item.get_closest_marker("alone") is not None
+        return rank, item.path in quiet, item.path, item.get_closest_marker("alone") is not None
 
     items.sort(key=place)
 

@@ -66,6 +66,7 @@ def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")
 
 
+@pytest.mark.alone
 def test_a_thread_leaves_the_core_of_its_caller(plain: Path) -> None:
     expect_right(driver_of(plain), "apart")
     core = str(min(os.sched_getaffinity(0)))

@@ -171,12 +171,15 @@ def show(document: dict[str, Any]) -> None:
     )
     peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in document["peak_gflops"].items())
     print(f"\ntier {document['tier']}; peak on registers, GFLOP/s: {peaks}")
-    print("\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take")
+    print(
+        "\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take, and the time "
+        "of that form right after a call of oneDNN's"
+    )
     for row in document["pairs"]:
         stars = ("", "*") if row["fused"] else ("*", "")
         print(
             f"  {row['pair']:32s} {row['batch']:3d} {row['dtype']:9s} {row['separate_us']:8.0f}{stars[0]} /"
-            f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}"
+            f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}; {row['mixed_us']:8.0f}"
         )
     print(
         "\nmodel, dtype: seconds to optimise, of them packing; first call; MiB packed, arena, grown by the first call"

@@ -20,6 +20,7 @@ from .timer import Plan as Rounds
 from .timer import interleave, summarise
 
 BATCHES = (4, 8, 16, 32, 64)
+SETTLE = 10  # untimed calls before a timed one of some hundred microseconds
 SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 
 
@@ -27,7 +28,8 @@ SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 class PairRow:
     """A 1xn, nx1 pair: microseconds of our two convolutions, of our fused operator, of oneDNN's two through torch.
 
-    `fused` says which form the plans take. `gflops` is the rate of that form.
+    `fused` says which form the plans take, `gflops` is the rate of that form, and `mixed_us` its time right after a call
+    of oneDNN's, where a program mixes plans with torch's operators; the other times are those of settled calls.
     """
 
     pair: str
@@ -37,6 +39,7 @@ class PairRow:
     separate_us: float
     fused_us: float
     onednn_us: float
+    mixed_us: float
     fused: bool
     gflops: float
 
@@ -72,13 +75,17 @@ def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairR
     if not torch.equal(*(form() for form in forms.values())):
         raise AssertionError(f"the fused pair differs from its two convolutions: {pair}")
     calls: dict[str, Callable[[], object]] = {**forms, "onednn": _onednn(pair, weights, x)}
-    samples = interleave(calls, rounds)
-    medians = {name: summarise(times).median for name, times in samples.items()}
+    # Behind another runtime's call the first ones share the cores with its waiting threads.
+    settled = replace(rounds, settle=max(rounds.settle, SETTLE)) if a.n == 1 else rounds
+    samples = interleave(calls, settled)
     fused = cpu.fuses(pair)
-    best = medians["fused" if fused else "separate"]
-    name = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
-    separate, together, onednn = (1e6 * medians[form] for form in ("separate", "fused", "onednn"))
-    return PairRow(name, count, a.n, a.dtype, separate, together, onednn, fused, pair.flops() / best / 1e9)
+    form = "fused" if fused else "separate"
+    samples["mixed"] = interleave({form: forms[form]}, replace(rounds, settle=0), before=calls["onednn"])[form]
+    medians = {name: summarise(times).median for name, times in samples.items()}
+    best = medians[form]
+    times = (1e6 * medians[name] for name in ("separate", "fused", "onednn", "mixed"))
+    shape = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
+    return PairRow(shape, count, a.n, a.dtype, *times, fused, pair.flops() / best / 1e9)
 
 
 def _runner(pair: PairSpec, weights: list[Tensor], x: Tensor, threads: int, fused: bool) -> Callable[[], Tensor]:
