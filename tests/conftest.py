@@ -61,7 +61,7 @@ def in_worker(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several workers' work: the longest files first, those with tests that run alone last, and these at their ends."""
+    """For several workers: the longest files first, those with tests that run alone last, and these at their ends."""
     if not in_worker(config):
         return
     quiet = {item.path for item in items if item.get_closest_marker("alone")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_of_two_workers_tests_none_runs_beside_one_that_is_alone(
     ]
     assert len(rows) == 34 and len(alone) == 3 and not meetings
     together = sorted((start, end) for name, start, end, _ in rows if name == "together")
-    assert any(a[1] > b[0] for a, b in zip(together, together[1:], strict=False)), "two workers took turns throughout"
+    assert any(a[1] > b[0] for a, b in pairwise(together)), "two workers took turns throughout"
     assert not any(worker for *_, worker in rows), "what a test starts would take itself for a worker"
 
 

@@ -158,8 +158,12 @@ def suite(**origin: object) -> dict:
         "tier": "avx2",
         "peak_gflops": {"float32": 500.0},
         "rows": [row | {"peak_share": 0.8 if row["median_ms"] else None} for row in bench()["rows"]],
-        "pairs": [pair | {"batch": 4, "dtype": "float32"}, pair | {"batch": 4, "dtype": "float32", "fused_us": 150.0}]
-        + [pair | mixed, pair | mixed | {"fused": False}],
+        "pairs": [
+            pair | {"batch": 4, "dtype": "float32"},
+            pair | {"batch": 4, "dtype": "float32", "fused_us": 150.0},
+            pair | mixed,
+            pair | mixed | {"fused": False},
+        ],
     }
 
 

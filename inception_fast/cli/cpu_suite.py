@@ -172,8 +172,8 @@ def show(document: dict[str, Any]) -> None:
     peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in document["peak_gflops"].items())
     print(f"\ntier {document['tier']}; peak on registers, GFLOP/s: {peaks}")
     print(
-        "\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take, and the time "
-        "of that form right after a call of oneDNN's"
+        "\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take, and the"
+        " time of that form right after a call of oneDNN's"
     )
     for row in document["pairs"]:
         stars = ("", "*") if row["fused"] else ("*", "")

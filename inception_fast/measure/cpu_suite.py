@@ -28,8 +28,8 @@ SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 class PairRow:
     """A 1xn, nx1 pair: microseconds of our two convolutions, of our fused operator, of oneDNN's two through torch.
 
-    `fused` says which form the plans take, `gflops` is the rate of that form, and `mixed_us` its time right after a call
-    of oneDNN's, where a program mixes plans with torch's operators; the other times are those of settled calls.
+    `fused` says which form the plans take, `gflops` is the rate of that form, and `mixed_us` its time right after a
+    call of oneDNN's, where a program mixes plans with torch's operators; the other times are those of settled calls.
     """
 
     pair: str
