@@ -19,7 +19,17 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("inception_fast.measure.cpu_suite.BATCHES", (1,))
     monkeypatch.setattr("inception_fast.measure.cpu_suite.SIDES", (75,))
-    arguments = ["bench", "inception_v3", "--cpu-suite", "--quick", "--against", "none", "--image-size", "139"]
+    arguments = [
+        "bench",
+        "inception_v3",
+        "--cpu-suite",
+        "--winograd",
+        "--quick",
+        "--against",
+        "none",
+        "--image-size",
+        "139",
+    ]
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     assert "peak on registers" in capsys.readouterr().out
     document = json.loads((tmp_path / "cpu-suite.json").read_text())
@@ -29,7 +39,10 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     times = ("separate_us", "fused_us", "onednn_us", "mixed_us")
     assert all(min(row[name] for name in times) > 0 for row in document["pairs"])
     assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
-    for row in document["start"]:
+    *direct, tiled = document["start"]
+    assert [row["dtype"] for row in direct] == ["float32", "bfloat16"] and not any(row["winograd"] for row in direct)
+    assert tiled["winograd"] and tiled["packed_bytes"] > 1.2 * direct[0]["packed_bytes"] and tiled["packing_s"] > 0
+    for row in direct:
         weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
     with Image.open(tmp_path / "cpu-growth.png") as picture:

@@ -162,28 +162,36 @@ def growth(
             yield row | {"gflops": 2 * macs / median / 1e9}
 
 
-def first_call(model: nn.Module, dtype: str, size: int = 299) -> dict[str, Any]:
-    """What a network costs before it is fast: seconds of optimising, of packing alone, of the first call; bytes."""
+def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: bool = False) -> dict[str, Any]:
+    """What a network costs before it is fast: seconds of optimising, of packing alone, of the first call; bytes.
+
+    `grew_bytes` is by how much the process's peak of resident memory rose from before `optimize` to after the call.
+    """
     from ..engine import optimize
 
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    if x is None:
+        x = torch.randn(1, 3, 299, 299, generator=torch.Generator().manual_seed(0))
+    before = _peak_bytes(reset=True)
     start = time.perf_counter()
-    fast = optimize(model, x, dtype=getattr(torch, dtype))
+    fast = optimize(model, x, dtype=getattr(torch, dtype), winograd=winograd)
     optimised = time.perf_counter()
+    risen = _peak_bytes()
     resident = _peak_bytes(reset=True)
     fast(x)
     called = time.perf_counter()
-    grown = _peak_bytes() - resident
+    called_peak = _peak_bytes()
     again = time.perf_counter()
     packed = [cpu.compile(plan) for plan in fast.native_plans()]
     return {
         "dtype": dtype,
+        "winograd": winograd,
         "optimize_s": optimised - start,
         "packing_s": time.perf_counter() - again,
         "first_call_s": called - optimised,
         "packed_bytes": sum(compiled.packed_bytes for compiled in packed),
         "arena_bytes": max(compiled.arena_bytes for compiled in packed),
-        "first_call_grew_bytes": max(0, grown),
+        "first_call_grew_bytes": max(0, called_peak - resident),
+        "grew_bytes": max(0, risen - before, called_peak - before),
     }
 
 
