@@ -98,10 +98,7 @@ def test_a_plan_needs_its_packed_weights_once_and_its_arena(how: str) -> None:
     done = subprocess.run([sys.executable, "-c", PEAK, how], capture_output=True, text=True, timeout=200, check=True)
     found = json.loads(done.stdout)
     weights = 3 * 9 * 512 * 512 * 4
-    assert (
-        weights * (2 if how == "winograd" else 1)
-        <= found["packed_bytes"]
-        <= weights * (4.1 if how == "winograd" else 1.1)
-    )
+    least, most = (2, 4.1) if how == "winograd" else (1, 1.1)
+    assert least * weights <= found["packed_bytes"] <= most * weights
     needed = found["packed_bytes"] + found["arena_bytes"]
     assert 0.9 * needed <= found["grew_bytes"] <= 1.1 * needed

@@ -189,15 +189,15 @@ def show(document: dict[str, Any]) -> None:
             f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}; {row['mixed_us']:8.0f}"
         )
     print(
-        "\nmodel, dtype (w: Winograd's tiles): seconds to optimise, of them packing; first call; MiB packed, arena, grown"
-        " by the first call, by all"
+        "\nmodel, dtype (w: Winograd's tiles): seconds to optimise, of them packing; first call; MiB packed, arena,"
+        " grown by the first call, by all"
     )
     for row in document["start"]:
         keys = ("packed_bytes", "arena_bytes", "first_call_grew_bytes", "grew_bytes")
         sizes = [row[key] / 2**20 for key in keys]
         print(
-            f"  {row['model']:20s} {row['dtype']:9s}{' w'[row['winograd']]} {row['optimize_s']:6.2f} {row['packing_s']:6.2f}"
-            f" {row['first_call_s']:6.2f} " + " ".join(f"{size:7.1f}" for size in sizes)
+            f"  {row['model']:20s} {row['dtype']:9s}{' w'[row['winograd']]} {row['optimize_s']:6.2f}"
+            f" {row['packing_s']:6.2f} {row['first_call_s']:6.2f} " + " ".join(f"{size:7.1f}" for size in sizes)
         )
 
 
