@@ -33,15 +33,20 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     assert "peak on registers" in capsys.readouterr().out
     document = json.loads((tmp_path / "cpu-suite.json").read_text())
-    assert [(row["dtype"], row["status"]) for row in document["rows"]] == [("float32", "ok"), ("bfloat16", "ok")]
-    assert all(0 < row["peak_share"] < 1.1 for row in document["rows"])
+    plain, tiled = (
+        [row for row in document["rows"] if row["runtime"] == name]
+        for name in ("inception_fast", "inception_fast+winograd")
+    )
+    assert [(row["dtype"], row["status"]) for row in plain] == [("float32", "ok"), ("bfloat16", "ok")]
+    assert [(row["dtype"], row["status"]) for row in tiled] == [("float32", "ok"), ("bfloat16", "unavailable")]
+    assert all(0 < row["peak_share"] < 1.1 for row in plain)
     assert {(row["batch"], row["fused"]) for row in document["pairs"]} == {(1, False), (16, True)}
     times = ("separate_us", "fused_us", "onednn_us", "mixed_us")
     assert all(min(row[name] for name in times) > 0 for row in document["pairs"])
     assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
-    *direct, tiled = document["start"]
+    *direct, wide = document["start"]
     assert [row["dtype"] for row in direct] == ["float32", "bfloat16"] and not any(row["winograd"] for row in direct)
-    assert tiled["winograd"] and tiled["packed_bytes"] > 1.2 * direct[0]["packed_bytes"] and tiled["packing_s"] > 0
+    assert wide["winograd"] and wide["packed_bytes"] > 1.2 * direct[0]["packed_bytes"] and wide["packing_s"] > 0
     for row in direct:
         weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
@@ -57,7 +62,7 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     row = Row("inception_v1", 1, "float32", "inception_fast", 10.0, 0.1, 1e-7, 1.0)
 
     def fake(name: str, found: object, dies: bool = False) -> None:
-        def measure(*_: object) -> object:
+        def measure(*_: object, **__: object) -> object:
             calls.append(name)
             if dies:
                 raise ArithmeticError
@@ -84,6 +89,8 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     assert "part 2 of 5: inception_v1, already measured" in capsys.readouterr().err
     calls.clear()
     assert main([*command, "--resume", "--seconds", "3"]) == 0 and calls == [*first, "start"]
+    calls.clear()
+    assert main([*command, "--resume", "--seconds", "3", "--winograd"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
 
