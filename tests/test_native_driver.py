@@ -58,7 +58,7 @@ def test_random_plans_are_exact_in_the_emulation(plain: Path, tier: str) -> None
 
 
 def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    expect_right(build_driver(ROOT, tmp_path, optimize="-O1", sanitize="address,undefined"), "fuzz", "seeds=10")
+    expect_right(build_driver(ROOT, tmp_path, optimize="-O0", sanitize="address,undefined"), "fuzz", "seeds=10")
 
 
 def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
