@@ -83,9 +83,9 @@ def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairR
     samples["mixed"] = interleave({form: forms[form]}, replace(rounds, settle=0), before=calls["onednn"])[form]
     medians = {name: summarise(times).median for name, times in samples.items()}
     best = medians[form]
-    times = (1e6 * medians[name] for name in ("separate", "fused", "onednn", "mixed"))
+    separate, together, onednn, mixed = (1e6 * medians[name] for name in ("separate", "fused", "onednn", "mixed"))
     shape = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
-    return PairRow(shape, count, a.n, a.dtype, *times, fused, pair.flops() / best / 1e9)
+    return PairRow(shape, count, a.n, a.dtype, separate, together, onednn, mixed, fused, pair.flops() / best / 1e9)
 
 
 def _runner(pair: PairSpec, weights: list[Tensor], x: Tensor, threads: int, fused: bool) -> Callable[[], Tensor]:
