@@ -8,6 +8,9 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt kernels/cuda/CMakeLists.txt $(NATIVE)
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
+# How `make test` runs all of it: by two workers, whose OpenMP threads sleep while they wait, for there are twice as many as cores.
+WORKERS ?= 2
+TOGETHER := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 # The trainings behind `inception-fast claims`, each with as many seeds as its verdict needs; `make -j2` runs two at a time.
 EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid covariate_shift label_smoothing grid_reduction residual
 TRAINED := $(EXPERIMENTS:%=claims-training/%/compare.json)
@@ -19,7 +22,7 @@ SEEDS = $(if $(filter label_smoothing grid_reduction,$*),10,6)
 help:
 	@echo "make bench   time the models beside the installed peers; BENCH=... names the models, ARGS=... adds options"
 	@echo "make claims  measure what the papers claim into claims-report; make -j2 claims-training trains for it first"
-	@echo "make test    run the tests; ARGS=... goes to pytest"
+	@echo "make test    run the tests by WORKERS=2 processes; with ARGS=..., which goes to pytest, by one"
 	@echo "make lint    run the formatters, linters and the type checker, as the tests do"
 	@echo "make format  format the sources"
 	@echo "make clean   remove what was built; $(VENV) stays"
@@ -36,7 +39,7 @@ $(TRAINED): claims-training/%/compare.json: | $(VENV)/.bench
 	$(BIN)/inception-fast compare --experiment $* --seeds $(SEEDS) --threads 1 --out claims-training/$*
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,OMP_WAIT_POLICY=passive) $(BIN)/python -m pytest $(or $(ARGS),$(TOGETHER))
 
 lint: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_style.py $(ARGS)

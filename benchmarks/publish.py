@@ -251,10 +251,16 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
         gain = sorted(p["separate_us"] / p["fused_us"] for p in some)
         taken = sorted(p["onednn_us"] / p["fused_us" if p["fused"] else "separate_us"] for p in some)
         middle = len(some) // 2
+        mixed = sorted(p["mixed_us"] / p["fused_us" if p["fused"] else "separate_us"] for p in some if "mixed_us" in p)
         said.append(
             f"- {len(some)} asymmetric pairs, {batch} image{'s' if batch > 1 else ''}, {dtype}: two convolutions take "
             f"{gain[0]:.2f} to {gain[-1]:.2f} times the fused operator's time, {gain[middle]:.2f} in the middle; "
-            f"oneDNN {taken[0]:.2f} to {taken[-1]:.2f} times that of the form that plans take."
+            f"oneDNN {taken[0]:.2f} to {taken[-1]:.2f} times that of the form that plans take"
+            + (
+                f", whose first call after one of oneDNN's takes {mixed[0]:.2f} to {mixed[-1]:.2f} times."
+                if mixed
+                else "."
+            )
         )
     return ["", *said, ""] if said else []
 

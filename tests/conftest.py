@@ -1,11 +1,17 @@
-"""Runs every test from the same seed with the same number of threads, and refuses a run that proved nothing."""
+"""Runs every test from the same seed with the same number of threads, and refuses a run that proved nothing.
+
+In a run of several workers (`-n 2 --dist loadfile`) a test marked `alone` waits until no other test runs.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +21,9 @@ from inception_fast.weights._tensorflow import settle_triton
 
 SEED = 20140917
 THREADS = min(2, os.cpu_count() or 1)
+# The files that take longest, first: no worker then begins a long one when the others have nothing left to do.
+LONGEST = ("test_native_driver.py", "test_triton.py", "test_tf_models.py", "test_packaging.py", "test_winograd.py")
+ROOM, GATE = Path(__file__), Path(__file__).parent  # what tests hold while they run, and pass through before
 _ran: Counter[str] = Counter()
 _skips: Counter[str] = Counter()
 
@@ -22,6 +31,9 @@ _skips: Counter[str] = Counter()
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
     settle_triton()  # some tests import tensorflow themselves
+    if in_worker(config):
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+            del os.environ[name]  # what a test starts is no worker
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -42,6 +54,49 @@ def _reproducible() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(THREADS)
+
+
+def in_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For several workers: the longest files first, those with tests that run alone last, and these at their ends."""
+    if not in_worker(config):
+        return
+    quiet = {item.path for item in items if item.get_closest_marker("alone")}
+
+    def place(item: pytest.Item) -> tuple[int, bool, Path, bool]:
+        name = item.path.name
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return rank, item.path in quiet, item.path, item.get_closest_marker("alone") is not None
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Outside of what is timed and of what a timeout ends."""
+    if not in_worker(item.config):
+        return (yield)
+    with _room(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def _room(alone: bool) -> Iterator[None]:
+    """Held by one test alone or by several together. Who waits to be alone keeps the others from entering."""
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    gate, room = (os.open(place, os.O_RDONLY) for place in (GATE, ROOM))
+    try:
+        fcntl.flock(gate, how)
+        fcntl.flock(room, how)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+    finally:
+        for place in (room, gate):
+            fcntl.flock(place, fcntl.LOCK_UN)  # a forked child may still have it open
+            os.close(place)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

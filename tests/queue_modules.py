@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from checkout import ROOT
@@ -24,3 +25,11 @@ def loaded(*names: str) -> Iterator[dict[str, Any]]:
         sys.path.remove(str(FOLDER))
         for name in {file.stem for file in FOLDER.glob("*.py")} - before:
             sys.modules.pop(name, None)
+
+
+def living(process: int) -> bool:
+    """Whether it runs; one that ended and that nobody waited for does not."""
+    try:
+        return ") Z" not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False

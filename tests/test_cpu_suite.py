@@ -5,26 +5,49 @@ from __future__ import annotations
 import json
 
 import pytest
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from PIL import Image
 
 from inception_fast.cli import main
 from inception_fast.measure.compare import Row
+from inception_fast.measure.cpu_suite import SETTLE, resized, time_pair
+from inception_fast.measure.timer import Plan
 
 
+@pytest.mark.alone
 def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("inception_fast.measure.cpu_suite.BATCHES", (1,))
     monkeypatch.setattr("inception_fast.measure.cpu_suite.SIDES", (75,))
-    arguments = ["bench", "inception_v3", "--cpu-suite", "--quick", "--against", "none", "--image-size", "139"]
+    arguments = [
+        "bench",
+        "inception_v3",
+        "--cpu-suite",
+        "--winograd",
+        "--quick",
+        "--against",
+        "none",
+        "--image-size",
+        "139",
+    ]
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     assert "peak on registers" in capsys.readouterr().out
     document = json.loads((tmp_path / "cpu-suite.json").read_text())
-    assert [(row["dtype"], row["status"]) for row in document["rows"]] == [("float32", "ok"), ("bfloat16", "ok")]
-    assert all(0 < row["peak_share"] < 1.1 for row in document["rows"])
+    plain, tiled = (
+        [row for row in document["rows"] if row["runtime"] == name]
+        for name in ("inception_fast", "inception_fast+winograd")
+    )
+    assert [(row["dtype"], row["status"]) for row in plain] == [("float32", "ok"), ("bfloat16", "ok")]
+    assert [(row["dtype"], row["status"]) for row in tiled] == [("float32", "ok"), ("bfloat16", "unavailable")]
+    assert all(0 < row["peak_share"] < 1.1 for row in plain)
     assert {(row["batch"], row["fused"]) for row in document["pairs"]} == {(1, False), (16, True)}
-    assert all(min(row["separate_us"], row["fused_us"], row["onednn_us"]) > 0 for row in document["pairs"])
+    times = ("separate_us", "fused_us", "onednn_us", "mixed_us")
+    assert all(min(row[name] for name in times) > 0 for row in document["pairs"])
     assert [(row["axis"], row["value"]) for row in document["growth"]] == 2 * [("batch", 1), ("side", 75)]
-    for row in document["start"]:
+    *direct, wide = document["start"]
+    assert [row["dtype"] for row in direct] == ["float32", "bfloat16"] and not any(row["winograd"] for row in direct)
+    assert wide["winograd"] and wide["packed_bytes"] > 1.2 * direct[0]["packed_bytes"] and wide["packing_s"] > 0
+    for row in direct:
         weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
     with Image.open(tmp_path / "cpu-growth.png") as picture:
@@ -39,7 +62,7 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     row = Row("inception_v1", 1, "float32", "inception_fast", 10.0, 0.1, 1e-7, 1.0)
 
     def fake(name: str, found: object, dies: bool = False) -> None:
-        def measure(*_: object) -> object:
+        def measure(*_: object, **__: object) -> object:
             calls.append(name)
             if dies:
                 raise ArithmeticError
@@ -67,7 +90,28 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     calls.clear()
     assert main([*command, "--resume", "--seconds", "3"]) == 0 and calls == [*first, "start"]
     calls.clear()
+    assert main([*command, "--resume", "--seconds", "3", "--winograd"]) == 0 and calls == [*first, "start"]
+    calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
+
+
+@pytest.mark.parametrize("batch, settle", [(1, SETTLE), (16, 2)])
+def test_pairs_are_timed_settled_and_mixed(monkeypatch, batch, settle):
+    """Short calls are settled, and one form is timed unsettled behind oneDNN's."""
+    seen: list[tuple] = []
+
+    def fake(calls, plan, before=None):
+        for call in (*calls.values(), *([before] if before else [])):
+            call()
+        seen.append((list(calls), plan.settle, before is not None))
+        return {name: [1e-6 * len(seen)] * 3 for name in calls}
+
+    monkeypatch.setattr("inception_fast.measure.cpu_suite.interleave", fake)
+    halves = ConvSpec(1, 5, 5, 4, 4, 1, 3, padding=(0, 0, 1, 1)), ConvSpec(1, 5, 5, 4, 4, 3, 1, padding=(1, 1, 0, 0))
+    row = time_pair(resized(PairSpec(*halves), batch, "float32"), 3, 1, Plan(settle=2))
+    form = "fused" if row.fused else "separate"
+    assert seen == [(["separate", "fused", "onednn"], settle, False), ([form], 0, True)]
+    assert row.onednn_us == pytest.approx(1) and row.mixed_us == pytest.approx(2) and row.count == 3
 
 
 def test_the_suites_lengths():

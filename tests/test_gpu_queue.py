@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from checkout import ROOT
-from queue_modules import FOLDER, loaded
+from queue_modules import FOLDER, living, loaded
 
 NAMES = ("store", "catalogue", "run", "work", "provenance")
 
@@ -152,16 +152,22 @@ def test_a_job_that_hangs_or_dies_has_failed(
     assert result["status"] == "failed" and "took longer" in result["note"]
 
 
-def test_what_a_job_started_ends_with_it(queue: dict[str, Any], tmp_path: Path) -> None:
-    """A grandchild that holds the GPU, and the pipe to its parent, must not outlive its job."""
-    alive = tmp_path / "alive"
-    child = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+@pytest.mark.parametrize("limit", [60.0, 3.0], ids=["in time", "too late"])
+def test_what_a_job_started_ends_with_it(queue: dict[str, Any], tmp_path: Path, limit: float) -> None:
+    """A grandchild that holds the GPU, and the pipe to its parent, must not outlive its job, which may end first."""
+    mark = tmp_path / "child"
+    child = "import time; time.sleep(120)"
+    program = (
+        f"import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {child!r}]);"
+        f"open({str(mark)!r}, 'w').write(str(child.pid)); time.sleep({0 if limit > 10 else 120})"
+    )
     begin = time.monotonic()
-    output, ended = queue["run"].finished([sys.executable, "-c", program], 1.0)
-    assert not ended and output == "" and time.monotonic() - begin < 2
-    time.sleep(max(0.0, begin + 3 - time.monotonic()))
-    assert not alive.exists()
+    output, ended = queue["run"].finished([sys.executable, "-c", program], limit)
+    assert ended == (limit > 10) and output == "" and time.monotonic() - begin < 60
+    end, process = time.monotonic() + 30, int(mark.read_text())
+    while living(process) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not living(process)
 
 
 def test_rows_outlive_a_job_that_takes_too_long(

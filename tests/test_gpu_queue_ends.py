@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from queue_modules import FOLDER
+from queue_modules import FOLDER, living
 
 
 def test_a_signal_ends_the_jobs_and_keeps_what_they_have(tmp_path: Path) -> None:
@@ -104,11 +104,3 @@ def begun(out: Path) -> int:
     child = int(mark.read_text())
     mark.unlink()
     return child
-
-
-def living(process: int) -> bool:
-    """Whether it runs; one that ended and that nobody waited for does not."""
-    try:
-        return ") Z" not in Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False

@@ -271,6 +271,7 @@ def test_the_versions_agree(installed: Callable[[str], Install]) -> None:
     assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.alone
 def test_importing_is_light(installed: Callable[[str], Install]) -> None:
     """Models, layers and dispatch are imported too: none of them touches CUDA, a GPU compiler or TensorFlow."""
     code = """

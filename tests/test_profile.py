@@ -68,6 +68,7 @@ def test_the_peak_is_measured():
         measure_peak("int8")
 
 
+@pytest.mark.alone
 def test_the_command(tmp_path, capsys):
     base = ["profile", "inception_v1", "--image-size", "64", "--rounds", "2", "--threads", "1"]
     assert main([*base, "--out", str(tmp_path), "--json"]) == 0

@@ -152,12 +152,18 @@ def test_a_run_without_a_peer_hides_no_peer(house: Path) -> None:
 
 def suite(**origin: object) -> dict:
     pair = {"pair": "p", "count": 1, "separate_us": 120.0, "fused_us": 100.0, "onednn_us": 150.0, "fused": True}
+    mixed = {"batch": 1, "dtype": "bfloat16", "mixed_us": 130.0}
     return {
         "provenance": ORIGIN | origin,
         "tier": "avx2",
         "peak_gflops": {"float32": 500.0},
         "rows": [row | {"peak_share": 0.8 if row["median_ms"] else None} for row in bench()["rows"]],
-        "pairs": [pair | {"batch": 4, "dtype": "float32"}, pair | {"batch": 4, "dtype": "float32", "fused_us": 150.0}],
+        "pairs": [
+            pair | {"batch": 4, "dtype": "float32"},
+            pair | {"batch": 4, "dtype": "float32", "fused_us": 150.0},
+            pair | mixed,
+            pair | mixed | {"fused": False},
+        ],
     }
 
 
@@ -167,6 +173,8 @@ def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 80 % |" in text
     assert "500 in float32, avx2" in text and "2026-01-02-cpu-suite.json" in text
     assert "2 asymmetric pairs, 4 images, float32: two convolutions take 0.80 to 1.20 times" in text
+    assert "that of the form that plans take.\n" in text, "an older file has no mixed calls"
+    assert "form that plans take, whose first call after one of oneDNN's takes 1.08 to 1.30 times.\n" in text
     assert text.count(publish.UNMEASURED) == 5
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -68,3 +72,33 @@ def test_shared_weights_give_every_image_the_same_bits() -> None:
         alone = torch.cat([fast(image[None]) for image in x])
     assert torch.equal(whole, alone)
     assert len({id(captured) for _, captured in fast._session.programs().values()}) == 1
+
+
+PEAK = """
+import json, sys, torch
+from torch import nn
+from inception_fast.measure.cpu_suite import first_call
+
+def net(channels):
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())]
+    return nn.Sequential(*layers).eval()
+
+torch.set_num_threads(2)
+with torch.inference_mode():
+    first_call(net(16), "float32", torch.randn(1, 16, 17, 17), sys.argv[1] == "winograd")
+    model, x = net(512), torch.randn(1, 512, 17, 17)
+    print(json.dumps(first_call(model, "float32", x, sys.argv[1] == "winograd")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system tells no peak of resident memory")
+@pytest.mark.parametrize("how", ["direct", "winograd"])
+def test_a_plan_needs_its_packed_weights_once_and_its_arena(how: str) -> None:
+    """Peak of resident memory over all of optimising and the first call: at most a tenth more than these."""
+    done = subprocess.run([sys.executable, "-c", PEAK, how], capture_output=True, text=True, timeout=200, check=True)
+    found = json.loads(done.stdout)
+    weights = 3 * 9 * 512 * 512 * 4
+    least, most = (2, 4.1) if how == "winograd" else (1, 1.1)
+    assert least * weights <= found["packed_bytes"] <= most * weights
+    needed = found["packed_bytes"] + found["arena_bytes"]
+    assert 0.9 * needed <= found["grew_bytes"] <= 1.1 * needed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan
     names = args.models or [*LARGE, *SMALL]
     batches = {name: [1] if args.quick or name in SMALL else [1, 16] for name in names}
     origin = provenance(threads, args.argv)
-    asked = {key: getattr(args, key) for key in ("quick", "repeats", "seconds", "against", "image", "weights")}
+    options = ("quick", "repeats", "seconds", "against", "image", "weights", "winograd")
+    asked = {key: getattr(args, key) for key in options}
     parts = Parts(folder / "parts", conditions(origin) | asked | {"models": names}, args.resume)
     document: dict[str, Any] = {"tier": cpu.default_tier(), "peak_gflops": {}, "models": {}, "rows": [], "seconds": {}}
     total = len(names) + 4
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan
                 meter.next()  # cases of an earlier run
             document["models"][name] = work
             document["rows"] += [row | _share(row, work, document["peak_gflops"]) for row in rows]
-        for name, study in (("pairs", _pairs), ("growth", _growth), ("start", _start)):
+        start: Any = partial(_start, winograd=args.winograd)
+        for name, study in (("pairs", _pairs), ("growth", _growth), ("start", start)):
             plan = rounds if _asked(args) else _plan(SHORT if name == "pairs" else ALONE)
             document[name] = part(name, lambda s=study, p=plan: list(s(names, threads, p, args.quick)))  # type: ignore[misc]
             meter.next()
@@ -152,12 +155,16 @@ def _growth(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterat
         yield from growth(model, dtype, sorted({1, threads}), batches, sides, rounds)
 
 
-def _start(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterator[dict[str, Any]]:
+def _start(
+    names: list[str], threads: int, rounds: Plan, quick: bool, winograd: bool = False
+) -> Iterator[dict[str, Any]]:
     from ..measure.cpu_suite import first_call
 
     for name, model in zip(names, _networks(names), strict=True):
         for dtype in DTYPES:
             yield {"model": name} | first_call(model, dtype)
+        if winograd:
+            yield {"model": name} | first_call(model, "float32", winograd=True)
 
 
 def show(document: dict[str, Any]) -> None:
@@ -171,21 +178,26 @@ def show(document: dict[str, Any]) -> None:
     )
     peaks = ", ".join(f"{dtype} {peak:.0f}" for dtype, peak in document["peak_gflops"].items())
     print(f"\ntier {document['tier']}; peak on registers, GFLOP/s: {peaks}")
-    print("\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take")
+    print(
+        "\npair, batch, dtype: ours separate / ours fused / oneDNN, microseconds; * the form that plans take, and the"
+        " time of that form right after a call of oneDNN's"
+    )
     for row in document["pairs"]:
         stars = ("", "*") if row["fused"] else ("*", "")
         print(
             f"  {row['pair']:32s} {row['batch']:3d} {row['dtype']:9s} {row['separate_us']:8.0f}{stars[0]} /"
-            f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}"
+            f" {row['fused_us']:8.0f}{stars[1]} / {row['onednn_us']:8.0f}; {row['mixed_us']:8.0f}"
         )
     print(
-        "\nmodel, dtype: seconds to optimise, of them packing; first call; MiB packed, arena, grown by the first call"
+        "\nmodel, dtype (w: Winograd's tiles): seconds to optimise, of them packing; first call; MiB packed, arena,"
+        " grown by the first call, by all"
     )
     for row in document["start"]:
-        sizes = [row[key] / 2**20 for key in ("packed_bytes", "arena_bytes", "first_call_grew_bytes")]
+        keys = ("packed_bytes", "arena_bytes", "first_call_grew_bytes", "grew_bytes")
+        sizes = [row[key] / 2**20 for key in keys]
         print(
-            f"  {row['model']:20s} {row['dtype']:9s} {row['optimize_s']:6.2f} {row['packing_s']:6.2f}"
-            f" {row['first_call_s']:6.2f} " + " ".join(f"{size:7.1f}" for size in sizes)
+            f"  {row['model']:20s} {row['dtype']:9s}{' w'[row['winograd']]} {row['optimize_s']:6.2f}"
+            f" {row['packing_s']:6.2f} {row['first_call_s']:6.2f} " + " ".join(f"{size:7.1f}" for size in sizes)
         )
 
 

@@ -20,6 +20,7 @@ from .timer import Plan as Rounds
 from .timer import interleave, summarise
 
 BATCHES = (4, 8, 16, 32, 64)
+SETTLE = 10  # untimed calls before a timed one of some hundred microseconds
 SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 
 
@@ -27,7 +28,8 @@ SIDES = (75, 107, 139, 203, 267, 299, 427, 600)
 class PairRow:
     """A 1xn, nx1 pair: microseconds of our two convolutions, of our fused operator, of oneDNN's two through torch.
 
-    `fused` says which form the plans take. `gflops` is the rate of that form.
+    `fused` says which form the plans take, `gflops` is the rate of that form, and `mixed_us` its time right after a
+    call of oneDNN's, where a program mixes plans with torch's operators; the other times are those of settled calls.
     """
 
     pair: str
@@ -37,6 +39,7 @@ class PairRow:
     separate_us: float
     fused_us: float
     onednn_us: float
+    mixed_us: float
     fused: bool
     gflops: float
 
@@ -72,13 +75,17 @@ def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairR
     if not torch.equal(*(form() for form in forms.values())):
         raise AssertionError(f"the fused pair differs from its two convolutions: {pair}")
     calls: dict[str, Callable[[], object]] = {**forms, "onednn": _onednn(pair, weights, x)}
-    samples = interleave(calls, rounds)
-    medians = {name: summarise(times).median for name, times in samples.items()}
+    # Behind another runtime's call the first ones share the cores with its waiting threads.
+    settled = replace(rounds, settle=max(rounds.settle, SETTLE)) if a.n == 1 else rounds
+    samples = interleave(calls, settled)
     fused = cpu.fuses(pair)
-    best = medians["fused" if fused else "separate"]
-    name = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
-    separate, together, onednn = (1e6 * medians[form] for form in ("separate", "fused", "onednn"))
-    return PairRow(name, count, a.n, a.dtype, separate, together, onednn, fused, pair.flops() / best / 1e9)
+    form = "fused" if fused else "separate"
+    samples["mixed"] = interleave({form: forms[form]}, replace(rounds, settle=0), before=calls["onednn"])[form]
+    medians = {name: summarise(times).median for name, times in samples.items()}
+    best = medians[form]
+    separate, together, onednn, mixed = (1e6 * medians[name] for name in ("separate", "fused", "onednn", "mixed"))
+    shape = f"{a.h}x{a.w} {a.c}-{a.oc}-{b.oc} {a.kh}x{a.kw} {b.kh}x{b.kw}"
+    return PairRow(shape, count, a.n, a.dtype, separate, together, onednn, mixed, fused, pair.flops() / best / 1e9)
 
 
 def _runner(pair: PairSpec, weights: list[Tensor], x: Tensor, threads: int, fused: bool) -> Callable[[], Tensor]:
@@ -155,28 +162,36 @@ def growth(
             yield row | {"gflops": 2 * macs / median / 1e9}
 
 
-def first_call(model: nn.Module, dtype: str, size: int = 299) -> dict[str, Any]:
-    """What a network costs before it is fast: seconds of optimising, of packing alone, of the first call; bytes."""
+def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: bool = False) -> dict[str, Any]:
+    """What a network costs before it is fast: seconds of optimising, of packing alone, of the first call; bytes.
+
+    `grew_bytes` is by how much the process's peak of resident memory rose from before `optimize` to after the call.
+    """
     from ..engine import optimize
 
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    if x is None:
+        x = torch.randn(1, 3, 299, 299, generator=torch.Generator().manual_seed(0))
+    before = _peak_bytes(reset=True)
     start = time.perf_counter()
-    fast = optimize(model, x, dtype=getattr(torch, dtype))
+    fast = optimize(model, x, dtype=getattr(torch, dtype), winograd=winograd)
     optimised = time.perf_counter()
+    risen = _peak_bytes()
     resident = _peak_bytes(reset=True)
     fast(x)
     called = time.perf_counter()
-    grown = _peak_bytes() - resident
+    called_peak = _peak_bytes()
     again = time.perf_counter()
     packed = [cpu.compile(plan) for plan in fast.native_plans()]
     return {
         "dtype": dtype,
+        "winograd": winograd,
         "optimize_s": optimised - start,
         "packing_s": time.perf_counter() - again,
         "first_call_s": called - optimised,
         "packed_bytes": sum(compiled.packed_bytes for compiled in packed),
         "arena_bytes": max(compiled.arena_bytes for compiled in packed),
-        "first_call_grew_bytes": max(0, grown),
+        "first_call_grew_bytes": max(0, called_peak - resident),
+        "grew_bytes": max(0, risen - before, called_peak - before),
     }
 
 
