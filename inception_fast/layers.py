@@ -1,6 +1,7 @@
 """Trainable drop-in layers. In training, for channels_last maps, the convolution is torch's, on the CPU with a native
-gradient of its weight, and batch norm and ReLU behind it are one native operation, on a GPU one with it; with frozen
-statistics each layer is one fused operation; else it is plain torch.
+gradient of its weight, and batch norm and ReLU behind it are one native operation, on a GPU one with it; in eager
+training on the CPU all of a layer is one node of autograd. With frozen statistics each layer is one fused operation;
+else it is plain torch.
 
 A layer's children are plain `nn.Conv2d` and `nn.BatchNorm2d`, so its state dict is that of the modules it replaces.
 Batch norm becomes a scale and a shift in float32, never folded into the weights; they are computed again only when a
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import _batch_norm, ops
+from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import pair_of
 from .backends.stamp import Stamp, can_stamp
+from .backends.window import Window
 
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
 
@@ -146,13 +148,22 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     padding: Any = conv.padding
     if not fusable(conv, bn):
         if not (_plainly_trains(bn) and _trains_on_gpu(x, conv)):
-            return batch_norm_relu(convolve(x, conv), bn)
+            return trained(x, conv, bn)
         y, mean, var = ops.conv_batch_norm_relu(
             x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
         )
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+
+
+def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """relu(bn(conv(x))) in training, as one node of autograd where both are plain."""
+    if x.device.type == "cpu" and _plainly_learns(conv) and _plainly_trains(bn):
+        cast = _trained_layer.autocast(x)
+        if _trained_layer.serves(cast, conv, bn):
+            return _trained_layer.train(cast, conv, bn, getattr(conv, WINOGRAD, False))
+    return batch_norm_relu(convolve(x, conv), bn)
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -280,6 +291,32 @@ class ParallelSplit(_Two):
         return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """torch's, by the native kernels in training on the CPU for maps in channels_last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices):
+            window = _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding)
+            if window is not None and _trained_pool.serves(input, window):
+                return _trained_pool.pool(input, window)
+        return super().forward(input)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """torch's, by the native kernels in training on the CPU for maps in channels_last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.ceil_mode and self.divisor_override is None:
+            window = _average(self.kernel_size, self.stride, self.padding, self.count_include_pad)
+            if window is not None and _trained_pool.serves(input, window):
+                return _trained_pool.pool(input, window)
+        return super().forward(input)
+
+
+def _average(kernel_size: Any, stride: Any, padding: Any, count_include_pad: bool) -> Window | None:
+    return _trained_pool.window_of("mean_with_padding" if count_include_pad else "mean", kernel_size, stride, padding)
+
+
 class PoolProject(nn.Module):
     """y = relu(bn(conv1x1(avg_pool(x)))): [n, cin, h, w] -> [n, cout, oh, ow]. Children `conv` and `bn`.
 
@@ -310,7 +347,10 @@ class PoolProject(nn.Module):
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
         if not fusable(conv, bn):
-            return batch_norm_relu(convolve(F.avg_pool2d(x, **pool), conv), bn)
+            window = _average(**pool)
+            ours = window is not None and _trained_pool.serves(x, window)
+            pooled = _trained_pool.pool(x, window) if ours and window is not None else F.avg_pool2d(x, **pool)
+            return trained(pooled, conv, bn)
         return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@ A block is swapped only when its `forward`, traced, is exactly convolution, batc
 `conv` and `bn`: torchvision's, timm's, facenet-pytorch's and our own blocks, and any like them. A run of Conv2d,
 BatchNorm2d, ReLU inside an `nn.Sequential` is swapped too, and so are a 1xn and an nx1 block that follow each other
 there. Blocks that a model chains in its own `forward` stay two layers: only the engine sees that nothing else reads
-what runs between them.
+what runs between them. Torch's pools become their own subclasses, which train natively and are not listed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ._checks import check_flag
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
+    AvgPool2d,
     ConvBNReLU,
     Fold,
+    MaxPool2d,
     PoolProject,
     _Two,
     conv_bn_relu,
@@ -37,6 +39,7 @@ from .layers import (
 __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
 
 RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
+POOLS: dict[type[nn.Module], type[nn.Module]] = {nn.MaxPool2d: MaxPool2d, nn.AvgPool2d: AvgPool2d}
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -121,6 +124,8 @@ class _Swap:
     def _swapped(self, name: str, module: nn.Module) -> nn.Module:
         if isinstance(module, (ConvBNReLU, PoolProject, _Two, FusedSequential)):
             return module
+        if type(module) in POOLS:
+            return _pool(module)
         block = _block(module)
         if isinstance(block, ConvBNReLU):
             return self._became(name, module, block)
@@ -161,6 +166,13 @@ def _left_convolutions(model: nn.Module, why: dict[str, str]) -> Iterator[Replac
             parent = name.rpartition(".")[0]
             reason = why.get(parent) or why.get(name) or "no batch norm and ReLU follow in a block or nn.Sequential"
             yield Replacement(name, type(module).__name__, None, conv_problem(module) or reason)
+
+
+def _pool(module: nn.Module) -> nn.Module:
+    """The pool that takes the place of one of torch's: the same module, its forward ours."""
+    pool: Any = object.__new__(POOLS[type(module)])
+    pool.__dict__.update(module.__dict__)
+    return pool  # type: ignore[no-any-return]
 
 
 def _block(module: nn.Module) -> ConvBNReLU | str | None:

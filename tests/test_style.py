@@ -26,7 +26,17 @@ WELL_KNOWN_VARIABLES = {
 FLOORS = (
     ("kernels",),
     ("dispatch", "backends"),
-    ("ops", "_batch_norm", "_conv_batch_norm", "_convolution", "_checks", "_gradients", "_when_imported"),
+    (
+        "ops",
+        "_batch_norm",
+        "_conv_batch_norm",
+        "_convolution",
+        "_trained_layer",
+        "_trained_pool",
+        "_checks",
+        "_gradients",
+        "_when_imported",
+    ),
     ("layers", "losses"),
     ("models", "weights", "replace"),
     ("engine",),

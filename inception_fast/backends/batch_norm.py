@@ -15,6 +15,7 @@ from .pitch import pixel_pitch
 NATIVE = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 Statistics = tuple[Tensor, Tensor]
+Running = tuple[Tensor, Tensor, Tensor, float]  # mean, var, batches seen, share of the new batch
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -28,12 +29,22 @@ def reasons(x: Tensor) -> list[str]:
     return found
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, memory_format: torch.memory_format) -> Three:
-    """(y, mean, var) with y = relu(weight * (x - mean) / sqrt(var + eps) + bias), by the native kernels."""
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    memory_format: torch.memory_format,
+    running: Running | None = None,
+) -> Three:
+    """(y, mean, var) with y = relu(weight * (x - mean) / sqrt(var + eps) + bias), by the native kernels, which take the
+    batch into dense `running` statistics.
+    """
     y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format)
     mean, var = torch.empty_like(weight), torch.empty_like(weight)
     weight, bias = weight.contiguous(), bias.contiguous()
     pointers = (weight.data_ptr(), bias.data_ptr())
+    moved = (0, 0, 0) if running is None else (running[0].data_ptr(), running[1].data_ptr(), running[2].data_ptr())
     cpu.batch_norm_relu(
         cpu.default_tier(),
         NATIVE[x.dtype],
@@ -43,8 +54,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, memory_format: 
         eps,
         y.data_ptr(),
         (mean.data_ptr(), var.data_ptr()),
+        moved,
+        0.0 if running is None else running[3],
         torch.get_num_threads(),
     )
+    if running is not None:
+        torch.autograd.graph.increment_version(running[:3])  # written behind torch's back
     return y, mean, var
 
 

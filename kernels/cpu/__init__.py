@@ -46,9 +46,10 @@ ISA_VARIABLE = "INCEPTION_FAST_ISA"
 # Batch norm in training, with pointers for arguments: batch_norm_op.h says of what.
 batch_norm_relu = _native.batch_norm_relu
 batch_norm_relu_backward = _native.batch_norm_relu_backward
-# What else training does natively, likewise: train_conv.h, weight_gradient_op.h, update.h.
+# What else training does natively, likewise: train_conv.h, weight_gradient_op.h, train_pool_op.h, update.h.
 convolve_in_training = _native.convolve_in_training
 conv_weight_gradient = _native.conv_weight_gradient
+pool_in_training = _native.pool_in_training
 rmsprop_update = _native.rmsprop_update
 
 InputArgument = tuple[int, str, tuple[int, int, int, int]]

@@ -28,6 +28,8 @@ def batch_norm_relu(
     eps: float,
     y: int,
     statistics: tuple[int, int],
+    running: tuple[int, int, int],
+    share: float,
     threads: int,
     /,
 ) -> None: ...
@@ -65,6 +67,19 @@ def convolve_in_training(
     maps: tuple[tuple[int, int], tuple[int, int]],
     weight: int,
     strides: tuple[int, int, int, int],
+    threads: int,
+    /,
+) -> None: ...
+def pool_in_training(
+    tier: str,
+    dtype: str,
+    kind: str,
+    backward: bool,
+    sizes: tuple[int, int, int, int, int, int],
+    window: tuple[int, int, int, int, int, int],
+    map: tuple[int, int],
+    y: int,
+    taps: int,
     threads: int,
     /,
 ) -> None: ...

@@ -54,6 +54,8 @@ double pixels_of(const BatchNormOp &op, int64_t block) {
 
 double scale_of(const BatchNormOp &op, int32_t i) { return op.weight[i] / std::sqrt(op.var[i] + op.eps); }
 
+void move(float &running, double to, double share) { running = static_cast<float>(running + share * (to - running)); }
+
 // Chan's formula over the blocks, in their order: the squares round the mean are those round each block's mean, and the
 // block means' distances from it.
 void combine_statistics(const BatchNormOp &op, const Worker &worker) {
@@ -78,6 +80,11 @@ void combine_statistics(const BatchNormOp &op, const Worker &worker) {
       op.var[c + i] = static_cast<float>(squares[i] / static_cast<double>(op.pixels));
       op.scale[c + i] = static_cast<float>(scale_of(op, c + i));
     }
+    if (op.running_mean)
+      for (int32_t i = 0; i < count; ++i) {
+        move(op.running_mean[c + i], mean[i], op.share);
+        move(op.running_var[c + i], squares[i] / static_cast<double>(op.pixels - 1), op.share);
+      }
   }
 }
 
@@ -113,6 +120,8 @@ void forward(void *pointer, const Worker &worker, const Meeting &meet) {
   kernels.statistics(op, worker);
   meet();
   combine_statistics(op, worker);
+  if (op.batches && worker.index == 0)
+    ++*op.batches;
   meet();
   kernels.apply(op, worker);
 }
@@ -130,6 +139,8 @@ void run(const Tier &tier, BatchNormOp op, int threads, Shared body, bool gradie
   if (op.pixels < 1 || op.c < 1)
     throw std::invalid_argument("batch norm of " + std::to_string(op.pixels) + " pixels with " + std::to_string(op.c) +
                                 " channels; allowed: at least one of each");
+  if (op.running_mean && op.pixels < 2)
+    throw std::invalid_argument("running statistics of one value a channel; allowed: two or more, for a variance");
   int64_t bytes = int64_t(op.c) * (op.type == Type::float32 ? 4 : 2);
   op.block = std::clamp(BLOCK_BYTES / bytes / 8 * 8, LEAST, MOST);
   op.blocks = (op.pixels + op.block - 1) / op.block;

@@ -6,7 +6,8 @@
 // Shapes: see batch_norm_op.h. Numbers: a block's deviations are taken from the block's own mean while the block is in
 // the cache, so little cancels; sums inside a block are float, eight pixels at a time, across blocks double. z is
 // computed again in the backward, in the same order, so that neither y nor a mask has to be kept.
-// Algorithm: a worker takes a row of blocks, the same for both readings.
+// Algorithm: a worker takes a row of blocks, the same for both readings, and reads it backwards the second time: what
+// it read last is in the caches still.
 #pragma once
 
 #include "batch_norm_op.h"
@@ -112,7 +113,7 @@ template <int N, class T> inline void apply_pixels(const BatchNormOp &op, const 
 template <class T> void block_apply(const BatchNormOp &op, const Worker &worker) {
   auto [first, end] = blocks_of(op, worker);
   int32_t c = op.c;
-  for (int64_t block = first; block < end; ++block) {
+  for (int64_t block = end; block-- > first;) {
     int64_t from = block * op.block * c, count = pixels_of(op, block), p = 0;
     const T *x = static_cast<const T *>(op.x) + from;
     T *y = static_cast<T *>(op.y) + from;
@@ -186,7 +187,7 @@ template <int N, class T> inline void gradient_pixels(const BatchNormOp &op, con
 template <class T> void block_gradient(const BatchNormOp &op, const Worker &worker) {
   auto [first, end] = blocks_of(op, worker);
   int32_t c = op.c;
-  for (int64_t block = first; block < end; ++block) {
+  for (int64_t block = end; block-- > first;) {
     int64_t from = block * op.block * c, count = pixels_of(op, block), p = 0;
     const T *x = static_cast<const T *>(op.x) + from;
     const T *grad = static_cast<const T *>(op.grad) + block * op.block * op.grad_pitch;

@@ -9,6 +9,9 @@ namespace inception_fast::cpu {
 //
 // x, y and the gradients are [pixels, c] of `type`, a gradient's pixels `grad_pitch` elements apart; all else is float.
 // Sums are taken over blocks of `block` pixels, whatever the number of threads.
+//
+// Where `running_mean` is not null the forward moves it and running_var by `share` of the way to the mean and the
+// unbiased variance, in double, rounded once, and counts the batch.
 struct BatchNormOp {
   Type type;
   int64_t pixels, block, blocks, grad_pitch;
@@ -18,6 +21,9 @@ struct BatchNormOp {
   const float *weight, *bias;
   float *mean, *var; // written forward, read backward
   double eps;
+  float *running_mean, *running_var;
+  int64_t *batches;
+  double share;
   float *grad_weight, *grad_bias;
   float *partial; // [blocks][2][c]: mean and summed squares of deviations; backward the sums of g and of g (x - mean)
   float *scale;   // [c]
@@ -40,7 +46,8 @@ extern const BatchNormTier avx512_bf16_batch_norm;
 #endif
 
 // All pointers of `op` but partial, scale, slope and offset are the caller's; block and blocks are chosen here. The
-// forward writes y, mean and var; the backward y (the gradient of x), grad_weight and grad_bias.
+// forward writes y, mean and var, and moves the running ones; the backward y (the gradient of x), grad_weight and
+// grad_bias.
 void batch_norm_relu(const Tier &tier, const BatchNormOp &op, int threads);
 void batch_norm_relu_backward(const Tier &tier, const BatchNormOp &op, int threads);
 

@@ -2,6 +2,7 @@
 #include "batch_norm_op.h"
 #include "build.h"
 #include "train_conv.h"
+#include "train_pool_op.h"
 #include "update.h"
 #include "weight_gradient_op.h"
 
@@ -256,9 +257,12 @@ BatchNormOp batch_norm_of(const std::string &dtype, std::array<int64_t, 2> shape
 
 void batch_norm_forward(const std::string &tier, const std::string &dtype, std::array<int64_t, 2> shape, uintptr_t x,
                         std::array<uintptr_t, 2> parameters, double eps, uintptr_t y,
-                        std::array<uintptr_t, 2> statistics, int threads) {
+                        std::array<uintptr_t, 2> statistics, std::array<uintptr_t, 3> running, double share,
+                        int threads) {
   BatchNormOp op = batch_norm_of(dtype, shape, x, parameters, statistics, eps);
   op.y = at<void>(y);
+  op.running_mean = at<float>(running[0]), op.running_var = at<float>(running[1]);
+  op.batches = at<int64_t>(running[2]), op.share = share;
   const Tier &on = tier_named(tier);
   py::gil_scoped_release release;
   batch_norm_relu(on, op, threads);
@@ -313,6 +317,25 @@ void convolve_in_training(const std::string &tier, std::array<int32_t, 9> sizes,
   train_conv(on, op, threads);
 }
 
+// sizes: n, h, w, c, oh, ow; window: kernel, stride, padding, each of rows and columns; map: what is read, as (pointer,
+// pitch of a pixel).
+void pool_in_training(const std::string &tier, const std::string &dtype, const std::string &kind, bool backward,
+                      std::array<int32_t, 6> sizes, std::array<int32_t, 6> window, std::tuple<uintptr_t, int64_t> map,
+                      uintptr_t y, uintptr_t taps, int threads) {
+  TrainPoolOp op{};
+  op.type = type_named(dtype, "map", false);
+  op.maximum = kind == "max", op.count_include_pad = kind == "mean_with_padding";
+  if (!op.maximum && !op.count_include_pad && kind != "mean")
+    throw std::invalid_argument("pool '" + kind + "'; allowed: max, mean, mean_with_padding");
+  std::tie(op.n, op.h, op.w, op.c, op.oh, op.ow) = std::tuple_cat(sizes);
+  std::tie(op.kh, op.kw, op.stride_h, op.stride_w, op.top, op.left) = std::tuple_cat(window);
+  op.x = at<const void>(std::get<0>(map)), op.pitch = std::get<1>(map);
+  op.y = at<void>(y), op.taps = at<unsigned char>(taps);
+  const Tier &on = tier_named(tier);
+  py::gil_scoped_release release;
+  (backward ? train_pool_backward : train_pool)(on, op, threads);
+}
+
 // Each parameter as pointers to itself, its gradient, square and momentum, and its length.
 void rmsprop_update(const std::vector<std::array<int64_t, 5>> &parameters, std::array<double, 5> rates, int threads) {
   std::vector<RmspropPart> parts;
@@ -333,6 +356,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("batch_norm_relu_backward", &batch_norm_backward);
   m.def("conv_weight_gradient", &conv_weight_gradient);
   m.def("convolve_in_training", &convolve_in_training);
+  m.def("pool_in_training", &pool_in_training);
   m.def("rmsprop_update", &rmsprop_update);
 
   py::class_<Plan>(m, "Plan")

@@ -43,6 +43,10 @@ def _gradient_tiles(name: str, old: str, new: str, file: str = "winograd_gradien
     return Mutant(name, file, old, new, "gradient_tiles", unit)
 
 
+def _trained_pool(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "train_pool.h", old, new, "train_pool")
+
+
 def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
@@ -299,6 +303,40 @@ MUTANTS = (
         "    job.kernels.multiply(op, worker);\n    meet();",
         "    job.kernels.multiply(op, worker);",
         "winograd_gradient.cpp",
+    ),
+    _trained_pool(
+        "the last of equals is the largest",
+        "(value > best[v]) | (value != value)",
+        "(value >= best[v]) | (value != value)",
+    ),
+    _trained_pool("a trained maximum drops NaN", "(value > best[v]) | (value != value)", "(value > best[v])"),
+    _trained_pool("padding is a place of the map", "int32_t first = from < 0 ? 0 : from,", "int32_t first = from,"),
+    _trained_pool("windows end at the padding", "to < size ? to : size;", "to < most ? to : most;"),
+    _trained_pool(
+        "gradients have one image",
+        "{(int64_t(image) * op.oh + oy) * op.ow + ox, tap, share}",
+        "{int64_t(oy) * op.ow + ox, tap, share}",
+    ),
+    _trained_pool("a window more reaches back", "(at - kernel) / stride + 1", "(at - kernel) / stride"),
+    _trained_pool(
+        "what is read is dense",
+        "from.at[i].pixel * op.pitch + c;\n    const Ints",
+        "from.at[i].pixel * op.c + c;\n    const Ints",
+    ),
+    _trained_pool(
+        "places of the first channels for all",
+        "op.taps + source.pixel * op.c + c;",
+        "op.taps + source.pixel * op.c;",
+    ),
+    _trained_pool(
+        "whole vectors of places at the last channel",
+        "if (count < Isa::lanes)\n    __builtin_memcpy(p, &bytes",
+        "if (false)\n    __builtin_memcpy(p, &bytes",
+    ),
+    _trained_pool(
+        "an average of what is inside",
+        "found.divisor = static_cast<float>(rows.counted)",
+        "found.divisor = static_cast<float>(rows.end - rows.first)",
     ),
     Mutant(
         "the second of a pair is the first",

@@ -1,0 +1,124 @@
+"""A layer in eager training on the CPU as one node of autograd: convolution, batch norm, ReLU, running statistics.
+
+The kernels are those of the operators `convolution` and `batch_norm_relu`, called past the dispatcher from one
+`autograd.Function`. Through two operators, with torch's own updates of the statistics, a layer took 290 us forward
+whatever its map, and a step has 94 of them. Whatever watches or rewrites operations (compilers, exports, dispatch
+modes, transforms) is given the operators, in either direction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from . import _batch_norm, _convolution, dispatch
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def serves(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
+    """Whether `train` may take relu(bn(conv(x))) of two modules that train plainly; `x` as autocast leaves it."""
+    batches: Any = bn.num_batches_tracked
+    kernel, columns = conv.weight, (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    size = kernel.shape[:1]
+    return (
+        direct()
+        and all(type(each) in PLAIN and each.device.type == "cpu" for each in (x, kernel, batches))
+        and all(_is_column(each, size) for each in columns)
+        and batches.dtype is torch.int64
+        and _batch_norm.is_native(x)
+    )
+
+
+def _is_column(values: Any, size: torch.Size) -> bool:
+    """Whether the kernels may read and write these [c] floats where they lie."""
+    fits = type(values) in PLAIN and values.shape == size and values.dtype is torch.float32
+    return fits and values.device.type == "cpu" and values.is_contiguous()
+
+
+def direct() -> bool:
+    """Whether native kernels may be called here past the dispatcher."""
+    if _watched() or dispatch.current_backend() not in (None, "cpu"):
+        return False
+    return bool(dispatch.backend_status()["cpu"])
+
+
+def _watched() -> bool:
+    """Whether something looks at operators as they run."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def autocast(x: Tensor) -> Tensor:
+    """`x` as autocast gives it to a convolution."""
+    if not torch.is_autocast_enabled("cpu") or x.dtype is torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype("cpu"))
+
+
+def train(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, winograd: bool) -> Tensor:
+    """relu(bn(conv(x))) where `serves` says so; moves the running statistics."""
+    batches: Any = bn.num_batches_tracked
+    share = 1.0 / (int(batches) + 1) if bn.momentum is None else bn.momentum
+    running = bn.running_mean, bn.running_var, batches, share
+    call = conv.stride, conv.padding, winograd, bn.eps
+    y: Tensor = _TrainedLayer.apply(x, conv.weight, bn.weight, bn.bias, call, running)
+    return y
+
+
+class _TrainedLayer(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, call: Any, running: Any
+    ) -> Tensor:
+        from .backends import batch_norm
+
+        stride, padding, winograd, eps = call
+        z = _convolution.kernel(x, kernel, stride, padding, winograd)
+        if not z.is_contiguous(memory_format=torch.channels_last):
+            z = z.contiguous(memory_format=torch.channels_last)
+        if z.numel() <= z.shape[1]:
+            _batch_norm.check(z, weight, bias, eps)
+        y, mean, var = batch_norm.forward(z, weight, bias, eps, _batch_norm.memory_format(z), running)
+        ctx.call = call
+        ctx.save_for_backward(x, kernel, weight, bias, z, mean, var)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, kernel, weight, bias, z, mean, var = ctx.saved_tensors
+        stride, padding, winograd, eps = ctx.call
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            return (*_differentiable(grad, (x, kernel, weight, bias), needs, ctx.call), None, None)
+        ours: Any = torch.ops.inception_fast
+        norm, of_x, of_kernel = ours.batch_norm_relu_backward, ours.conv_input_gradient, ours.conv_weight_gradient
+        if type(grad) in PLAIN and not _watched():
+            norm, of_x = _batch_norm.backward_kernel, _convolution.input_gradient_kernel
+            of_kernel = _convolution.gradient_kernel
+        dz, dweight, dbias = norm(grad, z, weight, bias, mean, var, eps)
+        dx = of_x(dz, x, kernel, stride, padding, winograd) if needs[0] else None
+        dkernel = of_kernel(dz, x, kernel, stride, padding, winograd)
+        return dx, dkernel, dweight, dbias, None, None
+
+
+def _differentiable(
+    grad: Tensor, inputs: tuple[Tensor, ...], needs: tuple[bool, ...], call: Any
+) -> list[Tensor | None]:
+    """The gradients of `inputs` in torch's operations, to be differentiated again."""
+    x, kernel, weight, bias = inputs
+    stride, padding, _, eps = call
+    needed = [part for part, needs_one in zip(inputs, needs, strict=True) if needs_one]
+    z = F.conv2d(x, kernel.to(x.dtype), None, stride, padding)
+    wide_z, wide_weight, wide_bias = _batch_norm.widened(z, weight, bias)
+    y = _batch_norm.formula(wide_z, wide_weight, wide_bias, eps)[0].to(x.dtype)
+    grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+    return [next(grads) if needs_one else None for needs_one in needs]
