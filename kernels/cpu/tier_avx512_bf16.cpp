@@ -13,6 +13,7 @@ using Isa = Avx512Bf16;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "weight_gradient.h"
 
 namespace inception_fast::cpu {
@@ -23,6 +24,7 @@ extern const Tier avx512_bf16_tier = {
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainPairsTier avx512_bf16_train_pairs = {pack_pairs};
 extern const WeightGradientTier avx512_bf16_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                                Isa::dots, pack_gradient, multiply_gradient};
 
