@@ -1,4 +1,4 @@
-"""Which bfloat16 convolutions the direct kernels make faster in training than oneDNN, their weights packed in the call."""
+"""Which bfloat16 convolutions of training the direct kernels, packing weights in the call, make faster than oneDNN."""
 
 from __future__ import annotations
 
