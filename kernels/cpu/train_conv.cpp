@@ -108,8 +108,9 @@ void check(const TrainConvOp &op, int threads) {
     tile = tile || (op.type == Type::float32 && op.stride_h == 1 && op.stride_w == 1 && same);
     allowed += ", " + text(t.h) + "x" + text(t.w) + " for " + text(t.kh) + "x" + text(t.kw);
   }
-  expect(tile, "tile " + text(op.tile_h) + "x" + text(op.tile_w) + " for kernel " + text(op.kh) + "x" + text(op.kw) +
-             " of " + (op.type == Type::float32 ? "float32" : "bfloat16") + " at stride " + text(op.stride_h) + "x" +
+  expect(tile,
+         "tile " + text(op.tile_h) + "x" + text(op.tile_w) + " for kernel " + text(op.kh) + "x" + text(op.kw) + " of " +
+             (op.type == Type::float32 ? "float32" : "bfloat16") + " at stride " + text(op.stride_h) + "x" +
              text(op.stride_w),
          allowed);
 }

@@ -1,5 +1,5 @@
-// A convolution in training, its weights packed anew in each call: of float32 maps by winograd.h's tiles at stride 1, of
-// bfloat16 maps by conv.h's direct sums.
+// A convolution in training, its weights packed anew in each call: of float32 maps by winograd.h's tiles at stride 1,
+// of bfloat16 maps by conv.h's direct sums.
 //
 // Forward, and the gradient of x at stride 1, which is the same convolution of the gradient of y by the kernel turned
 // round with its two kinds of channels exchanged: the weights' strides say so. The weights are float, and rounded to

@@ -2,12 +2,13 @@
 
 #include "gradient.h"
 #include "scene.h"
+#include "trained_conv.h"
 #include "winograd_pack.h"
 
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <optional>
+#include <memory>
 #include <stdexcept>
 
 namespace native_driver {
@@ -318,10 +319,27 @@ void mix(Scene &scene, Rng &rng) {
   }
 }
 
+// An operation of training, which is no step of a plan.
+struct Alone {
+  virtual ~Alone() = default;
+  virtual void check(const Tier &tier, const std::vector<int> &threads) const = 0;
+};
+
+template <class Made, auto... Options> struct AloneOf : Alone {
+  Made made;
+  explicit AloneOf(Rng &rng) : made(rng, Options...) {}
+  void check(const Tier &tier, const std::vector<int> &threads) const override { made.check(tier, threads); }
+};
+
+template <class Made, auto... Options> std::unique_ptr<Alone> alone(Rng &rng) {
+  return std::make_unique<AloneOf<Made, Options...>>(rng);
+}
+
 struct Test {
   const char *name, *about;
-  void (*make)(Scene &, Rng &); // none: a weight gradient, which is no step of a plan
+  void (*make)(Scene &, Rng &);
   int callers;
+  std::unique_ptr<Alone> (*make_alone)(Rng &) = nullptr; // in the place of `make`
 };
 
 const Test TESTS[] = {
@@ -352,8 +370,10 @@ const Test TESTS[] = {
     {"callers", "one plan called by four threads at once", mix, 4},
     {"pair", "two convolutions as one operator", pair_any, 1},
     {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
-    {"weight_gradient", "sums over pixels, for training", nullptr, 1},
-    {"gradient_tiles", "those sums by Winograd's tiles", nullptr, 1},
+    {"weight_gradient", "sums over pixels, for training", nullptr, 1, alone<Gradient, false>},
+    {"gradient_tiles", "those sums by Winograd's tiles", nullptr, 1, alone<Gradient, true>},
+    {"train_conv", "convolutions of bfloat16, for training", nullptr, 1, alone<TrainedConv, false>},
+    {"train_tiles", "those of float32 by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
 };
 
 } // namespace
@@ -385,12 +405,13 @@ int fuzz(const Fuzz &options) {
         continue;
       Rng rng{std::mt19937(static_cast<unsigned>(seed * 64 + (&test - TESTS)))};
       Scene scene(rng);
-      std::optional<Gradient> gradient;
-      test.make ? test.make(scene, rng) : void(gradient.emplace(rng, std::string(test.name) == "gradient_tiles"));
+      std::unique_ptr<Alone> operation = test.make_alone ? test.make_alone(rng) : nullptr;
+      if (!operation)
+        test.make(scene, rng);
       std::vector<int> threads{1, rng.between(2, 4)};
       for (const Tier *tier : tiers) {
         try {
-          gradient ? gradient->check(*tier, threads) : scene.check(*tier, threads, test.callers);
+          operation ? operation->check(*tier, threads) : scene.check(*tier, threads, test.callers);
         } catch (const std::exception &error) {
           throw std::runtime_error(std::string(test.name) + ", seed " + std::to_string(seed) + ", " + error.what());
         }
