@@ -16,7 +16,6 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr size_t KEPT = size_t(64) << 20; // bytes of working memory that stay between calls
-constexpr int32_t SHARE = 64;             // channels of a panel that a thread packs at a time
 
 // Of a tier: whose float32 kernels it has and how they want their weights, and how its bfloat16 ones want theirs.
 struct Kernels {

@@ -22,12 +22,15 @@ struct TrainConvOp {
   int64_t column, channel, row, tap; // floats between output channels, channels, rows of taps, taps; may be negative
 };
 
+constexpr int32_t SHARE = 64; // channels of a panel that a thread packs at a time
+
 // Transforms channels [low, high) of a panel's weights: `to` is [p][c][columns].
 struct TrainWeightsTier {
   void (*pack)(const TrainConvOp &, const Panel &, int32_t low, int32_t high, float *to);
 };
 
-// Rounds channels [low, high) of a panel's weights, `low` even; `to` is the panel's, in the order of ConvOp's weights.
+// Rounds channels [low, high) of a panel's weights, a share of them, `low` even; `to` is the panel's, in the order of
+// ConvOp's weights.
 struct TrainPairsTier {
   void (*pack)(const TrainConvOp &, const ConvOp &, const Panel &, int32_t low, int32_t high, bf16 *to);
 };

@@ -10,7 +10,6 @@
 namespace inception_fast::cpu {
 namespace {
 
-constexpr int32_t ROUNDED = 64; // channels of a column that are rounded before they are transposed
 constexpr int PAIR_COLUMNS = 2 * Isa::lanes;
 
 typedef uint32_t __attribute__((vector_size(sizeof(Isa::V)))) PairBits;
@@ -52,20 +51,19 @@ inline void round_channels(const float *from, int64_t step, int32_t count, bf16 
 // Any strides: to[pair][columns] of channels [low, high).
 inline void transpose_columns(const TrainConvOp &op, const float *from, int width, int columns, int32_t low,
                               int32_t high, float *to) {
-  alignas(64) uint32_t rounded[PAIR_COLUMNS][ROUNDED / 2];
-  for (int32_t c = low; c < high; c += ROUNDED) {
-    int32_t count = high - c < ROUNDED ? high - c : ROUNDED, pairs = (count + 1) / 2;
-    for (int i = 0; i < width; ++i) {
-      rounded[i][pairs - 1] = 0; // the second of an odd last one
-      round_channels(from + i * op.column + c * op.channel, op.channel, count, reinterpret_cast<bf16 *>(rounded[i]));
-    }
-    for (int i = width; i < columns; ++i)
-      for (int32_t pair = 0; pair < pairs; ++pair)
-        rounded[i][pair] = 0;
-    for (int32_t pair = 0; pair < pairs; ++pair, to += columns)
-      for (int i = 0; i < columns; ++i)
-        __builtin_memcpy(to + i, &rounded[i][pair], sizeof(float));
+  alignas(64) uint32_t rounded[PAIR_COLUMNS][SHARE / 2];
+  int32_t pairs = (high - low + 1) / 2;
+  for (int i = 0; i < columns; ++i) {
+    rounded[i][pairs - 1] = 0; // the second of an odd last one
+    if (i < width)
+      round_channels(from + i * op.column + low * op.channel, op.channel, high - low,
+                     reinterpret_cast<bf16 *>(rounded[i]));
+    else
+      __builtin_memset(rounded[i], 0, pairs * sizeof(uint32_t));
   }
+  for (int32_t pair = 0; pair < pairs; ++pair, to += columns)
+    for (int i = 0; i < columns; ++i)
+      __builtin_memcpy(to + i, &rounded[i][pair], sizeof(float));
 }
 
 inline void pack_pairs(const TrainConvOp &op, const ConvOp &conv, const Panel &panel, int32_t low, int32_t high,

@@ -331,12 +331,6 @@ MUTANTS = (
         "% conv.row_taps) * packed",
     ),
     _train("channels of a column are neighbours", "train_pairs.h", "if (step == 1) {", "if (true) {"),
-    _train(
-        "more than a tile of channels is the first again",
-        "train_pairs.h",
-        "i * op.column + c * op.channel, op.channel",
-        "i * op.column + low * op.channel, op.channel",
-    ),
     _train("nothing scales the sums", "train_conv.cpp", "std::fill_n(tail, columns, 1.0f);", ""),
     _train("what memory held is added", "train_conv.cpp", "std::fill_n(tail + columns, columns, 0.0f);", ""),
     _train(

@@ -86,7 +86,8 @@ TrainedConv::TrainedConv(Rng &rng, bool tiles) : at_end_(rng.one_in(2)) {
   for (int64_t i = 0; i < weights; ++i) // some of those that are rounded lie beside their integer
     weight[i] = static_cast<float>(rng.between(-3, 3)) * (!tiles && rng.one_in(3) ? 1 + 0x1p-10f : 1);
   op.x = x_->data(), op.weight = weight + lay_out(rng, op);
-  truth_ = std::make_unique<Guarded>(((results - 1) * op.y_pitch + op.oc) * size_of(op.type), false);
+  truth_ = std::make_unique<Guarded>(((results - 1) * op.y_pitch + op.oc) * size_of(op.type),
+                                     at_end_); // as y's will lie, so that poison meets poison
   for (int64_t p = 0; p < results; ++p)
     for (int oc = 0; oc < op.oc; ++oc) {
       int n = static_cast<int>(p / (op.oh * op.ow)), oy = static_cast<int>(p / op.ow % op.oh);
