@@ -311,13 +311,7 @@ MUTANTS = (
     _train(
         "an odd channel has a neighbour", "train_pairs.h", "if (c + 1 < high)", "if (true)", tier="amx_bf16_emulated"
     ),
-    _train(
-        "an odd channel's neighbour is no number",
-        "train_pairs.h",
-        "rounded[i][pairs - 1] = 0;",
-        "rounded[i][pairs - 1] = 0x7fc07fc0;",
-        tier="amx_bf16_emulated",
-    ),
+    _train("halves of two columns change places", "train_pairs.h", "zip<1>(rows[r]", "zip<0>(rows[r]"),
     _train(
         "rows of taps run forwards",
         "train_pairs.h",
