@@ -1,9 +1,9 @@
 """A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
 
-At stride 1 all three products may be native by Winograd's algorithm: in float32, where a tile pays. By default that is
-the tile whose error is like that of torch's sums, with `winograd` any. The weight may be float32 beside
-a bfloat16 x, as autocast makes it, and its gradient is then summed and kept in float32. What the native kernels cannot
-take runs in torch's operations.
+In float32 at stride 1 all three products may be native by Winograd's algorithm where a tile pays, by default the tile
+whose error is like that of torch's sums, with `winograd` any; in bfloat16 forward and the gradient of x by direct sums
+where they are faster than torch's. The weight may be float32 beside a bfloat16 x, as autocast makes it; its gradient is
+then summed and kept in float32. What the native kernels cannot take runs in torch's operations.
 """
 
 from __future__ import annotations
@@ -60,8 +60,18 @@ def gradient_kernel(
 
         dw = weight_gradient.where_it_pays(grad, x, list(weight.shape[2:]), stride, padding, winograd)
         if dw is not None:
-            return dw if dw.stride() == weight.stride() else torch.empty_like(weight).copy_(dw)
+            return _laid_out_as(weight, dw)
     dw = _convolution_backward(grad, x, weight, stride, padding, 1).to(weight.dtype)
+    return torch.empty_like(weight).copy_(dw)
+
+
+def _laid_out_as(weight: Tensor, dw: Tensor) -> Tensor:
+    """`dw`, in channels_last, with the weight's strides."""
+    if dw.stride() == weight.stride():
+        return dw
+    _, c, kh, kw = weight.shape
+    if kh * kw == 1 and weight.stride()[:2] == (c, 1):  # the same memory: strides of single elements mean nothing
+        return dw.as_strided(weight.shape, weight.stride())
     return torch.empty_like(weight).copy_(dw)
 
 

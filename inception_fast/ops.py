@@ -175,9 +175,9 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
 
     The gradient of the weight is native on the CPU for float32 and bfloat16 in channels_last, summed in float32 and
     rounded to the weight's dtype. So are y and the gradient of x, for float32 at stride 1 where fewer products pay: of
-    3x3, all three by tiles whose error is like that of torch's sums, and so the weight's gradient of 1x3 and 3x1. All
-    else is torch's. Gradients reach x and weight, any
-    number of times.
+    3x3, all three by tiles whose error is like that of torch's sums, and so the weight's gradient of 1x3 and 3x1; and
+    for bfloat16 beside a float32 weight where weights are many beside pixels, 1x1, 1xn and nx1, and y at stride 2. All
+    else is torch's. Gradients reach x and weight, any number of times.
 
     Args:
         winograd: larger tiles too, which err 1.3 to 10 times as much as a direct sum: 3x3, 5x5, 1x3, 3x1, 1x7, 7x1.

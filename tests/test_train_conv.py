@@ -169,15 +169,22 @@ def test_callers_at_once_do_not_share_memory() -> None:
     [
         ({"sizes": (0, 4, 4, 16, 16, 3, 3, 4, 4)}, "a size of 0"),
         ({"threads": 0}, "on 0 threads"),
-        ({"tile": (3, 3)}, "tile 3x3 for kernel 3x3; allowed: 4x4 for 3x3, 2x2 for 3x3"),
-        ({"maps": ((1, 15), (1, 16))}, "pixels 15 and 16 floats apart; allowed: from 16 and 16"),
+        ({"tile": (3, 3)}, "tile 3x3 for kernel 3x3 of float32 at stride 1x1; allowed: 0x0 for bfloat16; for float32"),
+        ({"tile": (0, 0)}, "tile 0x0 for kernel 3x3 of float32 at stride 1x1"),
+        ({"dtype": "bfloat16"}, "tile 2x2 for kernel 3x3 of bfloat16 at stride 1x1; allowed: 0x0 for bfloat16"),
+        ({"stride": (1, 2)}, "tile 2x2 for kernel 3x3 of float32 at stride 1x2"),
+        ({"stride": (0, 1)}, "a size of 0"),
+        ({"dtype": "float16"}, "map of dtype float16"),
+        ({"maps": ((1, 15), (1, 16))}, "pixels 15 and 16 elements apart; allowed: from 16 and 16"),
         ({"tier": "mmx"}, "this machine can run"),
     ],
 )
 def test_a_bad_call_is_refused_before_anything_is_written(changed: dict, said: str) -> None:
     call = {
         "tier": cpu.default_tier(),
+        "dtype": "float32",
         "sizes": (1, 4, 4, 16, 16, 3, 3, 4, 4),
+        "stride": (1, 1),
         "padding": (1, 1),
         "tile": (2, 2),
         "maps": ((1, 16), (1, 16)),

@@ -1,4 +1,6 @@
-"""A convolution in training, and the gradient of its x, by the native kernels' tiles: float32 maps in channels_last."""
+"""A convolution in training, and the gradient of its x, by the native kernels: float32 maps in channels_last by tiles,
+bfloat16 ones by direct sums, whose float32 weights are rounded while they are packed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ..kernels import cpu
 from ..kernels.spec import ConvSpec
+from .batch_norm import NATIVE
 from .pitch import even_pitch
 
 Two = tuple[int, int]
@@ -27,20 +30,20 @@ class Call(NamedTuple):
 
 
 def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
-    """conv2d(x, weight) in channels_last, or None where no tile can or pays; `every`: of all tiles, not the exact."""
-    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+    """conv2d(x, weight) in channels_last, or None where no kernel can or pays; `every`: of all tiles, not the exact."""
+    if weight.dtype is not torch.float32 or x.dtype not in NATIVE:
         return None
-    call = chosen(x.shape, x.stride(), weight.shape, padding, every)  # type: ignore[arg-type]
+    call = chosen(x.dtype, x.shape, x.stride(), weight.shape, stride, padding, every)
     return None if call is None else _run(x, call, weight.data_ptr(), weight.stride())
 
 
 def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
     """The gradient of x of y = conv2d(x, weight): `grad` convolved with the kernel turned round."""
-    if grad.dtype is not torch.float32 or weight.dtype is not torch.float32 or tuple(stride) != (1, 1):
+    if weight.dtype is not torch.float32 or grad.dtype not in NATIVE or tuple(stride) != (1, 1):
         return None
     oc, c, kh, kw = weight.shape
     turned = kh - 1 - padding[0], kw - 1 - padding[1]
-    call = chosen(grad.shape, grad.stride(), (c, oc, kh, kw), turned, every)  # type: ignore[arg-type]
+    call = chosen(grad.dtype, grad.shape, grad.stride(), (c, oc, kh, kw), stride, turned, every)
     if call is None:
         return None
     column, channel, row, tap = weight.stride()
@@ -48,14 +51,30 @@ def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Seque
     return _run(grad, call, last, (channel, column, -row, -tap))
 
 
-def chosen(shape: Four, strides: Four, kernel: Four, padding: Sequence[int], every: bool) -> Call | None:
-    """The call for float32 x of such a shape and such strides at stride 1, kept; None where no tile can or pays."""
-    return _chosen(tuple(shape), tuple(strides), tuple(kernel), tuple(padding), every)
+def chosen(
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    every: bool,
+) -> Call | None:
+    """The call for an x of such a dtype, shape and strides, kept; None where no kernel can or pays."""
+    parts = (tuple(shape), tuple(strides), tuple(kernel), tuple(stride), tuple(padding))
+    return _chosen(NATIVE[dtype], *parts, every, cpu.default_tier())
 
 
 @functools.lru_cache(maxsize=4096)
 def _chosen(
-    shape: tuple[int, ...], strides: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...], every: bool
+    dtype: str,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: Two,
+    padding: tuple[int, ...],
+    every: bool,
+    tier: str,
 ) -> Call | None:
     (n, c, h, w), (oc, channels, kh, kw), (top, left) = shape, kernel, padding
     pitch = even_pitch(shape, strides)
@@ -63,19 +82,23 @@ def _chosen(
     fits = channels == c and h + 2 * top >= kh and w + 2 * left >= kw
     if pitch is None or not (sized and fits):
         return None
-    # Of one channel or one pixel, where channels_last is not to be told from strides, no tile pays.
-    spec = ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left))
+    # Of one channel or one pixel, where channels_last is not to be told from strides, nothing pays.
+    spec = ConvSpec(n, h, w, c, oc, kh, kw, stride, (top, top, left, left), dtype=dtype)
+    if dtype == "bfloat16":
+        return Call(spec, cpu.DIRECT, pitch) if cpu.trains_directly(spec, tier) else None
     tile = cpu.training_tile(spec, every)
     return Call(spec, tile, pitch) if any(tile) else None
 
 
 def _run(x: Tensor, call: Call, weight: int, strides: Sequence[int]) -> Tensor:
     spec = call.spec
-    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=torch.float32, memory_format=torch.channels_last)
+    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=x.dtype, memory_format=torch.channels_last)
     column, channel, row, tap = strides
     cpu.convolve_in_training(
         cpu.default_tier(),
+        spec.dtype,
         (spec.n, spec.h, spec.w, spec.c, spec.oc, spec.kh, spec.kw, spec.oh, spec.ow),
+        spec.stride,
         (spec.padding[0], spec.padding[2]),
         call.tile,
         ((x.data_ptr(), call.pitch), (y.data_ptr(), spec.oc)),

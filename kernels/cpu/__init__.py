@@ -27,6 +27,7 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from .direct import trains_directly as trains_directly
 from .winograd import DIRECT as DIRECT
 from .winograd import training_tile as training_tile
 from .winograd import winograd_tile as winograd_tile

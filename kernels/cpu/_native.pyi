@@ -61,7 +61,9 @@ def conv_weight_gradient(
 ) -> None: ...
 def convolve_in_training(
     tier: str,
+    dtype: str,
     sizes: tuple[int, int, int, int, int, int, int, int, int],
+    stride: tuple[int, int],
     padding: tuple[int, int],
     tile: tuple[int, int],
     maps: tuple[tuple[int, int], tuple[int, int]],

@@ -302,14 +302,17 @@ void conv_weight_gradient(const std::string &tier, const std::string &dtype, std
 
 // maps: x and y as (pointer, pitch of a pixel); sizes: n, h, w, c, oc, kh, kw, oh, ow; the weight's strides are those
 // of output channels, channels, rows of taps and taps, and the pointer is that of the first of each.
-void convolve_in_training(const std::string &tier, std::array<int32_t, 9> sizes, std::array<int32_t, 2> padding,
-                          std::array<int32_t, 2> tile, std::array<std::tuple<uintptr_t, int64_t>, 2> maps,
-                          uintptr_t weight, std::array<int64_t, 4> strides, int threads) {
+void convolve_in_training(const std::string &tier, const std::string &dtype, std::array<int32_t, 9> sizes,
+                          std::array<int32_t, 2> stride, std::array<int32_t, 2> padding, std::array<int32_t, 2> tile,
+                          std::array<std::tuple<uintptr_t, int64_t>, 2> maps, uintptr_t weight,
+                          std::array<int64_t, 4> strides, int threads) {
   TrainConvOp op{};
+  op.type = type_named(dtype, "map", false);
+  op.stride_h = stride[0], op.stride_w = stride[1];
   std::tie(op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.oh, op.ow) = std::tuple_cat(sizes);
   op.top = padding[0], op.left = padding[1], op.tile_h = tile[0], op.tile_w = tile[1];
-  op.x = at<const float>(std::get<0>(maps[0])), op.x_pitch = std::get<1>(maps[0]);
-  op.y = at<float>(std::get<0>(maps[1])), op.y_pitch = std::get<1>(maps[1]);
+  op.x = at<const void>(std::get<0>(maps[0])), op.x_pitch = std::get<1>(maps[0]);
+  op.y = at<void>(std::get<0>(maps[1])), op.y_pitch = std::get<1>(maps[1]);
   op.weight = at<const float>(weight);
   std::tie(op.column, op.channel, op.row, op.tap) = std::tuple_cat(strides);
   const Tier &on = tier_named(tier);

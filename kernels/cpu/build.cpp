@@ -187,23 +187,19 @@ std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<Output
 // The panels, the chunks and how threads and tiles walk them.
 void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &ranges) {
   const Tier &tier = *plan_->tier_;
-  // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
-  op.columns = op.tile_h == 0 && op.kh == 1 && op.kw > 1 && (s.padding[2] > 0 || s.padding[3] > 0);
-  if (op.tile_h > 0)
+  if (op.tile_h > 0) {
     lay_out_points(op);
-  else
+    op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
+  } else {
+    walk_directly(op, s.padding[2] > 0 || s.padding[3] > 0, tier.rows);
     lay_out_rows(op, tier.k_multiple);
+  }
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
   plan_->chunks_.push_back(chunks_of(op.x.type, op.c / op.groups, op.kh * op.kw));
   op.panels = plan_->panels_.back().data();
   op.chunks = plan_->chunks_.back().data();
   op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
   op.chunk_count = static_cast<int32_t>(plan_->chunks_.back().size());
-  // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
-  int64_t x = int64_t(op.n) * op.h * op.w * op.c, pixels = int64_t(op.n) * op.oh * op.ow;
-  op.by_panel = weight_count(op) > x || pixels < 64 * tier.rows;
-  if (op.tile_h > 0) // panels would have every thread transform every tile
-    op.by_panel = winograd_tile_count(op) < tier.rows;
   auto scratch = op.tile_h > 0 ? tier.winograd_scratch : tier.conv_scratch;
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch(op));
 }

@@ -43,6 +43,14 @@ void lay_out_rows(ConvOp &op, int k_multiple) {
   op.row_depth = fill(int64_t(op.row_taps) * packed);
 }
 
+void walk_directly(ConvOp &op, bool padded_sideways, int rows) {
+  // Down its columns, whole tiles of a 1xk kernel share the taps that lie on padding.
+  op.columns = op.kh == 1 && op.kw > 1 && padded_sideways;
+  // Each thread reads its share of one operand and all of the other; short of tiles, panels also share out more evenly.
+  int64_t x = int64_t(op.n) * op.h * op.w * op.c, weights = int64_t(op.oc) * (op.c / op.groups) * op.kh * op.kw;
+  op.by_panel = weights > x || int64_t(op.n) * op.oh * op.ow < 64 * rows;
+}
+
 static int64_t depth_of(const ConvOp &op) { return int64_t(op.kh) * op.kw * (op.c / op.groups); }
 
 // Floats behind one column of a panel's weights.

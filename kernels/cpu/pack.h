@@ -14,6 +14,9 @@ std::vector<Chunk> chunks_of(Type type, int channels, int taps);
 // would be fed with is padding, and a copy of its own.
 void lay_out_rows(ConvOp &op, int k_multiple);
 
+// Sets `columns` and `by_panel` of a direct sum: how tiles walk the map and what threads share out.
+void walk_directly(ConvOp &op, bool padded_sideways, int rows);
+
 // A range of output channels with a destination of its own.
 struct Range {
   View y;

@@ -13,6 +13,7 @@ using Isa = Generic<16>;
 #include "pair.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "winograd.h"
 
 namespace inception_fast::cpu {
@@ -67,6 +68,8 @@ private:
 };
 
 } // namespace
+
+extern const TrainPairsTier amx_emulated_train_pairs = {pack_pairs};
 
 extern const Tier amx_emulated_tier = {
     "amx_bf16_emulated",

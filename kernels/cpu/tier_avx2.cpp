@@ -7,6 +7,7 @@
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "train_pool.h"
 #include "train_weights.h"
 #include "weight_gradient.h"
@@ -21,6 +22,7 @@ extern const Tier avx2_tier = {
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainPairsTier avx2_train_pairs = {pack_pairs};
 extern const TrainPoolTier avx2_train_pool = {train_pool_forward, train_pool_gradient};
 extern const TrainWeightsTier avx2_train_weights = {pack_weights};
 extern const GradientTilesTier avx2_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,

@@ -13,6 +13,7 @@ using Isa = Avx512;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "train_pool.h"
 #include "train_weights.h"
 #include "weight_gradient.h"
@@ -27,6 +28,7 @@ extern const Tier avx512_tier = {
 };
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainPairsTier avx512_train_pairs = {pack_pairs};
 extern const TrainPoolTier avx512_train_pool = {train_pool_forward, train_pool_gradient};
 extern const TrainWeightsTier avx512_train_weights = {pack_weights};
 extern const GradientTilesTier avx512_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,

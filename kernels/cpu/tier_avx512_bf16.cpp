@@ -13,6 +13,7 @@ using Isa = Avx512Bf16;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "train_pool.h"
 #include "weight_gradient.h"
 
@@ -24,6 +25,7 @@ extern const Tier avx512_bf16_tier = {
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainPairsTier avx512_bf16_train_pairs = {pack_pairs};
 extern const TrainPoolTier avx512_bf16_train_pool = {train_pool_forward, train_pool_gradient};
 extern const WeightGradientTier avx512_bf16_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                                Isa::dots, pack_gradient, multiply_gradient};

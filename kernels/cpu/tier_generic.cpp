@@ -13,6 +13,7 @@ using Isa = Generic<4>;
 #include "peak.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "train_pairs.h"
 #include "train_pool.h"
 #include "train_weights.h"
 #include "weight_gradient.h"
@@ -27,6 +28,7 @@ extern const Tier generic_tier = {
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
+extern const TrainPairsTier generic_train_pairs = {pack_pairs};
 extern const TrainPoolTier generic_train_pool = {train_pool_forward, train_pool_gradient};
 extern const TrainWeightsTier generic_train_weights = {pack_weights};
 extern const GradientTilesTier generic_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,

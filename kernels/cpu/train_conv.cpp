@@ -16,23 +16,28 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr size_t KEPT = size_t(64) << 20; // bytes of working memory that stay between calls
-constexpr int32_t SHARE = 64;             // channels of a panel that a thread packs at a time
 
-// The tier whose float32 kernels a tier has, and how they want their weights.
+// Of a tier: whose float32 kernels it has and how they want their weights, and how its bfloat16 ones want theirs.
 struct Kernels {
-  const Tier *tier;
+  const Tier *tier, *tiles;
   const TrainWeightsTier *weights;
+  const TrainPairsTier *pairs;
 };
 
 Kernels kernels_of(const Tier &tier) {
+  const Kernels known[] = {
+      {&generic_tier, &generic_tier, &generic_train_weights, &generic_train_pairs},
+      {&amx_emulated_tier, &generic_tier, &generic_train_weights, &amx_emulated_train_pairs},
 #ifdef INCEPTION_FAST_X86
-  if (&tier == &avx2_tier)
-    return {&avx2_tier, &avx2_train_weights};
-  if (&tier == &avx512_tier || &tier == &avx512_bf16_tier || &tier == &amx_bf16_tier)
-    return {&avx512_tier, &avx512_train_weights};
+      {&avx2_tier, &avx2_tier, &avx2_train_weights, &avx2_train_pairs},
+      {&avx512_tier, &avx512_tier, &avx512_train_weights, &avx512_train_pairs},
+      {&avx512_bf16_tier, &avx512_tier, &avx512_train_weights, &avx512_bf16_train_pairs},
+      {&amx_bf16_tier, &avx512_tier, &avx512_train_weights, &avx512_bf16_train_pairs},
 #endif
-  if (&tier == &generic_tier || &tier == &amx_emulated_tier)
-    return {&generic_tier, &generic_train_weights};
+  };
+  for (const Kernels &each : known)
+    if (each.tier == &tier)
+      return each;
   throw std::invalid_argument(std::string("tier '") + tier.name + "' has no convolution for training");
 }
 
@@ -89,51 +94,81 @@ void check(const TrainConvOp &op, int threads) {
       throw std::invalid_argument("a convolution in training with " + seen + "; allowed: " + allowed);
   };
   auto text = [](int64_t value) { return std::to_string(value); };
-  int32_t least = std::min({op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.oh, op.ow});
+  int32_t least = std::min({op.n, op.h, op.w, op.c, op.oc, op.kh, op.kw, op.stride_h, op.stride_w, op.oh, op.ow});
   expect(least >= 1 && threads >= 1, "a size of " + text(least) + " on " + text(threads) + " threads", "1 or more");
   constexpr int64_t most = INT32_MAX;
   expect(op.x_pitch >= op.c && op.y_pitch >= op.oc && std::max(op.x_pitch, op.y_pitch) <= most,
-         "pixels " + text(op.x_pitch) + " and " + text(op.y_pitch) + " floats apart",
+         "pixels " + text(op.x_pitch) + " and " + text(op.y_pitch) + " elements apart",
          "from " + text(op.c) + " and " + text(op.oc) + " to " + text(most));
-  bool tile = false;
-  std::string allowed;
+  bool tile = op.type == Type::bfloat16 && op.tile_h == 0 && op.tile_w == 0;
+  std::string allowed = "0x0 for bfloat16; for float32 at stride 1";
   for (const WinogradTile &t : winograd_tiles()) {
-    tile = tile || (t.kh == op.kh && t.kw == op.kw && t.h == op.tile_h && t.w == op.tile_w);
-    allowed += (allowed.empty() ? "" : ", ") + text(t.h) + "x" + text(t.w) + " for " + text(t.kh) + "x" + text(t.kw);
+    bool same = t.kh == op.kh && t.kw == op.kw && t.h == op.tile_h && t.w == op.tile_w;
+    tile = tile || (op.type == Type::float32 && op.stride_h == 1 && op.stride_w == 1 && same);
+    allowed += ", " + text(t.h) + "x" + text(t.w) + " for " + text(t.kh) + "x" + text(t.kw);
   }
-  expect(tile, "tile " + text(op.tile_h) + "x" + text(op.tile_w) + " for kernel " + text(op.kh) + "x" + text(op.kw),
+  expect(tile,
+         "tile " + text(op.tile_h) + "x" + text(op.tile_w) + " for kernel " + text(op.kh) + "x" + text(op.kw) + " of " +
+             (op.type == Type::float32 ? "float32" : "bfloat16") + " at stride " + text(op.stride_h) + "x" +
+             text(op.stride_w),
          allowed);
 }
 
 struct Job {
   const TrainConvOp &from;
   const Kernels &kernels;
+  const Tier &tier; // whose kernel runs
   ConvOp op;
   std::vector<Panel> panels;
+  std::vector<Chunk> chunks;
   size_t packed_bytes, scratch_bytes; // scratch of one worker
   unsigned char *memory;
 };
 
+bool direct(const TrainConvOp &op) { return op.tile_h == 0; }
+
 void schedule(Job &job) {
   const TrainConvOp &from = job.from;
-  const Tier &tier = *job.kernels.tier;
+  const Tier &tier = job.tier;
   ConvOp &op = job.op;
   op.n = from.n, op.h = from.h, op.w = from.w, op.c = from.c, op.oc = from.oc, op.kh = from.kh, op.kw = from.kw;
-  op.stride_h = op.stride_w = op.groups = 1;
+  op.stride_h = from.stride_h, op.stride_w = from.stride_w, op.groups = 1;
   op.top = from.top, op.left = from.left, op.oh = from.oh, op.ow = from.ow;
   op.tile_h = from.tile_h, op.tile_w = from.tile_w;
   op.y_map = int64_t(op.oh) * op.ow, op.y_row = op.ow;
-  op.x = {0, 0, op.c, static_cast<int32_t>(from.x_pitch), Type::float32};
+  op.x = {0, 0, op.c, static_cast<int32_t>(from.x_pitch), from.type};
   op.residual.buffer = -1;
   op.residual_scale = 1.0f;
-  lay_out_points(op);
-  View y{1, 0, op.oc, static_cast<int32_t>(from.y_pitch), Type::float32};
+  op.skip = true;
+  if (direct(from)) {
+    walk_directly(op, from.left > 0, tier.rows);
+    lay_out_rows(op, tier.k_multiple);
+  } else {
+    lay_out_points(op);
+    op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
+  }
+  View y{1, 0, op.oc, static_cast<int32_t>(from.y_pitch), from.type};
   job.panels = panels_of(op, {{y, false}}, tier.lanes);
+  job.chunks = chunks_of(from.type, op.c, op.kh * op.kw);
   op.panels = job.panels.data(), op.panel_count = static_cast<int32_t>(job.panels.size());
-  op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
+  op.chunks = job.chunks.data(), op.chunk_count = static_cast<int32_t>(job.chunks.size());
   auto whole = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
   job.packed_bytes = whole(sizeof(float) * packed_size(op, job.panels, tier.lanes));
-  job.scratch_bytes = whole(tier.winograd_scratch(op));
+  job.scratch_bytes = whole(direct(from) ? tier.conv_scratch(op) : tier.winograd_scratch(op));
+}
+
+// What of a panel's memory is not weights: scale and shift, and zeros behind rows of taps that a tile unit multiplies.
+void finish_panel(const ConvOp &op, int columns, float *to) {
+  int rows = op.kh * op.kw / op.row_taps;
+  float *tail = to + rows * op.row_depth * columns;
+  if (op.tile_h == 0) {
+    tail = to + rows * op.row_depth / 2 * columns;
+    int64_t held = int64_t(op.row_taps) * ((op.c + 1) / 2 * 2);
+    for (int row = 0; row < rows; ++row)
+      std::fill(to + (row * op.row_depth + held) / 2 * columns, to + (row + 1) * op.row_depth / 2 * columns, 0.0f);
+  }
+  std::fill_n(tail, columns, 1.0f);
+  std::fill_n(tail + columns, columns, 0.0f);
 }
 
 void pack(const Job &job, const Worker &worker) {
@@ -141,15 +176,14 @@ void pack(const Job &job, const Worker &worker) {
   int64_t shares = (op.c + SHARE - 1) / SHARE, items = shares * op.panel_count;
   for (int64_t i = items * worker.index / worker.count; i < items * (worker.index + 1) / worker.count; ++i) {
     const Panel &panel = op.panels[i / shares];
-    int32_t low = static_cast<int32_t>(i % shares) * SHARE;
+    int32_t low = static_cast<int32_t>(i % shares) * SHARE, high = std::min(op.c, low + SHARE);
     float *to = reinterpret_cast<float *>(job.memory) + panel.packed;
-    job.kernels.weights->pack(job.from, panel, low, std::min(op.c, low + SHARE), to);
-    if (low > 0)
-      continue;
-    int columns = panel.vectors * job.kernels.tier->lanes;
-    float *tail = to + op.kh * op.kw / op.row_taps * op.row_depth * columns; // scale, shift
-    std::fill_n(tail, columns, 1.0f);
-    std::fill_n(tail + columns, columns, 0.0f);
+    if (direct(job.from))
+      job.kernels.pairs->pack(job.from, op, panel, low, high, reinterpret_cast<bf16 *>(to));
+    else
+      job.kernels.weights->pack(job.from, panel, low, high, to);
+    if (low == 0)
+      finish_panel(op, panel.vectors * job.tier.lanes, to);
   }
 }
 
@@ -157,10 +191,11 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
   const Job &job = *static_cast<Job *>(pointer);
   pack(job, worker);
   meet();
-  void *bases[] = {const_cast<float *>(job.from.x), job.from.y};
+  void *bases[] = {const_cast<void *>(job.from.x), job.from.y};
   Call call{bases, nullptr, nullptr};
   Worker with{worker.index, worker.count, job.memory + job.packed_bytes + worker.index * job.scratch_bytes};
-  job.kernels.tier->winograd(job.op, call, with);
+  auto run = direct(job.from) ? job.tier.conv : job.tier.winograd;
+  run(job.op, call, with);
 }
 
 } // namespace
@@ -168,7 +203,7 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
 void train_conv(const Tier &tier, const TrainConvOp &from, int threads) {
   check(from, threads);
   Kernels kernels = kernels_of(tier);
-  Job job{from, kernels, {}, {}, 0, 0, nullptr};
+  Job job{from, kernels, direct(from) ? tier : *kernels.tiles, {}, {}, {}, 0, 0, nullptr};
   schedule(job);
   Workspace memory(job.packed_bytes + threads * job.scratch_bytes);
   job.memory = memory.data();

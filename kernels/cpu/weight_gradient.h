@@ -149,11 +149,12 @@ __attribute__((noinline)) void tile_product(const float *rows, const float *colu
   Isa::V sum[Rows][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    if (!to.start && r < to.count)
-      __builtin_prefetch(to.dw + r * to.pitch, 1);
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v)
+    for (int v = 0; v < NV; ++v) {
+      if (r < to.count)
+        __builtin_prefetch(to.dw + r * to.pitch + v * Isa::lanes, 1);
       sum[r][v] = Isa::zero();
+    }
   }
   products<Pairs>(rows, columns, units, sum);
 #pragma GCC unroll 16

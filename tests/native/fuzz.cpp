@@ -2,6 +2,7 @@
 
 #include "gradient.h"
 #include "scene.h"
+#include "trained_conv.h"
 #include "trained_pool.h"
 #include "winograd_pack.h"
 
@@ -372,6 +373,8 @@ const Test TESTS[] = {
     {"winograd", "tiles of Winograd's algorithm", winograd_any, 1},
     {"weight_gradient", "sums over pixels, for training", nullptr, 1, alone<Gradient, false>},
     {"gradient_tiles", "those sums by Winograd's tiles", nullptr, 1, alone<Gradient, true>},
+    {"train_conv", "convolutions of bfloat16, for training", nullptr, 1, alone<TrainedConv, false>},
+    {"train_tiles", "those of float32 by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
 };
 

@@ -51,6 +51,11 @@ def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
 
+def _train(name: str, file: str, old: str, new: str, test: str = "train_conv", tier: str = "generic") -> Mutant:
+    unit = file if file.endswith(".cpp") else {"generic": "tier_generic.cpp"}.get(tier, "tier_amx_emulated.cpp")
+    return Mutant(name, file, old, new, test, unit, tier)
+
+
 MUTANTS = (
     _conv(
         "padding one pixel late", "uint32_t(t.x[r] + kw) < uint32_t(op.w)", "uint32_t(t.x[r] + kw) <= uint32_t(op.w)"
@@ -338,6 +343,68 @@ MUTANTS = (
         "found.divisor = static_cast<float>(rows.counted)",
         "found.divisor = static_cast<float>(rows.end - rows.first)",
     ),
+    _train(
+        "rounded weights are cut off", "train_pairs.h", "return Isa::load(row);", "return Isa::load_some(from, count);"
+    ),
+    _train(
+        "an odd channel has a neighbour", "train_pairs.h", "if (c + 1 < high)", "if (true)", tier="amx_bf16_emulated"
+    ),
+    _train("halves of two columns change places", "train_pairs.h", "zip<1>(rows[r]", "zip<0>(rows[r]"),
+    _train(
+        "rows of taps run forwards",
+        "train_pairs.h",
+        "tap / op.kw * op.row",
+        "tap / op.kw * (op.row < 0 ? -op.row : op.row)",
+    ),
+    _train(
+        "every share of channels is the first",
+        "train_pairs.h",
+        "% conv.row_taps) * packed + low",
+        "% conv.row_taps) * packed",
+    ),
+    _train("channels of a column are neighbours", "train_pairs.h", "if (step == 1) {", "if (true) {"),
+    _train("nothing scales the sums", "train_conv.cpp", "std::fill_n(tail, columns, 1.0f);", ""),
+    _train("what memory held is added", "train_conv.cpp", "std::fill_n(tail + columns, columns, 0.0f);", ""),
+    _train(
+        "a thread packs a share too few",
+        "train_conv.cpp",
+        "i < items * (worker.index + 1) / worker.count",
+        "i + 1 < items * (worker.index + 1) / worker.count",
+    ),
+    _train("nobody waits for the weights", "train_conv.cpp", "  pack(job, worker);\n  meet();", "  pack(job, worker);"),
+    _train("maps are dense", "train_conv.cpp", "static_cast<int32_t>(from.y_pitch)", "op.oc"),
+    _train(
+        "a tile unit meets what memory held",
+        "train_conv.cpp",
+        "(row + 1) * op.row_depth / 2 * columns, 0.0f);",
+        '(row + 1) * op.row_depth / 2 * columns, __builtin_nanf(""));',
+        tier="amx_bf16_emulated",
+    ),
+    _train(
+        "weights of tiles: a column is the first",
+        "train_weights.h",
+        "from[i * op.column + c * op.channel]",
+        "from[c * op.channel]",
+        "train_tiles",
+    ),
+    _train(
+        "weights of tiles: opposite points are one", "train_weights.h", "= even - odd;", "= even + odd;", "train_tiles"
+    ),
+    _train(
+        "weights of tiles: columns beyond the width",
+        "train_weights.h",
+        "panel.width - v * Isa::lanes)",
+        "Isa::lanes)",
+        "train_tiles",
+    ),
+    _train(
+        "weights of tiles: every gathering is the first",
+        "train_weights.h",
+        "+ int64_t(c0) * columns + at",
+        "+ at",
+        "train_tiles",
+    ),
+    _train("weights of tiles: every tap is the first", "train_weights.h", "+ tap % op.kw * op.tap", "", "train_tiles"),
     Mutant(
         "the second of a pair is the first",
         "simd_avx512_bf16.h",
