@@ -12,7 +12,7 @@
 namespace inception_fast::cpu {
 namespace {
 
-constexpr int AHEAD = 8; // rows of channels
+constexpr int ROWS_AHEAD = 8; // rows of channels
 constexpr int PAIR_COLUMNS = 2 * Isa::lanes;
 
 typedef uint32_t __attribute__((vector_size(sizeof(Isa::V)))) PairBits;
@@ -30,7 +30,7 @@ inline void interleave_rows(const TrainConvOp &op, const float *from, int width,
     for (int v = 0; v < vectors; ++v, to += Isa::lanes) {
       const float *first = from + c * op.channel + v * Isa::lanes;
       int count = width - v * Isa::lanes;
-      __builtin_prefetch(first + AHEAD * op.channel);
+      __builtin_prefetch(first + ROWS_AHEAD * op.channel);
       PairBits a = (PairBits)round_row(first, count), b = {};
       if (c + 1 < high)
         b = (PairBits)round_row(first + op.channel, count);
