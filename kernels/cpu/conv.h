@@ -92,7 +92,8 @@ inline size_t conv_scratch(const ConvOp &op) {
   return lay_out(op, nullptr, block);
 }
 
-// Where one tile's pixels are: the position of tap (0, 0), which may lie outside the map.
+// Where one tile's pixels are: the position of tap (0, 0), which may lie outside the map. The last tile of a map may
+// hold fewer pixels than others; an even number of `rows` is multiplied, of which the last may be the one before.
 template <class X> struct Tile {
   int rows;
   int32_t y[Isa::rows], x[Isa::rows];
@@ -102,13 +103,14 @@ template <class X> struct Tile {
 
 template <class X> inline void place(const ConvOp &op, const X *x, int64_t tile, int64_t *pixels, Tile<X> &t) {
   int64_t map = int64_t(op.oh) * op.ow, m = tile * Isa::rows;
-  t.rows = static_cast<int>(lesser(Isa::rows, op.n * map - m));
+  int rows = static_cast<int>(lesser(Isa::rows, op.n * map - m));
+  t.rows = (rows + 1) / 2 * 2;
   int64_t image = m / map, rest = m % map;
   int32_t inner = op.columns ? op.oh : op.ow;
   int32_t i = static_cast<int32_t>(rest % inner), o = static_cast<int32_t>(rest / inner);
   t.y_low = t.x_low = INT32_MAX;
   t.y_high = t.x_high = INT32_MIN;
-  for (int r = 0; r < t.rows; ++r) {
+  for (int r = 0; r < rows; ++r) {
     int32_t oy = op.columns ? i : o, ox = op.columns ? o : i;
     pixels[r] = (image + op.y_image) * op.y_map + oy * op.y_row + ox + op.y_start;
     int32_t iy = t.y[r] = oy * op.stride_h - op.top, ix = t.x[r] = ox * op.stride_w - op.left;
@@ -124,6 +126,11 @@ template <class X> inline void place(const ConvOp &op, const X *x, int64_t tile,
         ++image;
       }
     }
+  }
+  if (rows < t.rows) {
+    t.y[rows] = t.y[rows - 1];
+    t.x[rows] = t.x[rows - 1];
+    t.at[rows] = t.at[rows - 1];
   }
 }
 
@@ -288,8 +295,9 @@ inline void multiply(const Segment<X> *segment, const Segment<X> *end, const X *
   }
 }
 
-template <int R, int NV, class X, class Y>
-__attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_t tile1) {
+// Tiles of R pixels, of which `rows` are finished: all, or of the last tile one or more fewer.
+template <int R, int NV, bool Whole, class X, class Y>
+__attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_t tile1, int rows) {
   const Block<X> &block = *job.block;
   for (int64_t tile = tile0; tile < tile1; ++tile) {
     const int32_t *begin = block.begin + tile * job.begin_pitch + job.begin;
@@ -297,7 +305,7 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
       continue;
     const int64_t *pixels = block.pixels + tile * Isa::rows;
     if (job.last && job.residual)
-      for (int r = 0; r < R; ++r)
+      for (int r = 0; r < (Whole ? R : rows); ++r)
         ask_residual(job, pixels[r]);
     Isa::V sum[R][NV];
 #pragma GCC unroll 16
@@ -315,36 +323,37 @@ __attribute__((noinline)) void tiles(const Job<X, Y> &job, int64_t tile0, int64_
         for (int v = 0; v < NV; ++v)
           sum[r][v] = Isa::load(sums + (r * NV + v) * Isa::lanes) + sum[r][v];
     }
-    if (job.last) {
+    if (Whole && job.last && !job.residual) {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        finish<NV, Y>(job, pixels[r], sum[r], Columns<NV>(job.scale), Columns<NV>(job.shift));
-    } else {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v)
-          Isa::store(sums + (r * NV + v) * Isa::lanes, sum[r][v]);
+        finish<NV, Y, false>(job, pixels[r], sum[r], Columns<NV>(job.scale), Columns<NV>(job.shift));
+      continue;
     }
+    // Residuals take more registers than sums leave.
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        Isa::store(sums + (r * NV + v) * Isa::lanes, sum[r][v]);
+    if (job.last)
+      finish_rows<NV, Y>(job, pixels, sums, rows);
   }
 }
 
-// The last tile of the map may hold fewer pixels than the others.
+// The last tile of the map may hold fewer pixels than the others: rounded up to even, which halves what is compiled.
 template <int R, int NV, class X, class Y> inline void partial(const Job<X, Y> &job, int64_t tile, int rows) {
-  if constexpr (R > 0) {
-    if (rows == R)
-      tiles<R, NV>(job, tile, tile + 1);
-    else
-      partial<R - 1, NV>(job, tile, rows);
-  }
+  if constexpr (R > 2)
+    if (rows <= R - 2)
+      return partial<R - 2, NV>(job, tile, rows);
+  tiles<R, NV, false>(job, tile, tile + 1, rows);
 }
 
 template <int NV, class X, class Y>
 inline void sweep(const Job<X, Y> &job, int64_t tile0, int64_t tile1, int last_rows) {
   int64_t full = last_rows < Isa::rows ? tile1 - 1 : tile1;
-  tiles<Isa::rows, NV>(job, tile0, full);
+  tiles<Isa::rows, NV, true>(job, tile0, full, Isa::rows);
   if (full < tile1)
-    partial<Isa::rows - 1, NV>(job, full, last_rows);
+    partial<Isa::rows, NV>(job, full, last_rows);
 }
 
 template <class X, class Y>

@@ -322,8 +322,10 @@ template <class Tiles> inline void tile_conv(const ConvOp &op, const Call &call,
   tiles.release();
 }
 
-template <class Tiles> inline void conv_or_tiles(const ConvOp &op, const Call &call, const Worker &worker) {
-  op.tiled ? tile_conv<Tiles>(op, call, worker) : conv(op, call, worker);
+// `otherwise` does what tiles are not for.
+template <class Tiles, void (*otherwise)(const ConvOp &, const Call &, const Worker &)>
+inline void conv_or_tiles(const ConvOp &op, const Call &call, const Worker &worker) {
+  op.tiled ? tile_conv<Tiles>(op, call, worker) : otherwise(op, call, worker);
 }
 
 inline size_t tile_scratch(const ConvOp &op) {

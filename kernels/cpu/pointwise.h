@@ -70,8 +70,6 @@ void eltwise(const EltwiseOp &op, const Call &call, const Worker &worker) {
   }
 }
 
-constexpr int32_t IMPORT_PIXELS = 64; // pixels whose channels are written while their cache lines are at hand
-
 inline float as_float(float x) { return x; }
 inline float as_float(uint8_t x) { return x; }
 inline float as_float(bf16 x) {

@@ -72,14 +72,15 @@ template <int NV> struct Columns {
   }
 };
 
-template <int NV, class Y>
+// With `Residual` false, of a sink that has none.
+template <int NV, class Y, bool Residual = true>
 inline void finish(const Sink<Y> &sink, int64_t pixel, const Isa::V (&sum)[NV], const Columns<NV> &scale,
                    const Columns<NV> &shift) {
   Y *y = sink.y + pixel * sink.y_pitch;
 #pragma GCC unroll 2
   for (int v = 0; v < NV; ++v) {
     Isa::V value = Isa::fma(sum[v], scale.v[v], shift.v[v]);
-    if (sink.residual)
+    if (Residual && sink.residual)
       value = Isa::fma(Isa::set(sink.residual_scale), value, residual_at(sink, pixel, v));
     if (sink.relu)
       value = Isa::relu(value);
@@ -88,6 +89,15 @@ inline void finish(const Sink<Y> &sink, int64_t pixel, const Isa::V (&sum)[NV], 
       Isa::store_some(y + v * Isa::lanes, value, count);
     else
       Isa::store(y + v * Isa::lanes, value);
+  }
+}
+
+// Finishes `rows` pixels, whose sums are [rows][NV vectors].
+template <int NV, class Y>
+__attribute__((noinline)) void finish_rows(const Sink<Y> &sink, const int64_t *pixels, const float *sums, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    Columns<NV> row(sums + r * NV * Isa::lanes);
+    finish<NV, Y>(sink, pixels[r], row.v, Columns<NV>(sink.scale), Columns<NV>(sink.shift));
   }
 }
 

@@ -128,6 +128,8 @@ struct Worker {
   unsigned char *scratch;
 };
 
+constexpr int32_t IMPORT_PIXELS = 64; // pixels whose channels are written while their cache lines are at hand
+
 // The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile; an import needs working
 // memory for `import_pixels` pixels of floats. A tier with a tile unit multiplies `k_multiple` of K at a time.
 struct Tier {
@@ -148,10 +150,6 @@ struct Tier {
 
 extern const Tier generic_tier;
 extern const Tier amx_emulated_tier; // slow: what the tile unit computes, on any processor
-
-// AVX-512's `winograd`, float32 alone: the tiers that add bfloat16 to it have no other.
-size_t avx512_winograd_scratch(const ConvOp &op);
-void avx512_winograd(const ConvOp &op, const Call &call, const Worker &worker);
 #ifdef INCEPTION_FAST_X86
 extern const Tier avx2_tier;
 extern const Tier avx512_tier;

@@ -1,4 +1,4 @@
-// Every kernel, compiled for AVX-512 with BF16 and for AMX with BF16.
+// Convolutions of bfloat16, compiled for AVX-512 with BF16 and for AMX with BF16. All others are AVX-512's with BF16.
 #include "simd_avx512_bf16.h"
 
 namespace inception_fast::cpu {
@@ -7,11 +7,10 @@ using Isa = Avx512Bf16;
 }
 } // namespace inception_fast::cpu
 
+#include "borrowed.h"
 #include "check_amx.h"
 #include "conv_amx.h"
 #include "pair.h"
-#include "pointwise.h"
-#include "pool.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -50,6 +49,10 @@ struct Tiles {
   }
 };
 
+void conv_by_lanes(const ConvOp &op, const Call &call, const Worker &worker) {
+  avx512_bf16_tier.conv(op, call, worker);
+}
+
 } // namespace
 
 extern const Tier amx_bf16_tier = {
@@ -59,15 +62,15 @@ extern const Tier amx_bf16_tier = {
     IMPORT_PIXELS,
     SLOT,
     tile_scratch,
-    conv_or_tiles<Tiles>,
-    avx512_winograd_scratch,
-    avx512_winograd,
-    pair<conv_or_tiles<Tiles>>,
-    pool,
-    eltwise,
-    import,
-    lrn,
-    normalize,
+    conv_or_tiles<Tiles, conv_by_lanes>,
+    borrowed_scratch<avx512_tier, &Tier::winograd_scratch>,
+    borrowed<avx512_tier, &Tier::winograd>,
+    pair<conv_or_tiles<Tiles, conv_by_lanes>>,
+    borrowed<avx512_bf16_tier, &Tier::pool>,
+    borrowed<avx512_bf16_tier, &Tier::eltwise>,
+    borrowed<avx512_bf16_tier, &Tier::import>,
+    borrowed<avx512_bf16_tier, &Tier::lrn>,
+    borrowed<avx512_bf16_tier, &Tier::normalize>,
     tile_peak<Tiles>,
 };
 

@@ -36,8 +36,4 @@ extern const GradientTilesTier avx512_gradient_tiles = {Isa::rows,       LEAST_R
 extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
                                                           Isa::dots, pack_gradient, multiply_gradient};
 
-size_t avx512_winograd_scratch(const ConvOp &op) { return winograd_scratch(op); }
-
-void avx512_winograd(const ConvOp &op, const Call &call, const Worker &worker) { winograd(op, call, worker); }
-
 } // namespace inception_fast::cpu

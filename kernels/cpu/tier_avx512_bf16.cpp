@@ -1,4 +1,4 @@
-// Every kernel, compiled for AVX-512 with BF16.
+// Every kernel, compiled for AVX-512 with BF16, but for what reads float32 alone: that is AVX-512's.
 #include "simd_avx512_bf16.h"
 
 namespace inception_fast::cpu {
@@ -8,6 +8,7 @@ using Isa = Avx512Bf16;
 } // namespace inception_fast::cpu
 
 #include "batch_norm.h"
+#include "borrowed.h"
 #include "conv.h"
 #include "pair.h"
 #include "peak.h"
@@ -18,10 +19,31 @@ using Isa = Avx512Bf16;
 #include "weight_gradient.h"
 
 namespace inception_fast::cpu {
+namespace {
+
+void conv_of_either(const ConvOp &op, const Call &call, const Worker &worker) {
+  op.x.type == Type::bfloat16 ? conv_of<bf16>(op, call, worker) : avx512_tier.conv(op, call, worker);
+}
+
+} // namespace
 
 extern const Tier avx512_bf16_tier = {
-    "avx512_bf16",   Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      avx512_winograd_scratch,
-    avx512_winograd, pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
+    "avx512_bf16",
+    Isa::lanes,
+    Isa::rows,
+    IMPORT_PIXELS,
+    1,
+    conv_scratch,
+    conv_of_either,
+    borrowed_scratch<avx512_tier, &Tier::winograd_scratch>,
+    borrowed<avx512_tier, &Tier::winograd>,
+    pair<conv_of_either>,
+    pool,
+    eltwise,
+    import,
+    lrn,
+    normalize,
+    peak,
 };
 
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};

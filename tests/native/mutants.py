@@ -95,6 +95,7 @@ MUTANTS = (
         "conv",
     ),
     _conv("the first group for all", "int64_t(op.panels[p].group) * (op.c / op.groups)", "0", "groups"),
+    _conv("a tile's last pixel is finished twice", "job, pixels, sums, rows);", "job, pixels, sums, R);"),
     _conv("whole tiles at the last pixel", "lesser(Isa::rows, m - (high - 1) * Isa::rows)", "Isa::rows"),
     _conv(
         "the remainder has no thread",
