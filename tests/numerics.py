@@ -34,6 +34,12 @@ GRAD_REL_L2 = 1e-6
 # Where the sums of a float32 gradient cancel, two orders of the same sum err alike but not equally: by less than twice
 # of each other.
 CANCELLING = 2
+# In front of batch norm a gradient cancels. `cancelling.budgets` moves all that float32 sums and stores by FP32_REL_L2,
+# so many times, and allows the most that the gradient moved.
+MOVES = 8
+# A mean that is corrected once errs by the rounding of the result, 2^-24 of it: that of a tile, and one for each level
+# in which means are merged; three in a row.
+MEAN_MAX = 3 * 2**-24
 # Two bfloat16 trainings of a three-layer net that round activations and gradients at other places: a dozen roundings
 # of 1.66e-3 add in squares on either side, and sums over few pixels cancel a factor of three.
 BF16_TRAINING_REL_L2 = 2e-2

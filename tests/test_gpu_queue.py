@@ -339,22 +339,6 @@ def test_every_kind_of_job_is_known(queue: dict[str, Any]) -> None:
         assert (ROOT / "tests" / "interpreted" / f"test_{name}.py").exists()
 
 
-def test_a_quarter_of_an_hour_answers_every_kind_of_question(queue: dict[str, Any]) -> None:
-    """By the estimates: the first slice alone says whether the kernels are right and how fast beside their peers."""
-    first, second, *_ = queue["store"].plan_slices(queue["catalogue"].jobs(), queue["run"].SLICE)
-    names = [job.name for job in first]
-    wanted = [f"exact/{name}" for name in queue["catalogue"].TESTS]
-    wanted += [f"network/inception_v3/{n}/bfloat16" for n in (1, 32, 128)]
-    wanted += ["hopper/128/bfloat16", "probe/hopper"]
-    wanted += [f"sanitizer/{tool}/few" for tool in queue["catalogue"].TOOLS]
-    assert set(wanted) <= set(names), set(wanted) - set(names)
-    assert [names.index(name) for name in wanted[-6:]] == sorted(names.index(name) for name in wanted[-6:])
-    assert names.index("hopper/128/bfloat16") > names.index("network/inception_v3/128/bfloat16")
-    more = ("tiles/inception_v3/32/bfloat16", "network/inception_v3/32/bfloat16/tuned")
-    last = max(second.index(job) for job in second if job.name in more)
-    assert queue["store"].planned_seconds(second[: last + 1]) <= 240
-
-
 def test_the_log_of_a_command_outlives_its_job(queue: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     found = queue["work"].ran([sys.executable, "-u", "-c", program])

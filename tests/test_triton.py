@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import configs
 from inception_fast.kernels.triton.configs import Config, Row
 from inception_fast.kernels.triton.convolve import box
 
 from checkout import ROOT
+from inception_fast.backends import triton_gpu
 
 
 @pytest.mark.timeout(600)
@@ -47,6 +50,49 @@ def test_a_measured_row_wins_where_it_is_as_near() -> None:
     guess, measured = Config(block_n=64), Config(block_n=128)
     rows = [Row("sm_90", "half", 289, 192, 1344, guess), Row("sm_90", "half", 289, 192, 1344, measured, 1e-5)]
     assert configs.choose("sm_90", "half", 289, 192, 1344, rows) == measured
+
+
+# m, oc, k, c, and what becomes of the prediction. The first is v3's second convolution at batch 128, then its 3x3 at
+# 35x35 at batch 128 and 1; a measured row, and channels that steps of 64 or of 32 cover alike, stay.
+STEPS = {
+    "half a step": ((2765952, 32, 288, 32), "pointer 128x32x64 w4 s3", "pointer 128x32x32 w4 s3"),
+    "full machine": ((156800, 96, 864, 96), "pointer 128x32x64 w4 s3", "pointer 128x64x32 w4 s3"),
+    "few tiles": ((1225, 96, 864, 96), None, None),
+    "whole steps": ((156800, 96, 576, 64), "pointer 128x32x64 w4 s3", None),
+    "as many": ((2765952, 32, 432, 48), "pointer 128x32x64 w4 s3", None),
+}
+
+
+CHANNELS = (16, 32, 48, 80, 96, 160, 192, 288)
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps_fit_the_channels_of_a_tap(case: str) -> None:
+    (m, oc, k, c), before, after = STEPS[case]
+    plain = configs.choose("sm_90", "half", m, oc, k)
+    assert before in (None, str(plain)) and plain.block_k == 64, "not the case that this is about"
+    found = configs.choose("sm_90", "half", m, oc, k, c=c)
+    assert str(found) == (after or str(plain))
+    assert configs.choose("sm_90", "half", m, oc, k, [Row("sm_90", "half", m, oc, k, plain, 1e-3)], c) == plain
+
+
+def test_steps_that_fit_multiply_less() -> None:
+    """Over all shipped predictions and channel counts, in no more shared memory."""
+    found = [
+        (row, c, configs.fitted(row.config, row.arch, row.m, row.oc, c)) for row in configs.shipped() for c in CHANNELS
+    ]
+    changed = [(row, c, config) for row, c, config in found if config != row.config]
+    for row, c, config in changed:
+        multiplied, before = (-(-c // one.block_k) * one.block_k for one in (config, row.config))
+        assert multiplied < before and config.shared_bytes(2) <= row.config.shared_bytes(2)
+        assert c <= 32 or row.arch == "sm_90"
+    assert len(changed) > 50
+
+
+def test_the_choice_of_a_device_knows_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, "_rows", lambda device: ("sm_90", configs.shipped()))
+    second = ConvSpec(128, 149, 149, 32, 32, 3, 3, dtype="bfloat16")
+    assert str(triton_gpu.chooser(torch.device("cuda"))(second)) == "pointer 128x32x32 w4 s3"
 
 
 def test_an_unknown_class_names_the_known_ones() -> None:

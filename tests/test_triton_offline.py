@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,21 @@ def test_ampere(entry: Entry) -> None:
 def test_blackwell_keeps_float32_exact(entry: Entry) -> None:
     """Triton 3.7 takes TF32 for float32 that came from bytes wherever a tile is large enough for tcgen05."""
     assert offline.complaint(compiled(entry, "sm_100a"), entry.tensor_cores) == ""
+
+
+def quotients(entry: Entry) -> set[str]:
+    """How the compiled kernel divides and takes roots."""
+    return set(
+        re.findall(r"\b(?:div|sqrt|rsqrt|rcp)\.(?:rn|full|approx)", offline.built(entry.launch, "sm_90a").asm["ptx"])
+    )
+
+
+@pytest.mark.parametrize("kernel", ["moments", "merge", "batch_norm", "gradient_sums", "gradient"])
+def test_batch_norm_rounds_quotients_and_roots_to_nearest(kernel: str) -> None:
+    """`/` becomes div.full, which errs by two units, and the interpreter's does not."""
+    (entry, *_), pool = ([e for e in ENTRIES if e.kernel == name] for name in (kernel, "pool"))
+    assert quotients(entry) and quotients(entry) <= {"div.rn", "sqrt.rn"}
+    assert any("div.full" in quotients(e) for e in pool), "the pools divide by `/`"
 
 
 def single(kind: str) -> list[Launch]:

@@ -38,29 +38,31 @@ LARGE = 128  # the batch at which the CUDA kernels are measured first
 
 def jobs() -> list[Job]:
     """Every job. Whether the kernels are right comes before how fast they are; of either the most telling first, so
-    that a quarter of an hour on a GPU gives every kind of answer once.
+    that a quarter of an hour on a GPU gives every kind of answer once; what nobody has measured yet before what refines
+    it. With "build" each fits a slice of 400 seconds.
     """
     wide, fewest = DTYPES[0], BATCHES[:3]
-    found = [Job("build", 60, 400), Job("machine", 10, 60)]
+    found = [Job("build", 40, 400), Job("machine", 10, 60)]
     found += [Job(f"exact/{name}", 100, 240 if name == "hopper_device" else 300, "exact") for name in TESTS]
     found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
-    found += [Job(f"network/{FIRST}/{n}/{wide}", 50, 200) for n in fewest]
-    found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 40, 100)]
+    found += [Job(f"network/{FIRST}/{n}/{wide}", 60, 200) for n in fewest]
     found += [Job(f"sanitizer/{tool}/few", 90, 180, "sanitizer") for tool in TOOLS]
-    found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400) for n in fewest[:1]]
+    found += [Job(f"profile/{FIRST}/{n}/{wide}", 40, 150) for n in fewest]
+    found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 350) for n in fewest[:1]]
     found += [Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300) for n in fewest[:1]]
-    found += [Job(f"counters/{PAIRS[0]}/{form}", 30, 200) for form in ("separate", "fused")]
-    found += [Job(f"hopper/{fewest[0]}/{wide}", 120, 500), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 520)]
+    found += [Job(f"hopper/{LARGE}/{wide}", 180, 300), Job("probe/hopper", 20, 100)]
+    found += [Job(f"counters/{PAIRS[0]}/{form}", 10, 200) for form in ("separate", "fused")]
+    found += [Job(f"hopper/{fewest[0]}/{wide}", 180, 350), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 350)]
     for n in fewest[1:]:
-        found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 400), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300)]
-    found += [Job(f"hopper/{n}/{wide}", 120, 500) for n in BATCHES[1:] if n != LARGE]
-    found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 520) for n in fewest[1:]]
-    found += [Job(f"layers/{n}/{dtype}", 150, 500) for dtype in DTYPES for n in BATCHES]
-    found += [Job(f"training/{dtype}", 200, 500) for dtype in DTYPES]
+        found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 350), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 300)]
+    found += [Job(f"hopper/{n}/{wide}", 180, 350) for n in BATCHES[1:] if n != LARGE]
+    found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 350) for n in fewest[1:]]
+    found += [Job(f"layers/{n}/{dtype}", 150, 350) for dtype in DTYPES for n in BATCHES]
+    found += [Job(f"training/{dtype}", 200, 350) for dtype in DTYPES]
     found += [Job(f"sanitizer/{tool}", 240, 500, "sanitizer in full") for tool in TOOLS]
     found += _networks(done={f"{FIRST}/{n}/{wide}" for n in fewest})
-    found += [Job(f"tune/{name}/{wide}", 200, 500) for name in LAYERS if name != "stem_3x3s2"]
-    found += [Job(f"counters/{pair}/{form}", 30, 200) for pair in PAIRS[1:] for form in ("separate", "fused")]
+    found += [Job(f"tune/{name}/{wide}", 200, 350) for name in LAYERS if name != "stem_3x3s2"]
+    found += [Job(f"counters/{pair}/{form}", 10, 200) for pair in PAIRS[1:] for form in ("separate", "fused")]
     return found
 
 

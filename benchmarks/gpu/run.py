@@ -1,6 +1,6 @@
 """The measuring queue: everything there is to know about the GPU kernels, on a machine without network, in slices.
 
-    python benchmarks/gpu/run.py --out OUT
+    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400
 
 Runs the jobs of `catalogue.py` in order, each in a process of its own, until the slice is over; a job is started only
 when it fits what is left. Run it again with the same --out, or with the result.json of a former slice as --earlier, and
@@ -8,6 +8,15 @@ it goes on where it stopped. OUT/result.json, the only file, holds everything so
 and commit; it is whole after each job. On SIGTERM and SIGINT the jobs are ended and what they have is kept; after a
 SIGKILL the next run takes that over, or --merge, which runs nothing. Exit codes: 0 all done, 3 jobs are left for
 another slice, 2 a wrong call.
+
+To go on from filed results where the kernels have changed since, name what has to run again; as of 2026-11-26:
+
+    F=benchmarks/results/nvidia-h200/2026-11-26-gpu
+    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400 --earlier $F-2.json --earlier $F.json \\
+        --again exact/norm --again 'network/*'
+
+and each slice after it with --earlier and the result.json of the one before, without --again. The same call with
+--dry-run lists what is left in slices of that length.
 
 Compiled kernels of Triton and of torch.compile are kept under build/gpu, for later slices on the same machine.
 """
@@ -30,11 +39,24 @@ from pathlib import Path
 from typing import Any
 
 import catalogue
-from store import CUT_OFF, FAILED, OK, Job, Store, grouped, plan_slices, planned_seconds, read_result
+from store import (
+    CUT_OFF,
+    FAILED,
+    OK,
+    Job,
+    Store,
+    earlier_results,
+    grouped,
+    plan_slices,
+    planned_seconds,
+    read_result,
+    to_do,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LEFT = 3
+ALWAYS = ("build", "machine")  # in each slice: machines are fresh
 SLICE = 570.0  # seconds: of the ten minutes that machines lend, a reserve for the end
 LOG = 6000  # characters of what a failed job printed
 # What is red is not timed: the exact tests that a kind of job stands on, by their names.
@@ -45,6 +67,7 @@ STANDS_ON = {
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,
+    "profile": KERNELS,
     "peers": KERNELS,
     "training": ("conv", "norm"),
     "counters": ("conv", "pair"),
@@ -61,20 +84,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--earlier", type=Path, action="append", default=[], help="a former slice's result.json; repeatable"
     )
+    parser.add_argument(
+        "--again",
+        action="append",
+        default=[],
+        help="a pattern of names whose --earlier results do not count; repeatable",
+    )
     parser.add_argument("--slice-seconds", type=float, default=SLICE)
     parser.add_argument("--only", default="*", help="a shell pattern of job names, such as 'network/inception_v3/*'")
     parser.add_argument("--red", action="store_true", help="time what failed its exact test too; its rows say `red`")
     parser.add_argument("--merge", action="store_true", help="write the results so far and run nothing")
     parser.add_argument("--dry-run", action="store_true", help="list the slices and run nothing")
     args = parser.parse_args(argv)
-    jobs = [job for job in catalogue.jobs() if job.name in ("build", "machine") or fnmatch.fnmatch(job.name, args.only)]
+    jobs = [job for job in catalogue.jobs() if job.name in ALWAYS or fnmatch.fnmatch(job.name, args.only)]
     try:
         if args.dry_run:
-            listed(jobs, args.slice_seconds)
+            before = earlier_results(args.earlier, args.again)
+            listed([job for job in jobs if job.name in ALWAYS or to_do(before.get(job.name))], args.slice_seconds)
             return 0
         if args.out is None:
             parser.error("--out is needed; --dry-run lists the slices without it")
-        store = Store(args.out, args.earlier, len(jobs))
+        store = Store(args.out, args.earlier, len(jobs), args.again)
     except ValueError as error:
         parser.error(str(error))
     if args.merge:
@@ -107,22 +137,21 @@ def run_slice(
     jobs: Sequence[Job], store: Store, seconds: float, run: Run,
     clock: Callable[[], float] = time.monotonic, *, red: bool = False,
 ) -> list[Job]:  # fmt: skip
-    """Runs what is wanted and fits, in order; returns what is left. Builds anew in each slice: machines are fresh.
+    """Runs what is wanted and fits, in order; returns what is left. What is ALWAYS run is run in each slice.
 
     A failed exact test keeps what stands on it from being timed, unless `red`; rows are marked then.
     """
     end = clock() + seconds
     for group in grouped(jobs):
-        fresh = group[0].name == "build"
-        mine = group if fresh else wanted(group, store, red)
-        mine = [job for job in mine if job.seconds <= end - clock()]
+        mine = group if group[0].name in ALWAYS else wanted(group, store, red)
+        mine = [job for job in mine if job.seconds <= end - clock() and not waits(job, store)]
         if stopped.is_set():
             break
         for job, result in results(mine, store, run, lambda job: min(job.limit, end - clock())):
             store.put(job, {**result, "red": True} if blocked(job, store) else result)
             *_, last = ["", *str(result.get("note", "")).strip().splitlines()]
             print(f"{job.name}: {result['status']} {last}"[:200], flush=True)
-            if fresh and result["status"] != OK:
+            if job.name == "build" and result["status"] != OK:
                 return wanted(jobs, store, red)
     return wanted(jobs, store, red)
 
@@ -155,6 +184,12 @@ def blocked(job: Job, store: Store) -> bool:
     """Whether the job would time kernels that gave wrong numbers. Those of one kind do not hold up the others."""
     tests = [store.results.get(f"exact/{name}") for name in STANDS_ON.get(job.name.split("/")[0], ())]
     return any(found is not None and found["status"] == FAILED for found in tests)
+
+
+def waits(job: Job, store: Store) -> bool:
+    """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first."""
+    tiles, _, tuned = job.name.removeprefix("network/").rpartition("/")
+    return tuned == "tuned" and store.results.get(f"tiles/{tiles}", {}).get("status") != OK
 
 
 def run_job(job: Job, store: Store, seconds: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
@@ -31,21 +32,17 @@ class Job:
 
 class Store:
     """Results in `out`/result.json, one file, for machines that return few, and with a summary at any time. `earlier`
-    are such files of former slices, or their folders, whose results count as well; `jobs`: how many there are.
+    are such files of former slices, or their folders, whose results count as well, but for those whose names match a
+    pattern of `again`; `jobs`: how many there are.
 
     Of a slice that was cut off in the middle of a job, what that job had by then is taken over.
     """
 
-    def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0) -> None:
+    def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0, again: Sequence[str] = ()) -> None:
+        before = earlier_results(earlier, again)
         out.mkdir(parents=True, exist_ok=True)
         self.file, self.jobs = out / NAME, jobs
-        self.results: dict[str, dict[str, Any]] = read_results(self.file)
-        for path in earlier:
-            file = path / NAME if path.is_dir() else path
-            found = read_results(file)
-            if not found:
-                raise ValueError(f"{path} holds no results; allowed: the {NAME} of a former slice, or its folder")
-            self.results = {**found, **self.results}
+        self.results: dict[str, dict[str, Any]] = {**before, **read_results(self.file)}
         self._take_over()
 
     def get(self, job: Job) -> dict[str, Any] | None:
@@ -75,7 +72,7 @@ class Store:
         """`rows` of all jobs, `status` of each, the machine, and how many of all jobs are done."""
         pairs = [(name, r, row) for name, r in self.results.items() for row in r.get("rows", [])]
         rows = [{"job": name, **row, **({"red": True} if r.get("red") else {})} for name, r, row in pairs]
-        told = ("status", "note", "seconds", "red", "clocks")
+        told = ("status", "note", "seconds", "red", "clocks", "of")
         status = {name: {key: r[key] for key in told if key in r} for name, r in self.results.items()}
         machine = self.results.get("machine", {}).get("machine")
         done = sum(result["status"] != FAILED for result in self.results.values())
@@ -83,8 +80,7 @@ class Store:
 
     def wants(self, job: Job) -> bool:
         """Whether the job has still to run: it has no result, or failed fewer than twice."""
-        found = self.get(job)
-        return found is None or (found["status"] == FAILED and found.get("tries", 1) < TRIES)
+        return to_do(self.get(job))
 
     def running(self, job: Job) -> Path:
         """Where the job writes what it has so far."""
@@ -110,6 +106,35 @@ class Store:
     def tidy(self) -> None:
         """Removes the folder of what runs; once nothing does, or others would not find it."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def to_do(found: dict[str, Any] | None) -> bool:
+    """Whether a job with this result has still to run: with none, or failed fewer than twice."""
+    return found is None or (found["status"] == FAILED and found.get("tries", 1) < TRIES)
+
+
+def earlier_results(earlier: Iterable[Path], again: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """What files of former slices hold, of a job's results the first, without those that match a pattern of `again`.
+    A result keeps `of` which GPU, day and sources it is.
+
+    Raises ValueError for a file without results, and for a pattern that matches none.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for path in earlier:
+        file = path / NAME if path.is_dir() else path
+        found = read_results(file)
+        if not found:
+            raise ValueError(f"{path} holds no results; allowed: the {NAME} of a former slice, or its folder")
+        machine = found.get("machine", {}).get("machine") or {}
+        of = {key: machine[key] for key in ("name", "date", "sources") if key in machine}
+        results = {**{name: {"of": of, **result} for name, result in found.items()}, **results}
+    for pattern in again:
+        matching = fnmatch.filter(results, pattern)
+        if not matching:
+            raise ValueError(f"--again {pattern}: no earlier result of that name; allowed: {', '.join(results)}"[:400])
+        for name in matching:
+            del results[name]
+    return results
 
 
 def beside(file: Path) -> Path:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -246,6 +247,19 @@ def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Repo
         return timed(network_rows(model, int(batch), dtype, len(rows), bool(forms)), report)
 
 
+def profile(model: str, batch: str, dtype: str) -> Result:
+    """Each layer of the network as it ships, alone and in order, and its share of what this GPU reaches."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ["--device", "cuda", "--batch", batch, "--dtype", dtype, "--out", folder]
+        result = ran([sys.executable, "-P", "-m", "inception_fast", "profile", model, *asked])
+        if result["status"] != OK:
+            return result
+        found = json.loads((Path(folder) / "profile.json").read_text())
+    about = {"model": model, "batch": int(batch), "dtype": dtype, "runtime": "ours", "status": OK}
+    whole = {key: found[key] for key in ("call_ms", "steps_ms", "peak_share", "peak", "kinds")}
+    return result | {"rows": [{**about, **whole}, *({**about, **row} for row in found["rows"])]}
+
+
 def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
     from networks import peer_rows
     from tiles import known, measured
@@ -336,7 +350,7 @@ def once(pair: str, form: str) -> Result:
 
 IN_PARTS = (exact, hopper, layers, ready, network, peers, tiles, training, tune)
 WORK: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (build, machine, sanitizer, probe, counters, once, *IN_PARTS)
+    f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }
 earlier = Path(os.devnull)  # the file with the results of the jobs before
 

@@ -137,7 +137,8 @@ def chooser(device: torch.device, tf32: bool = False) -> Callable[[ConvSpec], Co
 
     def choose(spec: ConvSpec) -> Config:
         precision = configs.precision_of(spec.dtype, tf32)
-        return configs.choose(arch, precision, spec.n * spec.oh * spec.ow, spec.oc, spec.c * spec.kh * spec.kw, rows)
+        m, k = spec.n * spec.oh * spec.ow, spec.c * spec.kh * spec.kw
+        return configs.choose(arch, precision, m, spec.oc, k, rows, spec.c)
 
     return choose
 

@@ -21,6 +21,7 @@ ARCHES = ("sm_80", "sm_90")
 PRECISIONS = ("half", "float32", "tf32")
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}
+FULL = 6  # tiles a multiprocessor, as the layers had by which `fitted` judges
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,38 @@ def arch_of(capability: tuple[int, int]) -> str:
     return "sm_90" if capability[0] == 9 else "sm_80"
 
 
-def choose(arch: str, precision: str, m: int, oc: int, k: int, rows: Iterable[Row] | None = None) -> Config:
-    """The config of the nearest shape, its columns no wider than oc asks for."""
+def choose(
+    arch: str, precision: str, m: int, oc: int, k: int, rows: Iterable[Row] | None = None, c: int | None = None
+) -> Config:
+    """The config of the nearest shape; a predicted one in steps that fit the c channels of a tap, where c is given."""
     found = shipped() if rows is None else tuple(rows)
     same = [row for row in found if (row.arch, row.precision) == (arch, precision)]
     if not same:
         raise ValueError(f"no config for {arch} {precision}; allowed: {', '.join(ARCHES)} with {', '.join(PRECISIONS)}")
     # A measured row beats a predicted one that is as near.
     best = min(same, key=lambda row: (row.distance(max(m, 1), oc, k), row.seconds is None))
-    return best.config
+    if c is None or best.seconds is not None:
+        return best.config
+    return fitted(best.config, arch, m, oc, c)
+
+
+def fitted(config: Config, arch: str, m: int, oc: int, c: int) -> Config:
+    """`config`, or one whose steps over c channels waste less. A step never spans two taps: steps of 64 multiply 128
+    channels for 96, and 64 for 32; the prediction knows nothing of c.
+
+    Up to 32 channels shorter steps are as many, and each does half. Beyond that they are more, which should pay where
+    tiles fill the machine several times over: at batch 128 an H200 ran layers by 128x64x32 at 200 to 289 TFLOP/s, and
+    96 to 96 channels, 3x3, by 128x32x64 at 135 (benchmarks/results/nvidia-h200/2026-11-26-gpu-2.json,
+    hopper/128/bfloat16). The rule itself is not yet measured on hardware.
+    """
+    if config.block_k != 64 or -(-c // 64) * 64 == -(-c // 32) * 32:
+        return config
+    if c <= 32:
+        return replace(config, block_k=32)
+    wider = replace(config, block_n=64, block_k=32)
+    tiles = math.ceil(m / 128) * math.ceil(oc / wider.block_n)
+    full = arch == "sm_90" and tiles >= FULL * MULTIPROCESSORS[arch]
+    return wider if full and (config.block_m, config.block_n) == (128, 32) and oc > 32 else config
 
 
 @functools.cache

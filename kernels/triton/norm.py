@@ -6,6 +6,10 @@ divided by the count. All is computed in float32 and rounded once, at the store;
 Sums over rows have a fixed order and no atomics. A tile of BLOCK_M rows leaves one part, a group of GROUP parts becomes
 one, level by level, until one is left. Parts of statistics are a mean and the sum of squared deviations from it, so
 that a mean far from zero does not cancel; parts of gradients are two sums. Parts are float32 [tiles, 2, part_pitch].
+
+What all pixels of a channel share is rounded to nearest, for its error does not average out: a unit in the last place
+of a mean can move the gradient in front, which cancels, by 4e-6. So quotients are div_rn (`/` errs by two units), and a
+mean is corrected once by the mean of what it leaves.
 """
 
 import triton
@@ -18,7 +22,10 @@ from .tile import rectified
 def store_moments(x, m_ok, tile, column, columns, part_ptr, part_pitch, y_ptr, BLOCK_N: tl.constexpr):
     """The part of one tile x [BLOCK_M, BLOCK_N] float32, of whose rows m_ok count; of the values that y would hold."""
     x, kept = x.to(y_ptr.dtype.element_ty).to(tl.float32), m_ok[:, None]
-    mean = tl.div_rn(tl.sum(tl.where(kept, x, 0.0), 0), tl.sum(m_ok.to(tl.float32), 0))
+    count = tl.sum(m_ok.to(tl.float32), 0)
+    mean = tl.div_rn(tl.sum(tl.where(kept, x, 0.0), 0), count)
+    if y_ptr.dtype.element_ty == tl.float32:  # the roundings of narrower values hide what this takes away
+        mean += tl.div_rn(tl.sum(tl.where(kept, x - mean[None, :], 0.0), 0), count)
     off = tl.where(kept, x - mean[None, :], 0.0)
     store_pair(mean, tl.sum(off * off, 0), tile, column, columns, part_ptr, part_pitch, BLOCK_N)
 
@@ -42,7 +49,7 @@ def load_tile(x_ptr, m, m_ok, k, c, pitch):
 @triton.jit
 def scale_of(weight_ptr, var_ptr, k, c, eps):
     """weight / sqrt(var + eps), and 1 / sqrt(var + eps)."""
-    inverse = 1.0 / tl.sqrt_rn(tl.load(var_ptr + k, mask=k < c, other=1.0) + eps)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.load(var_ptr + k, mask=k < c, other=1.0) + eps))
     return tl.load(weight_ptr + k, mask=k < c, other=0.0) * inverse, inverse
 
 
@@ -77,6 +84,7 @@ def merge_kernel(
     if MOMENTS:
         count = tl.minimum(tl.maximum(rows - tile * span, 0), span).to(tl.float32)[:, None]
         merged = tl.div_rn(tl.sum(first * count, 0), tl.sum(count, 0))
+        merged += tl.div_rn(tl.sum((first - merged[None, :]) * count, 0), tl.sum(count, 0))
         off = first - merged[None, :]
         second += count * off * off
     else:
@@ -151,6 +159,7 @@ def gradient_kernel(
         tl.store(dbias_ptr + k, dbias, mask=k < c)
         tl.store(dweight_ptr + k, dweight, mask=k < c)
     count = rows.to(tl.float32)
-    dx = (g - (dbias / count)[None, :] - off * (inverse * dweight / count)[None, :]) * scale[None, :]
+    mean_g, slope = tl.div_rn(dbias, count), tl.div_rn(inverse * dweight, count)
+    dx = (g - mean_g[None, :] - off * slope[None, :]) * scale[None, :]
     ok = (m < rows)[:, None] & (k < c)[None, :]
     tl.store(dx_ptr + (m * dx_pitch)[:, None] + k[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)

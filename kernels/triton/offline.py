@@ -65,6 +65,12 @@ def compile_launch(launch: Launch, arch: str) -> Compiled:
 
     Raises ValueError for another architecture, RuntimeError where the compiler or its tools fail.
     """
+    made = built(launch, arch)
+    return inspect(made.asm["cubin"], arch, made.metadata.shared)
+
+
+def built(launch: Launch, arch: str) -> Any:
+    """What Triton makes of it, `asm["ptx"]` among the rest."""
     if arch not in TARGETS:
         raise ValueError(f"architecture {arch!r}; allowed: {', '.join(TARGETS)}")
     if interpreting():
@@ -72,8 +78,7 @@ def compile_launch(launch: Launch, arch: str) -> Compiled:
     types, constants, attributes = describe(launch)
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", TARGETS[arch], 32)
-    made = triton.compile(source, target=target, options=dict(launch.options))
-    return inspect(made.asm["cubin"], arch, made.metadata.shared)
+    return triton.compile(source, target=target, options=dict(launch.options))
 
 
 def complaint(found: Compiled, tensor_cores: bool) -> str:
