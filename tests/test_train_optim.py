@@ -145,8 +145,13 @@ def test_modern_rate_rises_then_falls_as_a_cosine() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lr": -1.0}, "lr -1.0; allowed: more than 0"),
-        ({"lr": math.nan}, "lr nan; allowed"),
+        ({"lr": -1.0}, "lr -1.0; allowed: a finite number more than 0"),
+        ({"lr": 0.0}, "lr 0.0; allowed: a finite number more than 0"),
+        ({"lr": math.nan}, "lr nan; allowed: a finite number more than 0"),
+        ({"lr": math.inf}, "lr inf; allowed: a finite number more than 0"),
+        ({"weight_decay": math.inf}, "weight_decay inf; allowed: a finite number, 0 or more"),
+        ({"clip": math.nan}, "clip nan; allowed: a finite number, 0 or more"),
+        ({"ema": math.nan}, "ema nan; allowed: 0 to below 1"),
         ({"momentum": 1.0}, "momentum 1.0; allowed: 0 to below 1"),
         ({"optimizer": "lion"}, "optimizer 'lion'; allowed: rmsprop_tf, sgd, adamw"),
         ({"speed": 3}, "recipe field 'speed'; allowed"),

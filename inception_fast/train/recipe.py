@@ -45,11 +45,11 @@ class Recipe:
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} {getattr(self, field)!r}; allowed: {', '.join(allowed)}")
         for field in ("lr", "epsilon", "decay_rate", "decay_epochs"):
-            self._require(field, 0 < getattr(self, field) < math.inf, "more than 0")
+            self._require(field, 0 < getattr(self, field) < math.inf, "a finite number more than 0")
         for field in ("momentum", "rms_decay", "label_smoothing", "ema", "warmup"):
             self._require(field, 0 <= getattr(self, field) < 1, "0 to below 1")
         for field in ("weight_decay", "clip", "aux_weight"):
-            self._require(field, 0 <= getattr(self, field) < math.inf, "0 or more")
+            self._require(field, 0 <= getattr(self, field) < math.inf, "a finite number, 0 or more")
 
     def _require(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
