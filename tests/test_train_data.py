@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -311,6 +312,21 @@ def test_hub_without_a_train_part(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, {"other": Table([0, 1])})
     with pytest.raises(DataError, match="has the parts other; allowed: one called train"):
         load_data("hf:x")
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the package says without a network, on one line, and what goes without one."""
+
+    def unreachable(name: str) -> None:
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub\n(LocalEntryNotFoundError)")
+
+    hub(monkeypatch, {})
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", unreachable)
+    seen = re.escape(
+        "data hf:a/b cannot be loaded (Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)); allowed: "
+    )
+    with pytest.raises(DataError, match=f"^{seen}.* or hf:DIR, a folder that save_to_disk wrote$"):
+        load_data("hf:a/b")
 
 
 def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,10 @@ def _parts(name: str) -> dict[str, Any]:
         found = datasets.load_from_disk(where) if Path(where).is_dir() else datasets.load_dataset(where)
     except Exception as error:  # the package raises a class of its own for each of many ways to fail
         text = " ".join(str(error).split())
-        raise DataError(f"data {name} cannot be loaded ({text[:200] or type(error).__name__})") from error
+        raise DataError(
+            f"data {name} cannot be loaded ({text[:200] or type(error).__name__}); allowed: a data set that the hub or "
+            "its cache on this machine holds, or hf:DIR, a folder that save_to_disk wrote"
+        ) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
