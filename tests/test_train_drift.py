@@ -16,7 +16,7 @@ from inception_fast.train.distributed import World
 from inception_fast.train.drift import NAME, Probe, describe, distance, movements, read_drift
 from inception_fast.train.loop import Options, train
 from inception_fast.train.trainer import Trainer
-from training import curve, tiny
+from training import curve, folder_of_classes, tiny
 
 QUIET = Options(eval_images=0, export=False, checkpoint_every=2)
 
@@ -65,6 +65,13 @@ def test_several_processes_are_refused() -> None:
     trainer.world = World(0, 2)
     with pytest.raises(ValueError, match="drift of 2 processes; allowed: one"):
         Probe(trainer, data)
+
+
+def test_a_refusal_leaves_the_folder_free(tmp_path: Path) -> None:
+    data = folder_of_classes(tmp_path / "data", count=3)
+    with pytest.raises(ValueError, match="drift needs held-out images"):
+        train(tiny(2, data=str(data)), tmp_path / "out", replace(QUIET, drift_every=1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_experiment_reports_it(tmp_path: Path) -> None:

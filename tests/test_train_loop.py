@@ -291,19 +291,24 @@ def test_tensorboard_asks_for_its_package(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     line = refused([*ARGUMENTS, "--out", str(tmp_path / "out"), "--tensorboard"], capsys)
     assert "needs tensorboard" in line and "pip install" in line
+    assert not (tmp_path / "out").exists()  # the folder is free for the run without it
 
 
 def test_tensorboards_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its writer raises what its library has, from a thread of its own; the rows stay in the log."""
 
     class Full:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            pass
+
         def add_scalar(self, *row: object) -> None:
             raise RuntimeError("first line\nResourceExhaustedError: No space left on device")
 
         def close(self) -> None:
             raise RuntimeError("once more")
 
-    monkeypatch.setattr("inception_fast.train.log._board", lambda folder, step: Full())
+    monkeypatch.setattr("inception_fast.train.log.board_writer", lambda: Full)
+    monkeypatch.setattr("inception_fast.train.loop.board_writer", lambda: Full)
     with pytest.raises(OSError, match=r"TensorBoard's files beside .*log\.jsonl cannot be written .*No space left"):
         train(tiny(2), tmp_path, Options(eval_images=0, tensorboard=True))
     assert len(curve(tmp_path)) == 1

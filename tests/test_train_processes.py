@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,23 +16,9 @@ from inception_fast.train.checkpoint import read
 from inception_fast.train.distributed import World
 from inception_fast.train.loop import Options, train
 from inception_fast.train.sharding import share_out
-from training import command, curve, folder_of_classes, start, tiny
+from training import command, curve, folder_of_classes, rows, start, tiny, under_torchrun, wait_for, workers
 
 STEPS = 24
-
-
-def rows(folder: Path) -> int:
-    """Whole lines in a run's log."""
-    path = folder / "log.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for(process: subprocess.Popen[str], folder: Path, count: int, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while rows(folder) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{rows(folder)} rows after {seconds} s"
-        time.sleep(0.01)
 
 
 def test_killed_runs_go_on_bit_for_bit(tmp_path: Path) -> None:
@@ -63,21 +47,6 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     train(tiny(STEPS), tmp_path / "whole", Options(eval_images=0))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
-
-
-def workers(parent: int) -> list[int]:
-    """The processes that torchrun started for us."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                status = (entry / "stat").read_text().rpartition(")")[2].split()
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # it has ended meanwhile
-            if int(status[1]) == parent and b"inception_fast" in line:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.parametrize("what", ["worker killed", "group asked to end"])
@@ -116,15 +85,15 @@ def test_two_processes_equal_one_and_survive_a_killed_worker(tmp_path: Path) -> 
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("finds the workers through /proc")
-    run = "--standalone --nproc-per-node 2 --max-restarts 1 --monitor-interval 0.2".split()
+    run = "--max-restarts 1 --monitor-interval 0.2".split()
     flags = ["--steps", STEPS, "--checkpoint-every", 4, "--eval-images", 0, "--option", "drop_rate=0.3"]
-    _, *training = command(*flags, "--out", tmp_path / "two")
-    process = start([sys.executable, "-m", "torch.distributed.run", *run, *training])
+    process = start(under_torchrun(command(*flags, "--out", tmp_path / "two"), *run))
     wait_for(process, tmp_path / "two", 9)
     os.kill(max(workers(process.pid)), signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "resuming after step" in output
+    assert "error: train: another process of this run is gone (" in output and "/gloo/" not in output, output
     torch.set_num_threads(1)
     train(tiny(STEPS, options={"drop_rate": 0.3}), tmp_path / "one", Options(eval_images=0))
     two, one = curve(tmp_path / "two"), curve(tmp_path / "one")
@@ -138,9 +107,7 @@ def test_shared_out_weights_give_the_same_curve_and_whole_checkpoints(tmp_path: 
     """FSDP2 over two processes: one process's curve but for rounding, and one process goes on from its checkpoint."""
     steps, root = 6, tmp_path / "shared"
     flags = ["--steps", steps, "--checkpoint-every", 3, "--eval-images", 20]
-    _, *training = command(*flags, "--out", root, "--shard")
-    run = "--standalone --nproc-per-node 2".split()
-    process = start([sys.executable, "-m", "torch.distributed.run", *run, *training])
+    process = start(under_torchrun(command(*flags, "--out", root, "--shard")))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     torch.set_num_threads(1)

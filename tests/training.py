@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,41 @@ def start(arguments: list[str], **keywords: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(arguments, env=environment, **(pipes | keywords))
+
+
+def under_torchrun(arguments: list[str], *flags: str) -> list[str]:
+    """`arguments`, a command of this interpreter, by two processes."""
+    run = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *flags]
+    return run + arguments[1:]
+
+
+def workers(parent: int) -> list[int]:
+    """The processes of this package that a process started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it has ended meanwhile
+            if int(status[1]) == parent and b"inception_fast" in line:
+                found.append(int(entry.name))
+    return found
+
+
+def rows(folder: Path) -> int:
+    """Whole lines in a run's log."""
+    path = folder / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, count: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while rows(folder) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{rows(folder)} rows after {seconds} s"
+        time.sleep(0.01)
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:

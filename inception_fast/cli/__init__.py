@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..train.torchrun import let_the_first_speak, place
 from .common import BROKEN_PIPE, INTERRUPTED, OK, USAGE, CommandError, Parser, one_line
 
 COMMANDS = (
@@ -56,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except CommandError as error:
-        print(f"inception-fast: error: {one_line(error)}", file=sys.stderr)
-        return USAGE
+        return _refused(str(error))
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else OK
     except KeyboardInterrupt:
-        print("inception-fast: interrupted", file=sys.stderr)
+        if place()[0] == 0:
+            print("inception-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; the interpreter would complain once more when it flushes at exit.
@@ -70,5 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        print(f"inception-fast: error: {args.command}: {one_line(error)}", file=sys.stderr)
-        return USAGE
+        return _refused(f"{args.command}: {error}")
+
+
+def _refused(text: str) -> int:
+    let_the_first_speak()
+    print(f"inception-fast: error: {one_line(text)}", file=sys.stderr)
+    return USAGE

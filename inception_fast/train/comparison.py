@@ -5,7 +5,6 @@ spread.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from .drift import movements, read_drift
 from .log import read_log
 from .loop import SUMMARY, Options, train
 from .settings import Settings
+from .torchrun import place
 from .trainer import Say
 
 COLUMNS = ("step", "loss", "cross_entropy", "accuracy", "seconds")
@@ -88,7 +88,7 @@ def compare(
         raise ValueError(f"variants {', '.join(labels) or '(none)'}; allowed: at least one, each once")
     if seeds < 1:
         raise ValueError(f"seeds {seeds}; allowed: 1 or more")
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    _, processes = place()
     if processes > 1:
         raise ValueError(f"a comparison by {processes} processes of torchrun; allowed: one, or train for each variant")
     out = Path(out)

@@ -60,6 +60,10 @@ class Data:
         digest.update(np.asarray(self.source.labels, dtype=np.int64).tobytes())
         return digest.hexdigest()[:16]
 
+    def holds(self) -> str:
+        """How much that is, in words."""
+        return f"{len(self.source.classes)} classes and {len(self.train)} images to train on"
+
 
 class Digits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels: the data set that is always at hand."""

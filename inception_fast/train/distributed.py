@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from .torchrun import let_the_first_speak, place
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class World:
         shared = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(shared, 0)
         return int(shared.item())
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so on one process or more; every process must call this."""
+        if self.size == 1:
+            return value
+        count = torch.tensor([int(value)], device=self.device)
+        dist.all_reduce(count)
+        return bool(count.item())
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -85,11 +96,11 @@ def join(device: str | None = None) -> Iterator[World]:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda'; allowed here: cpu, torch sees no GPU")
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    _, size = place()
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    where = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
     if size == 1:
-        yield World(device=place)
+        yield World(device=where)
         return
     store, rank, size = next(dist.rendezvous("env://"))
     kept = store
@@ -99,9 +110,22 @@ def join(device: str | None = None) -> Iterator[World]:
     store = dist.PrefixStore(f"start {_starts()} of {size}", store)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), size, place, kept)
+        yield World(dist.get_rank(), size, where, kept)
+    except Exception as error:
+        let_the_first_speak()  # before the group falls apart, of which the others would speak
+        if _is_lost(error):
+            reason = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
+            raise ConnectionError(
+                f"another process of this run is gone ({reason}); it or torchrun says why, and a resumed run goes on"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether it came from a word to another process: gloo's own errors are of no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _starts() -> int:

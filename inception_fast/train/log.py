@@ -38,7 +38,9 @@ class Log:
         write_atomically(path, lambda scratch: scratch.write_text("".join(lines), encoding="utf-8"))
         # Without a buffer: closing the file would fail again over what a full disk left in it.
         self.file = open(path, "ab", buffering=0)
-        self.board: Any = _board(folder, step) if tensorboard else None
+        self.board: Any = None
+        if tensorboard:
+            self.board = board_writer()(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         line, before = (json.dumps(row, allow_nan=False) + "\n").encode(), self.file.tell()
@@ -76,9 +78,10 @@ def _board_writes(log: str) -> Iterator[None]:
         raise OSError(f"TensorBoard's files beside {log} cannot be written ({reason[0]})") from error
 
 
-def _board(folder: Path, step: int) -> Any:
+def board_writer() -> Any:
+    """The class that writes TensorBoard's files; raises ValueError, with what to install, where it cannot be had."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"--tensorboard needs tensorboard ({error}); pip install 'inception-fast[train]'") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter

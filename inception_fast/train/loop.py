@@ -22,7 +22,7 @@ from .data import Data, DataError, load_data, lost_workers_named, training_loade
 from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
-from .log import NAME, Log, read_log
+from .log import NAME, Log, board_writer, read_log
 from .settings import Settings, difference
 from .stream import Stream
 from .trainer import Diverged, Say, Trainer
@@ -71,6 +71,7 @@ class Run:
     trainer: Trainer
     checkpoints: Checkpoints
     say: Say
+    probe: Probe | None
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # whole, once the steps are made
     seconds: float = 0.0  # spent on steps, in this process and those before it
 
@@ -112,6 +113,8 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
     with world.leader_first():
         if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
             raise ValueError(f"{out} holds a run already; resume it, or name another folder")
+        if options.tensorboard and world.leader:
+            board_writer()
         cache = out / "data-check.json" if out.is_dir() else None
         data = load_data(settings.data, settings.bad_data, cache, say, options.download)
     for fault in data.bad[:10]:
@@ -119,7 +122,8 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
     if data.bad:
         say(f"{len(data.bad)} faults in {data.source.name}; {len(data.train)} images to train on")
     trainer = Trainer(settings, data, world, say, options.shard)
-    run = Run(settings, options, out, world, data, trainer, checkpoints, say)
+    probe = Probe(trainer, data) if options.drift_every else None
+    run = Run(settings, options, out, world, data, trainer, checkpoints, say, probe)
     out.mkdir(parents=True, exist_ok=True)
     world.begin(str(out))
     if resume:
@@ -142,7 +146,10 @@ def _resume(run: Run) -> None:
     tensors, state = found
     odd = difference(state["settings"], run.settings)
     if odd is None and state["data"] != run.data.fingerprint():
+        there, here = state.get("holds"), run.data.holds()
         odd = "its data has other images, labels or classes"
+        if there not in (None, here):
+            odd = f"its data has {there} there and {here} here"
     if odd:
         raise CheckpointError(f"the checkpoint in {run.out} is of another run: {odd}")
     if step > run.settings.steps:
@@ -180,9 +187,11 @@ def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
                 log(row)
                 look()
                 on_row(row)
-            if done % run.options.checkpoint_every == 0 or done == s.steps or stop():
+            stopped = stop() and done < s.steps
+            if done % run.options.checkpoint_every == 0 or done == s.steps or stopped:
                 saved = _save(run, done) or saved
-            if stop() and done < s.steps:
+            if stopped:
+                saved = run.world.agree(saved)  # none leaves before the leader has written
                 run.say(f"stopped after step {done}; resume goes on after step {saved}")
                 raise KeyboardInterrupt
     return "done"
@@ -205,6 +214,7 @@ def _save(run: Run, step: int) -> int | None:
         "step": step,
         "settings": run.settings.as_json(),
         "data": run.data.fingerprint(),
+        "holds": run.data.holds(),
         "seconds": run.seconds,
         "threads": torch.get_num_threads(),
         "processes": run.world.size,
@@ -232,11 +242,10 @@ def _log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 @contextmanager
 def _drift(run: Run) -> Iterator[Callable[[], None]]:
     """Called after each step, writes a row of OUT/drift.jsonl where one is due; the first is of the start."""
-    every, trainer = run.options.drift_every, run.trainer
-    if not every:
+    every, trainer, probe = run.options.drift_every, run.trainer, run.probe
+    if probe is None:
         yield lambda: None
         return
-    probe = Probe(trainer, run.data)
     with Log(run.out, trainer.steps_done, name=DRIFT) as log:
 
         def look() -> None:
@@ -250,22 +259,22 @@ def _drift(run: Run) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _stop_asked(world: World) -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came: noted, so that the step at work ends whole. torchrun ends its processes in its
-    own way.
+    """Whether SIGINT or SIGTERM came to any process: noted, so that the step at work ends whole on all of them.
+
+    torchrun passes a signal on to its processes, waits for them, 30 seconds by itself, and kills them then.
     """
     asked: list[int] = []
-    if world.size > 1 or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
+    before = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if asked:  # the second time means at once
+        if asked and world.size == 1:  # the second time means at once
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: world.any(bool(asked))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
