@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from checkout import ROOT
 from inception_fast.cli import main
 from inception_fast.measure.flops import layers, totals
 from inception_fast.train.charts import Line, chart, number, smooth, ticks
@@ -156,6 +157,43 @@ def test_experiments_are_what_they_say(name: str) -> None:
     assert experiment.settings(steps=7).steps == 7 and experiment.claim and "arXiv" in experiment.source
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All variants to their end, with few steps on few images."""
+    large = get_experiment(name).variants[0].model != PLAIN
+    flags = [
+        "--steps",
+        "1" if large else "10",
+        "--batch-size",
+        "2" if large else "8",
+        "--seeds",
+        "1",
+        "--eval-images",
+        "0",
+    ]
+    assert main(["compare", "--experiment", name, "--out", str(tmp_path), *flags]) == 0
+    output = capsys.readouterr()
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert [run["model"] for run in document["runs"]] == [v.label for v in get_experiment(name).variants], output.err
+    assert ("drift" in document) == bool(get_experiment(name).drift_every)
+    assert all(run["status"].startswith(("done", "diverged")) for run in document["runs"])
+
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/*-training-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_experiments_take_the_minutes_they_state(path: Path) -> None:
+    """By the committed results: those were of one thread, and more seeds."""
+    document = json.loads(path.read_text())
+    experiment = get_experiment(document["about"]["name"])
+    runs = document["runs"]
+    assert document["settings"]["steps"] == experiment.steps and len(runs) >= len(experiment.variants)
+    own = len(experiment.variants) * experiment.seeds
+    seconds = own * sum(run["seconds"] for run in runs) / len(runs)
+    assert experiment.minutes - 1.5 < seconds / 60 <= experiment.minutes
+
+
 def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--steps 3 --batch-size 8 --seeds 1 --eval-images 10 --lr 0.05".split()
     assert main(["compare", "--experiment", "grid_reduction", "--out", str(tmp_path), *flags]) == 0
@@ -166,7 +204,10 @@ def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert document["settings"]["recipe"]["lr"] == 0.05 and document["about"]["name"] == "grid_reduction"
     assert "halve the grid" in (tmp_path / "index.html").read_text()
     assert main(["compare", "--experiment", "list", "--json"]) == 0
-    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(EXPERIMENTS)
+    listed = {row["name"]: row["minutes"] for row in json.loads(capsys.readouterr().out)}
+    assert listed == {name: experiment.minutes for name, experiment in EXPERIMENTS.items()}
+    assert main(["compare", "--experiment", "list"]) == 0
+    assert "residual_v4        5 min  Inception-ResNet-v2 trains faster" in capsys.readouterr().out
 
 
 def test_chart_survives_odd_values() -> None:

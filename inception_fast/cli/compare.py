@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from ..train.experiments import EXPERIMENTS, get_experiment
 
     if args.experiment == "list":
-        return _list([experiment.about() for experiment in EXPERIMENTS.values()], args.json)
+        return _list([{**found.about(), "minutes": found.minutes} for found in EXPERIMENTS.values()], args.json)
     if not args.out:
         raise CommandError("--out DIR is needed; name the folder for compare.json and index.html")
     from ..measure.machine import provenance
@@ -104,12 +104,13 @@ def _changed(settings: Settings, args: argparse.Namespace) -> Settings:
     return replace(settings, recipe=replace(settings.recipe, **fields), **size)
 
 
-def _list(rows: list[dict[str, str]], as_json: bool) -> int:
+def _list(rows: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
         print_json(rows)
     else:
         for row in rows:
-            print(f"{row['name']:<18} {row['claim']} ({row['source']})")
+            print(f"{row['name']:<18} {row['minutes']} min  {row['claim']} ({row['source']})")
+        print("Minutes are those on two cores at most, with the steps and seeds that each has by itself.")
     return OK
 
 

@@ -19,7 +19,7 @@ PLAIN = get_recipe("modern", schedule="exponential", warmup=0.0, label_smoothing
 @dataclass(frozen=True)
 class Experiment:
     """A claim, the contestants that would show it, and a budget. source: where the claim stands. drift_every: as in
-    `Options`.
+    `Options`. minutes: what the budget takes on two cores at most, judgement of the ends included.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Experiment:
     image_size: int = 16
     recipe: Recipe = field(default=PLAIN)
     drift_every: int = 0
+    minutes: int = 1
 
     def settings(self, **changed: object) -> Settings:
         """Its budget, with the fields given changed."""
@@ -87,6 +88,7 @@ EXPERIMENTS = {
             "arXiv:1502.03167, sections 1 and 4.1",
             _norms("rate", (0.02, 0.1), "recipe", "lr"),
             drift_every=10,
+            minutes=3,
         ),
         Experiment(
             "label_smoothing",
@@ -96,6 +98,7 @@ EXPERIMENTS = {
             tuple(Variant(f"smoothing {s:g}", TINY, recipe={"label_smoothing": s}) for s in (0.0, 0.1)),
             seeds=4,
             steps=250,
+            minutes=2,
         ),
         Experiment(
             "grid_reduction",
@@ -126,6 +129,7 @@ EXPERIMENTS = {
             batch_size=16,
             image_size=75,
             recipe=get_recipe("paper"),
+            minutes=5,
         ),
     )
 }
