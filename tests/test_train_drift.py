@@ -38,7 +38,8 @@ def test_distance_of_known_distributions() -> None:
 
 def test_every_layer_is_looked_at_and_the_curve_stays(tmp_path: Path) -> None:
     train(tiny(), tmp_path / "plain", QUIET)
-    train(tiny(), tmp_path / "watched", replace(QUIET, drift_every=3))
+    summary = train(tiny(), tmp_path / "watched", replace(QUIET, drift_every=3))
+    assert NAME in summary["files"]
     assert curve(tmp_path / "plain") == curve(tmp_path / "watched")
     rows = read_drift(tmp_path / "watched")
     assert [row["step"] for row in rows] == [0, 3, 6]

@@ -309,7 +309,7 @@ def _summary(run: Run, status: str) -> dict[str, Any]:
         "seconds": run.seconds,
         "processes": run.world.size,
         "threads": torch.get_num_threads(),
-        "files": [NAME],
+        "files": [NAME, DRIFT] if run.probe else [NAME],
     }
     weights = export_weights(trainer, run.out, run.weights) if run.options.export else None
     summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
