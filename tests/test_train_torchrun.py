@@ -18,6 +18,7 @@ from training import command, folder_of_classes, photo, rows, start, tiny, under
 
 ALONE = """
 import os, sys
+import torch
 from inception_fast.cli import main
 from inception_fast.train import torchrun
 from inception_fast.train.data import DataError, Digits
@@ -31,7 +32,9 @@ def broken(self, index):
     return look(self, index)
 
 Digits.image = broken
-sys.exit(main())
+code = main()
+print("group left behind:", torch.distributed.is_initialized(), flush=True)
+sys.exit(code)
 """
 
 
@@ -105,6 +108,7 @@ def test_a_failure_of_one_process_is_said_by_it(tmp_path: Path) -> None:
     assert re.fullmatch(r"inception-fast: error: train: image \d+ of digits is damaged", said[0]), output
     assert all("train: another process of this run is gone (" in line for line in said[1:]), output
     assert output.count("Traceback") == 1 and rows(tmp_path / "out") == 0, output
+    assert "group left behind: False" in output and "group left behind: True" not in output, output
 
 
 @pytest.mark.parametrize("who", ["torchrun", "one process"])

@@ -6,7 +6,7 @@ import os
 import time
 from functools import cache
 
-PATIENCE = 5.0  # seconds that a failed process leaves the first one to say why
+PATIENCE = 10.0  # seconds that a failed process leaves the first one to say why
 
 
 def place() -> tuple[int, int]:
