@@ -75,19 +75,29 @@ class ConvStep:
 
     Consecutive column ranges go to `outputs`; a residual is allowed with exactly one output. A linear layer is a 1x1
     convolution of a 1x1 map. `spec.relu` is not read here: each output has its own. `tile`: outputs of a tile of
-    Winograd's algorithm along h and w, which rounds otherwise; (0, 0) is the direct sum.
+    Winograd's algorithm along h and w, which rounds otherwise; (0, 0) is the direct sum. Weights may be a tuple of
+    arrays that follow each other along oc, as merged siblings' do, so that nobody needs to join them in a copy.
     """
 
     name: str
     spec: ConvSpec
     x: View
-    weight: np.ndarray  # [oc, c / groups, kh, kw]
+    weight: np.ndarray | tuple[np.ndarray, ...]  # [oc, c / groups, kh, kw]
     scale: np.ndarray  # [oc]
     shift: np.ndarray  # [oc]
     outputs: tuple[Output, ...]
     residual: View | None = None
     residual_scale: float = 1.0
     tile: tuple[int, int] = (0, 0)
+
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        return self.weight if isinstance(self.weight, tuple) else (self.weight,)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """The weights in one dense array, which is made now where they are none."""
+        return np.ascontiguousarray(self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts))
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class _Memory:
         spec = step.spec
         top, bottom, left, right = spec.padding
         x = F.pad(self.at(step.x), (left, right, top, bottom))
-        y = F.conv2d(x, torch.from_numpy(step.weight).double(), stride=spec.stride, groups=spec.groups)
+        y = F.conv2d(x, torch.from_numpy(step.whole).double(), stride=spec.stride, groups=spec.groups)
         assert tuple(y.shape) == (spec.n, spec.oc, spec.oh, spec.ow)
         y = _affine(y, step.scale, step.shift)
         if step.residual is not None:

@@ -180,7 +180,7 @@ def test_weights_are_packed_once(name: str) -> None:
     fast = optimize(net, x, winograd=True)
     executable, _ = fast._session.executable([x])
     steps = [step for call in convolutions(executable.program) for step in call]
-    direct = sum(4 * math.prod(step.weight.shape) for step in steps)
+    direct = sum(4 * math.prod(step.whole.shape) for step in steps)
     packed = sum(4 * step.spec.c * step.spec.oc * taps(step.spec, step.tile) for step in steps)
     assert direct * 1.1 < packed <= executable.packed_bytes <= packed * 1.1
 

@@ -78,7 +78,7 @@ def network_forward(plan: Plan, dtype: str) -> tuple[Forward, list[Any]]:
         for one in both:
             calls.append((one, None))
             if isinstance(one, ConvStep):
-                folded = np.transpose(one.weight * one.scale[:, None, None, None], (2, 3, 1, 0))
+                folded = np.transpose(one.whole * one.scale[:, None, None, None], (2, 3, 1, 0))
                 calls[-1] = (one, len(weights))
                 weights += [jnp.asarray(folded, dtype), jnp.asarray(one.shift, dtype)]
 

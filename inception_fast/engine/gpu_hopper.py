@@ -135,7 +135,7 @@ class Hopper:
         return hopper_gpu.cut_of(self.kernels, spec, columns, row), row is not None
 
     def _packed(self, step: ConvStep) -> Packed:
-        arrays = (step.weight, step.scale, step.shift)
+        arrays = (step.whole, step.scale, step.shift)
         key = (step.spec.dtype, *((a.shape, blake2b(a.tobytes()).digest()) for a in arrays))
         if key not in self._packs:
             dtype = torch.bfloat16 if step.spec.dtype == "bfloat16" else torch.float16

@@ -59,7 +59,7 @@ class Packs:
     def get(self, step: ConvStep | PairStep, dtype: torch.dtype) -> Packed:
         """The step's convolutions as one packed launch: a group an output of each."""
         both = (step.first, step.second) if isinstance(step, PairStep) else (step,)
-        arrays = [a for s in both for a in (s.weight, s.scale, s.shift)]
+        arrays = [a for s in both for a in (s.whole, s.scale, s.shift)]
         columns = [[(o.view.channels, o.relu) for o in s.outputs] for s in both]
         pads = tuple((s.spec.padding[0], s.spec.padding[2], s.spec.groups) for s in both)
         key = (
@@ -71,7 +71,7 @@ class Packs:
         if key not in self._kept:
             parts: list[Part] = []
             for s, ranges in zip(both, columns, strict=True):
-                weight = convolve.dense_weight(s.weight, s.spec.groups)
+                weight = convolve.dense_weight(s.whole, s.spec.groups)
                 whole = Part(weight, s.scale, s.shift, (s.spec.padding[0], s.spec.padding[2]), False)
                 parts += convolve.split_columns(whole, ranges)
             self._kept[key] = convolve.pack(parts, dtype, self.device)

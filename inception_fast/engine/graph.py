@@ -55,10 +55,11 @@ class Column:
 class Conv(Op):
     """`ConvSpec`'s formula over inputs (x) or (x, residual).
 
-    weight is [oc, c / groups, kh, kw]; None means scale 1, shift 0.
+    weight is [oc, c / groups, kh, kw], or several such that follow each other along oc: merged siblings keep their
+    parameters, not a copy. None means scale 1, shift 0.
     """
 
-    weight: Tensor
+    weight: Tensor | tuple[Tensor, ...]
     columns: tuple[Column, ...]
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -68,12 +69,16 @@ class Conv(Op):
     residual_scale: float = 1.0
 
     @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.weight if isinstance(self.weight, tuple) else (self.weight,)
+
+    @property
     def kernel(self) -> tuple[int, int]:
-        return self.weight.shape[2], self.weight.shape[3]
+        return self.parts[0].shape[2], self.parts[0].shape[3]
 
     @property
     def channels(self) -> int:
-        return self.weight.shape[0]
+        return sum(part.shape[0] for part in self.parts)
 
     @property
     def relu(self) -> bool:

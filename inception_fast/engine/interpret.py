@@ -38,7 +38,9 @@ def _pad(x: Tensor, padding: Sequence[int], value: float) -> Tensor:
 
 
 def _conv(op: ir.Conv, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    y = F.conv2d(_pad(x, op.padding, 0.0), like(x, op.weight), None, op.stride, 0, 1, op.groups)
+    parts = [like(x, part) for part in op.parts]
+    weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+    y = F.conv2d(_pad(x, op.padding, 0.0), weight, None, op.stride, 0, 1, op.groups)
     y = _epilogue(y, op.scale, op.shift)
     if residual is not None:
         y = residual + op.residual_scale * y

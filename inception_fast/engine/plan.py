@@ -71,9 +71,13 @@ class Program:
     tiles: dict[tuple[str, ConvSpec], tuple[Tile, str]] = field(default_factory=dict)
 
 
-def array(value: Tensor) -> np.ndarray:
+def strided(value: Tensor) -> np.ndarray:
     """A parameter as float32, its own memory where it already is that."""
-    return value.detach().to("cpu", torch.float32).contiguous().numpy()
+    return value.detach().to("cpu", torch.float32).numpy()
+
+
+def array(value: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(strided(value))
 
 
 def vector(value: Tensor | None, length: int, default: float) -> np.ndarray:
@@ -341,8 +345,10 @@ class _Lowering:
     def _conv_step(
         self, name: str, op: ir.Conv, spec: ConvSpec, x: View, outputs: tuple[Output, ...], residual: View | None = None
     ) -> ConvStep:
-        arrays = (array(op.weight), vector(op.scale, op.channels, 1.0), vector(op.shift, op.channels, 0.0))
-        return ConvStep(name, spec, x, *arrays, outputs, residual, op.residual_scale, self._tile(name, spec))
+        parts = tuple(map(strided, op.parts))
+        arrays = (vector(op.scale, op.channels, 1.0), vector(op.shift, op.channels, 0.0))
+        weight = parts if len(parts) > 1 else parts[0]
+        return ConvStep(name, spec, x, weight, *arrays, outputs, residual, op.residual_scale, self._tile(name, spec))
 
     def _tile(self, name: str, spec: ConvSpec) -> Tile:
         if self.tiles is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Runnable = Interpreted | Planned
 KEPT_PROGRAMS = 16  # of those planned on demand; sizes asked for at the start stay
+KEPT_CAPTURES = 32  # a few megabytes each; those of kept programs stay
 
 
 class Captured:
@@ -53,7 +54,7 @@ class Session:
         self._versions = [(t, version(t)) for t in (*self.module.parameters(), *self.module.buffers())]
         self._lock = threading.RLock()
         self._pool = ArenaPool()
-        self._captured: dict[Any, Captured] = {}
+        self._captured: OrderedDict[Any, Captured] = OrderedDict()
         self._fixed: dict[Key, tuple[Runnable, Captured]] = {}
         self._recent: OrderedDict[Key, tuple[Runnable, Captured]] = OrderedDict()
 
@@ -62,7 +63,7 @@ class Session:
         twin = copy.copy(self)
         with self._lock:
             twin._lock = threading.RLock()
-            twin._captured, twin._fixed = dict(self._captured), dict(self._fixed)
+            twin._captured, twin._fixed = OrderedDict(self._captured), dict(self._fixed)
             twin._recent = OrderedDict(self._recent)
         return twin
 
@@ -95,8 +96,16 @@ class Session:
                 self._recent[key] = self._make(leaves)
                 while len(self._recent) > KEPT_PROGRAMS:
                     self._recent.popitem(last=False)
+                self._forget_captures()
             self._recent.move_to_end(key)
             return self._recent[key]
+
+    def _forget_captures(self) -> None:
+        """Drops the captures that were asked for longest ago, but for those of kept programs."""
+        used = {id(captured) for _, captured in (*self._fixed.values(), *self._recent.values())}
+        idle = [key for key, captured in self._captured.items() if id(captured) not in used]
+        for key in idle[: max(0, len(self._captured) - KEPT_CAPTURES)]:
+            del self._captured[key]
 
     def programs(self) -> dict[Key, tuple[Runnable, Captured]]:
         with self._lock:
@@ -160,9 +169,10 @@ class Session:
         sizes = [(tuple(x.shape[1:]), x.dtype) for x in leaves if isinstance(x, Tensor)]
         batch = self.signature.batch_of(leaves)
         key = (batch == 1, *sizes)
-        for found in (self._captured.get(key), self._captured.get((batch, *sizes))):
-            if found is not None:
-                return found
+        for known in (key, (batch, *sizes)):
+            if known in self._captured:
+                self._captured.move_to_end(known)
+                return self._captured[known]
         captured = self._capture_now(leaves, batch)
         other = self._captured.get((batch != 1, *sizes))
         if other is not None and (batch == 1 or captured.raw.dynamic) and ir.same(captured.graph, other.graph):

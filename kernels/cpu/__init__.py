@@ -203,7 +203,7 @@ def _add_conv(builder: _native.Builder, step: ConvStep) -> None:
         padding=spec.padding,
         groups=spec.groups,
         x=_view(step.x),
-        weight=_array(step, "weight"),
+        weights=_weights(step),
         scale=_array(step, "scale"),
         shift=_array(step, "shift"),
         outputs=[(*_view(output.view), output.relu) for output in step.outputs],
@@ -243,8 +243,8 @@ def _add_fused(builder: _native.Builder, first: ConvStep, second: ConvStep) -> N
 def _conv_tuple(step: ConvStep) -> _native._Conv:
     spec = step.spec
     sizes = (spec.n, spec.h, spec.w, spec.c, spec.oc, spec.kh, spec.kw)
-    arrays = (_array(step, "weight"), _array(step, "scale"), _array(step, "shift"))
-    return (sizes, spec.stride, spec.padding, spec.groups, *arrays)
+    arrays = (_array(step, "scale"), _array(step, "shift"))
+    return (sizes, spec.stride, spec.padding, spec.groups, _weights(step), *arrays)
 
 
 def _add_pool(builder: _native.Builder, step: PoolStep) -> None:
@@ -275,11 +275,19 @@ def _view(view: View) -> tuple[int, int, int]:
 
 
 def _array(step: Step, field: str) -> np.ndarray:
-    array = getattr(step, field)
+    return np.ascontiguousarray(_checked(step, field, getattr(step, field)))
+
+
+def _weights(step: ConvStep) -> list[np.ndarray]:
+    """The parts as they lie: packing reads any strides."""
+    return [np.require(_checked(step, "weight", part), requirements="A") for part in step.parts]
+
+
+def _checked(step: Step, field: str, array: object) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         seen = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"step {step.name!r}: {field} of {seen}; allowed: a float32 NumPy array")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _optional(step: Step, field: str) -> np.ndarray | None:

@@ -11,7 +11,7 @@ _Conv = tuple[
     tuple[int, int],
     tuple[int, int, int, int],
     int,
-    np.ndarray,
+    Sequence[np.ndarray],
     np.ndarray,
     np.ndarray,
 ]
@@ -117,7 +117,7 @@ class Builder:
         padding: tuple[int, int, int, int],
         groups: int,
         x: _View,
-        weight: np.ndarray,
+        weights: Sequence[np.ndarray],
         scale: np.ndarray,
         shift: np.ndarray,
         outputs: Sequence[tuple[int, int, int, bool]],

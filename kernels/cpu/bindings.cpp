@@ -1,4 +1,5 @@
-// The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32 and C-contiguous.
+// The only file that knows Python. Plans arrive step by step from __init__.py; arrays are float32, C-contiguous but for
+// weights.
 #include "batch_norm_op.h"
 #include "build.h"
 #include "train_conv.h"
@@ -20,11 +21,12 @@ using namespace inception_fast::cpu;
 namespace {
 
 using Array = py::array_t<float>;
+using Arrays = std::vector<Array>;
 using ViewTuple = std::tuple<int32_t, int32_t, int32_t>;
 using OutputTuple = std::tuple<int32_t, int32_t, int32_t, bool>;
-// Sizes, stride, padding, groups, weight, scale, shift.
+// Sizes, stride, padding, groups, weights, scale, shift.
 using ConvTuple =
-    std::tuple<std::array<int32_t, 7>, std::array<int32_t, 2>, std::array<int32_t, 4>, int32_t, Array, Array, Array>;
+    std::tuple<std::array<int32_t, 7>, std::array<int32_t, 2>, std::array<int32_t, 4>, int32_t, Arrays, Array, Array>;
 using InputTuple = std::tuple<uintptr_t, std::string, std::array<int64_t, 4>>;
 
 ViewSpec view_of(const ViewTuple &v) { return {std::get<0>(v), std::get<1>(v), std::get<2>(v)}; }
@@ -54,11 +56,22 @@ ConvSpec spec_of(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> str
   return {n, h, w, c, oc, kh, kw, stride, padding, groups, {}};
 }
 
-ConvArrays arrays_of(const Array &weight, const Array &scale, const Array &shift) {
-  expect_dense(weight, "weight");
-  Vector scales = vector_of(scale, "scale"), shifts = vector_of(shift, "shift");
-  std::vector<int64_t> shape(weight.shape(), weight.shape() + weight.ndim());
-  return {{weight.data(), scales.data, shifts.data}, shape, scales.length, shifts.length};
+WeightArray weights_of(const Array &array) {
+  WeightArray out{array.data(), {array.shape(), array.shape() + array.ndim()}, {}};
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    if (array.strides(i) % py::ssize_t(sizeof(float)) != 0)
+      throw std::invalid_argument("weight with a stride of " + std::to_string(array.strides(i)) +
+                                  " bytes; allowed: multiples of 4");
+    out.strides.push_back(array.strides(i) / py::ssize_t(sizeof(float)));
+  }
+  return out;
+}
+
+ConvArrays arrays_of(const Arrays &weights, const Array &scale, const Array &shift) {
+  ConvArrays out{{}, vector_of(scale, "scale"), vector_of(shift, "shift")};
+  for (const Array &weight : weights)
+    out.weights.push_back(weights_of(weight));
+  return out;
 }
 
 std::vector<OutputSpec> outputs_of(const std::vector<OutputTuple> &outputs) {
@@ -166,25 +179,26 @@ public:
   void step(const std::string &name) { get().step(name); }
 
   void conv(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
-            int32_t groups, const ViewTuple &x, const Array &weight, const Array &scale, const Array &shift,
+            int32_t groups, const ViewTuple &x, const Arrays &weights, const Array &scale, const Array &shift,
             const std::vector<OutputTuple> &outputs, const std::optional<ViewTuple> &residual, float residual_scale,
             std::array<int32_t, 2> tile) {
     auto left = view_of(residual);
     ConvSpec spec = spec_of(sizes, stride, padding, groups);
     spec.tile = tile;
-    get().conv(spec, view_of(x), arrays_of(weight, scale, shift), outputs_of(outputs), left ? &*left : nullptr,
+    get().conv(spec, view_of(x), arrays_of(weights, scale, shift), outputs_of(outputs), left ? &*left : nullptr,
                residual_scale);
-    arrays_.insert(arrays_.end(), {weight, scale, shift});
+    keep(weights, scale, shift);
   }
 
   void pair(const ConvTuple &first, const ConvTuple &second, const ViewTuple &x, const ViewTuple &between,
             bool between_relu, const std::vector<OutputTuple> &outputs) {
-    const auto &[sizes1, stride1, padding1, groups1, weight1, scale1, shift1] = first;
-    const auto &[sizes2, stride2, padding2, groups2, weight2, scale2, shift2] = second;
+    const auto &[sizes1, stride1, padding1, groups1, weights1, scale1, shift1] = first;
+    const auto &[sizes2, stride2, padding2, groups2, weights2, scale2, shift2] = second;
     get().pair(spec_of(sizes1, stride1, padding1, groups1), spec_of(sizes2, stride2, padding2, groups2), view_of(x),
-               view_of(between), between_relu, arrays_of(weight1, scale1, shift1), arrays_of(weight2, scale2, shift2),
+               view_of(between), between_relu, arrays_of(weights1, scale1, shift1), arrays_of(weights2, scale2, shift2),
                outputs_of(outputs));
-    arrays_.insert(arrays_.end(), {weight1, scale1, shift1, weight2, scale2, shift2});
+    keep(weights1, scale1, shift1);
+    keep(weights2, scale2, shift2);
   }
 
   void pool(const std::array<int32_t, 6> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
@@ -233,8 +247,13 @@ private:
     return *builder_;
   }
 
+  void keep(const Arrays &weights, const Array &scale, const Array &shift) {
+    arrays_.insert(arrays_.end(), weights.begin(), weights.end());
+    arrays_.insert(arrays_.end(), {scale, shift});
+  }
+
   std::unique_ptr<Builder> builder_;
-  std::vector<Array> arrays_;
+  Arrays arrays_;
 };
 
 template <class T> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
@@ -382,7 +401,7 @@ PYBIND11_MODULE(_native, m) {
       .def("buffer", &PyBuilder::buffer)
       .def("step", &PyBuilder::step)
       .def("conv", &PyBuilder::conv, py::arg("sizes"), py::arg("stride"), py::arg("padding"), py::arg("groups"),
-           py::arg("x"), py::arg("weight").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
+           py::arg("x"), py::arg("weights").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
            py::arg("outputs"), py::arg("residual"), py::arg("residual_scale"), py::arg("tile"))
       .def("pair", &PyBuilder::pair)
       .def("pool", &PyBuilder::pool)

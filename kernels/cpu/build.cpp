@@ -147,12 +147,25 @@ void Builder::expect_conv(const ConvSpec &s, const ConvArrays &arrays) const {
   expect(s.c % s.groups == 0 && s.oc % s.groups == 0, std::to_string(s.groups) + " groups", "a divisor of c and oc");
   expect(int64_t(s.h) + s.padding[0] + s.padding[1] >= s.kh && int64_t(s.w) + s.padding[2] + s.padding[3] >= s.kw,
          "kernel " + numbers({s.kh, s.kw}), "not larger than the padded map");
+  expect_weights(s, arrays.weights);
+  for (const auto &[values, role] : {std::pair(arrays.scale, "scale"), std::pair(arrays.shift, "shift")})
+    expect(values.length == s.oc, std::string(role) + " of length " + std::to_string(values.length),
+           std::to_string(s.oc));
+}
+
+void Builder::expect_weights(const ConvSpec &s, const std::vector<WeightArray> &weights) const {
   std::vector<int64_t> shape{s.oc, s.c / s.groups, s.kh, s.kw};
-  expect(arrays.weight_shape == shape, "weight of shape " + numbers(arrays.weight_shape), numbers(shape));
+  std::string seen = weights.size() == 1 ? "weight of shape " : "weights of shapes ";
+  int64_t columns = 0;
+  bool fit = true;
+  for (const WeightArray &each : weights) {
+    seen += (&each == weights.data() ? "" : ", ") + numbers(each.shape);
+    fit = fit && each.shape.size() == 4 && std::equal(shape.begin() + 1, shape.end(), each.shape.begin() + 1);
+    columns += fit ? each.shape[0] : 0;
+  }
+  expect(fit && columns == s.oc, seen, numbers(shape) + (weights.size() == 1 ? "" : " in all"));
   expect(int64_t(s.kh) * s.kw * shape[1] <= WEIGHT_LIMIT / s.oc, "weight of shape " + numbers(shape),
          "fewer than 2^31 elements");
-  expect(arrays.scale_length == s.oc, "scale of length " + std::to_string(arrays.scale_length), std::to_string(s.oc));
-  expect(arrays.shift_length == s.oc, "shift of length " + std::to_string(arrays.shift_length), std::to_string(s.oc));
 }
 
 void Builder::expect_tile(const ConvSpec &s, Type type) const {
@@ -219,7 +232,12 @@ ConvOp Builder::conv_op(const ConvSpec &s, const View &x) const {
   return op;
 }
 
-void Builder::queue_packing(const ConvOp &op, int part, const Weights &from) {
+void Builder::queue_packing(const ConvOp &op, int part, const ConvArrays &arrays) {
+  Weights from{{}, arrays.scale.data, arrays.shift.data};
+  for (const WeightArray &each : arrays.weights) {
+    const std::vector<int64_t> &strides = each.strides;
+    from.blocks.push_back({each.data, int32_t(each.shape[0]), strides[0], strides[1], strides[2], strides[3]});
+  }
   packings_.push_back({plan_->ops_.size(), part, plan_->panels_.size() - 1, packed_, from});
   packed_ += (packed_size(op, plan_->panels_.back(), plan_->tier_->lanes) + 15) / 16 * 16;
 }
@@ -249,7 +267,7 @@ void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, cons
     reads.push_back(op.residual);
   }
   schedule(op, s, ranges);
-  queue_packing(op, 0, arrays.from);
+  queue_packing(op, 0, arrays);
   add({op, 0, false, false}, reads, writes, false, weight_count(op) * op.n * op.oh * op.ow);
 }
 
@@ -279,9 +297,9 @@ void Builder::pair(const ConvSpec &a, const ConvSpec &b, ViewSpec x, ViewSpec be
     writes.push_back(range.y);
   schedule(op.first, a, {{middle, between_relu}});
   size_t scratch = plan_->tier_->conv_scratch(op.first);
-  queue_packing(op.first, 0, a_arrays.from);
+  queue_packing(op.first, 0, a_arrays);
   schedule(op.second, b, ranges);
-  queue_packing(op.second, 1, b_arrays.from);
+  queue_packing(op.second, 1, b_arrays);
   int64_t item = middle.type == Type::bfloat16 ? 2 : 4;
   op.local_bytes = (item * op.second.h * op.second.w * op.second.c + 63) / 64 * 64;
   scratch = std::max(scratch, plan_->tier_->conv_scratch(op.second)) + op.local_bytes;

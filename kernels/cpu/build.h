@@ -43,11 +43,16 @@ struct OutputSpec {
   bool relu;
 };
 
-// The arrays' own sizes, to be compared with the spec.
+// Weights of some output channels, as the caller has them: sizes to be compared with the spec, strides in floats.
+struct WeightArray {
+  const float *data;
+  std::vector<int64_t> shape, strides;
+};
+
+// Several arrays of weights follow each other along the output channels.
 struct ConvArrays {
-  Weights from;
-  std::vector<int64_t> weight_shape;
-  int64_t scale_length, shift_length;
+  std::vector<WeightArray> weights;
+  Vector scale, shift;
 };
 
 class Builder {
@@ -91,11 +96,12 @@ private:
   void expect_map(const View &view, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const;
   void expect_same_map(const View &x, const View &y) const;
   void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
+  void expect_weights(const ConvSpec &spec, const std::vector<WeightArray> &weights) const;
   void expect_tile(const ConvSpec &spec, Type type) const;
   std::vector<Range> ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const;
   ConvOp conv_op(const ConvSpec &spec, const View &x) const;
   void schedule(ConvOp &op, const ConvSpec &spec, const std::vector<Range> &ranges);
-  void queue_packing(const ConvOp &op, int part, const Weights &from);
+  void queue_packing(const ConvOp &op, int part, const ConvArrays &from);
   ConvOp &packed_op(const Packing &packing) const;
   const float *constant(Vector values, int32_t channels, const std::string &role);
   void add(Op op, const std::vector<View> &reads, const std::vector<View> &writes, bool in_place, int64_t work);

@@ -51,8 +51,6 @@ void walk_directly(ConvOp &op, bool padded_sideways, int rows) {
   op.by_panel = weights > x || int64_t(op.n) * op.oh * op.ow < 64 * rows;
 }
 
-static int64_t depth_of(const ConvOp &op) { return int64_t(op.kh) * op.kw * (op.c / op.groups); }
-
 // Floats behind one column of a panel's weights.
 static int64_t packed_depth(const ConvOp &op) {
   int64_t depth = int64_t(op.kh * op.kw / op.row_taps) * op.row_depth;
@@ -108,21 +106,30 @@ static bool is_finite(bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 static float stored(float value, float) { return value; }
 static bf16 stored(float value, bf16) { return rounded(value); }
 
-// Rows of `columns` weights, `per` of them together: [k / per][columns][per].
-template <class T, int per>
-static bool pack_weights(const ConvOp &op, const Panel &panel, const float *from, int lanes, T *to) {
-  int columns = panel.vectors * lanes, channels = op.c / op.groups, taps = op.kh * op.kw;
-  int packed = (channels + per - 1) / per * per;
-  const float *weight = from + panel.column * depth_of(op);
+std::vector<Stretch> stretches_of(const Panel &panel, const std::vector<WeightBlock> &blocks) {
+  std::vector<Stretch> found;
+  int first = 0;
+  for (const WeightBlock &block : blocks) {
+    int low = std::max(first, panel.column), high = std::min(first + block.columns, panel.column + panel.width);
+    if (low < high)
+      found.push_back({block.data + (low - first) * block.column, low - panel.column, high - low, &block});
+    first += block.columns;
+  }
+  return found;
+}
+
+// Rows of `columns` weights, `per` of them together: [k / per][columns][per]. A panel's memory is zero before.
+template <class T, int per> static bool pack_weights(const ConvOp &op, const Stretch &from, int columns, T *to) {
+  int channels = op.c / op.groups, taps = op.kh * op.kw, packed = (channels + per - 1) / per * per;
+  const WeightBlock &block = *from.block;
   bool finite = true;
-  std::memset(to, 0, sizeof(T) * size_t(taps / op.row_taps) * op.row_depth * columns);
   for (int c = 0; c < channels; ++c)
     for (int tap = 0; tap < taps; ++tap) {
       int64_t k = int64_t(tap / op.row_taps) * op.row_depth + tap % op.row_taps * packed + c;
-      T *row = to + (k - k % per) * columns + k % per;
-      const float *column = weight + int64_t(c) * taps + tap;
-      for (int i = 0; i < panel.width; ++i) {
-        row[i * per] = stored(column[i * depth_of(op)], T{});
+      T *row = to + (k - k % per) * columns + from.column * per + k % per;
+      const float *column = from.data + c * block.channel + tap / op.kw * block.row + tap % op.kw * block.tap;
+      for (int i = 0; i < from.count; ++i) {
+        row[i * per] = stored(column[i * block.column], T{});
         finite &= is_finite(row[i * per]);
       }
     }
@@ -131,10 +138,12 @@ static bool pack_weights(const ConvOp &op, const Panel &panel, const float *from
 
 bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to) {
   int columns = panel.vectors * lanes;
-  bool half = op.x.type == Type::bfloat16;
-  bool finite = op.tile_h > 0 ? pack_points(op, panel, from.weight, lanes, to)
-                : half        ? pack_weights<bf16, 2>(op, panel, from.weight, lanes, reinterpret_cast<bf16 *>(to))
-                              : pack_weights<float, 1>(op, panel, from.weight, lanes, to);
+  bool half = op.x.type == Type::bfloat16, finite = true;
+  std::memset(to, 0, sizeof(float) * packed_depth(op) * columns);
+  for (const Stretch &stretch : stretches_of(panel, from.blocks))
+    finite &= op.tile_h > 0 ? pack_points(op, stretch, columns, to)
+              : half        ? pack_weights<bf16, 2>(op, stretch, columns, reinterpret_cast<bf16 *>(to))
+                            : pack_weights<float, 1>(op, stretch, columns, to);
   float *tail = to + packed_depth(op) * columns;
   std::fill(tail, tail + 2 * columns, 0.0f);
   std::copy_n(from.scale + panel.column, panel.width, tail);

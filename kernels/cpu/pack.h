@@ -30,10 +30,27 @@ std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges,
 // Floats behind all panels of an operator.
 int64_t packed_size(const ConvOp &op, const std::vector<Panel> &panels, int lanes);
 
-// What the caller hands in: [oc, c / groups, kh, kw], [oc], [oc].
-struct Weights {
-  const float *weight, *scale, *shift;
+// Weights of some output channels, [columns, c / groups, kh, kw], by strides in floats.
+struct WeightBlock {
+  const float *data;
+  int32_t columns;
+  int64_t column, channel, row, tap;
 };
+
+// What the caller hands in: blocks of output channels that follow each other, oc of them in all, and [oc], [oc].
+struct Weights {
+  std::vector<WeightBlock> blocks;
+  const float *scale, *shift;
+};
+
+// Columns of a panel that lie in one block: `count` from `column` of the panel on, whose first weight is `data`.
+struct Stretch {
+  const float *data;
+  int column, count;
+  const WeightBlock *block;
+};
+
+std::vector<Stretch> stretches_of(const Panel &panel, const std::vector<WeightBlock> &blocks);
 
 // Fills one panel. Returns whether all its weights are finite.
 bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to);

@@ -3,7 +3,6 @@
 #include "winograd_axis.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace inception_fast::cpu {
 
@@ -47,20 +46,20 @@ static std::vector<double> matrix(int taps, int outputs) {
   }
 }
 
-bool pack_points(const ConvOp &op, const Panel &panel, const float *from, int lanes, float *to) {
+bool pack_points(const ConvOp &op, const Stretch &from, int width, float *to) {
   const std::vector<double> rows = matrix(op.kh, op.tile_h), columns = matrix(op.kw, op.tile_w);
-  int nh = op.kh + op.tile_h - 1, nw = op.kw + op.tile_w - 1, width = panel.vectors * lanes;
+  int nh = op.kh + op.tile_h - 1, nw = op.kw + op.tile_w - 1;
+  const WeightBlock &block = *from.block;
   std::vector<double> half(nh * op.kw);
   bool finite = true;
-  std::memset(to, 0, sizeof(float) * points(op) * size_t(op.c) * width);
   for (int c = 0; c < op.c; ++c)
-    for (int i = 0; i < panel.width; ++i) {
-      const float *w = from + (int64_t(panel.column + i) * op.c + c) * op.kh * op.kw;
+    for (int i = 0; i < from.count; ++i) {
+      const float *w = from.data + i * block.column + c * block.channel;
       for (int p = 0; p < nh; ++p)
         for (int kw = 0; kw < op.kw; ++kw) {
           double sum = 0;
           for (int kh = 0; kh < op.kh; ++kh)
-            sum += rows[p * op.kh + kh] * w[kh * op.kw + kw];
+            sum += rows[p * op.kh + kh] * w[kh * block.row + kw * block.tap];
           half[p * op.kw + kw] = sum;
         }
       for (int p = 0; p < nh; ++p)
@@ -69,7 +68,7 @@ bool pack_points(const ConvOp &op, const Panel &panel, const float *from, int la
           for (int kw = 0; kw < op.kw; ++kw)
             sum += columns[q * op.kw + kw] * half[p * op.kw + kw];
           float u = static_cast<float>(sum);
-          to[(int64_t(p * nw + q) * op.c + c) * width + i] = u;
+          to[(int64_t(p * nw + q) * op.c + c) * width + from.column + i] = u;
           finite &= std::isfinite(u);
         }
     }

@@ -1,7 +1,7 @@
 // The weights of Winograd's algorithm, u = G w G', in the order in which its kernel reads them.
 #pragma once
 
-#include "spec.h"
+#include "pack.h"
 
 #include <vector>
 
@@ -21,7 +21,7 @@ int64_t winograd_tile_count(const ConvOp &op);
 // Sets the operator's `row_taps` and `row_depth`.
 void lay_out_points(ConvOp &op);
 
-// Fills a panel's weights from [oc, c, kh, kw], each rounded once. Returns whether all are finite.
-bool pack_points(const ConvOp &op, const Panel &panel, const float *from, int lanes, float *to);
+// Fills some of a panel's columns, each weight rounded once. Returns whether all are finite.
+bool pack_points(const ConvOp &op, const Stretch &from, int columns, float *to);
 
 } // namespace inception_fast::cpu

@@ -17,18 +17,19 @@ static const Tier &tier_named(const std::string &name) {
   throw std::invalid_argument("tier '" + name + "'; this machine can run: " + allowed);
 }
 
-static void add_conv(Builder &builder, const ConvStep &step, ViewSpec x, ViewSpec y) {
+static ConvArrays whole(const ConvStep &step) {
   const ConvSpec &s = step.spec;
-  ConvArrays arrays{{step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
-  builder.conv(s, x, arrays, {{y, true}}, nullptr, 1);
+  int64_t taps = int64_t(s.kh) * s.kw;
+  WeightArray weight{step.weight.data(), {s.oc, s.c, s.kh, s.kw}, {s.c * taps, taps, s.kw, 1}};
+  return {{weight}, {step.scale.data(), s.oc}, {step.shift.data(), s.oc}};
+}
+
+static void add_conv(Builder &builder, const ConvStep &step, ViewSpec x, ViewSpec y) {
+  builder.conv(step.spec, x, whole(step), {{y, true}}, nullptr, 1);
 }
 
 static void add_fused(Builder &builder, const std::vector<ConvStep> &steps, ViewSpec x, ViewSpec between, ViewSpec y) {
-  auto arrays = [](const ConvStep &step) {
-    const ConvSpec &s = step.spec;
-    return ConvArrays{{step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
-  };
-  builder.pair(steps[0].spec, steps[1].spec, x, between, true, arrays(steps[0]), arrays(steps[1]), {{y, true}});
+  builder.pair(steps[0].spec, steps[1].spec, x, between, true, whole(steps[0]), whole(steps[1]), {{y, true}});
 }
 
 static ConvStep step_of(const Layer &l, Rng &rng, int c, int oc, int kh, int kw) {

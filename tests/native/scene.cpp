@@ -21,6 +21,47 @@ static Vector vector_of(const Values &values) {
   return values.empty() ? Vector{} : Vector{values.data(), static_cast<int64_t>(values.size())};
 }
 
+// The weights of a step as a caller may have them: in parts, each in any order of its dimensions.
+struct Parts {
+  std::vector<Values> memory;
+  std::vector<WeightArray> arrays;
+};
+
+static Parts parts_of(const ConvStep &step) {
+  const ConvSpec &s = step.spec;
+  Rng rng{std::mt19937(static_cast<unsigned>(step.weight.size()))}; // not the plan's, whose choices stay as they are
+  const std::array<int64_t, 3> sizes{s.c / s.groups, s.kh, s.kw};
+  const int64_t depth = sizes[0] * sizes[1] * sizes[2];
+  Parts out;
+  for (int first = 0; first < s.oc;) {
+    int64_t columns = rng.one_in(3) ? s.oc - first : rng.between(1, s.oc - first);
+    const std::array<int64_t, 4> shape{columns, sizes[0], sizes[1], sizes[2]};
+    std::array<int, 4> order{3, 2, 1, 0};
+    std::shuffle(order.begin(), order.end(), rng.engine);
+    WeightArray array{nullptr, {shape.begin(), shape.end()}, {0, 0, 0, 0}};
+    int64_t apart = 1;
+    for (int dimension : order) {
+      array.strides[dimension] = apart;
+      apart *= shape[dimension];
+    }
+    Values memory(columns * depth);
+    for (int64_t i = 0; i < columns * depth; ++i) {
+      int64_t at = i / depth * array.strides[0] + i / (sizes[1] * sizes[2]) % sizes[0] * array.strides[1] +
+                   i / sizes[2] % sizes[1] * array.strides[2] + i % sizes[2] * array.strides[3];
+      memory[at] = step.weight[first * depth + i];
+    }
+    out.memory.push_back(std::move(memory));
+    array.data = out.memory.back().data();
+    out.arrays.push_back(std::move(array));
+    first += static_cast<int>(columns);
+  }
+  return out;
+}
+
+static ConvArrays arrays_of(const ConvStep &step, const Parts &parts) {
+  return {parts.arrays, vector_of(step.scale), vector_of(step.shift)};
+}
+
 Map Scene::add(Buffer buffer, int offset, int channels) {
   buffers_.push_back(buffer);
   int32_t index = static_cast<int32_t>(buffers_.size()) - 1;
@@ -88,19 +129,15 @@ void Scene::import(int source, Map &y, Values scale, Values shift) {
 
 void Scene::conv(ConvStep step, const Map &x, std::vector<Target> targets, const Map *residual) {
   auto kept = std::make_shared<ConvStep>(std::move(step));
+  auto parts = std::make_shared<Parts>(parts_of(*kept));
   View from = x.view, left = residual ? residual->view : View{};
   bool adds = residual;
   auto build = [=](Builder &b) {
-    const ConvSpec &s = kept->spec;
-    ConvArrays arrays{{kept->weight.data(), kept->scale.data(), kept->shift.data()},
-                      {s.oc, s.c / s.groups, s.kh, s.kw},
-                      static_cast<int64_t>(kept->scale.size()),
-                      static_cast<int64_t>(kept->shift.size())};
     std::vector<OutputSpec> outputs;
     for (const Target &target : targets)
       outputs.push_back({spec_of(target.y), target.relu});
     ViewSpec added = spec_of(left);
-    b.conv(s, spec_of(from), arrays, outputs, adds ? &added : nullptr, kept->residual_scale);
+    b.conv(kept->spec, spec_of(from), arrays_of(*kept, *parts), outputs, adds ? &added : nullptr, kept->residual_scale);
   };
   add(build, [=](const Maps &maps) {
     native_driver::conv(maps, kept->spec, from, kept->weight, kept->scale, kept->shift, targets, adds ? &left : nullptr,
@@ -111,20 +148,16 @@ void Scene::conv(ConvStep step, const Map &x, std::vector<Target> targets, const
 void Scene::pair(ConvStep first, ConvStep second, const Map &x, Type type, bool between_relu,
                  std::vector<Target> targets) {
   auto kept = std::make_shared<std::pair<ConvStep, ConvStep>>(std::move(first), std::move(second));
+  auto parts = std::make_shared<std::pair<Parts, Parts>>(parts_of(kept->first), parts_of(kept->second));
   const ConvSpec &b = kept->second.spec;
   View from = x.view, between = add({b.n, b.h, b.w, b.c, BufferKind::local, 0, type}, 0, b.c).view;
   int64_t bytes = buffers_.back().bytes();
   auto build = [=](Builder &builder) {
-    auto arrays = [](const ConvStep &step) {
-      const ConvSpec &s = step.spec;
-      return ConvArrays{
-          {step.weight.data(), step.scale.data(), step.shift.data()}, {s.oc, s.c, s.kh, s.kw}, s.oc, s.oc};
-    };
     std::vector<OutputSpec> outputs;
     for (const Target &target : targets)
       outputs.push_back({spec_of(target.y), target.relu});
     builder.pair(kept->first.spec, kept->second.spec, spec_of(from), spec_of(between), between_relu,
-                 arrays(kept->first), arrays(kept->second), outputs);
+                 arrays_of(kept->first, parts->first), arrays_of(kept->second, parts->second), outputs);
   };
   add(build, [=](const Maps &maps) {
     std::vector<float> memory(bytes / 2 + 1);

@@ -27,7 +27,7 @@ struct Rng {
 
 struct ConvStep {
   ConvSpec spec;
-  Values weight, scale, shift;
+  Values weight, scale, shift; // weight is [oc, c / groups, kh, kw]
   float residual_scale = 1;
 };
 

@@ -132,7 +132,7 @@ def _unpadded(user: ir.Node, node: ir.Node) -> bool:
 
 
 def _absorb_input(conv: ir.Conv, affine: ir.Affine) -> ir.Conv:
-    weight, shift = conv.weight.double(), conv.shift
+    weight, shift = torch.cat(conv.parts).double(), conv.shift
     if affine.shift is not None:
         extra = torch.einsum("ochw,c->o", weight, affine.shift.double())
         if conv.scale is not None:

@@ -83,7 +83,7 @@ def _merge(graph: ir.Graph, members: list[ir.Node]) -> None:
     assert first.shape is not None
     op = replace(
         ops[0],
-        weight=torch.cat([o.weight.detach() for o in ops]),
+        weight=tuple(part.detach() for o in ops for part in o.parts),
         columns=tuple(c for o in ops for c in o.columns),
         scale=_joined([o.scale for o in ops], ops, 1.0),
         shift=_joined([o.shift for o in ops], ops, 0.0),
