@@ -20,7 +20,7 @@ from engine_nets import Function, randomised, relative
 from inception_fast import backend_status, dispatch, optimize, use_backend
 from inception_fast.engine import runner
 from inception_fast.engine.program import same_weights
-from inception_fast.engine.session import KEPT_PROGRAMS
+from inception_fast.engine.session import KEPT_CAPTURES, KEPT_PROGRAMS
 
 X = numerics.random(2, 3, 12, 12, seed=2)
 
@@ -94,6 +94,19 @@ def test_programs_on_demand_are_few(module: Small) -> None:
     for batch in range(3, 3 + KEPT_PROGRAMS + 4):
         fast(numerics.random(batch, 3, 12, 12))
     assert len(fast.batch_sizes) == KEPT_PROGRAMS + 1 and 2 in fast.batch_sizes
+
+
+def test_captures_are_few(module: Small) -> None:
+    """Those of kept programs stay, and those asked for last; what went comes again."""
+    fast = optimize(module, X)
+    example = fast._session.executable([X])[1]
+    for height in range(6, 6 + KEPT_CAPTURES + 3):
+        fast(numerics.random(2, 3, height, 6))
+    captured = fast._session._captured
+    assert len(captured) == KEPT_CAPTURES and example in captured.values()
+    x = numerics.random(2, 3, 6, 6)
+    assert relative(fast(x), eager(module, x)) <= numerics.NET_MAX
+    assert len(captured) == KEPT_CAPTURES and fast._session.executable([X])[1] is example
 
 
 def test_results_are_fresh(module: Small) -> None:
