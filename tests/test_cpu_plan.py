@@ -16,6 +16,7 @@ import torch
 from inception_fast.kernels import cpu
 from inception_fast.kernels.plan import (
     Buffer,
+    ConvStep,
     EltwiseStep,
     ImportStep,
     Output,
@@ -25,7 +26,7 @@ from inception_fast.kernels.plan import (
 )
 from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 
-from cpu_plans import Scene, argument, call, chain, chain_input, chain_truth, integers, poisoned
+from cpu_plans import Conv, Scene, argument, call, chain, chain_input, chain_truth, integers, poisoned
 
 TIERS = cpu.tiers()
 every_tier = pytest.mark.parametrize("tier", TIERS)
@@ -231,6 +232,32 @@ def test_weights_are_copied_whatever_their_strides() -> None:
     strided[...] = np.nan
     moved.scale[...] = np.nan
     assert torch.equal(call(compiled, plan, x)[0], chain_truth(x))
+
+
+@pytest.mark.parametrize(("dtype", "tile"), [("float32", (0, 0)), ("float32", (2, 2)), ("bfloat16", (0, 0))])
+@pytest.mark.parametrize("tier", [*TIERS, *cpu.EMULATED])
+def test_weights_in_parts_give_the_same_bits(tier: str, tile: tuple[int, int], dtype: str) -> None:
+    """Panels over the ends of parts, of parts in other orders of dimensions too."""
+    spec = ConvSpec(1, 5, 6, 19, 83, 3, 3, (1, 1), (1, 1, 1, 1), dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    x, weight = (torch.randn(*shape, generator=generator) for shape in ((1, 19, 5, 6), (83, 19, 3, 3)))
+    whole = Conv(spec, x.to(getattr(torch, dtype)), weight, torch.ones(83), torch.arange(83.0), tile=tile)
+    pieces = weight.split([1, 30, 3, 49])
+    orders = [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 2, 3)]
+    parts = [p.permute(o).contiguous().permute(*np.argsort(o)) for p, o in zip(pieces, orders, strict=True)]
+    assert len({part.stride() for part in parts}) == 4
+    plain = whole.step(View(0, 0, 19), (Output(View(1, 0, 83), False),))
+    moved = replace(plain, weight=tuple(part.numpy() for part in parts))
+    y, z = (call(cpu.compile(plan, tier), plan, x)[0] for plan in (_one(plain), _one(moved)))
+    assert torch.isfinite(y).all() and torch.equal(y, z)
+
+
+def _one(step: ConvStep) -> Plan:
+    """The plan of one convolution from an imported map to an output."""
+    s = step.spec
+    x = Buffer(s.n, s.h, s.w, s.c, "arena", 0, s.dtype)
+    buffers = (x, Buffer(s.n, s.oh, s.ow, s.oc, "output", 0))
+    return Plan(buffers, (ImportStep("import", 0, View(0, 0, s.c)), step), ((s.n, s.c, s.h, s.w),), x.bytes)
 
 
 def test_tiers_go_from_slow_to_fast() -> None:

@@ -120,6 +120,23 @@ REFUSED: dict[str, tuple[Callable[[Plan], Plan], str]] = {
         "'late' reads.*buffer 0.*none overwrote since",
     ),
     "weight of another shape": (changed(1, weight=weights(4, 4, 3, 1)[0]), r"\(4, 4, 3, 1\).*\(4, 4, 3, 3\)"),
+    "parts too few": (
+        changed(1, weight=tuple(weights(2, 4, 3, 3)[:1])),
+        r"weight of shape \(2, 4, 3, 3\).*\(4, 4, 3, 3\)",
+    ),
+    "parts too many": (
+        changed(1, weight=(weights(4, 4, 3, 3)[0], weights(1, 4, 3, 3)[0])),
+        r"weights of shapes \(4, 4, 3, 3\), \(1, 4, 3, 3\).*\(4, 4, 3, 3\) in all",
+    ),
+    "no parts": (changed(1, weight=()), r"weights of shapes .*\(4, 4, 3, 3\) in all"),
+    "a part of another shape": (
+        changed(1, weight=(weights(2, 4, 3, 3)[0], weights(2, 4, 3, 1)[0])),
+        r"\(2, 4, 3, 1\).*\(4, 4, 3, 3\) in all",
+    ),
+    "a part of another dtype": (
+        changed(1, weight=(weights(2, 4, 3, 3)[0], weights(2, 4, 3, 3)[0].astype(np.float64))),
+        "weight of dtype float64",
+    ),
     "weight of another dtype": (
         changed(1, weight=weights(4, 4, 3, 3)[0].astype(np.float64)),
         "weight of dtype float64",
