@@ -177,6 +177,19 @@ def test_changed_parameters_are_noticed() -> None:
         fast(X[:1])
 
 
+@pytest.mark.parametrize("name", ["fc.weight", "a.weight", "bn.bias", "bn.running_var"])
+def test_changes_that_torch_does_not_count_are_noticed(name: str) -> None:
+    """What is read again for another size is never of another time, and programs that are made stay what they are."""
+    module = small()
+    fast = optimize(module, X)
+    before = fast(X)
+    module.state_dict()[name].numpy()[...] += 0.5
+    with pytest.raises(RuntimeError, match="parameters of Small changed"):
+        fast(X[:, :, 1:])
+    assert torch.equal(fast(X), before)
+    assert torch.equal(fast(torch.cat([X, X]))[: len(X)], before), "packed weights serve other batches, unread"
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_calls_at_the_same_time(threads: int, module: Small) -> None:
     torch.set_num_threads(threads)

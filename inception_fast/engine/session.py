@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,12 @@ class Captured:
 
 
 class Session:
-    """Thread-safe. `module` is only read; its parameters are shared, never written."""
+    """Thread-safe. `module` is only read; its parameters are shared, never written.
+
+    What is packed for a size that comes later is read from them then, so that no copy is kept. It has to be what it was
+    at first: writes that torch counts are noticed at once, others (through `.data`, NumPy, or of inference tensors) by
+    checksums, before parameters are read again.
+    """
 
     def __init__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str,
@@ -51,7 +57,7 @@ class Session:
         self.module = snapshot(module)
         self.affine = image_affine(module)
         self.signature = Signature(self.module, args, kwargs, len(self.affine[0]) if self.affine else 0)
-        self._versions = [(t, version(t)) for t in (*self.module.parameters(), *self.module.buffers())]
+        self._state = [(t, version(t), checksum(t)) for t in (*self.module.parameters(), *self.module.buffers())]
         self._lock = threading.RLock()
         self._pool = ArenaPool()
         self._captured: OrderedDict[Any, Captured] = OrderedDict()
@@ -124,6 +130,8 @@ class Session:
     def _compile(self, captured: Captured, leaves: Sequence[Any]) -> Runnable:
         program = self._lower(captured.graph, leaves)
         like = self._like(program)
+        if like is None:
+            self._check_contents()
         step = images_at_a_time(program) if captured.raw.dynamic else None
         batch = self.signature.batch_of(leaves)
         if step is None or step >= batch:
@@ -182,6 +190,7 @@ class Session:
         return captured
 
     def _capture_now(self, leaves: Sequence[Any], batch: int) -> Captured:
+        self._check_contents()
         floats, is_image = self._as_floats(leaves)
         if is_image:
             assert self.affine is not None
@@ -201,16 +210,29 @@ class Session:
         return found, changed
 
     def _check_unchanged(self) -> None:
-        if any(version(t) != then for t, then in self._versions):
-            raise RuntimeError(
-                f"the parameters of {self.name} changed after it was optimised, so a program for another input "
-                "size would mix old and new ones; call optimize again"
-            )
+        if any(version(t) != then for t, then, _ in self._state):
+            raise self._changed()
+
+    def _check_contents(self) -> None:
+        """For what is read again: finds the writes that no version tells of. Not when the first program is made."""
+        if (self._fixed or self._recent) and any(checksum(t) != then for t, _, then in self._state):
+            raise self._changed()
+
+    def _changed(self) -> RuntimeError:
+        return RuntimeError(
+            f"the parameters of {self.name} changed after it was optimised, so a program for another input "
+            "size would mix old and new ones; call optimize again"
+        )
 
 
 def version(tensor: Tensor) -> tuple[int, int]:
     """Changes with every write to the tensor."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def checksum(tensor: Tensor) -> int:
+    """Of the bytes, in the order of the elements."""
+    return zlib.crc32(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
 
 def _sizes(leaves: Sequence[Any]) -> str:
