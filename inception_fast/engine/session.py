@@ -232,7 +232,8 @@ def version(tensor: Tensor) -> tuple[int, int]:
 
 def checksum(tensor: Tensor) -> int:
     """Of the bytes, in the order in which they lie: a dense tensor is not copied for it."""
-    order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda d: -strides[d])
     return zlib.crc32(tensor.detach().permute(order).reshape(-1).view(torch.uint8).numpy().data)
 
 
