@@ -184,7 +184,11 @@ def collect(args: argparse.Namespace, origin: dict[str, Any]) -> list[dict[str, 
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise SystemExit(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
-    runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *args.against.split(","))]
+    against = args.against.split(",")
+    for name in against:
+        if name not in RUNTIMES:
+            raise SystemExit(f"--against {name!r}; allowed: {', '.join(RUNTIMES)}")
+    runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *against)]
     asked = {key: value for key, value in vars(args).items() if key not in ("out", "dtype", "resume")}
     parts = Parts(args.out / "parts", conditions(origin) | asked, args.resume)
     held = {dtype: parts.load(dtype) for dtype in dtypes}
