@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from inception_fast.features import feed as feeding
 from inception_fast.features.extractors import ConfigPrepare, FidPrepare, Recipe
 from inception_fast.features.feed import Failure
 from inception_fast.features.run import extract
-from inception_fast.features.shards import find_features, read_features
+from inception_fast.features.shards import Shards, find_features, read_features
 from inception_fast.features.sources import open_source
 from inception_fast.features.stream import stream
 from pictures import TinyExtractor, TinyPrepare, encoded, write_folder
@@ -232,6 +233,28 @@ def test_a_worker_that_dies_ends_the_run_and_loses_nothing(photos: Path, tmp_pat
     with pytest.raises(ChildProcessError, match=r"a decoding process died .*run the same command again"):
         extract(open_source(str(photos)), Dying(), tmp_path / "out", workers=1, batch_size=2, shard_size=4)
     assert table(tmp_path / "out")["path"] == []
+
+
+def test_what_a_run_has_forked_does_not_hold_its_folder(tmp_path: Path) -> None:
+    def hold() -> Shards:
+        return Shards(tmp_path, {}, COUNT, 4)
+
+    def idle() -> None:
+        begun.set()
+        time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    child = context.Process(target=idle, daemon=True)
+    with hold():
+        child.start()
+        assert begun.wait(60)
+        with pytest.raises(ValueError, match="another run writes to"):
+            hold().__enter__()
+    with hold():
+        assert child.is_alive()
+    child.kill()
+    child.join()
 
 
 def test_workers_are_bounded_by_shared_memory(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,16 @@ from .stream import Features
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
 PREFIX = "features-"
 KEY = b"inception_fast"
+_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    """A decoding process outlives a run that is killed, if for a moment, and must not hold the folder meanwhile."""
+    for lock in _locks:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 class Shards:
@@ -42,6 +53,7 @@ class Shards:
             raise ValueError(f"--out {self.folder} is a file; name a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / LOCK, "w")
+        _locks.add(self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._check_manifest()
