@@ -20,7 +20,7 @@ from engine_nets import Function, randomised, relative
 from inception_fast import backend_status, dispatch, optimize, use_backend
 from inception_fast.engine import runner
 from inception_fast.engine.program import same_weights
-from inception_fast.engine.session import KEPT_CAPTURES, KEPT_PROGRAMS
+from inception_fast.engine.session import KEPT_CAPTURES, KEPT_PROGRAMS, checksum
 
 X = numerics.random(2, 3, 12, 12, seed=2)
 
@@ -469,3 +469,21 @@ def test_other_weights_are_not_shared(module: Small) -> None:
         other.bn.bias[3] += 1e-3
     programs = [next(iter(f._session.programs().values()))[0].program for f in (first, optimize(other, X))]
     assert same_weights(programs[0], programs[0]) and not same_weights(*programs)
+
+
+class OnDevice(Tensor):
+    """A tensor whose values NumPy cannot read until they are fetched, as on a GPU."""
+
+    def cpu(self, *_: Any, **__: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_checksums_are_of_what_lies_on_a_gpu_too() -> None:
+    here = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
+    there = here.as_subclass(OnDevice)
+    with pytest.raises(TypeError, match="cuda:0"):
+        there.numpy()
+    assert checksum(there) == checksum(here) != checksum(here + 1)

@@ -231,10 +231,10 @@ def version(tensor: Tensor) -> tuple[int, int]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Of the bytes, in the order in which they lie: a dense tensor is not copied for it."""
+    """Of the bytes, in the order in which they lie: a dense tensor of the CPU is not copied for it."""
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda d: -strides[d])
-    return zlib.crc32(tensor.detach().permute(order).reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(tensor.detach().cpu().permute(order).reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _sizes(leaves: Sequence[Any]) -> str:

@@ -49,9 +49,7 @@ struct Tiles {
   }
 };
 
-void conv_by_lanes(const ConvOp &op, const Call &call, const Worker &worker) {
-  avx512_bf16_tier.conv(op, call, worker);
-}
+constexpr auto conv_by_lanes = borrowed<avx512_bf16_tier, &Tier::conv, ConvOp>;
 
 } // namespace
 
