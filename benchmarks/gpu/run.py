@@ -91,12 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a pattern of names whose --earlier results do not count; repeatable",
     )
     parser.add_argument("--slice-seconds", type=float, default=SLICE)
-    parser.add_argument("--only", default="*", help="a shell pattern of job names, such as 'network/inception_v3/*'")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="a shell pattern of job names, such as 'network/inception_v3/*'; repeatable",
+    )
     parser.add_argument("--red", action="store_true", help="time what failed its exact test too; its rows say `red`")
     parser.add_argument("--merge", action="store_true", help="write the results so far and run nothing")
     parser.add_argument("--dry-run", action="store_true", help="list the slices and run nothing")
     args = parser.parse_args(argv)
-    jobs = [job for job in catalogue.jobs() if job.name in ALWAYS or fnmatch.fnmatch(job.name, args.only)]
+    jobs = [job for job in catalogue.jobs() if job.name in ALWAYS or named(job, args.only)]
     try:
         if args.dry_run:
             before = earlier_results(args.earlier, args.again)
@@ -117,6 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     store.tidy()
     print(f"{store.summary()['done']} of {len(jobs)} jobs done, {len(left)} left")
     return LEFT if left else 0
+
+
+def named(job: Job, patterns: Sequence[str]) -> bool:
+    """Whether a job is asked for: by one of the patterns, or without any."""
+    return not patterns or any(fnmatch.fnmatch(job.name, pattern) for pattern in patterns)
 
 
 def listed(jobs: Sequence[Job], seconds: float) -> None:
@@ -188,7 +198,8 @@ def blocked(job: Job, store: Store) -> bool:
 
 def waits(job: Job, store: Store) -> bool:
     """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first."""
-    tiles, _, tuned = job.name.removeprefix("network/").rpartition("/")
+    _, _, whole = job.name.partition("/")
+    tiles, _, tuned = whole.rpartition("/")
     return tuned == "tuned" and store.results.get(f"tiles/{tiles}", {}).get("status") != OK
 
 

@@ -68,7 +68,7 @@ def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterato
 
 
 def cuts_of(document: dict[str, Any]) -> Iterator[choices.Row]:
-    for values in rows_of(document, ("hopper",), "choice"):
+    for values in rows_of(document, ("hopper", "tiles"), "choice"):
         yield choices.row_of(values)
 
 

@@ -6,59 +6,115 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cuts
 import torch
-from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.plan import PairStep
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config, Row
+from inception_fast.kernels.triton.convolve import Part, convolution, pack
+from inception_fast.kernels.triton.launch import dense
 from measure import draw
 from networks import network_of
 from store import read_results
 from timing import device_seconds, summary
+from torch import Tensor
 
 import inception_fast as fast
 from inception_fast.backends import triton_gpu
+from inception_fast.engine.gpu_hopper import pair_of
+from inception_fast.engine.gpu_plan import GpuPlan
 from inception_fast.engine.gpu_runner import GpuCompiled
 from inception_fast.engine.gpu_tune import wanted_specs
 
-TRIED = 8  # of the cost model's favourites, each in both forms
-ROUNDS = 9
+TRIED = 6  # of the cost model's favourites, each in both forms
+ROUNDS = 5
 LEAST_GAIN = 0.98  # of the first proposal's time: less is noise, and the first stays
 
 
 def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """The best tile of every convolution that the network's plan has, as rows of the shipped data; all so far."""
+    """The best tile of every convolution that the network's plan has and, where the CUDA kernels run, the best of
+    these for it and for its pairs, as rows of the shipped data; all so far.
+    """
     arch = configs.arch_of(torch.cuda.get_device_capability())
-    specs = specs_of(model, n, dtype)
+    plans = plans_of(model, n, dtype)
+    specs = wanted_specs([task for plan in plans for task in plan.tasks])
     compile_beside(specs, arch)
+    hopper = cuda_here()
     rows: list[dict[str, Any]] = []
+    fastest: dict[ConvSpec, float] = {}
     for spec in specs:
         about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec)}
         try:
-            found = tune.tried(spec, *draw(spec), arch, _seconds, count=TRIED)
+            row, call = tile_row(spec, arch)
         except RuntimeError as problem:
             rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             yield rows
             continue
-        first, best = next(iter(found)), min(found, key=found.__getitem__)
-        best = best if found[best] < LEAST_GAIN * found[first] else first
-        kept = tune.row_of(spec, arch, best, found[best])
-        row = [*kept[:5], list(vars(best).values()), found[best]]
-        times = {"first_ms": found[first] * 1e3, "best_ms": found[best] * 1e3}
-        rows.append({**about, "status": "ok", "row": row, "config": str(best), "tried": len(found), **times})
+        raced = cuts.guarded(cuts.conv_row, spec, call) if hopper else {}
+        fastest[spec] = min(row["best_ms"], raced.get("cuda_ms", row["best_ms"])) / 1e3
+        rows.append({**about, **row, **raced})
         yield rows
+    for spec in chains_of(plans) if hopper else ():
+        halves = [replace(half, residual=False) for half in (spec.first, spec.second)]
+        if all(half in fastest for half in halves):
+            about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec), "status": "ok"}
+            rows.append({**about, **cuts.guarded(cuts.pair_row, spec, sum(fastest[half] for half in halves))})
+            yield rows
 
 
-def specs_of(model: str, n: int, dtype: str) -> list[ConvSpec]:
-    """The network's distinct convolutions as the plan has them, siblings merged."""
+def tile_row(spec: ConvSpec, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """The best tile's row, and a call of it. Raises RuntimeError where none runs."""
+    given = draw(spec)
+    found = tune.tried(spec, *given, arch, _seconds, count=TRIED)
+    first, best = next(iter(found)), min(found, key=found.__getitem__)
+    best = best if found[best] < LEAST_GAIN * found[first] else first
+    kept = tune.row_of(spec, arch, best, found[best])
+    times = {"first_ms": found[first] * 1e3, "best_ms": found[best] * 1e3}
+    row = [*kept[:5], list(vars(best).values()), found[best]]
+    about = {"status": "ok", "row": row, "config": str(best), "tried": len(found), **times}
+    return about, tile_call(spec, *given, best)
+
+
+def tile_call(
+    spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, config: Config
+) -> Callable[[], Tensor]:
+    """The prepared launches of a tile and their result, logically NCHW."""
+    source = dense(x.permute(0, 2, 3, 1).contiguous())
+    packed = pack([Part(weight, scale, shift, (spec.padding[0], spec.padding[2]), spec.relu)], x.dtype, x.device)
+    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
+    launches = convolution("tile", spec, source, packed, [dense(y)], config)
+
+    def call() -> Tensor:
+        for launch in launches:
+            launch.run()
+        return y.permute(0, 3, 1, 2)
+
+    return call
+
+
+def plans_of(model: str, n: int, dtype: str) -> list[GpuPlan]:
+    """The network's plans, on Triton's kernels."""
     net, x = network_of(model, n)
     made = fast.optimize(net, x, dtype=getattr(torch, dtype), backend="triton")
     executable, _ = made._session.executable([x])
     assert isinstance(executable, GpuCompiled)
-    return wanted_specs([task for plan in executable.native.values() for task in plan.tasks])
+    return list(executable.native.values())
+
+
+def chains_of(plans: Sequence[GpuPlan]) -> list[PairSpec]:
+    """The distinct pairs that could be one launch."""
+    steps = [step for plan in plans for step in plan.plan.steps if isinstance(step, PairStep)]
+    return list(dict.fromkeys(pair_of(step) for step in steps if step.kind == "chain"))
+
+
+def cuda_here() -> bool:
+    return bool(fast.backend_status()["cuda"])
 
 
 def compile_beside(specs: Sequence[ConvSpec], arch: str) -> list[str]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,7 @@ def ready(model: str, batch: str, dtype: str, *, report: Report) -> Result:
 
 def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Report) -> Result:
     """As it ships, or with the tiles that jobs before measured."""
+    import cuts
     from networks import network_rows
     from tiles import known, measured
     from trusted import only
@@ -243,15 +245,18 @@ def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Repo
     rows, forms = measured(earlier) if tiles else [], right()
     if tiles and not rows:
         return {"status": FAILED, "note": "no tiles have been measured"}
-    with known(rows), only(forms):
+    with known(rows), cuts.known(cuts.measured(earlier) if tiles else []), only(forms):
         return timed(network_rows(model, int(batch), dtype, len(rows), bool(forms)), report)
 
 
-def profile(model: str, batch: str, dtype: str) -> Result:
-    """Each layer of the network as it ships, alone and in order, and its share of what this GPU reaches."""
+def profile(model: str, batch: str, dtype: str, tiles: str = "") -> Result:
+    """Each layer of the network as it ships, or with what jobs before measured in the user's cache, alone and in order,
+    and its share of what this GPU reaches.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        home = {"HOME": keep(Path(folder) / "home")} if tiles else {}
         asked = ["--device", "cuda", "--batch", batch, "--dtype", dtype, "--out", folder]
-        result = ran([sys.executable, "-P", "-m", "inception_fast", "profile", model, *asked])
+        result = ran([sys.executable, "-P", "-m", "inception_fast", "profile", model, *asked], **home)
         if result["status"] != OK:
             return result
         found = json.loads((Path(folder) / "profile.json").read_text())
@@ -260,19 +265,38 @@ def profile(model: str, batch: str, dtype: str) -> Result:
     return result | {"rows": [{**about, **whole}, *({**about, **row} for row in found["rows"])]}
 
 
+def keep(home: Path) -> str:
+    """A home whose caches hold what jobs before measured."""
+    import cuts
+    import torch
+    from inception_fast.kernels.cuda import abi, choices
+    from inception_fast.kernels.triton import configs
+    from tiles import measured
+
+    with unittest.mock.patch.dict(os.environ, HOME=str(home)):
+        gpu, about = torch.cuda.get_device_name(), {"origin": "measured by the jobs before"}
+        configs.write(configs.cache_file(gpu), measured(earlier), about)
+        choices.write(choices.cache_file(gpu, abi.ABI), cuts.measured(earlier), about)
+    return str(home)
+
+
 def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    import cuts
     from networks import peer_rows
     from tiles import known, measured
+    from trusted import only
 
     rows = measured(earlier)
-    with known(rows):
+    with known(rows), cuts.known(cuts.measured(earlier)), only(right()):
         return timed(peer_rows(model, int(batch), dtype, len(rows)), report)
 
 
 def tiles(model: str, batch: str, dtype: str, *, report: Report) -> Result:
     from tiles import tile_rows
+    from trusted import only
 
-    return timed(tile_rows(model, int(batch), dtype), report)
+    with only(right()):
+        return timed(tile_rows(model, int(batch), dtype), report)
 
 
 def training(dtype: str, *, report: Report) -> Result:

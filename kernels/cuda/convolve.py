@@ -115,7 +115,7 @@ def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -
     measurement did. Raises ValueError where no configuration runs the spec.
     """
     best = min(
-        ((_seconds(spec, config, splits), i, splits) for i, config in enumerate(able(library, spec, columns))
+        ((modelled(spec, Cut(config, splits)), i, splits) for i, config in enumerate(able(library, spec, columns))
          for splits in SPLITS if splits == 1 or _steps(spec, config) >= 4 * splits),
         default=None,
     )  # fmt: skip
@@ -128,8 +128,9 @@ def _steps(spec: ConvSpec, config: Config) -> int:
     return spec.kh * spec.kw * math.ceil(spec.c / config.depth)
 
 
-def _seconds(spec: ConvSpec, config: Config, splits: int) -> float:
-    """Good for an order among cuts, not for a figure."""
+def modelled(spec: ConvSpec, cut: Cut) -> float:
+    """Seconds by a model, good for an order among cuts, not for a figure."""
+    config, splits = cut
     m = spec.n * spec.oh * spec.ow
     units = math.ceil(m / config.rows) * math.ceil(spec.oc / config.columns) * splits
     step = config.depth * max(

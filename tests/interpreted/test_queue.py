@@ -38,7 +38,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             call()
         return {name: [1e-3, 2e-3, 3e-3] for name in calls}
 
-    names = ("catalogue", "measure", "training_layers", "networks", "tiles", "hopper", "ship")
+    names = ("catalogue", "measure", "training_layers", "networks", "hopper", "cuts", "tiles", "ship")
     with loaded(*names) as modules:
         for module in modules.values():
             if hasattr(module, "LAYERS"):
@@ -157,7 +157,8 @@ def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
 def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiles, (a, b) = queue["tiles"], (configs.Config(), configs.Config(block_n=32))
     spec = tiles.ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
-    monkeypatch.setattr(tiles, "specs_of", lambda *about: [spec])
+    monkeypatch.setattr(tiles, "plans_of", lambda *about: [])
+    monkeypatch.setattr(tiles, "wanted_specs", lambda tasks: [spec])
     monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
     for seconds, wanted in ((0.99, a), (0.9, b)):
         monkeypatch.setattr(tiles.tune, "tried", lambda *rest, s=seconds, **options: {a: 1.0, b: s})
@@ -226,6 +227,49 @@ def test_measured_cuts_become_what_plans_choose(
         assert row == conv and hopper_gpu.cut_of(stub(), spec, row=row).config.name == conv.config
     finally:
         choices.shipped.cache_clear(), configs.shipped.cache_clear()
+
+
+def test_a_network_knows_the_cuts_of_its_own_shapes(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Convolutions beside their best tile, pairs beside their two convolutions, and what a plan then chooses."""
+    tiles, cuts, gpu = queue["tiles"], queue["cuts"], "NVIDIA H200"
+    wide = replace(queue["measure"].layer_spec("row", 2, "float16"), oc=64, c=64)
+    odd, tall = replace(wide, c=12), replace(wide, kh=3, kw=1, padding=(1, 1, 0, 0))
+    monkeypatch.setattr(cuts.cuda, "library", stub)
+    monkeypatch.setattr(tiles, "cuda_here", lambda: True)
+    monkeypatch.setattr(tiles, "plans_of", lambda *about: [SimpleNamespace(tasks=[], plan=SimpleNamespace(steps=[]))])
+    monkeypatch.setattr(tiles, "wanted_specs", lambda tasks: [wide, odd, tall])
+    monkeypatch.setattr(tiles, "chains_of", lambda plans: [tiles.PairSpec(wide, tall), tiles.PairSpec(wide, wide)])
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    monkeypatch.setattr(tiles, "TRIED", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: gpu)
+    *_, rows = tiles.tile_rows("small", 2, "float16")
+    assert [row["status"] for row in rows] == ["ok"] * 5, rows
+    assert [row.get("choice", [0, 0])[1] for row in rows] == ["conv", 0, "conv", "pair", 0], rows
+    assert "c 12" in rows[1]["cuda"] and rows[0]["triton_ms"] == rows[0]["cuda_ms"] == 2.0
+    assert rows[3]["separate_ms"] == 4.0 and "1x3 then 1x3" in rows[4]["cuda"]
+
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "ok", "rows": rows}}}))
+    found = cuts.measured(file)
+    assert [row.shape.kernel for row in found] == ["conv", "conv", "pair"]
+    monkeypatch.setattr(hopper_gpu, "measured", lambda device: (gpu, ()))
+    with cuts.known(found):
+        assert hopper_gpu.measured(DEVICE) == (gpu, tuple(found))
+    assert hopper_gpu.measured(DEVICE) == (gpu, ())
+
+
+def test_a_failed_race_costs_its_row_and_a_lost_gpu_the_job(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race() -> dict[str, Any]:
+        raise RuntimeError("no configuration runs")
+
+    assert queue["cuts"].guarded(race)["note"] == "RuntimeError: no configuration runs"
+    monkeypatch.setattr(queue["cuts"], "broken_context", lambda: "the GPU context is lost")
+    with pytest.raises(RuntimeError, match="context is lost"):
+        queue["cuts"].guarded(race)
 
 
 def test_what_is_no_result_is_not_shipped(queue: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""The CUDA kernels on a network's own convolutions and pairs, beside Triton's best tiles, as rows of the shipped data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hopper import best_call, fused_call, pair_truth
+from inception_fast.kernels import cuda
+from inception_fast.kernels.cuda import choices, pair, tune
+from inception_fast.kernels.cuda.choices import Row
+from inception_fast.kernels.cuda.convolve import Cut
+from inception_fast.kernels.spec import ConvSpec, PairSpec
+from journal import broken_context
+from measure import CHECKED, LAYER_BUDGET, checked, draw
+from store import read_results
+from timing import device_seconds, summary
+
+from inception_fast.backends import hopper_gpu
+
+QUICK, ROUNDS = 3, 11  # of all, then of the best
+KEPT = 4  # cuts that are timed beside Triton's best
+
+
+def conv_row(spec: ConvSpec, triton: Callable[[], Any]) -> dict[str, Any]:
+    """The fastest cut, raced with Triton's best tile; a note where these kernels do not run the convolution."""
+    why = hopper_gpu.spec_reasons(cuda.library(), spec)
+    if why:
+        return {"cuda": "; ".join(why)}
+    given = draw(spec)
+    found = tune.tried(cuda.library(), spec, *given, _quick)
+    best = sorted(found, key=found.__getitem__)[:KEPT]
+    calls = {f"{cut.config.name} in {cut.splits}": best_call(spec, given, cut) for cut in best}
+    times = medians({"triton": triton, **calls})
+    name = min(calls, key=times.__getitem__)
+    cut: Cut = best[list(calls).index(name)]
+    won = (cut.config.name, cut.splits, times[name], times["triton"])
+    choice = [torch.cuda.get_device_name(), *hopper_gpu.shape_of(spec), *won]
+    return {"cuda": name, "cuda_ms": times[name] * 1e3, "triton_ms": times["triton"] * 1e3, "choice": choice}
+
+
+def pair_row(spec: PairSpec, separate: float) -> dict[str, Any]:
+    """The fastest fused kernel of a pair, beside its two convolutions by whatever is faster for each."""
+    able = {config.name: config for config in pair.able(cuda.library(), spec)}
+    if not able:
+        return {"cuda": "; ".join(pair.spec_reasons(cuda.library(), spec))}
+    x, *one = draw(spec.first)
+    _, *two = draw(spec.second)
+    params = (tuple(one), tuple(two))
+    makers: dict[str, Any] = {n: lambda config=c: fused_call(spec, x, params, config) for n, c in able.items()}
+    wanted = pair_truth(spec, x[:CHECKED], params)
+    rows, calls = checked(makers, {}, wanted, lambda runtime: 2 * LAYER_BUDGET[spec.first.dtype])
+    if not calls:
+        return {"cuda": "wrong", "status": "failed", "note": str(rows)[:400]}
+    times = medians(calls)
+    name = min(times, key=times.__getitem__)
+    shape = hopper_gpu.shape_of(spec.second, "pair")
+    choice = [torch.cuda.get_device_name(), *shape, name, 1, times[name], separate]
+    return {"cuda": name, "cuda_ms": times[name] * 1e3, "separate_ms": separate * 1e3, "choice": choice}
+
+
+def guarded(race: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """What a race finds, or its failure. Raises RuntimeError where nothing else can run after it."""
+    try:
+        return race(*given)
+    except (RuntimeError, ValueError) as problem:
+        lost = broken_context()
+        if lost:
+            raise RuntimeError(lost) from problem
+        return {"cuda": "failed", "status": "failed", "note": f"{type(problem).__name__}: {problem}"[:800]}
+
+
+def medians(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    return {name: summary(s)["median_ms"] / 1e3 for name, s in device_seconds(calls, ROUNDS).items()}
+
+
+def _quick(call: Callable[[], Any]) -> float:
+    return summary(device_seconds({"it": call}, QUICK)["it"])["median_ms"] / 1e3
+
+
+def measured(results: Path) -> list[Row]:
+    """The choices in a file of results: of single layers, then of networks' own shapes, which win where both are."""
+    found = read_results(results)
+    kinds = [[result for name, result in found.items() if name.startswith(kind)] for kind in ("hopper/", "tiles/")]
+    rows = [row for kind in kinds for result in kind for row in result.get("rows", [])]
+    return [choices.row_of(row["choice"]) for row in rows if "choice" in row]
+
+
+@contextlib.contextmanager
+def known(rows: Iterable[Row]) -> Iterator[None]:
+    """Inside, ours chooses by these as well, as if the user's cache held them."""
+    before, more = hopper_gpu.measured, tuple(rows)
+
+    def measured_here(device: torch.device) -> tuple[str, tuple[Row, ...]]:
+        gpu, shipped = before(device)
+        return gpu, (*shipped, *more)
+
+    hopper_gpu.measured = measured_here  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        hopper_gpu.measured = before
