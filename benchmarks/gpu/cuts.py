@@ -1,4 +1,4 @@
-"""The CUDA kernels on a network's own convolutions and pairs, beside Triton's best tiles, as rows of the shipped data."""
+"""The CUDA kernels on a network's own convolutions and pairs beside Triton's best tiles, as rows of shipped data."""
 
 from __future__ import annotations
 

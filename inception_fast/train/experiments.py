@@ -88,7 +88,7 @@ EXPERIMENTS = {
             "arXiv:1502.03167, sections 1 and 4.1",
             _norms("rate", (0.02, 0.1), "recipe", "lr"),
             drift_every=10,
-            minutes=3,
+            minutes=1,
         ),
         Experiment(
             "label_smoothing",
