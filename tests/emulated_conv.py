@@ -167,3 +167,21 @@ def _placed(device: Device, values: Tensor, gap: int) -> tuple[int, int]:
     wide = device.empty(n, h, w, gap + c, dtype=values.dtype)
     wide[..., gap:] = values.permute(0, 2, 3, 1)
     return wide.data_ptr() + gap * values.itemsize, gap + c
+
+
+def run(device: ConvDevice, cases: list[Case], config: int, dtype: torch.dtype, blocks: int = 3) -> list[Tensor]:
+    convs = [one.conv for one in cases]
+    workspace, counters = device.workspace(convs, config)
+    device.launch(convs, dtype, config, workspace, blocks)
+    assert not workspace[:counters].any(), "counters are not left zero for the next launch"
+    return [y for one in cases for y in one.results()]
+
+
+def assert_exact(device: ConvDevice, shapes: list[Shape], config: int, dtype: torch.dtype, blocks: int = 3) -> None:
+    cases = [case(device, shape, dtype, seed) for seed, shape in enumerate(shapes)]
+    found = run(device, cases, config, dtype, blocks)
+    expected = [y for one in cases for y in one.expected()]
+    assert all(y.abs().max() > 0 for y in expected), "a vacuous comparison: everything expected is zero"
+    for y, wanted in zip(found, expected, strict=True):
+        rounded = wanted.to(dtype)
+        assert torch.equal(y, rounded), f"{(y != rounded).sum()} of {y.numel()} elements of {tuple(y.shape)} differ"

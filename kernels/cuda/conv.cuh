@@ -29,6 +29,7 @@ struct Group {
   int32_t cluster; // 1 or 2
   int32_t stages;
   int32_t depth; // 64 or 32
+  int32_t x_bytes; // of a stage of rows of x, of halo tiles
 };
 
 // The ring at the start of shared memory, then what follows it.
@@ -197,15 +198,24 @@ __device__ __forceinline__ uint32_t staged_address(uint32_t base, int row, int g
   return base + row * (STAGED_COLUMNS * 2) + ((group ^ (row & 7)) << 4);
 }
 
+// The pixels of a warp's 16 rows: one behind the other, -1 past the last.
+struct TileRows {
+  const Problem *problem;
+  int first;
+  __device__ __forceinline__ int operator()(int r) const { return first + r < problem->pixels ? first + r : -1; }
+};
+
 // The warp's 16 rows of the residual, columns [column, column + 64), into staging memory.
-__device__ __forceinline__ void stage_residual(const Problem &problem, uint32_t staged, int row, int column, int lane) {
+template <class ROWS>
+__device__ __forceinline__ void stage_residual(const Problem &problem, uint32_t staged, const ROWS &rows, int column,
+                                               int lane) {
   const int group = lane % 8;
 #pragma unroll
   for (int pass = 0; pass < 4; ++pass) {
-    const int r = pass * 4 + lane / 8;
-    if (row + r < problem.pixels && column + 8 * group < problem.oc) {
+    const int r = pass * 4 + lane / 8, pixel = rows(r);
+    if (pixel >= 0 && column + 8 * group < problem.oc) {
       const uint64_t from =
-          problem.residual + 2 * static_cast<uint64_t>((row + r) * problem.residual_pitch + column + 8 * group);
+          problem.residual + 2 * static_cast<uint64_t>(pixel * problem.residual_pitch + column + 8 * group);
       store_shared_16(staged_address(staged, r, group), load_global_16(reinterpret_cast<const void *>(from)));
     }
   }
@@ -234,8 +244,9 @@ __device__ __forceinline__ void finish(const float *d, const Problem &problem, u
 }
 
 // The warp's 16 rows of staging memory, columns [column, column + 64) as far as `columns`, to their outputs.
-__device__ __forceinline__ void store_rows(const Problem &problem, uint32_t staged, int row, int column, int columns,
-                                           int lane) {
+template <class ROWS>
+__device__ __forceinline__ void store_rows(const Problem &problem, uint32_t staged, const ROWS &rows, int column,
+                                           int columns, int lane) {
   const int group = lane % 8, mine = column + 8 * group;
   if (8 * group >= columns || mine >= problem.oc)
     return;
@@ -243,24 +254,24 @@ __device__ __forceinline__ void store_rows(const Problem &problem, uint32_t stag
   const bool relu = problem.output[output].relu;
 #pragma unroll
   for (int pass = 0; pass < 4; ++pass) {
-    const int r = pass * 4 + lane / 8;
-    if (row + r >= problem.pixels)
-      return;
+    const int r = pass * 4 + lane / 8, pixel = rows(r);
+    if (pixel < 0)
+      continue;
     uint4 value = load_shared_16(staged_address(staged, r, group));
     if (relu)
       value = make_uint4(relu_pair(value.x), relu_pair(value.y), relu_pair(value.z), relu_pair(value.w));
-    store_global_16(reinterpret_cast<void *>(element_address(problem, output, row + r, mine)), value);
+    store_global_16(reinterpret_cast<void *>(element_address(problem, output, pixel, mine)), value);
   }
 }
 
 // The sums of the warp's 16 rows from `row` on to their outputs: columns from `column` on, beginning with the tile's
 // FIRST.
-template <int N, int FIRST, class T>
-__device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t staged, int row,
-                                           int column, int lane) {
+template <int N, int FIRST, class T, class ROWS>
+__device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t staged,
+                                           const ROWS &rows, int column, int lane) {
   constexpr int COLUMNS = N - FIRST < STAGED_COLUMNS ? N - FIRST : STAGED_COLUMNS;
   if (problem.residual)
-    stage_residual(problem, staged, row, column, lane);
+    stage_residual(problem, staged, rows, column, lane);
   uint32_t low[COLUMNS / 8], high[COLUMNS / 8];
 #pragma unroll
   for (int group = 0; group < COLUMNS / 8; ++group) {
@@ -275,10 +286,10 @@ __device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Proble
     store_matrices(staged_address(staged, lane % 16, group + lane / 16), low[group], high[group], low[group + 1],
                    high[group + 1]);
   sync_warp();
-  store_rows(problem, staged, row, column, COLUMNS, lane);
+  store_rows(problem, staged, rows, column, COLUMNS, lane);
   sync_warp(); // the next columns may overwrite these
   if constexpr (FIRST + COLUMNS < N)
-    store_tile<N, FIRST + COLUMNS, T>(d, problem, staged, row, column + COLUMNS, lane);
+    store_tile<N, FIRST + COLUMNS, T>(d, problem, staged, rows, column + COLUMNS, lane);
 }
 
 // The consumers, two warpgroups.
@@ -308,7 +319,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
       continue;
     const int row = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
-    store_tile<N, 0, T>(d, problem, staged, row, tile.column * N, lane);
+    store_tile<N, 0, T>(d, problem, staged, TileRows{&problem, row}, tile.column * N, lane);
   }
 }
 

@@ -17,6 +17,12 @@ constexpr uint32_t MAGIC = 0x68636f6e; // what a blob begins with
 using ConvBlob = Blob<Group>;
 
 const void *kernel_of(const HopperConfig &config, int type) {
+  if (config.turns == HALO) {
+    int tile = 0;
+    while (HALO_TILES[tile].columns != config.columns || 128 * HALO_TILES[tile].parts != config.rows)
+      ++tile;
+    return type == HOPPER_BFLOAT16 ? halo_kernel<__nv_bfloat16>(tile) : halo_kernel<__half>(tile);
+  }
   int index = 0;
   while (TILE_COLUMNS[index] != config.columns)
     ++index;
@@ -34,10 +40,7 @@ ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfi
     blob.group.weights[i] = encode(weight_map(convs[i], element_named(type), config));
   }
   const int64_t units = fill_problems(convs, count, config, workspace, blob.group.problem);
-  blob.group.units = static_cast<int32_t>(units);
-  blob.group.cluster = config.cluster;
-  blob.group.stages = config.stages;
-  blob.group.depth = config.depth;
+  fill_group(blob.group, count, units, config);
   const void *kernel = kernel_of(config, type);
   allow_shared(kernel, config.shared_bytes);
   const int grid = grid_blocks(units, config.cluster, most_blocks(blocks, device));

@@ -7,6 +7,7 @@
 
 #include "api.h"
 #include "conv_sizes.h"
+#include "halo_schedule.h"
 #include "plan.h"
 #include "schedule.h"
 #include "tensor_map.h"
@@ -26,7 +27,25 @@ inline std::vector<HopperConfig> conv_configs() {
           configs.push_back(
               {rows, columns, depth, stages, cluster, turns, ALIGNMENT + shared_bytes(rows, columns, depth, stages)});
         }
+  for (const HaloTile &tile : HALO_TILES)
+    for (int depth : {64, 32})
+      configs.push_back({128 * tile.parts, tile.columns, depth, HALO_STAGES, 1, HALO, SHARED_LIMIT});
   return configs;
+}
+
+// What a halo tile needs of shared memory: bytes of a stage of x, and how many stages of weights fit beside two.
+struct HaloSizes {
+  int64_t x_bytes;
+  int stages;
+};
+
+inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) {
+  const int64_t row = int64_t{2} * config.depth * problem.pitch, kh = problem.taps / problem.kw;
+  const int64_t positions = problem.pitch - 1 + config.rows + (kh - 1) * problem.pitch + problem.kw - 1;
+  const int64_t bytes = (ceil_div(positions, problem.pitch) * row + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  const int64_t left = SHARED_LIMIT - ALIGNMENT - halo_bytes(0, config.columns, config.depth, 0) - HALO_STAGES * bytes;
+  const int64_t stages = left < 0 ? 0 : left / stage_bytes(0, config.columns, config.depth);
+  return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES))};
 }
 
 inline int64_t iterations_of(const HopperConv &conv, const HopperConfig &config) {
@@ -48,7 +67,15 @@ inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
   problem.taps = conv.kh * conv.kw;
   problem.chunks = ceil_div(conv.c, config.depth);
   problem.last_steps = ceil_div(conv.c - (problem.chunks - 1) * config.depth, K_STEP);
-  problem.row_tiles = ceil_div(problem.pixels, config.rows);
+  if (config.turns == HALO) {
+    const int pixels = 64 / config.depth; // of 128 bytes, on which a copy's target begins
+    problem.pitch = ceil_div(conv.ow + conv.kw - 1, pixels) * pixels;
+    problem.image_rows = conv.oh + conv.kh - 1;
+    const int last = ((conv.n - 1) * problem.image_rows + conv.oh - 1) * problem.pitch + conv.ow - 1;
+    problem.row_tiles = ceil_div(last + 1, config.rows);
+  } else {
+    problem.row_tiles = ceil_div(problem.pixels, config.rows);
+  }
   problem.row_units = ceil_div(problem.row_tiles, config.cluster);
   problem.column_tiles = ceil_div(conv.oc, config.columns);
   problem.splits = conv.splits;
@@ -71,7 +98,7 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
   MapSpec map;
   map.base = conv.x;
   map.rank = 4;
-  map.im2col = true;
+  map.im2col = config.turns != HALO;
   map.element = element;
   map.swizzle = config.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const uint64_t size[4] = {static_cast<uint64_t>(conv.c), static_cast<uint64_t>(conv.w), static_cast<uint64_t>(conv.h),
@@ -83,6 +110,12 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
       map.stride[i] = stride;
     stride *= i < 2 ? size[i + 1] : 1;
   }
+  if (config.turns == HALO) { // a row at a time, and beyond its ends as far as the padding goes
+    const uint32_t box[4] = {static_cast<uint32_t>(config.depth), static_cast<uint32_t>(problem_of(conv, config).pitch),
+                             1, 1};
+    std::copy_n(box, 4, map.box);
+    return map;
+  }
   map.step[1] = conv.stride_w;
   map.step[2] = conv.stride_h;
   // Corners of the windows run from the padding before the map to the last window's, whatever padding is behind it.
@@ -93,6 +126,16 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
   map.channels = config.depth;
   map.pixels = config.rows;
   return map;
+}
+
+// Of all problems of a group together.
+inline HaloSizes halo_sizes(const Problem *problems, int count, const HopperConfig &config) {
+  HaloSizes most = halo_sizes(problems[0], config);
+  for (int i = 1; i < count; ++i) {
+    const HaloSizes one = halo_sizes(problems[i], config);
+    most = one.x_bytes > most.x_bytes ? one : most;
+  }
+  return most;
 }
 
 inline MapSpec weight_map(const HopperConv &conv, Element element, const HopperConfig &config) {
@@ -138,6 +181,17 @@ inline int64_t fill_problems(const HopperConv *convs, int count, const HopperCon
     units += problems[i].units;
   }
   return units;
+}
+
+// What the kernel of a configuration is told beside tensor maps and problems. GROUP is the kernel's Group.
+template <class GROUP> void fill_group(GROUP &group, int count, int64_t units, const HopperConfig &config) {
+  const bool halo = config.turns == HALO;
+  const HaloSizes sizes = halo ? halo_sizes(group.problem, count, config) : HaloSizes{0, config.stages};
+  group.units = static_cast<int32_t>(units);
+  group.cluster = config.cluster;
+  group.stages = sizes.stages;
+  group.depth = config.depth;
+  group.x_bytes = static_cast<int32_t>(sizes.x_bytes);
 }
 
 std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int type, int config);

@@ -49,6 +49,22 @@ void check_map(Reasons &reasons, const HopperConv &conv, const HopperConfig &con
   reasons.between("splits", conv.splits, 1, iterations_of(conv, config));
 }
 
+void check_halo(Reasons &reasons, const HopperConv &conv) {
+  reasons.require(conv.stride_h == 1 && conv.stride_w == 1,
+                  "strides " + std::to_string(conv.stride_h) + " and " + std::to_string(conv.stride_w) + " of halo tiles",
+                  "1");
+  reasons.between("splits of halo tiles", conv.splits, 1, 1);
+  reasons.between("pixels of a padded row of halo tiles", int64_t{conv.ow} + conv.kw - 1, 1, HALO_PITCH - 1);
+  const int64_t rows = int64_t{conv.n} * (int64_t{conv.oh} + conv.kh - 1);
+  reasons.between("pixels of padded maps of halo tiles", rows * HALO_PITCH, 1, MAX_PIXELS);
+}
+
+void check_fit(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
+  const HaloSizes sizes = halo_sizes(problem_of(conv, config), config);
+  reasons.require(sizes.stages >= 2, std::to_string(sizes.x_bytes) + " bytes of rows of a halo tile",
+                  "as many as leave room for two stages of weights");
+}
+
 void check_memory(Reasons &reasons, const HopperConv &conv) {
   reasons.address("x", conv.x);
   reasons.address("weights", conv.weights);
@@ -95,6 +111,11 @@ std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int ty
     if (reasons.list.size() > before)
       continue; // what follows computes with these
     check_map(reasons, convs[i], configs[config]);
+    if (configs[config].turns == HALO) {
+      check_halo(reasons, convs[i]);
+      if (reasons.list.size() == before)
+        check_fit(reasons, convs[i], configs[config]);
+    }
     if (reasons.list.size() == before) {
       const Problem problem = problem_of(convs[i], configs[config]);
       units += static_cast<double>(problem.row_units) * problem.column_tiles * problem.splits;

@@ -9,6 +9,12 @@ namespace inception_fast::hopper {
 // load whole groups of 8 rows of weights.
 constexpr int TILE_COLUMNS[] = {32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256};
 
+// Halo tiles: columns, and 64 positions of each of two warpgroups this many times.
+struct HaloTile {
+  int columns, parts;
+};
+constexpr HaloTile HALO_TILES[] = {{32, 4}, {48, 4}, {64, 4}, {64, 2}, {96, 3}, {96, 2}, {128, 2}, {192, 1}};
+
 constexpr int MAX_STAGES = 12;
 constexpr int WARP_ROWS = 16;
 constexpr int STAGED_COLUMNS = 64; // columns that a warp stores at a time
@@ -30,6 +36,11 @@ HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
   const int fit =
       (SHARED_LIMIT - ALIGNMENT - shared_bytes(rows, columns, depth, 0)) / stage_bytes(rows, columns, depth);
   return fit < MAX_STAGES ? fit : MAX_STAGES;
+}
+
+// Halo tiles: two stages of rows of x, `stages` of weights, staging memory, two barriers a stage.
+HOST_DEVICE constexpr int halo_bytes(int x_bytes, int columns, int depth, int stages) {
+  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * (MAX_STAGES + 2) * 8;
 }
 
 } // namespace inception_fast::hopper

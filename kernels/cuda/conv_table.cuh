@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "conv.cuh"
+#include "halo.cuh"
 
 namespace inception_fast::hopper {
 
@@ -14,6 +15,20 @@ template <class T, bool TURNS, size_t... I> const void *conv_kernel_at(int index
   static const void *const kernels[] = {reinterpret_cast<const void *>(&conv<TILE_COLUMNS[I], TURNS, T>)...};
   return kernels[index];
 }
+
+constexpr int HALO_KINDS = sizeof(HALO_TILES) / sizeof(HALO_TILES[0]);
+
+template <class T, size_t... I> const void *halo_kernel_at(int index, std::index_sequence<I...>) {
+  static const void *const kernels[] = {
+      reinterpret_cast<const void *>(&halo<HALO_TILES[I].columns, HALO_TILES[I].parts, T>)...};
+  return kernels[index];
+}
+
+// The kernel for halo tiles HALO_TILES[index].
+template <class T> const void *halo_kernel(int index);
+
+template <> const void *halo_kernel<__nv_bfloat16>(int index);
+template <> const void *halo_kernel<__half>(int index);
 
 // The kernel for tiles of TILE_COLUMNS[index] columns.
 template <class T, bool TURNS> const void *conv_kernel(int index);

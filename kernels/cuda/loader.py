@@ -11,6 +11,7 @@ from typing import NamedTuple
 from . import abi
 
 FILE = Path(__file__).with_name("_hopper.so")
+HALO = 2  # `turns` of tiles of the padded map, whose rows stay in shared memory for all taps
 BUILD = "install nvcc of CUDA 12.5 or newer and build the package anew"
 
 
@@ -28,6 +29,8 @@ class Config(NamedTuple):
 
     @property
     def name(self) -> str:
+        if self.turns == HALO:
+            return f"{self.rows}x{self.columns}x{self.depth} halo"
         alternate = " in turn" if self.turns else ""
         cluster = f" c{self.cluster}" if self.cluster > 1 else ""
         return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
@@ -35,6 +38,8 @@ class Config(NamedTuple):
     @property
     def form(self) -> str:
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
+        if self.turns == HALO:
+            return f"halo{self.depth}"
         return f"{'turns' if self.turns else 'halves'}{self.depth}c{self.cluster}"
 
 

@@ -38,6 +38,7 @@ struct Problem {
   int32_t row_tiles, row_units; // tiles down the rows, and units of them
   int32_t column_tiles, splits; // tiles along the columns; parts of K
   int32_t outputs;              // used entries of `output`
+  int32_t pitch, image_rows;    // of the padded map that halo tiles walk; its pixels a row, its rows an image
   float residual_scale;
   uint64_t scale, shift, residual; // residual is 0 when there is none
   int64_t residual_pitch;

@@ -1,6 +1,7 @@
 // The convolution of kernels/cuda on the emulated device, prepared by its own host arithmetic.
 #include "../../kernels/cuda/conv.cuh"
 #include "../../kernels/cuda/conv_plan.h"
+#include "../../kernels/cuda/halo.cuh"
 #include "machine.h"
 
 using namespace inception_fast;
@@ -12,10 +13,27 @@ template <int N, bool TURNS, class T> int run(const Group &group, int blocks, in
   return emulated::launch_grid(blocks, THREADS, group.cluster, shared, [&] { conv<N, TURNS, T>(group); });
 }
 
+template <int N, int PARTS, class T> int run_halo(const Group &group, int blocks, int shared) {
+  return emulated::launch_grid(blocks, THREADS, 1, shared, [&] { halo<N, PARTS, T>(group); });
+}
+
 using Run = int (*)(const Group &, int, int);
 
 // The widths that the tests use: one and several parts of 64 columns, whole and not.
 template <class T> Run run_of(const HopperConfig &config) {
+  if (config.turns == HALO)
+    switch (config.rows * 1000 + config.columns) {
+    case 512048:
+      return run_halo<48, 4, T>;
+#ifndef ONLY_48
+    case 512032:
+      return run_halo<32, 4, T>;
+    case 128192:
+      return run_halo<192, 1, T>;
+#endif
+    default:
+      return nullptr;
+    }
   switch (config.columns) {
   case 48:
     return config.turns ? run<48, true, T> : run<48, false, T>;
@@ -61,10 +79,7 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
     for (int j = 0; j < convs[i].outputs; ++j)
       emulated::earlier_grid_uses(reinterpret_cast<const void *>(convs[i].output[j].y));
   }
-  group.units = static_cast<int32_t>(units);
-  group.cluster = chosen.cluster;
-  group.stages = chosen.stages;
-  group.depth = chosen.depth;
+  fill_group(group, count, units, chosen);
   const Run run = type == HOPPER_BFLOAT16 ? run_of<__nv_bfloat16>(chosen) : run_of<__half>(chosen);
   if (!run)
     return complain("tiles of " + std::to_string(chosen.columns) + " columns are not compiled for the emulator");

@@ -1,0 +1,225 @@
+// The convolution of conv.cuh at stride 1, by tiles whose rows of x stay in shared memory for all taps.
+//
+// A tile is a run of positions of the padded map (halo_schedule.h), PARTS times 64 of each of two warpgroups. For every
+// `depth` channels the rows that it needs cross from L2 once, and a tap is the same rows from another pixel on: where
+// tiles of conv.cuh copy x kh * kw times, these copy it about twice. Positions without an output, the last kw - 1 of a
+// row and the last kh - 1 rows of an image, are multiplied as well and not stored.
+//
+// Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
+// and a ring of weights, N rows at one tap. Rows are 128- or 64-byte swizzled by their address, so an operand may begin
+// at any pixel. K is summed in chunks of channels, in each by taps, whatever the batch.
+//
+// Not yet measured on hardware; that a swizzled operand may begin at any row was, for rows of 128 bytes.
+#pragma once
+
+#include "conv.cuh"
+#include "halo_schedule.h"
+
+namespace inception_fast::hopper {
+
+struct HaloShared {
+  uint8_t *x, *weights, *staged;
+  Barrier *full, *empty, *x_full, *x_empty;
+};
+
+template <int N> __device__ __forceinline__ HaloShared halo_shared(const Group &group) {
+  HaloShared shared;
+  shared.x = dynamic_shared();
+  shared.weights = shared.x + HALO_STAGES * group.x_bytes;
+  shared.staged = shared.weights + group.stages * stage_bytes(0, N, group.depth);
+  shared.full = reinterpret_cast<Barrier *>(shared.staged + CONSUMER_WARPS * STAGED_BYTES);
+  shared.empty = shared.full + MAX_STAGES;
+  shared.x_full = shared.empty + MAX_STAGES;
+  shared.x_empty = shared.x_full + HALO_STAGES;
+  return shared;
+}
+
+// One thread: the rows of each tile, a chunk of channels a stage.
+__device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
+  Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
+  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
+    const Problem &problem = group.problem[tile.problem];
+    const TensorMap *map = &group.x[tile.problem];
+    const Rows rows = rows_of(problem, tile.row, positions);
+    const int bytes = 2 * group.depth * problem.pitch;
+    for (int chunk = 0; chunk < problem.chunks; ++chunk) {
+      Barrier *full = &shared.x_full[place.stage];
+      barrier_wait(&shared.x_empty[place.stage], place.parity);
+      barrier_expect(full, rows.count * bytes);
+      int image = rows.first / problem.image_rows, h = rows.first % problem.image_rows;
+      uint8_t *to = shared.x + place.stage * group.x_bytes;
+      for (int i = 0; i < rows.count; ++i, to += bytes) {
+        tma_load(to, map, full, chunk * group.depth, -problem.left, h - problem.top, image);
+        if (++h == problem.image_rows) {
+          h = 0;
+          ++image;
+        }
+      }
+      advance(place, HALO_STAGES);
+    }
+  }
+}
+
+// One thread: weights in the order in which they are used.
+template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
+  const int bytes = stage_bytes(0, N, group.depth);
+  Place place{0, 1};
+  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
+    const Problem &problem = group.problem[tile.problem];
+    for (int chunk = 0; chunk < problem.chunks; ++chunk)
+      for (int tap = 0; tap < problem.taps; ++tap) {
+        Barrier *full = &shared.full[place.stage];
+        barrier_wait(&shared.empty[place.stage], place.parity);
+        barrier_expect(full, bytes);
+        tma_load(shared.weights + place.stage * bytes, &group.weights[tile.problem], full, chunk * group.depth,
+                 tile.column * N, tap);
+        advance(place, group.stages);
+      }
+  }
+}
+
+// STEPS steps along K of every part of a warpgroup as one group; `apart` is the distance of parts in a descriptor.
+template <int N, int PARTS, class T, int STEPS>
+__device__ __forceinline__ void multiply_parts(float (&d)[PARTS][N / 2], uint64_t a, uint64_t b, int apart,
+                                               bool accumulate) {
+  wgmma_fence();
+#pragma unroll
+  for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k)
+      wgmma<N, T>(d[part], a + part * apart + 2 * k, b + 2 * k, accumulate || k > 0);
+  wgmma_commit();
+}
+
+// Where a consuming warp is in both rings, and how many taps the first warpgroup goes ahead before it lets the second
+// one start: then their epilogues do not meet, and one has the tensor cores while the other stores.
+struct HaloPlace {
+  Place x, weights;
+  int lead;
+};
+
+// d = the sums of the calling warpgroup's parts of a tile.
+template <int N, int PARTS, class T>
+__device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
+                                              const Problem &problem, int offset, int lane, HaloPlace &place) {
+  const int row_bytes = 2 * group.depth, bytes = row_bytes * N, apart = 64 * row_bytes >> 4;
+  const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
+  const uint32_t x = shared_address(shared.x) + offset * row_bytes, weights = shared_address(shared.weights);
+  Barrier *previous = nullptr, *previous_x = nullptr;
+  for (int chunk = 0; chunk < problem.chunks; ++chunk) {
+    const int steps = chunk + 1 == problem.chunks ? problem.last_steps : group.depth / K_STEP;
+    uint32_t window = x + place.x.stage * group.x_bytes;
+    barrier_wait(&shared.x_full[place.x.stage], place.x.parity);
+    for (int tap = 0, column = 0; tap < problem.taps; ++tap) {
+      const uint64_t a = matrix_descriptor(window, 0, 8 * row_bytes, swizzle);
+      const uint64_t b = matrix_descriptor(weights + place.weights.stage * bytes, 0, 8 * row_bytes, swizzle);
+      const bool more = tap > 0 || chunk > 0;
+      barrier_wait(&shared.full[place.weights.stage], place.weights.parity);
+      if (steps == 4)
+        multiply_parts<N, PARTS, T, 4>(d, a, b, apart, more);
+      else if (steps == 2)
+        multiply_parts<N, PARTS, T, 2>(d, a, b, apart, more);
+      else if (steps == 1)
+        multiply_parts<N, PARTS, T, 1>(d, a, b, apart, more);
+      else
+        multiply_parts<N, PARTS, T, 3>(d, a, b, apart, more);
+      wgmma_wait<1>(); // the products of the tap before this one have ended
+      if (place.lead > 0 && --place.lead == 0)
+        arrive_named(TURN_BARRIER, 2 * WARPGROUP);
+      if (previous && lane == 0)
+        barrier_arrive(previous);
+      if (previous_x && lane == 0)
+        barrier_arrive(previous_x);
+      previous = &shared.empty[place.weights.stage];
+      previous_x = nullptr;
+      advance(place.weights, group.stages);
+      window += row_bytes;
+      if (++column == problem.kw) {
+        column = 0;
+        window += (problem.pitch - problem.kw) * row_bytes;
+      }
+    }
+    previous_x = &shared.x_empty[place.x.stage];
+    advance(place.x, HALO_STAGES);
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int part = 0; part < PARTS; ++part)
+    settle(d[part]);
+  if (lane == 0) {
+    barrier_arrive(previous);
+    barrier_arrive(previous_x);
+  }
+}
+
+// The pixels of a warp's 16 positions.
+struct HaloRows {
+  const Problem *problem;
+  Position first;
+  __device__ __forceinline__ int operator()(int r) const { return pixel_of(*problem, first, r); }
+};
+
+// The consumers, two warpgroups.
+template <int N, int PARTS, class T>
+__device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared) {
+  constexpr int POSITIONS = 128 * PARTS;
+  const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
+  const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
+  const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
+  const Problem &starts = group.problem[tile_of(group.problem, blockIdx.x, 1, 0).problem];
+  HaloPlace place{{0, 0}, {0, 0}, 0};
+  if (warpgroup == 0)
+    place.lead = halo_lead(starts, group.stages);
+  else
+    sync_named(TURN_BARRIER, 2 * WARPGROUP);
+  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
+    const Problem &problem = group.problem[tile.problem];
+    const int mine = warpgroup * 64 * PARTS;
+    float d[PARTS][N / 2];
+    multiply_halo<N, PARTS, T>(d, group, shared, problem, rows_of(problem, tile.row, POSITIONS).offset + mine, lane,
+                               place);
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+      const int first = tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS;
+      const HaloRows rows{&problem, position_at(problem, first)};
+      store_tile<N, 0, T>(d[part], problem, staged, rows, tile.column * N, lane);
+    }
+  }
+}
+
+template <int N, int PARTS, class T>
+__global__ void __launch_bounds__(THREADS, 1) halo(const __grid_constant__ Group group) {
+  const HaloShared shared = halo_shared<N>(group);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < group.stages; ++i) {
+      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.empty[i], CONSUMER_WARPS);
+    }
+    for (int i = 0; i < HALO_STAGES; ++i) {
+      barrier_init(&shared.x_full[i], 1);
+      barrier_init(&shared.x_empty[i], CONSUMER_WARPS);
+    }
+    fence_barrier_init();
+  }
+  sync_block();
+  grid_launch_dependents();
+  if (threadIdx.x < WARPGROUP) {
+    fewer_registers<40>();
+    if (threadIdx.x == 0) {
+      load_taps<N>(group, shared); // no earlier grid writes weights
+    } else if (threadIdx.x == 32) {
+      grid_wait(); // before x is read
+      load_rows(group, shared, 128 * PARTS);
+    }
+    sync_warp();
+  } else {
+    more_registers<232>();
+    grid_wait(); // before a residual is read, and before y is written
+    compute_halo<N, PARTS, T>(group, shared);
+  }
+}
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,58 @@
+// Which rows of x a halo tile needs, and which pixels of y its positions are. Plain arithmetic that the kernel, its host
+// side and the tests share.
+//
+// The map is walked with its padding: a row has `pitch` pixels, at least ow + kw - 1, an image oh + kh - 1 rows, and
+// the images lie below each other. A position is a pixel of that map, and the output whose window begins there, where
+// there is one: so a tap shifts all positions alike, by (tap / kw) * pitch + tap % kw. A tile is a run of positions, and
+// what it reads are whole rows: those of its first position up to its last one's at the last tap.
+#pragma once
+
+#include "schedule.h"
+
+namespace inception_fast::hopper {
+
+constexpr int HALO = 2;         // HopperConfig::turns of these tiles
+constexpr int HALO_STAGES = 2;  // of rows of x
+constexpr int HALO_PITCH = 256; // most pixels of a row: the box of a tensor map
+
+// First row of x that a tile needs, how many, and the tile's first position in the first of them.
+struct Rows {
+  int first, count, offset;
+};
+
+HOST_DEVICE Rows rows_of(const Problem &problem, int row_tile, int positions) {
+  const int begin = row_tile * positions, first = begin / problem.pitch;
+  const int last_tap = (problem.taps / problem.kw - 1) * problem.pitch + problem.kw - 1;
+  return {first, (begin + positions - 1 + last_tap) / problem.pitch - first + 1, begin - first * problem.pitch};
+}
+
+// Taps that one warpgroup goes ahead of the other: up to half a tile, as far as both rings let it.
+HOST_DEVICE int halo_lead(const Problem &problem, int stages) {
+  const int half = (problem.taps * problem.chunks + 1) / 2, rows = problem.taps * HALO_STAGES;
+  const int most = rows < stages - 1 ? rows : stages - 1;
+  return half < most ? half : most;
+}
+
+// Where a position lies on the padded maps.
+struct Position {
+  int image, h, w;
+};
+
+HOST_DEVICE Position position_at(const Problem &problem, int position) {
+  const int row = position / problem.pitch, image = row / problem.image_rows;
+  return {image, row - image * problem.image_rows, position - row * problem.pitch};
+}
+
+// The pixel of y `ahead` positions behind this one, or -1 where there is none.
+HOST_DEVICE int pixel_of(const Problem &problem, Position at, int ahead) {
+  for (at.w += ahead; at.w >= problem.pitch; at.w -= problem.pitch)
+    if (++at.h == problem.image_rows) {
+      at.h = 0;
+      ++at.image;
+    }
+  const int pixel = at.image * problem.image_pixels + at.h * problem.ow + at.w;
+  const bool inside = at.w < problem.ow && at.h <= problem.image_rows - problem.taps / problem.kw;
+  return inside && pixel < problem.pixels ? pixel : -1;
+}
+
+} // namespace inception_fast::hopper
