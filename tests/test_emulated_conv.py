@@ -178,7 +178,8 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
     def made(name: str) -> Path:
         wrong, changes = re.subn(*MUTANTS[name], text)
         assert changes >= 1, "the kernel no longer says this"
-        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {"conv.cuh": wrong}, "-DONLY_48")
+        headers = {"conv.cuh": wrong, "halo.cuh": (KERNELS / "halo.cuh").read_text()}  # which includes it
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers, "-DONLY_48")
 
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(made, name) for name in MUTANTS}

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..maps import Map
 from ..spec import ConvSpec
 from . import abi
-from .loader import Config, Library
+from .loader import HALO, Config, Library
 
 ALIGNED = 256  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
@@ -132,17 +132,27 @@ def modelled(spec: ConvSpec, cut: Cut) -> float:
     """Seconds by a model, good for an order among cuts, not for a figure."""
     config, splits = cut
     m = spec.n * spec.oh * spec.ow
+    if config.turns == HALO:  # positions of the padded maps, those without an output too
+        m = spec.n * (spec.oh + spec.kh - 1) * (spec.ow + spec.kw - 1)
     units = math.ceil(m / config.rows) * math.ceil(spec.oc / config.columns) * splits
-    step = config.depth * max(
-        2 * config.rows * config.columns * MULTIPROCESSORS / 7.9e14,  # products
-        2 * (config.rows + config.rows / 64 * config.columns) / 2.2e11,  # a warpgroup's operands from shared memory
-        2 * (config.rows + config.columns / config.cluster) * MULTIPROCESSORS / 7e12,  # both from L2
-    )
     waves = math.ceil(units / MULTIPROCESSORS)
     # A step costs its products, and never less than the latency that the ring of stages leaves.
-    alone = math.ceil(_steps(spec, config) / splits) * max(step, 0.6e-6 / config.stages)
+    alone = math.ceil(_steps(spec, config) / splits) * max(_step_seconds(spec, config), 0.6e-6 / config.stages)
     finish = 0.0 if splits == 1 else 1.0e-6 + 8 * m * spec.oc * splits / 3e12
     return waves * alone + finish
+
+
+def _step_seconds(spec: ConvSpec, config: Config) -> float:
+    """Of `depth` channels of a tile at one tap."""
+    rows, columns = config.rows, config.columns
+    copied = float(rows)
+    if config.turns == HALO:  # whole rows, once for all taps
+        copied = (rows + spec.kh * (spec.ow + spec.kw - 1)) / (spec.kh * spec.kw)
+    return config.depth * max(
+        2 * rows * columns * MULTIPROCESSORS / 7.9e14,  # products
+        2 * (rows + rows / 64 * columns) / 2.2e11,  # a warpgroup's operands from shared memory
+        2 * (copied + columns / config.cluster) * MULTIPROCESSORS / 7e12,  # both from L2
+    )
 
 
 def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1) -> abi.Conv:
