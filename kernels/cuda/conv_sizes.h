@@ -21,9 +21,13 @@ HOST_DEVICE constexpr int tile_rows(bool turns) { return turns ? 64 : 128; }
 
 HOST_DEVICE constexpr int stage_bytes(int rows, int columns, int depth) { return 2 * depth * (rows + columns); }
 
-// The ring, staging memory, two barriers a stage, two flags.
+// What a warpgroup keeps of the columns of its tile: scale and shift, and 16 bytes about each 8 of them.
+HOST_DEVICE constexpr int columns_bytes(int columns) { return 8 * columns + 2 * columns; }
+
+// The ring, staging memory, two warpgroups' columns, two barriers a stage, two flags.
 HOST_DEVICE constexpr int shared_bytes(int rows, int columns, int depth, int stages) {
-  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * MAX_STAGES * 8 + 8;
+  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(columns) +
+         2 * MAX_STAGES * 8 + 8;
 }
 
 HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
