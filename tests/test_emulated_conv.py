@@ -161,7 +161,7 @@ MUTANTS = {
     "a stage released before its products end": (r"wgmma_wait<1>\(\);", ""),
     "the second turn starts at the first's stage": (r"skip\(place, group\.stages, [^;]*;", ""),
     "one warp does not release": (r"if \(lane == 0\)\n", "if (lane == 0 && threadIdx.x >= 160)\n"),
-    "rows past the last are stored": (r"first \+ r < problem->pixels \? first \+ r : -1", "first + r"),
+    "rows past the last are stored": (r"first \+ r < problem\.pixels \? first \+ r : -1", "first + r"),
     "no part of K comes last": (r"counter_add\(counter\) \+ 1 ==", "counter_add(counter) =="),
     "sums of the tile before are kept": (r"i > tile\.first\)", "true)"),
     "x is loaded before the earlier grid ends": (r"grid_wait\(\); // before x is read", ""),

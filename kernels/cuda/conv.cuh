@@ -7,12 +7,12 @@
 // Three warpgroups. Two threads of the first fill a ring of stages by TMA: `rows` windows at one tap, which the unit's
 // im2col mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128-
 // or 64-byte swizzled. The other two multiply: together, 64 rows each of a tile of 128, or in turns (TURNS), each a
-// tile of 64 rows, so that one multiplies while the other stores. A warp takes its 16 rows of sums through 2 KiB of
-// shared memory, scaled and rounded, and stores 16 bytes a lane to whichever output owns the 8 columns. In a cluster of
-// two blocks, which compute tiles below each other, each block loads half of the weights for both.
+// tile of 64 rows, so that one multiplies while the other stores (epilogue.cuh). In a cluster of two blocks, which
+// compute tiles below each other, each block loads half of the weights for both.
 #pragma once
 
 #include "conv_sizes.h"
+#include "epilogue.cuh"
 #include "hopper.cuh"
 #include "schedule.h"
 
@@ -20,7 +20,7 @@ namespace inception_fast::hopper {
 
 constexpr int WARPGROUP = 128;
 constexpr int THREADS = 3 * WARPGROUP;
-constexpr int PARTS_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
+constexpr int GROUP_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
 constexpr int TURN_BARRIER = 3;  // 3 and 4: the warpgroup's turn has come
 struct Group {
   TensorMap x[MAX_PROBLEMS], weights[MAX_PROBLEMS];
@@ -28,14 +28,15 @@ struct Group {
   int32_t units;
   int32_t cluster; // 1 or 2
   int32_t stages;
-  int32_t depth; // 64 or 32
+  int32_t depth;   // 64 or 32
   int32_t x_bytes; // of a stage of rows of x, of halo tiles
 };
 
 // The ring at the start of shared memory, then what follows it.
 struct Shared {
   uint8_t *ring;
-  uint8_t *staged; // [CONSUMER_WARPS][STAGED_BYTES]
+  uint8_t *staged;  // [CONSUMER_WARPS][STAGED_BYTES]
+  uint8_t *columns; // [2][columns_bytes(N)]
   Barrier *full, *empty;
   uint32_t *last; // [2]: whether a warpgroup came last to a tile of split K
 };
@@ -44,7 +45,8 @@ template <int N, bool TURNS> __device__ __forceinline__ Shared shared_parts(cons
   Shared shared;
   shared.ring = dynamic_shared();
   shared.staged = shared.ring + group.stages * stage_bytes(tile_rows(TURNS), N, group.depth);
-  shared.full = reinterpret_cast<Barrier *>(shared.staged + CONSUMER_WARPS * STAGED_BYTES);
+  shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
+  shared.full = reinterpret_cast<Barrier *>(shared.columns + 2 * columns_bytes(N));
   shared.empty = shared.full + MAX_STAGES;
   shared.last = reinterpret_cast<uint32_t *>(shared.empty + MAX_STAGES);
   return shared;
@@ -109,10 +111,10 @@ __device__ __forceinline__ void multiply_steps(float (&d)[N / 2], uint64_t a, ui
 }
 
 // d = the tile's sums over its part of K, for the 64 rows of the calling warpgroup. With `more`, the other warpgroup
-// waits for its turn.
-template <int N, bool TURNS, class T>
+// waits for its turn. `meanwhile` is done while the last products run.
+template <int N, bool TURNS, class T, class Meanwhile>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
-                                         int warpgroup, int lane, bool more, Place &place) {
+                                         int warpgroup, int lane, bool more, Place &place, const Meanwhile &meanwhile) {
   const Problem &problem = group.problem[tile.problem];
   const int row_bytes = 2 * group.depth, x_bytes = row_bytes * tile_rows(TURNS), bytes = x_bytes + row_bytes * N;
   const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
@@ -142,6 +144,7 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
   }
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+  meanwhile();
   wgmma_wait<0>();
   settle(d);
   release(group, previous, lane);
@@ -162,14 +165,14 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
   for (int j = 0; j < N / 8; ++j)
     mine[j * WARPGROUP] = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
   fence_device();
-  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
+  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   if (thread == 0) {
     const bool last = counter_add(counter) + 1 == static_cast<uint32_t>(problem.splits);
     shared.last[warpgroup] = last;
     if (last)
       *counter = 0; // for the next launch
   }
-  sync_named(PARTS_BARRIER + warpgroup, WARPGROUP);
+  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   if (!shared.last[warpgroup])
     return false;
   fence_device();
@@ -190,108 +193,6 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
   return true;
 }
 
-// Zero in place of the negative of two 16-bit floats: rounding keeps the sign, so this is ReLU before it, too.
-__device__ __forceinline__ uint32_t relu_pair(uint32_t pair) { return pair & ~(((pair >> 15) & 0x10001u) * 0xffffu); }
-
-// Address in a warp's staging memory of 8 columns, rotated so that neither rows nor columns meet in a bank.
-__device__ __forceinline__ uint32_t staged_address(uint32_t base, int row, int group) {
-  return base + row * (STAGED_COLUMNS * 2) + ((group ^ (row & 7)) << 4);
-}
-
-// The pixels of a warp's 16 rows: one behind the other, -1 past the last.
-struct TileRows {
-  const Problem *problem;
-  int first;
-  __device__ __forceinline__ int operator()(int r) const { return first + r < problem->pixels ? first + r : -1; }
-};
-
-// The warp's 16 rows of the residual, columns [column, column + 64), into staging memory.
-template <class ROWS>
-__device__ __forceinline__ void stage_residual(const Problem &problem, uint32_t staged, const ROWS &rows, int column,
-                                               int lane) {
-  const int group = lane % 8;
-#pragma unroll
-  for (int pass = 0; pass < 4; ++pass) {
-    const int r = pass * 4 + lane / 8, pixel = rows(r);
-    if (pixel >= 0 && column + 8 * group < problem.oc) {
-      const uint64_t from =
-          problem.residual + 2 * static_cast<uint64_t>(pixel * problem.residual_pitch + column + 8 * group);
-      store_shared_16(staged_address(staged, r, group), load_global_16(reinterpret_cast<const void *>(from)));
-    }
-  }
-  sync_warp();
-}
-
-// Scales, adds and rounds 8 columns of the warp's rows: `low` holds row lane / 4, `high` the row 8 below.
-template <class T>
-__device__ __forceinline__ void finish(const float *d, const Problem &problem, uint32_t staged, int column, int group,
-                                       int lane, uint32_t &low, uint32_t &high) {
-  const int mine = column + 2 * (lane % 4);
-  const float2 scale = *reinterpret_cast<const float2 *>(problem.scale + 4 * static_cast<uint64_t>(mine));
-  const float2 shift = *reinterpret_cast<const float2 *>(problem.shift + 4 * static_cast<uint64_t>(mine));
-  float2 top = make_float2(fmaf(d[0], scale.x, shift.x), fmaf(d[1], scale.y, shift.y));
-  float2 bottom = make_float2(fmaf(d[2], scale.x, shift.x), fmaf(d[3], scale.y, shift.y));
-  if (problem.residual) {
-    const uint32_t word = 4 * (lane % 4);
-    const float2 above = unpack<T>(load_shared_4(staged_address(staged, lane / 4, group) + word));
-    const float2 below = unpack<T>(load_shared_4(staged_address(staged, lane / 4 + 8, group) + word));
-    const float by = problem.residual_scale;
-    top = make_float2(fmaf(top.x, by, above.x), fmaf(top.y, by, above.y));
-    bottom = make_float2(fmaf(bottom.x, by, below.x), fmaf(bottom.y, by, below.y));
-  }
-  low = pack<T>(top.x, top.y);
-  high = pack<T>(bottom.x, bottom.y);
-}
-
-// The warp's 16 rows of staging memory, columns [column, column + 64) as far as `columns`, to their outputs.
-template <class ROWS>
-__device__ __forceinline__ void store_rows(const Problem &problem, uint32_t staged, const ROWS &rows, int column,
-                                           int columns, int lane) {
-  const int group = lane % 8, mine = column + 8 * group;
-  if (8 * group >= columns || mine >= problem.oc)
-    return;
-  const int output = output_of(problem, mine);
-  const bool relu = problem.output[output].relu;
-#pragma unroll
-  for (int pass = 0; pass < 4; ++pass) {
-    const int r = pass * 4 + lane / 8, pixel = rows(r);
-    if (pixel < 0)
-      continue;
-    uint4 value = load_shared_16(staged_address(staged, r, group));
-    if (relu)
-      value = make_uint4(relu_pair(value.x), relu_pair(value.y), relu_pair(value.z), relu_pair(value.w));
-    store_global_16(reinterpret_cast<void *>(element_address(problem, output, pixel, mine)), value);
-  }
-}
-
-// The sums of the warp's 16 rows from `row` on to their outputs: columns from `column` on, beginning with the tile's
-// FIRST.
-template <int N, int FIRST, class T, class ROWS>
-__device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t staged,
-                                           const ROWS &rows, int column, int lane) {
-  constexpr int COLUMNS = N - FIRST < STAGED_COLUMNS ? N - FIRST : STAGED_COLUMNS;
-  if (problem.residual)
-    stage_residual(problem, staged, rows, column, lane);
-  uint32_t low[COLUMNS / 8], high[COLUMNS / 8];
-#pragma unroll
-  for (int group = 0; group < COLUMNS / 8; ++group) {
-    const float *sums = &d[(FIRST / 8 + group) * 4];
-    low[group] = high[group] = 0;
-    if (column + 8 * group < problem.oc)
-      finish<T>(sums, problem, staged, column + 8 * group, group, lane, low[group], high[group]);
-  }
-  sync_warp(); // every lane has read its residual
-#pragma unroll
-  for (int group = 0; group < COLUMNS / 8; group += 2)
-    store_matrices(staged_address(staged, lane % 16, group + lane / 16), low[group], high[group], low[group + 1],
-                   high[group + 1]);
-  sync_warp();
-  store_rows(problem, staged, rows, column, COLUMNS, lane);
-  sync_warp(); // the next columns may overwrite these
-  if constexpr (FIRST + COLUMNS < N)
-    store_tile<N, FIRST + COLUMNS, T>(d, problem, staged, rows, column + COLUMNS, lane);
-}
-
 // The consumers, two warpgroups.
 template <int N, bool TURNS, class T>
 __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters,
@@ -299,6 +200,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
+  const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
   Place place{0, 0};
   int turn = 0;
   for (int unit = cluster_index; unit < group.units; unit += clusters, turn ^= 1) {
@@ -308,18 +210,25 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       continue;
     }
     const Problem &problem = group.problem[tile.problem];
+    const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     // A parity tells a phase from the next one, not from the one after that: a warpgroup must not wait for its stages
     // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
     if (TURNS && unit != cluster_index)
       sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
     float d[N / 2];
-    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, TURNS && unit + clusters < group.units, place);
+    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, TURNS && unit + clusters < group.units, place, [&] {
+      if (!TURNS) // where a warp may still store the tile before; else all have met at their turn
+        sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+      keep_columns<N>(columns, share, thread);
+      sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+    });
     if (tile.row >= problem.row_tiles)
       continue; // the cluster's other block has the last tile
     if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
       continue;
-    const int row = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
-    store_tile<N, 0, T>(d, problem, staged, TileRows{&problem, row}, tile.column * N, lane);
+    const int first = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
+    const auto rows = [&](int r) { return first + r < problem.pixels ? first + r : -1; };
+    store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 // Limits of an im2col map of rank 4: corners are signed bytes, a tap's place an unsigned one, strides at most 8.
 constexpr int64_t MIN_CORNER = -128, MAX_CORNER = 127, MAX_TAP = 255, MAX_STEP = 8;
 constexpr int64_t MAX_STRIDE = int64_t{1} << 40, MAX_PIXELS = (int64_t{1} << 31) - 1024;
+constexpr int64_t MAX_PITCH = int64_t{1} << 31; // of elements: 32 bits of bytes
 
 void multiple(Reasons &reasons, const char *name, int64_t value, int64_t of) {
   reasons.require(value > 0 && value % of == 0, std::string(name) + " " + std::to_string(value),
@@ -18,6 +19,7 @@ void pitch(Reasons &reasons, const char *name, int64_t value, int64_t channels) 
   multiple(reasons, name, value, 8);
   reasons.require(value >= channels, std::string(name) + " " + std::to_string(value),
                   "at least its " + std::to_string(channels) + " channels");
+  reasons.require(value < MAX_PITCH, std::string(name) + " " + std::to_string(value), "less than 2^31");
 }
 
 void check_sizes(Reasons &reasons, const HopperConv &conv) {

@@ -27,9 +27,13 @@ HOST_DEVICE constexpr int tile_rows(bool turns) { return turns ? 64 : 128; }
 
 HOST_DEVICE constexpr int stage_bytes(int rows, int columns, int depth) { return 2 * depth * (rows + columns); }
 
-// The ring, staging memory, two barriers a stage, two flags.
+// What a warpgroup keeps of the columns of its tile: scale and shift, and 16 bytes about each 8 of them.
+HOST_DEVICE constexpr int columns_bytes(int columns) { return 8 * columns + 2 * columns; }
+
+// The ring, staging memory, two warpgroups' columns, two barriers a stage, two flags.
 HOST_DEVICE constexpr int shared_bytes(int rows, int columns, int depth, int stages) {
-  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * MAX_STAGES * 8 + 8;
+  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(columns) +
+         2 * MAX_STAGES * 8 + 8;
 }
 
 HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
@@ -38,9 +42,10 @@ HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
   return fit < MAX_STAGES ? fit : MAX_STAGES;
 }
 
-// Halo tiles: two stages of rows of x, `stages` of weights, staging memory, two barriers a stage.
+// Halo tiles: two stages of rows of x, `stages` of weights, staging memory, columns, two barriers a stage.
 HOST_DEVICE constexpr int halo_bytes(int x_bytes, int columns, int depth, int stages) {
-  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * (MAX_STAGES + 2) * 8;
+  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + CONSUMER_WARPS * STAGED_BYTES +
+         2 * columns_bytes(columns) + 2 * (MAX_STAGES + 2) * 8;
 }
 
 } // namespace inception_fast::hopper

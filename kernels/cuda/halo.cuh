@@ -18,7 +18,7 @@
 namespace inception_fast::hopper {
 
 struct HaloShared {
-  uint8_t *x, *weights, *staged;
+  uint8_t *x, *weights, *staged, *columns;
   Barrier *full, *empty, *x_full, *x_empty;
 };
 
@@ -27,7 +27,8 @@ template <int N> __device__ __forceinline__ HaloShared halo_shared(const Group &
   shared.x = dynamic_shared();
   shared.weights = shared.x + HALO_STAGES * group.x_bytes;
   shared.staged = shared.weights + group.stages * stage_bytes(0, N, group.depth);
-  shared.full = reinterpret_cast<Barrier *>(shared.staged + CONSUMER_WARPS * STAGED_BYTES);
+  shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
+  shared.full = reinterpret_cast<Barrier *>(shared.columns + 2 * columns_bytes(N));
   shared.empty = shared.full + MAX_STAGES;
   shared.x_full = shared.empty + MAX_STAGES;
   shared.x_empty = shared.x_full + HALO_STAGES;
@@ -154,13 +155,6 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
   }
 }
 
-// The pixels of a warp's 16 positions.
-struct HaloRows {
-  const Problem *problem;
-  Position first;
-  __device__ __forceinline__ int operator()(int r) const { return pixel_of(*problem, first, r); }
-};
-
 // The consumers, two warpgroups.
 template <int N, int PARTS, class T>
 __device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared) {
@@ -168,6 +162,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
+  const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
   const Problem &starts = group.problem[tile_of(group.problem, blockIdx.x, 1, 0).problem];
   HaloPlace place{{0, 0}, {0, 0}, 0};
   if (warpgroup == 0)
@@ -177,15 +172,20 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
     const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
+    const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     const int mine = warpgroup * 64 * PARTS;
     float d[PARTS][N / 2];
     multiply_halo<N, PARTS, T>(d, group, shared, problem, rows_of(problem, tile.row, POSITIONS).offset + mine, lane,
                                place);
+    sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
+    keep_columns<N>(columns, share, thread);
+    sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
-      const int first = tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS;
-      const HaloRows rows{&problem, position_at(problem, first)};
-      store_tile<N, 0, T>(d[part], problem, staged, rows, tile.column * N, lane);
+      const Position first =
+          position_at(problem, tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS);
+      const auto rows = [&](int r) { return pixel_of(problem, first, r); };
+      store_tile<N, T>(d[part], problem, columns, staged, rows, tile.column * N, lane);
     }
   }
 }

@@ -321,9 +321,45 @@ __device__ __forceinline__ void store_shared_16(uint32_t address, uint4 value) {
                : "memory");
 }
 
-__device__ __forceinline__ uint4 load_global_16(const void *from) { return *static_cast<const uint4 *>(from); }
+__device__ __forceinline__ void store_shared_16(uint32_t address, float4 value) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x), "f"(value.y), "f"(value.z),
+               "f"(value.w)
+               : "memory");
+}
 
-__device__ __forceinline__ void store_global_16(void *to, uint4 value) { *static_cast<uint4 *>(to) = value; }
+__device__ __forceinline__ float4 load_shared_floats(uint32_t address) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
+// An address that was a number is one of global memory: a generic access would wait for those to shared memory, too.
+__device__ __forceinline__ uint4 load_global_16(const void *from) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_global_16(void *to, uint4 value) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// Two floats at an address of memory that nothing writes while the kernel runs.
+__device__ __forceinline__ float2 load_constant_8(uint64_t from) {
+  float2 value;
+  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];"
+               : "=f"(value.x), "=f"(value.y)
+               : "l"(__cvta_generic_to_global(reinterpret_cast<const void *>(from))));
+  return value;
+}
 
 // Past the level 1 cache: what other multiprocessors wrote before a counter_add is seen after a fence_device.
 __device__ __forceinline__ float4 load_device_16(const float4 *from) { return __ldcg(from); }
@@ -337,6 +373,13 @@ __device__ __forceinline__ uint32_t counter_add(uint32_t *counter) {
 }
 
 __device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// All bits of each half of 16 bits whose sign is set, none of the other.
+__device__ __forceinline__ uint32_t sign_halves(uint32_t pair) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(pair));
+  return mask;
+}
 
 // Two floats rounded to nearest even and packed, `low` in the low half.
 template <class T> __device__ __forceinline__ uint32_t pack(float low, float high);

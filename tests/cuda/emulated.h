@@ -136,6 +136,12 @@ inline uint32_t load_shared_4(uint32_t address) {
   return value;
 }
 inline void store_shared_16(uint32_t address, uint4 value) { emulated::store_shared(address, &value, 16); }
+inline void store_shared_16(uint32_t address, float4 value) { emulated::store_shared(address, &value, 16); }
+inline float4 load_shared_floats(uint32_t address) {
+  float4 value;
+  emulated::load_shared(address, &value, 16);
+  return value;
+}
 
 inline uint4 load_global_16(const void *from) {
   emulated::check_global(from, 16, "a load");
@@ -144,6 +150,11 @@ inline uint4 load_global_16(const void *from) {
 inline void store_global_16(void *to, uint4 value) {
   emulated::check_global(to, 16, "a store");
   *static_cast<uint4 *>(to) = value;
+}
+
+inline float2 load_constant_8(uint64_t from) {
+  emulated::check_global(reinterpret_cast<const void *>(from), 8, "a load");
+  return *reinterpret_cast<const float2 *>(from);
 }
 
 inline uint32_t counter_add(uint32_t *counter) {
@@ -155,6 +166,10 @@ template <class V> inline V load_device_16(const V *from) {
   static_assert(sizeof(V) == 16, "16 bytes");
   emulated::check_global(from, 16, "a load");
   return *from;
+}
+
+inline uint32_t sign_halves(uint32_t pair) {
+  return (pair & 0x80000000u ? 0xffff0000u : 0) | (pair & 0x8000u ? 0xffffu : 0);
 }
 
 template <class T> uint32_t pack(float low, float high);

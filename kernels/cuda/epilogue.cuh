@@ -1,0 +1,173 @@
+// y = act(residual + residual_scale * (scale * sum + shift)): from a warpgroup's sums to memory, whatever made them.
+//
+// A warp has 16 rows of sums, N columns, in the fragments of wgmma. Which pixel of y a row is, the caller says:
+// `rows(r)`, r = 0..15, is the index of the pixel that the warp's row r belongs to, in y and in the residual, or -1
+// where nothing may be stored. Columns go to the outputs that own them.
+//
+// What columns have in common is fetched once a tile, while products still run: `load_columns` begins to read it into
+// registers, `keep_columns` puts it into the warpgroup's part of shared memory, where `store_tile` finds it. Two
+// barriers of the warpgroup are the caller's to place: one between the last store_tile and keep_columns, one between
+// keep_columns and the next store_tile.
+//
+// Sums are scaled, added to and rounded once, 64 columns at a time, go through the warp's 2 KiB of staging memory and
+// leave it 16 bytes a lane, a row of 128 bytes by eight lanes.
+#pragma once
+
+#include "conv_sizes.h"
+#include "hopper.cuh"
+#include "schedule.h"
+
+namespace inception_fast::hopper {
+
+// One thread's share of what the columns have in common.
+struct ColumnsShare {
+  float4 affine; // scale and shift of two columns: scale, scale, shift, shift
+  uint4
+      target; // of 8 columns: address of the first at pixel 0 or 0, bytes between pixels, all bits of what ReLU clears
+};
+
+// The share of thread `thread` of the warpgroup in the N columns from `column` on. Columns past the last get 0.
+template <int N> __device__ __forceinline__ ColumnsShare load_columns(const Problem &problem, int column, int thread) {
+  ColumnsShare share{make_float4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+  const int two = column + 2 * thread, eight = column + 8 * thread;
+  if (2 * thread < N && two < problem.oc) {
+    const float2 scale = load_constant_8(problem.scale + 4 * static_cast<uint64_t>(two));
+    const float2 shift = load_constant_8(problem.shift + 4 * static_cast<uint64_t>(two));
+    share.affine = make_float4(scale.x, scale.y, shift.x, shift.y);
+  }
+  if (8 * thread < N && eight < problem.oc) {
+    uint64_t address = 0;
+    for (int i = 0, begin = 0; i < problem.outputs; begin = problem.output[i++].end)
+      if (eight >= begin) { // the last such output owns the columns
+        const Output &to = problem.output[i];
+        address = to.y + 2 * static_cast<uint64_t>(eight - begin);
+        share.target.z = 2 * static_cast<uint32_t>(to.pitch);
+        share.target.w = to.relu ? 0xffffffffu : 0;
+      }
+    share.target.x = static_cast<uint32_t>(address);
+    share.target.y = static_cast<uint32_t>(address >> 32);
+  }
+  return share;
+}
+
+// Puts a thread's share where the warpgroup's columns are kept: columns_bytes(N) at shared address `columns`.
+template <int N> __device__ __forceinline__ void keep_columns(uint32_t columns, const ColumnsShare &share, int thread) {
+  if (2 * thread < N)
+    store_shared_16(columns + 16 * thread, share.affine);
+  if (8 * thread < N)
+    store_shared_16(columns + 8 * N + 16 * thread, share.target);
+}
+
+// Zero in place of the negative of two 16-bit floats, where `relu` has bits: rounding keeps the sign, so this is ReLU
+// before it, too.
+__device__ __forceinline__ uint32_t relu_pair(uint32_t pair, uint32_t relu) {
+  return pair & ~(sign_halves(pair) & relu);
+}
+
+// Address in a warp's staging memory of 8 columns, rotated so that neither rows nor columns meet in a bank.
+__device__ __forceinline__ uint32_t staged_address(uint32_t base, int row, int group) {
+  return base + row * (STAGED_COLUMNS * 2) + ((group ^ (row & 7)) << 4);
+}
+
+// The residual of 64 columns of a tile, from its FIRST on, as it is staged: 8 columns a lane, of four rows.
+template <int N, int FIRST>
+__device__ __forceinline__ void load_residual(uint4 (&values)[4], const Problem &problem, const int (&pixel)[4],
+                                              int column, int group) {
+  const int own = column + FIRST + 8 * group;
+  const uint64_t from = problem.residual + 2 * static_cast<uint64_t>(own);
+  const uint32_t pitch = 2 * static_cast<uint32_t>(problem.residual_pitch);
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass)
+    if (FIRST + 8 * group < N && own < problem.oc && pixel[pass] >= 0)
+      values[pass] = load_global_16(reinterpret_cast<const void *>(from + static_cast<uint64_t>(pixel[pass]) * pitch));
+}
+
+// Scales, adds and rounds the warp's sums of 8 columns, group `group` of what is staged: `low` holds row lane / 4,
+// `high` the row 8 below. `affine` is the shared address of the lane's two columns.
+template <class T, bool RESIDUAL>
+__device__ __forceinline__ void finish(const float *d, uint32_t affine, float residual_scale, uint32_t staged,
+                                       int group, int lane, uint32_t &low, uint32_t &high) {
+  const float4 by = load_shared_floats(affine);
+  float2 top = make_float2(fmaf(d[0], by.x, by.z), fmaf(d[1], by.y, by.w));
+  float2 bottom = make_float2(fmaf(d[2], by.x, by.z), fmaf(d[3], by.y, by.w));
+  if constexpr (RESIDUAL) {
+    const uint32_t word = 4 * (lane % 4);
+    const float2 above = unpack<T>(load_shared_4(staged_address(staged, lane / 4, group) + word));
+    const float2 below = unpack<T>(load_shared_4(staged_address(staged, lane / 4 + 8, group) + word));
+    top = make_float2(fmaf(top.x, residual_scale, above.x), fmaf(top.y, residual_scale, above.y));
+    bottom = make_float2(fmaf(bottom.x, residual_scale, below.x), fmaf(bottom.y, residual_scale, below.y));
+  }
+  low = pack<T>(top.x, top.y);
+  high = pack<T>(bottom.x, bottom.y);
+}
+
+// The staged rows to memory: 8 columns a lane, of four rows, all read before the first is stored.
+__device__ __forceinline__ void store_rows(uint32_t staged, uint4 target, const int (&pixel)[4], int lane) {
+  const uint64_t address = target.x | static_cast<uint64_t>(target.y) << 32;
+  uint4 value[4];
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass)
+    value[pass] = load_shared_16(staged_address(staged, pass * 4 + lane / 8, lane % 8));
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass) {
+    const uint4 v = make_uint4(relu_pair(value[pass].x, target.w), relu_pair(value[pass].y, target.w),
+                               relu_pair(value[pass].z, target.w), relu_pair(value[pass].w, target.w));
+    if (address != 0 && pixel[pass] >= 0)
+      store_global_16(reinterpret_cast<void *>(address + static_cast<uint64_t>(pixel[pass]) * target.z), v);
+  }
+}
+
+// The warp's sums of the columns from the tile's FIRST on. `residual` holds that of the first 64 of them.
+template <int N, int FIRST, class T, bool RESIDUAL>
+__device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
+                                            uint32_t staged, const int (&pixel)[4], int column, int lane,
+                                            uint4 (&residual)[4]) {
+  constexpr int NEXT = FIRST + STAGED_COLUMNS, GROUPS = (NEXT < N ? STAGED_COLUMNS : N - FIRST) / 8;
+  const int group = lane % 8; // the lane's columns at the stores
+  if constexpr (RESIDUAL) {
+#pragma unroll
+    for (int pass = 0; pass < 4; ++pass)
+      store_shared_16(staged_address(staged, pass * 4 + lane / 8, group), residual[pass]);
+    if constexpr (NEXT < N) // these loads run while the present columns are dealt with
+      load_residual<N, NEXT>(residual, problem, pixel, column, group);
+    sync_warp();
+  }
+  uint32_t low[GROUPS], high[GROUPS];
+#pragma unroll
+  for (int i = 0; i < GROUPS; ++i)
+    finish<T, RESIDUAL>(&d[(FIRST / 8 + i) * 4], columns + 8 * FIRST + 64 * i + 16 * (lane % 4), problem.residual_scale,
+                        staged, i, lane, low[i], high[i]);
+  if constexpr (RESIDUAL)
+    sync_warp(); // every lane has read its residual
+  uint4 target = make_uint4(0, 0, 0, 0);
+  if (group < GROUPS)
+    target = load_shared_16(columns + 8 * N + 2 * FIRST + 16 * group);
+#pragma unroll
+  for (int i = 0; i < GROUPS; i += 2)
+    store_matrices(staged_address(staged, lane % 16, i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
+  sync_warp();
+  store_rows(staged, target, pixel, lane);
+  sync_warp(); // the next columns, or the next tile's, may overwrite these
+  if constexpr (NEXT < N)
+    store_parts<N, NEXT, T, RESIDUAL>(d, problem, columns, staged, pixel, column, lane, residual);
+}
+
+// The sums of the calling warp's 16 rows to the outputs of their columns, N from `column` on. `columns` is where
+// keep_columns put what these have in common, `staged` the warp's staging memory, both shared addresses.
+template <int N, class T, class Rows>
+__device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
+                                           uint32_t staged, const Rows &rows, int column, int lane) {
+  int pixel[4]; // of the rows that the lane stores
+#pragma unroll
+  for (int pass = 0; pass < 4; ++pass)
+    pixel[pass] = rows(pass * 4 + lane / 8);
+  uint4 residual[4] = {};
+  if (problem.residual) {
+    load_residual<N, 0>(residual, problem, pixel, column, lane % 8);
+    store_parts<N, 0, T, true>(d, problem, columns, staged, pixel, column, lane, residual);
+  } else {
+    store_parts<N, 0, T, false>(d, problem, columns, staged, pixel, column, lane, residual);
+  }
+}
+
+} // namespace inception_fast::hopper
