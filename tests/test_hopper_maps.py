@@ -25,6 +25,7 @@ from numerics import FP64_MAX
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
+HALO = 2  # `turns` of halo tiles
 SHAPES = [shape for shape in CONV_SHAPES if shape.groups == 1 and shape.c % 8 == 0 and shape.oc % 8 == 0]
 
 
@@ -52,9 +53,17 @@ def one_thread() -> Iterator[None]:
 
 
 def configurations(maps: ctypes.CDLL) -> list[abi.Config]:
+    """Those whose tiles are pixels of y, gathered tap by tap; halo tiles stand behind them."""
+    configs = list(every(maps))
+    plain = [one for one in configs if one.turns != HALO]
+    assert configs[: len(plain)] == plain
+    return plain
+
+
+def every(maps: ctypes.CDLL) -> ctypes.Array[abi.Config]:
     configs = (abi.Config * maps.hopper_conv_configs(None, 0))()
     maps.hopper_conv_configs(configs, len(configs))
-    return list(configs)
+    return configs
 
 
 def described(shape: ConvShape, n: int, splits: int = 1) -> abi.Conv:
@@ -255,3 +264,60 @@ def test_a_tile_fits_a_multiprocessor(maps: ctypes.CDLL) -> None:
     for cut in configurations(maps):
         assert cut.stages >= 3 and cut.shared_bytes <= 227 * 1024
         assert cut.shared_bytes >= 1024 + 2 * cut.depth * (cut.rows + cut.columns) * cut.stages + 16 * 1024
+    for cut in every(maps):
+        assert cut.shared_bytes <= 227 * 1024
+
+
+def halo_tiles(maps: ctypes.CDLL, conv: abi.Conv, config: int, positions: int) -> tuple[Integers, Integers, Integers]:
+    """(first row, rows, offset) of each tile, the pixel of each position, and (pitch, rows an image) of the map."""
+    count = maps.maps_halo(ctypes.byref(conv), config, None, None, None)
+    tiles, pixels = np.zeros((count, 3), np.int32), np.zeros((count, positions), np.int32)
+    sizes = np.zeros(4, np.int32)
+    maps.maps_halo(ctypes.byref(conv), config, _pointer(tiles), _pointer(pixels), _pointer(sizes))
+    return tiles, pixels, sizes
+
+
+def padded_rows(x: Floats, conv: abi.Conv, first: int, count: int, pitch: int, image_rows: int) -> Floats:
+    """[count * pitch, c]: what the copies of a tile's rows bring, zero outside of the maps."""
+    rows = first + np.arange(count)
+    image, h, w = rows // image_rows, rows % image_rows - conv.top, np.arange(pitch) - conv.left
+    inside = ((image < conv.n) & (h >= 0) & (h < conv.h))[:, None] & (w >= 0) & (w < conv.w)
+    image, h, w = np.clip(image, 0, conv.n - 1), np.clip(h, 0, conv.h - 1), np.clip(w, 0, conv.w - 1)
+    return (x[image[:, None], h[:, None], w] * inside[..., None]).reshape(count * pitch, -1)
+
+
+def test_every_halo_tile_sees_its_windows(maps: ctypes.CDLL) -> None:
+    """All convolutions of the networks that halo tiles take, each with another of the configurations: a tap of a tile
+    is the rows that it holds from another pixel on, and every pixel of y is stored once.
+    """
+    configs, random, seen = every(maps), np.random.default_rng(0), set()
+    halo = [index for index, one in enumerate(configs) if one.turns == HALO]
+    for index, shape in enumerate(SHAPES):
+        config = halo[index % len(halo)]
+        conv, cut = described(shape, 1 if shape.h > 20 else 3), configs[config]
+        text = ctypes.create_string_buffer(1000)
+        if maps.hopper_conv_reasons(ctypes.byref(conv), 1, 0, config, text, 1000):
+            assert "halo tile" in text.value.decode()
+            continue
+        seen.add(config)
+        c = min(shape.c, 8)  # rows of memory are the same for all channels
+        x = random.integers(-3, 4, (conv.n, shape.h, shape.w, c)).astype(np.float64)
+        weight = random.integers(-3, 4, (4, c, shape.kh, shape.kw)).astype(np.float64)
+        tiles, pixels, (pitch, image_rows, x_bytes, stages) = halo_tiles(maps, conv, config, cut.rows)
+        assert pitch * 2 * cut.depth % 128 == 0 and stages >= 2
+        y: Floats = np.full((conv.n * conv.oh * conv.ow, 4), np.nan)
+        for (first, count, offset), to in zip(tiles, pixels, strict=True):
+            assert count * pitch * 2 * cut.depth <= x_bytes
+            held = padded_rows(x, conv, first, count, pitch, image_rows)
+            sums: Floats = np.zeros((cut.rows, 4))
+            for tap in range(shape.kh * shape.kw):
+                begin = offset + tap // shape.kw * pitch + tap % shape.kw
+                assert begin + cut.rows <= len(held), "an operand stays inside of its rows"
+                sums += held[begin : begin + cut.rows] @ weight[:, :, tap // shape.kw, tap % shape.kw].T
+            assert np.isnan(y[to[to >= 0]]).all(), "no pixel is stored twice"
+            y[to[to >= 0]] = sums[to >= 0]
+        wanted = reference.conv(
+            torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(weight), padding=shape.padding, relu=False
+        ).permute(0, 2, 3, 1).numpy().reshape(y.shape)  # fmt: skip
+        assert (y == wanted).all(), f"{shape} {cut.rows}x{cut.columns}"
+    assert seen == set(halo)

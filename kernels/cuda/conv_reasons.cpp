@@ -52,9 +52,9 @@ void check_map(Reasons &reasons, const HopperConv &conv, const HopperConfig &con
 }
 
 void check_halo(Reasons &reasons, const HopperConv &conv) {
-  reasons.require(conv.stride_h == 1 && conv.stride_w == 1,
-                  "strides " + std::to_string(conv.stride_h) + " and " + std::to_string(conv.stride_w) + " of halo tiles",
-                  "1");
+  reasons.require(
+      conv.stride_h == 1 && conv.stride_w == 1,
+      "strides " + std::to_string(conv.stride_h) + " and " + std::to_string(conv.stride_w) + " of halo tiles", "1");
   reasons.between("splits of halo tiles", conv.splits, 1, 1);
   reasons.between("pixels of a padded row of halo tiles", int64_t{conv.ow} + conv.kw - 1, 1, HALO_PITCH - 1);
   const int64_t rows = int64_t{conv.n} * (int64_t{conv.oh} + conv.kh - 1);

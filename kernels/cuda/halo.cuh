@@ -182,8 +182,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
-      const Position first =
-          position_at(problem, tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS);
+      const Position first = position_at(problem, tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS);
       const auto rows = [&](int r) { return pixel_of(problem, first, r); };
       store_tile<N, T>(d[part], problem, columns, staged, rows, tile.column * N, lane);
     }

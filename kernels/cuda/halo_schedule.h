@@ -1,10 +1,10 @@
-// Which rows of x a halo tile needs, and which pixels of y its positions are. Plain arithmetic that the kernel, its host
-// side and the tests share.
+// Which rows of x a halo tile needs, and which pixels of y its positions are. Plain arithmetic that the kernel, its
+// host side and the tests share.
 //
 // The map is walked with its padding: a row has `pitch` pixels, at least ow + kw - 1, an image oh + kh - 1 rows, and
 // the images lie below each other. A position is a pixel of that map, and the output whose window begins there, where
-// there is one: so a tap shifts all positions alike, by (tap / kw) * pitch + tap % kw. A tile is a run of positions, and
-// what it reads are whole rows: those of its first position up to its last one's at the last tap.
+// there is one: so a tap shifts all positions alike, by (tap / kw) * pitch + tap % kw. A tile is a run of positions,
+// and what it reads are whole rows: those of its first position up to its last one's at the last tap.
 #pragma once
 
 #include "schedule.h"

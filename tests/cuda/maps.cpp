@@ -79,3 +79,24 @@ extern "C" void maps_ring(int32_t stages, int32_t count, const int32_t *counts, 
       *rows++ = value;
   }
 }
+
+// (first row, rows, offset) of each halo tile, the pixel of y of each of its positions, and what the host makes of it
+// all: pitch, rows of an image, bytes of a stage of x, stages of weights. Returns the tiles; null writes nothing.
+extern "C" int32_t maps_halo(const HopperConv *conv, int32_t config, int32_t *tiles, int32_t *pixels, int32_t *sizes) {
+  const HopperConfig chosen = conv_configs()[config];
+  const Problem problem = problem_of(*conv, chosen);
+  for (int tile = 0; tiles && tile < problem.row_tiles; ++tile) {
+    const Rows rows = rows_of(problem, tile, chosen.rows);
+    for (const int value : {rows.first, rows.count, rows.offset})
+      *tiles++ = value;
+    for (int i = 0; i < chosen.rows; i += 16) // as a warp asks
+      for (int r = 0; r < 16; ++r)
+        *pixels++ = pixel_of(problem, position_at(problem, tile * chosen.rows + i), r);
+  }
+  if (sizes) {
+    const HaloSizes needed = halo_sizes(problem, chosen);
+    for (const int value : {problem.pitch, problem.image_rows, static_cast<int>(needed.x_bytes), needed.stages})
+      *sizes++ = value;
+  }
+  return problem.row_tiles;
+}
