@@ -25,6 +25,9 @@ NARROW = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *NARROW)
 INT32 = 1 << 31
 
+# Of blocks of columns over the last channel, as a multiple of the channels; beyond it blocks are narrower.
+MOST_OVERHANG = 1.2
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -76,6 +79,16 @@ def _tiles(rows: int, c: int, elements: int = 4096) -> tuple[int, int, int, tupl
     return block_m, block_n, blocks, (triton.cdiv(rows, block_m) * blocks,)
 
 
+def _pool_tiles(rows: int, c: int) -> tuple[int, int, int, tuple[int]]:
+    """As `_tiles`, with the widest blocks of columns of which little hangs over."""
+    block_n = power(c, 16, 128)
+    while block_n > 32 and -(-c // block_n) * block_n > MOST_OVERHANG * c:
+        block_n //= 2
+    block_m = power(rows, 1, 2048 // block_n)
+    blocks = triton.cdiv(c, block_n)
+    return block_m, block_n, blocks, (triton.cdiv(rows, block_m) * blocks,)
+
+
 def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False) -> list[Launch]:
     """y = act(pool(x) + shift); a window that is the whole map becomes one reduction an image."""
     if spec.n == 0:
@@ -89,7 +102,7 @@ def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False
         blocks = {"BLOCK_M": power(spec.h * spec.w, 1, 32), "BLOCK_N": block_n}
         whole = {**pointers, "pixels": spec.h * spec.w, "c": spec.c, **pitches, **flags, **blocks}
         return [Launch("global_pool", pool.global_pool_kernel, grid, whole, {"num_warps": 4})]
-    block_m, block_n, blocks_n, grid1 = _tiles(spec.n * spec.oh * spec.ow, spec.c, 2048)
+    block_m, block_n, blocks_n, grid1 = _pool_tiles(spec.n * spec.oh * spec.ow, spec.c)
     top, bottom, left, right = spec.padding
     sizes = {"n": spec.n, "h": spec.h, "w": spec.w, "c": spec.c, "oh": spec.oh, "ow": spec.ow, "blocks": blocks_n}
     window = {"KH": spec.kh, "KW": spec.kw, "STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]}

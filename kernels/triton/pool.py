@@ -10,6 +10,8 @@ import triton.language as tl
 
 from .tile import rectified
 
+UNROLLED = tl.constexpr(32)  # most taps of a loop without branches
+
 
 @triton.jit
 def pool_kernel(
@@ -19,7 +21,9 @@ def pool_kernel(
     MAX: tl.constexpr, INCLUDE_PAD: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M output pixels by BLOCK_N channels a program, a load a tap: the overlap of windows comes from L1."""
+    """BLOCK_M output pixels by BLOCK_N channels a program, a load a tap: the overlap of windows comes from L1. A loop
+    over few taps is unrolled, so that their loads are in flight together.
+    """
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     if WIDE:
         start = start.to(tl.int64)
@@ -29,12 +33,12 @@ def pool_kernel(
     top, left = (pixel // ow) * STRIDE_H - TOP, (pixel % ow) * STRIDE_W - LEFT
     k = block * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.full((BLOCK_M, BLOCK_N), float("-inf") if MAX else 0.0, tl.float32)
-    for tap in range(KH * KW):
-        iy, ix = top + tap // KW, left + tap % KW
-        ok = (m_ok & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w))[:, None] & (k < c)[None, :]
-        at = ((image * h + iy) * w + ix).to(tl.int64) * x_pitch
-        x = tl.load(x_ptr + at[:, None] + k[None, :], mask=ok, other=float("-inf") if MAX else 0.0).to(tl.float32)
-        acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL) if MAX else acc + x
+    if KH * KW <= UNROLLED:
+        for tap in tl.static_range(KH * KW):
+            acc = tapped(acc, x_ptr, tap, image, top, left, m_ok, k, h, w, c, x_pitch, KW, MAX)
+    else:
+        for tap in range(KH * KW):
+            acc = tapped(acc, x_ptr, tap, image, top, left, m_ok, k, h, w, c, x_pitch, KW, MAX)
     if not MAX:
         if INCLUDE_PAD:
             rows, columns = tl.minimum(top + KH, h + BOTTOM) - top, tl.minimum(left + KW, w + RIGHT) - left
@@ -48,6 +52,16 @@ def pool_kernel(
         acc = rectified(acc)
     y = y_ptr + (m.to(tl.int64) * y_pitch)[:, None] + k[None, :]
     tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=m_ok[:, None] & (k < c)[None, :])
+
+
+@triton.jit
+def tapped(acc, x_ptr, tap, image, top, left, m_ok, k, h, w, c, x_pitch, KW: tl.constexpr, MAX: tl.constexpr):
+    """`acc` with one tap of each window."""
+    iy, ix = top + tap // KW, left + tap % KW
+    ok = (m_ok & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w))[:, None] & (k < c)[None, :]
+    at = ((image * h + iy) * w + ix).to(tl.int64) * x_pitch
+    x = tl.load(x_ptr + at[:, None] + k[None, :], mask=ok, other=float("-inf") if MAX else 0.0).to(tl.float32)
+    return tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL) if MAX else acc + x
 
 
 @triton.jit
