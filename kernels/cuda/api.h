@@ -31,7 +31,7 @@ enum HopperType { HOPPER_BFLOAT16 = 0, HOPPER_FLOAT16 = 1 };
 
 typedef struct {
   uint64_t y;       // address of the first channel of the first pixel, a multiple of 16
-  int64_t pitch;    // a multiple of 8
+  int64_t pitch;    // a multiple of 8 below 2^31, as the other pitches
   int32_t channels; // columns that go here, a multiple of 8
   int32_t relu;     // 0 or 1
 } HopperOutput;

@@ -66,6 +66,7 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
     const TensorMap *x = &group.x[tile.problem], *weights = &group.weights[tile.problem];
     const Corner corner = corner_of(problem, tile.row, ROWS);
     Step step = step_of(problem, tile.first);
+    int tap_w = step.tap % problem.kw, tap_h = step.tap / problem.kw; // kept up by hand: a division takes long
     for (int i = tile.first; i < tile.last; ++i) {
       uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
       Barrier *full = &shared.full[place.stage];
@@ -73,8 +74,8 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
       const int c = step.chunk * group.depth, column = tile.column * N + rank * part;
       if constexpr (!WEIGHTS) {
         barrier_expect(full, x_bytes);
-        tma_load_im2col(stage, x, full, c, corner.w, corner.h, corner.n, static_cast<uint16_t>(step.tap % problem.kw),
-                        static_cast<uint16_t>(step.tap / problem.kw));
+        tma_load_im2col(stage, x, full, c, corner.w, corner.h, corner.n, static_cast<uint16_t>(tap_w),
+                        static_cast<uint16_t>(tap_h));
       } else {
         barrier_expect(full, weight_bytes);
         uint8_t *to = stage + x_bytes + 2 * group.depth * rank * part;
@@ -83,7 +84,12 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
         else
           tma_load_multicast(to, weights, full, 3, c, column, step.tap);
       }
+      const int tap = step.tap;
       advance(problem, step);
+      if (step.tap != tap && ++tap_w == problem.kw) {
+        tap_w = 0;
+        ++tap_h;
+      }
       advance(place, group.stages);
     }
   }
@@ -151,7 +157,8 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
 }
 
 // Puts this part's sums into the workspace. The warpgroup that comes last adds up all parts, in their order, and goes
-// on with the result; the others get false.
+// on with the result; the others get false. counter_add, between two barriers of the warpgroup, orders the writes of
+// all its threads before the reads of all threads of the one that comes last: no thread needs a fence of its own.
 template <int N, bool TURNS>
 __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &problem, const Shared &shared,
                                           const Tile &tile, int warpgroup, int thread) {
@@ -164,7 +171,6 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
     mine[j * WARPGROUP] = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
-  fence_device();
   sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   if (thread == 0) {
     const bool last = counter_add(counter) + 1 == static_cast<uint32_t>(problem.splits);
@@ -175,10 +181,11 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
   sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   if (!shared.last[warpgroup])
     return false;
-  fence_device();
 #pragma unroll
   for (int i = 0; i < N / 2; ++i)
     d[i] = 0;
+  constexpr int AT_ONCE = N <= 64 ? 4 : N <= 128 ? 2 : 1; // parts whose loads run together, as registers allow
+#pragma unroll AT_ONCE
   for (int split = 0; split < problem.splits; ++split) {
     const float4 *other = partial + split * (TILE / 4) + thread;
 #pragma unroll
@@ -237,13 +244,21 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
   const Shared shared = shared_parts<N, TURNS>(group);
   const int rank = group.cluster == 1 ? 0 : cluster_rank();
   const int cluster_index = blockIdx.x / group.cluster, clusters = gridDim.x / group.cluster;
+  grid_launch_dependents();
   if (threadIdx.x == 0) {
     const int warps = (TURNS ? 4 : 8) * group.cluster;
     for (int i = 0; i < group.stages; ++i) {
       barrier_init(&shared.full[i], 2);
       barrier_init(&shared.empty[i], warps);
     }
-    fence_barrier_init();
+    if (group.cluster == 1)
+      fence_async_shared();
+    else
+      fence_barrier_init();
+  } else if (threadIdx.x == 32) {
+    const int problem = problem_at(group.problem, cluster_index);
+    prefetch_map(&group.weights[problem]);
+    prefetch_map(&group.x[problem]);
   }
   if (group.cluster == 1) {
     sync_block();
@@ -251,13 +266,11 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
     cluster_arrive();
     cluster_wait();
   }
-  grid_launch_dependents();
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<56>();
     if (threadIdx.x == 0) {
       load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters, rank);
     } else if (threadIdx.x == 32) {
-      prefetch_map(&group.x[tile_of(group.problem, cluster_index, group.cluster, rank).problem]);
       grid_wait(); // before x is read
       load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters, rank);
     }

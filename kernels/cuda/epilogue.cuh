@@ -79,7 +79,8 @@ __device__ __forceinline__ void load_residual(uint4 (&values)[4], const Problem 
 #pragma unroll
   for (int pass = 0; pass < 4; ++pass)
     if (FIRST + 8 * group < N && own < problem.oc && pixel[pass] >= 0)
-      values[pass] = load_global_16(reinterpret_cast<const void *>(from + static_cast<uint64_t>(pixel[pass]) * pitch));
+      values[pass] = load_global_16(
+          reinterpret_cast<const void *>(from + static_cast<uint64_t>(static_cast<uint32_t>(pixel[pass])) * pitch));
 }
 
 // Scales, adds and rounds the warp's sums of 8 columns, group `group` of what is staged: `low` holds row lane / 4,
@@ -112,8 +113,8 @@ __device__ __forceinline__ void store_rows(uint32_t staged, uint4 target, const 
   for (int pass = 0; pass < 4; ++pass) {
     const uint4 v = make_uint4(relu_pair(value[pass].x, target.w), relu_pair(value[pass].y, target.w),
                                relu_pair(value[pass].z, target.w), relu_pair(value[pass].w, target.w));
-    if (address != 0 && pixel[pass] >= 0)
-      store_global_16(reinterpret_cast<void *>(address + static_cast<uint64_t>(pixel[pass]) * target.z), v);
+    const uint64_t to = address + static_cast<uint64_t>(static_cast<uint32_t>(pixel[pass])) * target.z;
+    store_global_16_if(address != 0 && pixel[pass] >= 0, reinterpret_cast<void *>(to), v);
   }
 }
 
@@ -128,23 +129,29 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
 #pragma unroll
     for (int pass = 0; pass < 4; ++pass)
       store_shared_16(staged_address(staged, pass * 4 + lane / 8, group), residual[pass]);
-    if constexpr (NEXT < N) // these loads run while the present columns are dealt with
-      load_residual<N, NEXT>(residual, problem, pixel, column, group);
     sync_warp();
   }
-  uint32_t low[GROUPS], high[GROUPS];
-#pragma unroll
-  for (int i = 0; i < GROUPS; ++i)
-    finish<T, RESIDUAL>(&d[(FIRST / 8 + i) * 4], columns + 8 * FIRST + 64 * i + 16 * (lane % 4), problem.residual_scale,
-                        staged, i, lane, low[i], high[i]);
-  if constexpr (RESIDUAL)
-    sync_warp(); // every lane has read its residual
   uint4 target = make_uint4(0, 0, 0, 0);
   if (group < GROUPS)
     target = load_shared_16(columns + 8 * N + 2 * FIRST + 16 * group);
+  constexpr int AT_ONCE = RESIDUAL ? 4 : GROUPS; // with a residual, all at once would not fit into the registers
 #pragma unroll
-  for (int i = 0; i < GROUPS; i += 2)
-    store_matrices(staged_address(staged, lane % 16, i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
+  for (int at = 0; at < GROUPS; at += AT_ONCE) {
+    uint32_t low[AT_ONCE], high[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i)
+      if (at + i < GROUPS)
+        finish<T, RESIDUAL>(&d[(FIRST / 8 + at + i) * 4], columns + 8 * FIRST + 64 * (at + i) + 16 * (lane % 4),
+                            problem.residual_scale, staged, at + i, lane, low[i], high[i]);
+    if constexpr (RESIDUAL)
+      sync_warp(); // every lane has read its residual
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i += 2)
+      if (at + i < GROUPS)
+        store_matrices(staged_address(staged, lane % 16, at + i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
+  }
+  if constexpr (RESIDUAL && NEXT < N) // here, where the registers of these columns' sums are free
+    load_residual<N, NEXT>(residual, problem, pixel, column, group);
   sync_warp();
   store_rows(staged, target, pixel, lane);
   sync_warp(); // the next columns, or the next tile's, may overwrite these
@@ -157,6 +164,7 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
 template <int N, class T, class Rows>
 __device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
                                            uint32_t staged, const Rows &rows, int column, int lane) {
+  lane = renewed(lane);
   int pixel[4]; // of the rows that the lane stores
 #pragma unroll
   for (int pass = 0; pass < 4; ++pass)

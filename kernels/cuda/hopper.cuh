@@ -352,6 +352,14 @@ __device__ __forceinline__ void store_global_16(void *to, uint4 value) {
                : "memory");
 }
 
+// The same without a branch: `where` becomes the instruction's predicate.
+__device__ __forceinline__ void store_global_16_if(bool where, void *to, uint4 value) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
+               "@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}\n" ::"r"(static_cast<int>(where)),
+               "l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 // Two floats at an address of memory that nothing writes while the kernel runs.
 __device__ __forceinline__ float2 load_constant_8(uint64_t from) {
   float2 value;
@@ -361,7 +369,7 @@ __device__ __forceinline__ float2 load_constant_8(uint64_t from) {
   return value;
 }
 
-// Past the level 1 cache: what other multiprocessors wrote before a counter_add is seen after a fence_device.
+// Past the level 1 cache, where what other multiprocessors wrote is not seen.
 __device__ __forceinline__ float4 load_device_16(const float4 *from) { return __ldcg(from); }
 
 // Adds 1 and returns the value before. What the block's threads wrote before a barrier and this is seen by whoever
@@ -407,3 +415,14 @@ template <> __device__ __forceinline__ float2 unpack<__half>(uint32_t pair) {
 } // namespace inception_fast::hopper
 
 #endif // INCEPTION_FAST_EMULATED
+
+namespace inception_fast::hopper {
+
+// About the compiler, not the hardware: addresses of an epilogue are cheap to make and many, and this keeps them from
+// being made ahead of the loops, where each would hold a register.
+__device__ __forceinline__ int renewed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+} // namespace inception_fast::hopper

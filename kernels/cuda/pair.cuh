@@ -24,13 +24,6 @@
 
 namespace inception_fast::hopper {
 
-// About the compiler, not the hardware: addresses of an epilogue are cheap to make and many, and this keeps them from
-// being made ahead of the loops, where each would hold a register.
-__device__ __forceinline__ int renewed(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 struct PairGroup {
   TensorMap x, w1, w2;
   uint64_t scale1, shift1, scale2, shift2, y;

@@ -65,11 +65,17 @@ struct Step {
 
 HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Tile of block `rank` of a cluster of `cluster` blocks in this unit.
-HOST_DEVICE Tile tile_of(const Problem *problems, int unit, int cluster, int rank) {
+// The convolution that a unit belongs to.
+HOST_DEVICE int problem_at(const Problem *problems, int unit) {
   int index = 0;
   while (unit >= problems[index].first_unit + problems[index].units)
     ++index;
+  return index;
+}
+
+// Tile of block `rank` of a cluster of `cluster` blocks in this unit.
+HOST_DEVICE Tile tile_of(const Problem *problems, int unit, int cluster, int rank) {
+  const int index = problem_at(problems, unit);
   const Problem &problem = problems[index];
   int rest = unit - problem.first_unit;
   Tile tile;

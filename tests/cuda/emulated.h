@@ -152,6 +152,10 @@ inline void store_global_16(void *to, uint4 value) {
   *static_cast<uint4 *>(to) = value;
 }
 
+inline void store_global_16_if(bool where, void *to, uint4 value) {
+  if (where)
+    store_global_16(to, value);
+}
 inline float2 load_constant_8(uint64_t from) {
   emulated::check_global(reinterpret_cast<const void *>(from), 8, "a load");
   return *reinterpret_cast<const float2 *>(from);
