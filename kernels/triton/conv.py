@@ -25,7 +25,8 @@ from .tile import ROW, multiplied, scatter_tile, store_part, store_tile
 @triton.jit
 def conv_kernel(
     x_ptr, w_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, table_ptr, place_ptr,
-    n, h, w, c, oh, ow, oc, blocks, x_pitch, w_pitch, y_pitch, residual_pitch, part_pitch, places, curved, residual_scale,
+    n, h, w, c, oh, ow, oc, blocks, x_pitch, w_pitch, y_pitch, residual_pitch, part_pitch, places, curved,
+    residual_scale,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
@@ -45,8 +46,7 @@ def conv_kernel(
         curved = tl.load(field + 8)
     else:
         w_offset, kw, taps, pad_top, pad_left = block.to(tl.int64) * BLOCK_N, KW, KH * KW, PAD_TOP, PAD_LEFT
-        column, columns = block * BLOCK_N, oc - block * BLOCK_N
-        curved -= column
+        column, columns, curved = block * BLOCK_N, oc - block * BLOCK_N, curved - block * BLOCK_N
     m = start * BLOCK_M + tl.arange(0, BLOCK_M)
     m_ok = m < n * oh * ow
     image, pixel = m // (oh * ow), m % (oh * ow)
