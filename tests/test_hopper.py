@@ -433,13 +433,14 @@ def test_a_race_is_kept_where_the_kernels_run(
     monkeypatch.setattr(hopper_gpu, "reasons", lambda spec: [])
     monkeypatch.setattr(tune, "tried", lambda *words: found)
     monkeypatch.setattr(gpu_tune, "_draws", lambda *words: ())
-    kept = gpu_tune.raced(SPEC, 2e-5, torch.device("cpu"))
+    alone = gpu_tune.Wanted(SPEC, (SPEC,))
+    kept = gpu_tune.raced(alone, 2e-5, torch.device("cpu"))
     assert kept == Row("NVIDIA H200", hopper_gpu.shape_of(SPEC), here.configs[1].name, 2, 1e-5, 2e-5)
     assert choices.tuned("NVIDIA H200", abi.ABI)[-1] == kept
     tuned = choices.tuned("NVIDIA H200", abi.ABI)
     assert choices.nearest(hopper_gpu.shape_of(replace(SPEC, n=3)), "NVIDIA H200", tuned) == kept
     status["cuda"] = fast.Unavailable("not built")  # type: ignore[assignment]
-    assert gpu_tune.raced(SPEC, 2e-5, torch.device("cpu")) is None
+    assert gpu_tune.raced(alone, 2e-5, torch.device("cpu")) is None
 
 
 def test_the_shipped_rows_are_whole() -> None:

@@ -8,33 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hopper import best_call, fused_call, pair_truth
+from hopper import fused_call, pair_truth
 from inception_fast.kernels import cuda
 from inception_fast.kernels.cuda import choices, pair, tune
 from inception_fast.kernels.cuda.choices import Row
 from inception_fast.kernels.cuda.convolve import Cut
-from inception_fast.kernels.spec import ConvSpec, PairSpec
+from inception_fast.kernels.spec import PairSpec
 from journal import broken_context
 from measure import CHECKED, LAYER_BUDGET, checked, draw
 from store import read_results
 from timing import device_seconds, summary
+from torch import Tensor
 
 from inception_fast.backends import hopper_gpu
+from inception_fast.engine.gpu_tune import Wanted, scattered
 
 QUICK, ROUNDS = 3, 11  # of all, then of the best
-KEPT = 4  # cuts that are timed beside Triton's best
 
 
-def conv_row(spec: ConvSpec, triton: Callable[[], Any]) -> dict[str, Any]:
-    """The fastest cut, raced with Triton's best tile; a note where these kernels do not run the convolution."""
+def conv_row(one: Wanted, triton: Callable[[], Tensor]) -> dict[str, Any]:
+    """The fastest cut, raced with Triton's best tile, both with all destinations; a note where these kernels do not run
+    the convolution. Raises RuntimeError where the two kinds do not agree.
+    """
+    spec = one.spec
     why = hopper_gpu.spec_reasons(cuda.library(), spec)
     if why:
         return {"cuda": "; ".join(why)}
-    given = draw(spec)
-    found = tune.tried(cuda.library(), spec, *given, _quick)
-    best = sorted(found, key=found.__getitem__)[:KEPT]
-    calls = {f"{cut.config.name} in {cut.splits}": best_call(spec, given, cut) for cut in best}
-    times = medians({"triton": triton, **calls})
+    found = tune.tried(cuda.library(), spec, *draw(spec), _quick)
+    made = scattered(one, *one.drawn(draw), found)
+    if not made:
+        return {"cuda": f"none of {len(found)} cuts scatters to {[group.oc for group in one.groups]} columns"}
+    wanted, calls = triton().float(), {f"{cut.config.name} in {cut.splits}": call for cut, call in made.items()}
+    for name, call in calls.items():
+        off = float((call().float() - wanted).abs().max() / wanted.abs().max())
+        if not off <= LAYER_BUDGET[spec.dtype]:
+            raise RuntimeError(f"{name} is off Triton's result by {off:.3g} of the largest value")
+    best, times = list(made), medians({"triton": triton, **calls})
     name = min(calls, key=times.__getitem__)
     cut: Cut = best[list(calls).index(name)]
     won = (cut.config.name, cut.splits, times[name], times["triton"])

@@ -169,8 +169,10 @@ def tuned_rows(layer: str, dtype: str) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     for n in BATCHES:
         spec = layer_spec(layer, n, dtype)
+        x, *given = draw(spec)
+        parts = [Part(*given, (spec.padding[0], spec.padding[2]), spec.relu)]
         tried = tune.tried(
-            spec, *draw(spec), arch, lambda call: summary(device_seconds({"it": call}, 9)["it"])["median_ms"] / 1e3
+            spec, x, parts, arch, lambda call: summary(device_seconds({"it": call}, 9)["it"])["median_ms"] / 1e3
         )
         best, seconds = min(tried.items(), key=lambda pair: pair[1])
         row = tune.row_of(spec, arch, best, seconds)

@@ -17,20 +17,17 @@ from inception_fast.kernels.plan import PairStep
 from inception_fast.kernels.spec import ConvSpec, PairSpec
 from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config, Row
-from inception_fast.kernels.triton.convolve import Part, convolution, pack
-from inception_fast.kernels.triton.launch import dense
 from measure import draw
 from networks import network_of
 from store import read_results
 from timing import device_seconds, summary
-from torch import Tensor
 
 import inception_fast as fast
 from inception_fast.backends import triton_gpu
 from inception_fast.engine.gpu_hopper import pair_of
 from inception_fast.engine.gpu_plan import GpuPlan
 from inception_fast.engine.gpu_runner import GpuCompiled
-from inception_fast.engine.gpu_tune import wanted_specs
+from inception_fast.engine.gpu_tune import Wanted, triton_call, wanted
 
 TRIED = 6  # of the cost model's favourites, each in both forms
 ROUNDS = 5
@@ -43,20 +40,22 @@ def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """
     arch = configs.arch_of(torch.cuda.get_device_capability())
     plans = plans_of(model, n, dtype)
-    specs = wanted_specs([task for plan in plans for task in plan.tasks])
-    compile_beside(specs, arch)
+    every = wanted(task for plan in plans for task in plan.tasks)
+    compile_beside(every, arch)
     hopper = cuda_here()
     rows: list[dict[str, Any]] = []
     fastest: dict[ConvSpec, float] = {}
-    for spec in specs:
+    for one in every:
+        spec = one.spec
         about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec)}
+        about["columns"] = [group.oc for group in one.groups]
         try:
-            row, call = tile_row(spec, arch)
+            row, call = tile_row(one, arch)
         except RuntimeError as problem:
             rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             yield rows
             continue
-        raced = cuts.guarded(cuts.conv_row, spec, call) if hopper else {}
+        raced = cuts.guarded(cuts.conv_row, one, call) if hopper else {}
         fastest[spec] = min(row["best_ms"], raced.get("cuda_ms", row["best_ms"])) / 1e3
         rows.append({**about, **row, **raced})
         yield rows
@@ -68,34 +67,17 @@ def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
             yield rows
 
 
-def tile_row(spec: ConvSpec, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
+def tile_row(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
     """The best tile's row, and a call of it. Raises RuntimeError where none runs."""
-    given = draw(spec)
-    found = tune.tried(spec, *given, arch, _seconds, count=TRIED)
+    spec, (x, parts) = one.spec, one.drawn(draw)
+    found = tune.tried(spec, x, parts, arch, _seconds, count=TRIED)
     first, best = next(iter(found)), min(found, key=found.__getitem__)
     best = best if found[best] < LEAST_GAIN * found[first] else first
     kept = tune.row_of(spec, arch, best, found[best])
     times = {"first_ms": found[first] * 1e3, "best_ms": found[best] * 1e3}
     row = [*kept[:5], list(vars(best).values()), found[best]]
     about = {"status": "ok", "row": row, "config": str(best), "tried": len(found), **times}
-    return about, tile_call(spec, *given, best)
-
-
-def tile_call(
-    spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, config: Config
-) -> Callable[[], Tensor]:
-    """The prepared launches of a tile and their result, logically NCHW."""
-    source = dense(x.permute(0, 2, 3, 1).contiguous())
-    packed = pack([Part(weight, scale, shift, (spec.padding[0], spec.padding[2]), spec.relu)], x.dtype, x.device)
-    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
-    launches = convolution("tile", spec, source, packed, [dense(y)], config)
-
-    def call() -> Tensor:
-        for launch in launches:
-            launch.run()
-        return y.permute(0, 3, 1, 2)
-
-    return call
+    return about, triton_call(one, x, parts, best)
 
 
 def plans_of(model: str, n: int, dtype: str) -> list[GpuPlan]:
@@ -117,20 +99,20 @@ def cuda_here() -> bool:
     return bool(fast.backend_status()["cuda"])
 
 
-def compile_beside(specs: Sequence[ConvSpec], arch: str) -> list[str]:
+def compile_beside(every: Sequence[Wanted], arch: str) -> list[str]:
     """Fills Triton's cache by all cores: compiling one after the other takes ten times as long as timing. What failed,
     which fails again, and is reported, where it is timed.
     """
     context = multiprocessing.get_context("spawn")
-    workers = min(len(specs), os.cpu_count() or 1, 16)
+    workers = min(len(every), os.cpu_count() or 1, 16)
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        done = [pool.submit(_compiled, spec, arch) for spec in specs]
+        done = [pool.submit(_compiled, one, arch) for one in every]
         return [f"{type(error).__name__}: {error}" for future in done if (error := future.exception())]
 
 
-def _compiled(spec: ConvSpec, arch: str) -> None:
+def _compiled(one: Wanted, arch: str) -> None:
     torch.set_num_threads(1)
-    tune.tried(spec, *draw(spec), arch, lambda call: 0.0, count=TRIED)
+    tune.tried(one.spec, *one.drawn(draw), arch, lambda call: 0.0, count=TRIED)
 
 
 def _seconds(call: Any) -> float:

@@ -187,9 +187,7 @@ class GpuPlan:
         first = step.first if isinstance(step, PairStep) else step
         task.packed = packs.get(step, DTYPES[first.spec.dtype])
         columns = sum(group.channels for group in task.packed.groups)
-        config = choose(dataclasses.replace(first.spec, oc=columns, groups=1, c=first.spec.c))
-        widest = max(group.channels for group in task.packed.groups)
-        task.config = dataclasses.replace(config, block_n=min(config.block_n, launch.power(widest, 16, 256)))
+        task.config = choose(dataclasses.replace(first.spec, oc=columns, groups=1, c=first.spec.c))
 
     def _place(self) -> tuple[dict[int, int], int]:
         """Byte offsets of the arena's buffers, and of the splits' workspaces in their tasks."""

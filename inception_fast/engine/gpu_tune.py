@@ -7,9 +7,11 @@ On Hopper the CUDA kernels are timed beside Triton's, and which one won is kept 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +19,39 @@ from torch import Tensor, nn
 from ..backends import hopper_gpu
 from ..kernels import cuda
 from ..kernels.cuda import abi, choices
+from ..kernels.cuda import convolve as hopper
 from ..kernels.cuda import tune as hopper_tune
-from ..kernels.cuda.convolve import Cut
+from ..kernels.cuda.convolve import Cut, Problem, Target
 from ..kernels.plan import ConvStep, PairStep
 from ..kernels.spec import ConvSpec
 from ..kernels.triton import configs, tune
-from ..kernels.triton.configs import Row
+from ..kernels.triton.configs import Config, Row
+from ..kernels.triton.convolve import Part, convolution, pack
+from ..kernels.triton.launch import dense
 from .gpu_plan import DTYPES, Task
 from .gpu_runner import GpuCompiled
 from .runner import optimize
 
 Progress = Callable[[int, int, Row], None]
+Draw = Callable[[ConvSpec], tuple[Tensor, Tensor, Tensor, Tensor]]  # x, weight, scale and shift
+KEPT = 4  # cuts of siblings as one wide convolution that are timed again as they run
+
+
+class Wanted(NamedTuple):
+    """A convolution as tiles and cuts are looked up for it, with all of its columns, and the groups of columns that its
+    launch computes, each for a place of its own.
+    """
+
+    spec: ConvSpec
+    groups: tuple[ConvSpec, ...]
+
+    def drawn(self, draw: Draw) -> tuple[Tensor, list[Part]]:
+        """x and the groups' weights."""
+        parts = []
+        for group in self.groups:
+            _, weight, scale, shift = draw(dataclasses.replace(group, n=1))
+            parts.append(Part(weight, scale, shift, (group.padding[0], group.padding[2]), group.relu))
+        return draw(self.spec)[0], parts
 
 
 def tune_model(
@@ -45,34 +69,99 @@ def tune_model(
     device = torch.device("cuda")
     arch = configs.arch_of(torch.cuda.get_device_capability(device))
     file = configs.cache_file(torch.cuda.get_device_name(device))
-    specs: dict[ConvSpec, None] = {}
+    found: dict[ConvSpec, Wanted] = {}
     for shape in shapes:
         x = torch.zeros(shape, device=device)
         made = optimize(module, x, dtype=DTYPES[dtype], backend="triton")
         executable, _ = made._session.executable([x])
         assert isinstance(executable, GpuCompiled)
-        specs |= dict.fromkeys(wanted_specs([task for plan in executable.native.values() for task in plan.tasks]))
-    for i, spec in enumerate(specs, 1):
-        found = tune.tried(spec, *_draws(spec, device), arch, _seconds)
-        best = min(found, key=found.__getitem__)
-        row = tune.row_of(spec, arch, best, found[best])
+        found |= {one.spec: one for one in wanted(task for plan in executable.native.values() for task in plan.tasks)}
+    for i, one in enumerate(found.values(), 1):
+        times = tune.tried(one.spec, *one.drawn(lambda spec: _draws(spec, device)), arch, _seconds)
+        best = min(times, key=times.__getitem__)
+        row = tune.row_of(one.spec, arch, best, times[best])
         keep(file, row)
-        raced(spec, found[best], device)
-        progress(i, len(specs), row)
+        raced(one, times[best], device)
+        progress(i, len(found), row)
     return file
 
 
-def raced(spec: ConvSpec, against: float, device: torch.device) -> choices.Row | None:
+def raced(wanted: Wanted, against: float, device: torch.device) -> choices.Row | None:
     """The fastest of the CUDA kernels beside Triton's best, kept; None where they do not run."""
     from .. import dispatch
 
+    spec = wanted.spec
     if not dispatch.backend_status()["cuda"] or hopper_gpu.reasons(spec):
         return None
     gpu = torch.cuda.get_device_name(device)
     found = hopper_tune.tried(cuda.library(), spec, *_draws(spec, device), _seconds)
+    if len(wanted.groups) > 1:
+        x, parts = wanted.drawn(lambda spec: _draws(spec, device))
+        found = {cut: _seconds(call) for cut, call in scattered(wanted, x, parts, found).items()}
+    if not found:
+        return None
     row = choice(spec, gpu, found, against)
     choices.keep(choices.cache_file(gpu, abi.ABI), row)
     return row
+
+
+def scattered(
+    wanted: Wanted, x: Tensor, parts: Sequence[Part], found: dict[Cut, float]
+) -> dict[Cut, Callable[[], Tensor]]:
+    """Calls by the best of those cuts that can scatter: siblings were first timed as one wide convolution."""
+    calls: dict[Cut, Callable[[], Tensor]] = {}
+    for cut in sorted(found, key=found.__getitem__):
+        if len(calls) < KEPT and able(wanted, cut):
+            calls[cut] = cuda_call(wanted, x, parts, cut)
+    return calls
+
+
+def able(wanted: Wanted, cut: Cut) -> bool:
+    """Whether a cut runs every block of groups."""
+    blocks = [[wanted.groups[i] for i in block] for block in _blocks(wanted)]
+    wide = [(dataclasses.replace(b[0], oc=sum(g.oc for g in b)), tuple(g.oc for g in b)) for b in blocks]
+    return all(cut.config in hopper.able(cuda.library(), spec, columns) for spec, columns in wide)
+
+
+def _blocks(wanted: Wanted) -> list[list[int]]:
+    """Groups with the same taps and padding: one problem of the CUDA kernels."""
+    numbers = range(len(wanted.groups))
+    taps = [(group.kh, group.kw, group.padding) for group in wanted.groups]
+    return [list(block) for _, block in itertools.groupby(numbers, key=taps.__getitem__)]
+
+
+def cuda_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], cut: Cut) -> Callable[[], Tensor]:
+    """A prepared launch of the CUDA kernels with all destinations, and the memory of its results."""
+    source, problems = hopper_gpu.nhwc(x), []
+    y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x)
+    for block in _blocks(wanted):
+        groups = [wanted.groups[i] for i in block]
+        weight, scale, shift = (torch.cat(rows) for rows in zip(*(parts[i][:3] for i in block), strict=True))
+        packed = hopper.pack(weight, scale, shift, x.dtype, x.device)
+        spec = dataclasses.replace(groups[0], oc=sum(group.oc for group in groups))
+        targets = tuple(Target(places[i], wanted.groups[i].relu) for i in block)
+        problems.append(Problem(spec, source, packed, targets))
+    launch = hopper.group("tuned", cuda.library(), problems, cut)
+
+    def call() -> Tensor:
+        launch.run()
+        return y
+
+    return call
+
+
+def triton_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], config: Config) -> Callable[[], Tensor]:
+    """The prepared launches of a tile with all destinations, and the memory of its results."""
+    y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x)
+    source = dense(x.permute(0, 2, 3, 1).contiguous())
+    launches = convolution("tuned", wanted.spec, source, pack(parts, x.dtype, x.device), places, config)
+
+    def call() -> Tensor:
+        for launch in launches:
+            launch.run()
+        return y
+
+    return call
 
 
 def choice(spec: ConvSpec, gpu: str, found: dict[Cut, float], against: float) -> choices.Row:
@@ -81,15 +170,20 @@ def choice(spec: ConvSpec, gpu: str, found: dict[Cut, float], against: float) ->
     return choices.Row(gpu, hopper_gpu.shape_of(spec), best.config.name, best.splits, found[best], against)
 
 
-def wanted_specs(tasks: Sequence[Task]) -> list[ConvSpec]:
+def wanted(tasks: Iterable[Task]) -> list[Wanted]:
     """The distinct convolutions that tiles are looked up for; siblings count as one wide convolution."""
-    found: dict[ConvSpec, None] = {}
+    found: dict[ConvSpec, Wanted] = {}
     for task in tasks:
-        if task.entry is None and task.packed is not None and isinstance(task.step, (ConvStep, PairStep)):
-            spec = task.step.first.spec if isinstance(task.step, PairStep) else task.step.spec
-            columns = sum(group.channels for group in task.packed.groups)
-            found[dataclasses.replace(spec, oc=columns, groups=1, residual=False)] = None
-    return list(found)
+        step = task.step
+        if task.entry is None and task.packed is not None and isinstance(step, (ConvStep, PairStep)):
+            both = (step.first, step.second) if isinstance(step, PairStep) else (step,)
+            plain = [(dataclasses.replace(s.spec, groups=1, residual=False), s.outputs) for s in both]
+            groups = tuple(
+                dataclasses.replace(spec, oc=o.view.channels, relu=o.relu) for spec, outputs in plain for o in outputs
+            )
+            spec = dataclasses.replace(plain[0][0], oc=sum(group.oc for group in groups))
+            found.setdefault(spec, Wanted(spec, groups))
+    return list(found.values())
 
 
 def keep(file: Path, row: Row) -> None:
@@ -106,7 +200,7 @@ def _draws(spec: ConvSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     return x, weight, torch.ones(spec.oc, device=device), torch.zeros(spec.oc, device=device)
 
 
-def _seconds(call: Callable[[], None], rounds: int = 9) -> float:
+def _seconds(call: Callable[[], object], rounds: int = 9) -> float:
     """Median time on the device; a busy backlog keeps the launches out of it."""
     times = []
     for _ in range(rounds):

@@ -25,6 +25,7 @@ SMALL = Config(block_m=64, block_n=32, block_k=64)
 WIDE = Config(block_m=128, block_n=128, block_k=64, warps=8)
 TILES = (SMALL, Config(), WIDE, Config(block_m=128, block_n=256, block_k=64, warps=8))
 EXACT = Config(block_m=64, block_n=64, block_k=16)
+THROUGH_TMA = (Config("tma"), Config("tma", block_n=128, warps=8), Config("tma", 64, 256, 32, warps=8))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _convolutions() -> Iterator[Entry]:
     yield from _conv_entries("conv", Config(block_m=64, block_n=64, split=4), BRAIN)
     yield from _conv_entries("conv", EXACT, FLOAT)
     yield from _conv_entries("conv", Config(block_k=32), FLOAT, tf32=True)
-    for config in (Config("tma"), Config("tma", block_n=128, warps=8)):
+    for config in THROUGH_TMA[:2]:
         yield from _conv_entries("conv_tma", config, BRAIN)
 
 
@@ -89,9 +90,13 @@ def _groups() -> Iterator[Entry]:
     spec = ConvSpec(N, 35, 35, 288, 176, 1, 1, dtype="bfloat16")
     packed = pack([_part(oc, 288, 1, 1) for oc in (64, 48, 64)], BRAIN, "meta")
     outputs = [blank(N, 35, 35, oc, BRAIN) for oc in (64, 48, 64)]
-    for config in (Config(), SMALL):
-        launch = convolution("conv_group", spec, blank(N, 35, 35, 288, BRAIN), packed, outputs, config)[0]
-        yield Entry("conv_group", f"bfloat16 siblings {config}", launch, True)
+    for config in (*TILES[:-1], Config(block_m=64, block_n=64, split=4), *THROUGH_TMA):
+        launches = convolution("conv_group", spec, blank(N, 35, 35, 288, BRAIN), packed, outputs, config)
+        arches = ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
+        kernel = "conv_group_tma" if config.form == "tma" else "conv_group"
+        yield Entry(kernel, f"bfloat16 siblings {config}", launches[0], True, arches)
+        for launch in launches[1:]:
+            yield Entry("conv_finish", f"bfloat16 siblings {config}", launch, False)
     first = ConvSpec(N, 8, 8, 384, 384, 1, 3, (1, 1), (0, 0, 1, 1), dtype="bfloat16")
     both = pack([_part(384, 384, 1, 3), _part(384, 384, 3, 1)], BRAIN, "meta")
     y = blank(N, 8, 8, 768, BRAIN)

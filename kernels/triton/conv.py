@@ -9,8 +9,9 @@ The result is rounded once, at the store. A split sums its parts in a fixed orde
 1. A program owns BLOCK_M output pixels and BLOCK_N output columns; neighbours share pixels, which so come from L2.
 2. It walks taps, inside them channels, BLOCK_K at a time; what lies on the padding loads as zero.
 3. With SPLIT > 1 the walk is shared by SPLIT programs that leave float32 parts; `finish_kernel` adds them.
-4. GROUPED: a table gives each column block its own weights, taps, padding and destination (see `tile.FIELDS`), so that
-   sibling convolutions of one x are one launch whose results scatter.
+4. GROUPED: sibling convolutions of one x are one launch: their columns lie side by side in w, scale and shift, and a
+   table says where each goes (`tile.scatter_tile`). Where their taps differ (MIXED), another table gives each column
+   block its own weights, taps and padding (`tile.FIELDS`).
 5. STATS: the plain result, and in part_ptr the statistics of each of its tiles, for batch norm in training (`norm`).
 """
 
@@ -18,32 +19,34 @@ import triton
 import triton.language as tl
 
 from .norm import store_moments
-from .tile import ROW, multiplied, store_part, store_tile
+from .tile import ROW, multiplied, scatter_tile, store_part, store_tile
 
 
 @triton.jit
 def conv_kernel(
-    x_ptr, w_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, table_ptr,
-    n, h, w, c, oh, ow, oc, blocks, x_pitch, w_pitch, y_pitch, residual_pitch, part_pitch, residual_scale,
+    x_ptr, w_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, table_ptr, place_ptr,
+    n, h, w, c, oh, ow, oc, blocks, x_pitch, w_pitch, y_pitch, residual_pitch, part_pitch, places, curved,
+    residual_scale,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
-    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr,
-    STATS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
+    SPLIT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     if WIDE:
         start = start.to(tl.int64)
-    if GROUPED:
+    if MIXED:
         field = table_ptr + block * ROW
-        w_offset, w_pitch, kw, taps = tl.load(field), tl.load(field + 1), tl.load(field + 2), tl.load(field + 3)
-        pad_top, pad_left = tl.load(field + 4), tl.load(field + 5)
+        w_offset, w_pitch = tl.multiple_of(tl.load(field), 8), tl.multiple_of(tl.load(field + 1), 8)
+        kw, taps, pad_top, pad_left = tl.load(field + 2), tl.load(field + 3), tl.load(field + 4), tl.load(field + 5)
         kw, taps, pad_top, pad_left = kw.to(tl.int32), taps.to(tl.int32), pad_top.to(tl.int32), pad_left.to(tl.int32)
-        column, columns = tl.load(field + 6), tl.load(field + 7)
+        column, columns = tl.multiple_of(tl.load(field + 6), 8), tl.multiple_of(tl.load(field + 7), 8)
+        curved = tl.load(field + 8)
     else:
         w_offset, kw, taps, pad_top, pad_left = block.to(tl.int64) * BLOCK_N, KW, KH * KW, PAD_TOP, PAD_LEFT
-        column, columns = block * BLOCK_N, oc - block * BLOCK_N
+        column, columns, curved = block * BLOCK_N, oc - block * BLOCK_N, curved - block * BLOCK_N
     m = start * BLOCK_M + tl.arange(0, BLOCK_M)
     m_ok = m < n * oh * ow
     image, pixel = m // (oh * ow), m % (oh * ow)
@@ -70,10 +73,8 @@ def conv_kernel(
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
     elif GROUPED:
-        relu, y_offset, y_pitch = tl.load(field + 10) != 0, tl.load(field + 8), tl.load(field + 9)
-        store_tile(
-            acc, m, m_ok, column, columns, relu, y_offset, y_pitch, scale_ptr, shift_ptr,
-            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        scatter_tile(
+            acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr, ALIGNED, BLOCK_N
         )  # fmt: skip
     else:
         if STATS:
@@ -86,14 +87,16 @@ def conv_kernel(
 
 @triton.jit
 def conv_tma_kernel(
-    x_desc, w_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr,
-    n, c, oh, ow, oc, blocks, y_pitch, residual_pitch, part_pitch, residual_scale,
+    x_desc, w_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, place_ptr,
+    n, c, oh, ow, oc, blocks, y_pitch, residual_pitch, part_pitch, places, curved, residual_scale,
     KH: tl.constexpr, KW: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr,
-    RELU: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, ALIGNED: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
     it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well.
+    GROUPED siblings share taps and padding.
     """
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -112,10 +115,15 @@ def conv_tma_kernel(
         a = x_desc.load([image0, y0 + tap // KW - PAD_TOP, x0 + tap % KW - PAD_LEFT, k]).reshape(BLOCK_M, BLOCK_K)
         b = w_desc.load([tap, k, block * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
         acc = multiplied(a, b, acc, PRECISION, UPCAST)
+    column = block * BLOCK_N
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
+    elif GROUPED:
+        scatter_tile(
+            acc, m, m_ok, column, oc - column, curved - column, scale_ptr, shift_ptr, place_ptr, places, y_ptr,
+            ALIGNED, BLOCK_N,
+        )  # fmt: skip
     else:
-        column = block * BLOCK_N
         store_tile(
             acc, m, m_ok, column, oc - column, RELU, column, y_pitch, scale_ptr, shift_ptr,
             residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
@@ -124,9 +132,10 @@ def conv_tma_kernel(
 
 @triton.jit
 def finish_kernel(
-    part_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, table_ptr,
-    rows, oc, blocks, part_pitch, y_pitch, residual_pitch, residual_scale,
-    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    part_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, table_ptr, place_ptr,
+    rows, oc, blocks, part_pitch, y_pitch, residual_pitch, places, curved, residual_scale,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
+    SPLIT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The end of a split convolution: adds the parts [SPLIT, rows, part_pitch] in order and stores the tile."""
@@ -139,14 +148,19 @@ def finish_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for part in range(SPLIT):
         acc += tl.load(part_tile + tl.cast(part, tl.int64) * rows * part_pitch, mask=m_ok[:, None], other=0.0)
-    if GROUPED:
+    if MIXED:
         field = table_ptr + block * ROW
-        relu, y_offset, y_pitch = tl.load(field + 10) != 0, tl.load(field + 8), tl.load(field + 9)
-        column, columns = tl.load(field + 6), tl.load(field + 7)
+        column, columns = tl.multiple_of(tl.load(field + 6), 8), tl.multiple_of(tl.load(field + 7), 8)
+        curved = tl.load(field + 8)
     else:
-        column, columns, relu = block * BLOCK_N, oc - block * BLOCK_N, RELU
-        y_offset = column
-    store_tile(
-        acc, m, m_ok, column, columns, relu, y_offset, y_pitch, scale_ptr, shift_ptr,
-        residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
-    )  # fmt: skip
+        column, columns = block * BLOCK_N, oc - block * BLOCK_N
+        curved -= column
+    if GROUPED:
+        scatter_tile(
+            acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr, ALIGNED, BLOCK_N
+        )  # fmt: skip
+    else:
+        store_tile(
+            acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        )  # fmt: skip

@@ -8,6 +8,8 @@ destination of its own, in one launch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from .launch import Launch, Map, parameters, power, upcast, wide
 
 ROW_ELEMENTS = 8  # rows of packed weights begin on 16 bytes, in every dtype
 STEM_CHANNELS = 4  # up to here taps and channels are one axis
+SCATTERED = 128 * 128  # sums of a tile whose columns go to several places; 128x256 spills
 STEM_PRODUCTS = 1024  # taps * channels that the stem kernel takes
 
 Workspace = Callable[[int], Tensor]  # float32 elements that only this launch and its finish use
@@ -40,7 +43,11 @@ class Part(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A part's columns in a `Packed`: `offset` and `pitch` in its weights, `column` in its scale and shift."""
+    """A part's columns in a `Packed`: `offset` and `pitch` in its weights, `column` in its scale and shift.
+
+    Groups of one block have the same pitch; in the first block a column is also its offset in the weights. Those with a
+    ReLU come first in a block.
+    """
 
     kh: int
     kw: int
@@ -53,7 +60,10 @@ class Group(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """weight: each group's [kh * kw, c, pitch], one behind the other; scale and shift: float32, all columns."""
+    """weight: blocks [kh * kw, c, pitch], one behind the other, each of neighbouring groups with the same taps and
+    padding, whose columns lie side by side; scale and shift: float32, all columns. Each group begins at a multiple of
+    `ROW_ELEMENTS` columns, zeros in between.
+    """
 
     weight: Tensor
     scale: Tensor
@@ -64,23 +74,71 @@ class Packed(NamedTuple):
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.weight, self.scale, self.shift))
 
+    @property
+    def columns(self) -> int:
+        """Of all groups, with what is between them."""
+        return self.scale.numel()
+
+    @property
+    def curved(self) -> int:
+        """Columns before the first without a ReLU, of one block."""
+        return min((group.column for group in self.groups if not group.relu), default=self.columns)
+
 
 def pack(parts: Sequence[Part], dtype: torch.dtype, device: torch.device | str) -> Packed:
     """Rounds weights to `dtype` once and lays them out; scale and shift stay float32."""
-    weights, scales, shifts, groups = [], [], [], []
+    weights, groups = [], list[Group]()
+    columns = sum(_whole(part.weight.shape[0]) for part in parts)
+    scale, shift = (torch.zeros(columns, dtype=torch.float32, device=device) for _ in range(2))
     offset = column = 0
-    for part in parts:
-        weight = _tensor(part.weight)
-        oc, c, kh, kw = weight.shape
-        pitch = -(-oc // ROW_ELEMENTS) * ROW_ELEMENTS
+    for (c, kh, kw, padding), alike in itertools.groupby(parts, lambda p: (*p.weight.shape[1:], p.padding)):
+        block = list(alike)
+        pitch = sum(_whole(part.weight.shape[0]) for part in block)
         rows = torch.zeros(kh * kw, c, pitch, dtype=dtype, device=device)
-        rows[..., :oc] = weight.permute(2, 3, 1, 0).reshape(kh * kw, c, oc).to(device=device, dtype=dtype)
+        for part, at in zip(block, _starts(block), strict=True):
+            weight = _tensor(part.weight)
+            oc = weight.shape[0]
+            here, there = slice(at, at + oc), slice(column + at, column + at + oc)
+            weight = weight.permute(2, 3, 1, 0).reshape(kh * kw, c, oc)
+            rows[..., here] = weight.to(device=device, dtype=dtype)
+            scale[there] = _vector(part.scale, oc, 1.0, device)
+            shift[there] = _vector(part.shift, oc, 0.0, device)
+            groups.append(Group(kh, kw, padding, part.relu, oc, offset + at, pitch, column + at))
         weights.append(rows.reshape(-1))
-        scales.append(_vector(part.scale, oc, 1.0, device))
-        shifts.append(_vector(part.shift, oc, 0.0, device))
-        groups.append(Group(kh, kw, part.padding, part.relu, oc, offset, pitch, column))
-        offset, column = offset + rows.numel(), column + oc
-    return Packed(torch.cat(weights), torch.cat(scales), torch.cat(shifts), tuple(groups))
+        offset, column = offset + rows.numel(), column + pitch
+    return Packed(torch.cat(weights), scale, shift, tuple(groups))
+
+
+def _whole(columns: int) -> int:
+    return -(-columns // ROW_ELEMENTS) * ROW_ELEMENTS
+
+
+def _starts(block: Sequence[Part]) -> list[int]:
+    """Where each part's columns begin in their block: those with a ReLU first, in order."""
+    found, at = [0] * len(block), 0
+    for i in sorted(range(len(block)), key=lambda i: not block[i].relu):
+        found[i], at = at, at + _whole(block[i].weight.shape[0])
+    return found
+
+
+def mixed(groups: Sequence[Group]) -> bool:
+    """Whether groups differ in taps or padding, so that their columns are no single matrix."""
+    return len({(group.kh, group.kw, group.padding) for group in groups}) > 1
+
+
+def fitting(config: Config, groups: Sequence[Group]) -> Config:
+    """`config` with a tile no wider than the columns that lie side by side, and no larger than scatters unspilled."""
+    widest = max(group.channels if mixed(groups) else group.pitch for group in groups)
+    if len(groups) > 1:
+        widest = min(widest, SCATTERED // config.block_m)
+    return dataclasses.replace(config, block_n=min(config.block_n, power(widest, 16, 256)))
+
+
+def _column_blocks(groups: Sequence[Group], block_n: int) -> int:
+    """Blocks of columns; of mixed taps none holds columns of two groups."""
+    if mixed(groups):
+        return sum(triton.cdiv(group.channels, block_n) for group in groups)
+    return triton.cdiv(groups[0].pitch, block_n)
 
 
 def split_columns(part: Part, columns: Sequence[tuple[int, bool]]) -> list[Part]:
@@ -127,13 +185,15 @@ def convolution(
         raise ValueError(f"{len(outputs)} outputs, {len(packed.groups)} groups; allowed: as many, one with a residual")
     if spec.n == 0:
         return []
+    config = fitting(config, packed.groups)
     call = _Call(name, spec, x, packed, outputs, config, residual, residual_scale, workspace, tf32)
     return call.launches()
 
 
 def part_elements(spec: ConvSpec, groups: Sequence[Group], config: Config) -> int:
     """float32 elements of workspace that a split needs; 0 without one."""
-    blocks = sum(triton.cdiv(group.channels, config.block_n) for group in groups)
+    config = fitting(config, groups)
+    blocks = _column_blocks(groups, config.block_n)
     return 0 if config.split == 1 else config.split * spec.n * spec.oh * spec.ow * blocks * config.block_n
 
 
@@ -147,26 +207,28 @@ class _Call:
         self.name, self.spec, self.x, self.packed, self.outputs = name, spec, x, packed, outputs
         self.residual, self.residual_scale = residual, residual_scale
         self.precision = "tf32" if tf32 and x.data.dtype is torch.float32 else "ieee"
-        self.grouped = len(outputs) > 1
+        self.grouped, self.mixed = len(outputs) > 1, mixed(packed.groups)
         self.config = config if self._tma_fits(config) else dataclasses.replace(config, form="pointer")
-        self.blocks = sum(triton.cdiv(group.channels, self.config.block_n) for group in packed.groups)
+        self.blocks = _column_blocks(packed.groups, self.config.block_n)
         self.rows = spec.n * spec.oh * spec.ow
         self.part_pitch = self.blocks * self.config.block_n
         elements = part_elements(spec, packed.groups, self.config)
         self.parts = packed.scale
         if elements:
             self.parts = (workspace or self._allocate)(elements)
-        self.table = self._table() if self.grouped else packed.scale
+        # Tensors that nobody reads stand in for tables that are not needed.
+        self.table = self._table() if self.mixed else packed.scale
+        self.places, self.aligned = self._places() if self.grouped else (packed.scale, 1)
 
     def _allocate(self, elements: int) -> Tensor:
         return torch.empty(elements, dtype=torch.float32, device=self.x.data.device)
 
     def _tma_fits(self, config: Config) -> bool:
-        """TMA strides are whole 16 bytes; it cannot skip pixels and its result does not scatter."""
+        """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix."""
         item, x = self.x.data.element_size(), self.x
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
         there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
-        return config.form == "tma" and there and aligned and self.spec.stride == (1, 1) and not self.grouped
+        return config.form == "tma" and there and aligned and self.spec.stride == (1, 1) and not self.mixed
 
     def launches(self) -> list[Launch]:
         tma = self.config.form == "tma"
@@ -181,11 +243,17 @@ class _Call:
         return {
             **{"scale_ptr": self.packed.scale, "shift_ptr": self.packed.shift, "y_ptr": y.data},
             "residual_ptr": y.data if residual is None else residual.data,
-            **{"oc": self.packed.groups[0].channels, "blocks": self.blocks, "y_pitch": y.pitch},
+            **{"oc": self._columns(), "blocks": self.blocks, "y_pitch": y.pitch},
+            **{"place_ptr": self.places, "places": self.packed.columns, "ALIGNED": self.aligned},
+            **{"GROUPED": self.grouped, "curved": self.packed.curved},
             "residual_pitch": 0 if residual is None else residual.pitch,
             **{"part_pitch": self.part_pitch, "residual_scale": float(self.residual_scale), "part_ptr": self.parts},
-            **{"RELU": self.packed.groups[0].relu, "RESIDUAL": residual is not None, "SPLIT": self.config.split},
+            **{"RELU": self.packed.groups[0].relu and not self.grouped, "RESIDUAL": residual is not None},
+            "SPLIT": self.config.split,
         }
+
+    def _columns(self) -> int:
+        return self.packed.columns if self.grouped else self.packed.groups[0].channels
 
     def _walk(self) -> dict[str, Any]:
         group, config = self.packed.groups[0], self.config
@@ -201,19 +269,18 @@ class _Call:
 
     def _pointer(self) -> Launch:
         spec, config = self.spec, self.config
-        single = len({(g.kh, g.kw, g.padding) for g in self.packed.groups}) == 1
         arguments = {
             **self._ends(),
             **self._walk(),
             **{"x_ptr": self.x.data, "w_ptr": self.packed.weight, "table_ptr": self.table},
             **{"h": spec.h, "w": spec.w, "x_pitch": self.x.pitch, "w_pitch": self.packed.groups[0].pitch},
             **{"STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
-            **{"PADDED": any(spec.padding) or not single, "EVEN_C": spec.c % config.block_k == 0},
-            **{"WIDE": wide(self.rows, self.x.rows), "GROUPED": self.grouped, "BLOCK_M": config.block_m},
+            **{"PADDED": any(spec.padding) or self.mixed, "EVEN_C": spec.c % config.block_k == 0},
+            **{"WIDE": wide(self.rows, self.x.rows), "MIXED": self.mixed, "BLOCK_M": config.block_m},
             "STATS": False,
         }
-        if self.grouped:  # the table has them; one compiled kernel serves all
-            arguments |= {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0, "RELU": False}
+        if self.mixed:  # the table has them; one compiled kernel serves all
+            arguments |= {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0}
         grid = (triton.cdiv(self.rows, config.block_m) * self.blocks, config.split)
         return Launch(self.name, conv.conv_kernel, grid, arguments, self._options())
 
@@ -223,7 +290,7 @@ class _Call:
         strides = [spec.h * spec.w * x.pitch, spec.w * x.pitch, x.pitch, 1]
         shape = [spec.n, spec.h, spec.w, spec.c]
         x_desc = TensorDescriptor(x.data, shape, strides, [images, height, width, config.block_k])
-        w_shape, w_strides = [group.kh * group.kw, spec.c, group.channels], [spec.c * group.pitch, group.pitch, 1]
+        w_shape, w_strides = [group.kh * group.kw, spec.c, self._columns()], [spec.c * group.pitch, group.pitch, 1]
         w_desc = TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, config.block_n])
         boxes = {"BOX_N": images, "BOX_H": height, "BOX_W": width}
         arguments = {**self._ends(), **self._walk(), **boxes, "x_desc": x_desc, "w_desc": w_desc}
@@ -234,26 +301,37 @@ class _Call:
         block_m = min(self.config.block_m, 32)
         arguments = {
             **self._ends(),
-            **{"rows": self.rows, "table_ptr": self.table, "GROUPED": self.grouped, "WIDE": wide(self.rows)},
+            **{"rows": self.rows, "table_ptr": self.table, "MIXED": self.mixed, "WIDE": wide(self.rows)},
             **{"BLOCK_M": block_m, "BLOCK_N": self.config.block_n},
         }
         grid = (triton.cdiv(self.rows, block_m) * self.blocks,)
         return Launch(f"{self.name}:finish", conv.finish_kernel, grid, arguments, {"num_warps": 4})
 
     def _table(self) -> Tensor:
-        """[blocks, FIELDS] int64: each column block's weights, taps and destination."""
-        first, item, rows = self.outputs[0].data, self.outputs[0].data.element_size(), []
-        for group, y in zip(self.packed.groups, self.outputs, strict=True):
-            y_offset = (y.data.data_ptr() - first.data_ptr()) // item
+        """[blocks, FIELDS] int64: each column block's weights, taps and padding."""
+        rows = []
+        for group in self.packed.groups:
             for at in range(0, group.channels, self.config.block_n):
                 row = {
                     **{"w_offset": group.offset + at, "w_pitch": group.pitch, "kw": group.kw},
                     **{"taps": group.kh * group.kw, "pad_top": group.padding[0], "pad_left": group.padding[1]},
-                    **{"column": group.column + at, "columns": group.channels - at},
-                    **{"y_offset": y_offset + at, "y_pitch": y.pitch, "relu": int(group.relu)},
+                    **{"column": group.column + at, "columns": _whole(group.channels) - at},
+                    "curved": group.channels if group.relu else 0,
                 }
                 rows.append([row[field] for field in tile.FIELDS])
-        return torch.tensor(rows, dtype=torch.int64).to(first.device)
+        return torch.tensor(rows, dtype=torch.int64).to(self.x.data.device)
+
+    def _places(self) -> tuple[Tensor, int]:
+        """[2, columns] int64 for `tile.scatter_tile`, and how many neighbours always lie side by side."""
+        first, aligned = self.outputs[0].data, ROW_ELEMENTS
+        places = torch.zeros(2, self.packed.columns, dtype=torch.int64)
+        for group, y in zip(self.packed.groups, self.outputs, strict=True):
+            offset = (y.data.data_ptr() - first.data_ptr()) // first.element_size()
+            columns = slice(group.column, group.column + group.channels)
+            places[0, columns] = offset + torch.arange(group.channels)
+            places[1, columns] = y.pitch
+            aligned = math.gcd(aligned, offset, y.pitch, group.channels)
+        return places.to(first.device), aligned
 
 
 def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:

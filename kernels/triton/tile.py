@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# One row for each block of output columns of a grouped launch, int64, in this order.
+# One row for each block of output columns of a launch of mixed taps, int64, in this order.
 FIELDS = (
     "w_offset",
     "w_pitch",
@@ -13,9 +13,7 @@ FIELDS = (
     "pad_left",
     "column",
     "columns",
-    "y_offset",
-    "y_pitch",
-    "relu",
+    "curved",
 )
 ROW = tl.constexpr(len(FIELDS))
 
@@ -57,6 +55,31 @@ def store_tile(
         y = old.to(tl.float32) + residual_scale * y
     y = tl.where(relu, rectified(y), y)
     tl.store(y_ptr + y_offset + (row * y_pitch)[:, None] + lane[None, :], y.to(y_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def scatter_tile(
+    acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr,
+    ALIGNED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """y = act(scale * acc + shift), rounded once, each column to a place of its own, the first `curved` with a ReLU.
+
+    place_ptr [2, places] int64 says for a column where it begins, in elements from y_ptr, and its pitch (0: there is no
+    such column). ALIGNED neighbours lie side by side, from a multiple of ALIGNED on: so they are stored as one. A ReLU
+    is no third row: a thread of a tensor core's tile has a quarter of the columns, and would hold them all of these.
+    """
+    lane = tl.arange(0, BLOCK_N)
+    lane_ok = lane < columns
+    place = place_ptr + column + lane
+    offset = tl.max_contiguous(tl.multiple_of(tl.load(place, mask=lane_ok, other=0), ALIGNED), ALIGNED)
+    pitch = tl.max_constancy(tl.multiple_of(tl.load(place + places, mask=lane_ok, other=0), ALIGNED), ALIGNED)
+    scale = tl.load(scale_ptr + column + lane, mask=lane_ok, other=0.0)
+    shift = tl.load(shift_ptr + column + lane, mask=lane_ok, other=0.0)
+    y = acc * scale[None, :] + shift[None, :]
+    y = tl.where((lane < curved)[None, :], rectified(y), y)
+    ok = m_ok[:, None] & (pitch > 0)[None, :]
+    at = offset[None, :] + m.to(tl.int64)[:, None] * pitch[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit

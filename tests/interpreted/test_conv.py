@@ -12,7 +12,7 @@ from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import conv, convolve
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.convolve import Part, convolution, dense_weight, pack, split_columns
-from inception_fast.kernels.triton.launch import interpreting
+from inception_fast.kernels.triton.launch import Launch, Map, interpreting
 from torch import Tensor
 
 import numerics
@@ -109,18 +109,84 @@ def test_splits_sum_the_same(case: str, form: str) -> None:
     numerics.assert_exact(y, expected(spec, arguments, HALF, residual=old, residual_scale=2.0))
 
 
-@pytest.mark.parametrize("split", (1, 2))
-def test_siblings_scatter(split: int) -> None:
-    """A merged 1x1 whose columns go to three places in two buffers, with and without ReLU."""
-    spec = spec_of("pointwise", HALF)
+# columns, their ReLU, and channels before and after them in their buffer. The first begin and end off 16 bytes, the
+# second on them, but for one buffer; blocks of 16 or more columns hold columns of two and of three of them.
+SIBLINGS: dict[str, list[tuple[int, bool, int, int]]] = {
+    "ragged": [(20, True, 4, 4), (12, False, 0, 0), (15, True, 0, 24)],
+    "whole": [(16, False, 8, 8), (8, True, 0, 0), (24, True, 0, 20)],
+}
+
+
+def scattered(
+    case: str, dtype: torch.dtype, config: Config, spec: ConvSpec | None = None
+) -> tuple[list[Map], list[Tensor], list[Launch]]:
+    """Where siblings write, what they should write, and their launches."""
+    columns = SIBLINGS[case]
+    spec = replace(spec or spec_of("pointwise", dtype), oc=sum(c for c, *_ in columns))
     x, weight, scale, shift = draws(spec, exact=True)
-    columns = [(20, True), (12, False), (16, True)]
-    packed = pack(split_columns(Part(weight, scale, shift, (0, 0), True), columns), HALF, DEVICE)
-    outputs = [empty(2, 20, 7, 9, HALF, 4, 4), empty(2, 12, 7, 9, HALF), empty(2, 16, 7, 9, HALF, 0, 24)]
-    run(convolution("conv", spec, put(x), packed, outputs, replace(BIG, block_n=16, split=split)))
-    whole = reference.conv(x, weight, scale, shift, relu=False).split([20, 12, 16], 1)
-    for y, (_, relu), wanted in zip(outputs, columns, whole, strict=True):
-        numerics.assert_exact(take(y), wanted.relu() if relu else wanted)
+    padding = (spec.padding[0], spec.padding[2])
+    packed = pack(split_columns(Part(weight, scale, shift, padding, True), [c[:2] for c in columns]), dtype, DEVICE)
+    outputs = [empty(spec.n, c, spec.oh, spec.ow, dtype, *around) for c, _, *around in columns]
+    launches = convolution("conv", spec, put(x), packed, outputs, config)
+    whole = reference.conv(x, weight, scale, shift, stride=spec.stride, padding=spec.padding, relu=False)
+    parts = whole.split([c for c, *_ in columns], 1)
+    return outputs, [y.relu() if c[1] else y for y, c in zip(parts, columns, strict=True)], launches
+
+
+@pytest.mark.parametrize("split", (1, 2))
+@pytest.mark.parametrize("form", ("pointer", "tma"))
+@pytest.mark.parametrize(("case", "block_n"), [("ragged", 16), ("ragged", 64), ("whole", 32)])
+def test_siblings_scatter(case: str, block_n: int, form: str, split: int) -> None:
+    """A merged 1x1 whose columns go to three buffers, with and without ReLU."""
+    outputs, wanted, launches = scattered(case, HALF, replace(BIG, form=form, block_n=block_n, split=split))
+    assert launches[0].kernel is (conv.conv_tma_kernel if form == "tma" else conv.conv_kernel)
+    assert launches[0].arguments["ALIGNED"] == {"ragged": 1, "whole": 4}[case]
+    run(launches)
+    for y, one in zip(outputs, wanted, strict=True):
+        numerics.assert_exact(take(y), one)
+
+
+@pytest.mark.parametrize("form", ("pointer", "tma"))
+@pytest.mark.parametrize("dtype", (FLOAT, BRAIN), ids=str)
+def test_siblings_of_wider_kernels_scatter(dtype: torch.dtype, form: str) -> None:
+    spec = replace(spec_of("tall_7x1", dtype), c=16)
+    outputs, wanted, launches = scattered("whole", dtype, replace(BIG, form=form, block_m=64, block_n=32), spec)
+    run(launches)
+    for y, one in zip(outputs, wanted, strict=True):
+        numerics.assert_exact(take(y), one)
+
+
+def side_by_side(places: Tensor, aligned: int) -> bool:
+    """Whether runs of `aligned` columns are as the compiler is told; it alone would see, the interpreter does not."""
+    offsets, pitches = (row.view(-1, aligned) for row in places)
+    there = (pitches > 0).any(1)
+    whole = (pitches == pitches[:, :1]).all(1) & (offsets.diff(dim=1) == 1).all(1)
+    starts = (offsets[:, 0] % aligned == 0) & (pitches[:, 0] % aligned == 0)
+    return bool((~there | whole & starts).all())
+
+
+@pytest.mark.parametrize("case", SIBLINGS)
+def test_neighbours_lie_as_the_compiler_is_told(case: str) -> None:
+    (launch,) = scattered(case, HALF, BIG)[2]
+    places, aligned = launch.arguments["place_ptr"], launch.arguments["ALIGNED"]
+    assert side_by_side(places, aligned) and not side_by_side(places, 8)
+
+
+@pytest.mark.parametrize("lost", ("pitch", "place", "curved"))
+def test_a_wrong_place_is_seen(lost: str) -> None:
+    """Mutants of the table: the last buffer's pitch, its columns' place, and where the ReLUs end."""
+    outputs, wanted, launches = scattered("ragged", HALF, replace(BIG, form="tma", block_n=64))
+    places, curved = launches[0].arguments["place_ptr"], launches[0].arguments["curved"]
+    assert places.shape == (2, 24 + 16 + 16) and curved == 24 + 16, "columns with a ReLU come first"
+    if lost == "curved":
+        launches = [replace(launches[0], arguments={**launches[0].arguments, "curved": curved + 8})]
+    else:
+        row, change = (1, -1) if lost == "pitch" else (0, 1)
+        places[row, 24:39] += change
+    run(launches)
+    with pytest.raises(AssertionError):
+        for y, one in zip(outputs, wanted, strict=True):
+            numerics.assert_exact(take(y), one)
 
 
 @pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
@@ -130,8 +196,9 @@ def test_parallel_split_is_one_launch(dtype: torch.dtype) -> None:
     a, b = draws(first, exact=True), draws(second, exact=True)
     packed = pack([Part(*a[1:], (0, 1), True), Part(*b[1:], (1, 0), True)], dtype, DEVICE)
     y = empty(2, 64, 8, 8, dtype)
-    launches = convolution("split", first, put(a[0]), packed, [y.channels(0, 24), y.channels(24, 40)], BIG)
-    assert len(launches) == 1
+    halves = [y.channels(0, 24), y.channels(24, 40)]
+    launches = convolution("split", first, put(a[0]), packed, halves, replace(BIG, form="tma"))
+    assert [launch.kernel for launch in launches] == [conv.conv_kernel], "mixed taps go through pointers"
     run(launches)
     numerics.assert_exact(take(y), reference.pair(a[0], *a[1:], *b[1:], kind="split"))
 

@@ -20,12 +20,11 @@ from torch.nn import functional as F
 import engine_nets
 import numerics
 from inception_fast.backends.triton_gpu import spec_reasons
+from inception_fast.engine import gpu_tune, interpret, optimize
 from inception_fast.engine import graph as ir
-from inception_fast.engine import interpret, optimize
 from inception_fast.engine.gpu_memory import Keeper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
 from inception_fast.engine.gpu_runner import GpuCompiled, on_device
-from inception_fast.engine.gpu_tune import wanted_specs
 from inception_fast.engine.plan import Program, lower
 from inception_fast.engine.report import make_report
 from inception_fast.engine.segment import NativeItem
@@ -202,9 +201,10 @@ def test_parameters_of_torch_calls_move_to_the_device() -> None:
     assert interpret.evaluate(on_device(made, torch.device("meta")), []).is_meta
 
 
-def test_a_small_network_equals_the_native_runner() -> None:
+@pytest.mark.parametrize("form", ["pointer", "tma"])
+def test_a_small_network_equals_the_native_runner(form: str) -> None:
     x, program, native = block(2, "float32")
-    compiled = GpuCompiled(program, Packs(DEVICE), big)
+    compiled = GpuCompiled(program, Packs(DEVICE), lambda spec: replace(big(spec), form=form))
     kinds = [type(task.step).__name__ for task in compiled.plan.tasks]
     assert "ImportStep" not in kinds and {"ConvStep", "PairStep", "PoolStep"} <= set(kinds)
     (y,) = compiled.run([x])
@@ -294,9 +294,12 @@ def test_tiles_are_looked_up_for_every_convolution_but_the_stem() -> None:
     _, program, _ = block(1, "float32")
     looked_up: list[ConvSpec] = []
     compiled = GpuCompiled(program, Packs(DEVICE), lambda spec: looked_up.append(spec) or big(spec))  # type: ignore
-    specs = wanted_specs(compiled.plan.tasks)
+    found = gpu_tune.wanted(compiled.plan.tasks)
     asked = {replace(spec, residual=False) for spec in looked_up if spec.c > 3}
-    assert specs and set(specs) == asked
+    assert found and {one.spec for one in found} == asked
+    cut = {one.spec.oc: [(group.oc, group.kh, group.kw, group.relu) for group in one.groups] for one in found}
+    assert cut[32] == [(16, 1, 3, True), (16, 3, 1, True)], "a split's two convolutions, of taps of their own"
+    assert cut[44] == [(24, 1, 1, True), (12, 1, 1, True), (8, 1, 1, False)], "siblings; a pool follows the last"
 
 
 def test_buffers_of_others_need_memory_of_the_callers() -> None:

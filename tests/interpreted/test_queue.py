@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import inception_fast as fast
 from hopper_library import stub
 from inception_fast.backends import hopper_gpu
+from inception_fast.engine import gpu_tune
+from inception_fast.engine.gpu_tune import Wanted
 from inception_fast.engine.session import Session
 from queue_modules import loaded
 
@@ -135,6 +137,7 @@ def test_a_networks_tiles_are_measured_and_then_known(
     *_, rows = tiles.tile_rows("small", 2, "float16")
     assert [row["status"] for row in rows] == ["ok"] * 3, rows
     assert [row["row"][3:5] for row in rows] == [[32, 16], [16, 48], [16, 48]] and rows[0]["tried"] == 2
+    assert [row["columns"] for row in rows] == [[16, 16], [16], [16]]
     assert all(row["best_ms"] <= row["first_ms"] for row in rows)
     file = tmp_path / "result.json"
     assert tiles.measured(file) == []
@@ -150,7 +153,7 @@ def test_a_networks_tiles_are_measured_and_then_known(
 def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
     """They get as far as asking for a GPU; on one, they compile."""
     spec = queue["tiles"].ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
-    found = queue["tiles"].compile_beside([spec], "sm_80")
+    found = queue["tiles"].compile_beside([Wanted(spec, (spec,))], "sm_80")
     assert found == [] if torch.cuda.is_available() else "NVIDIA" in found[0] or "CUDA" in found[0], found
 
 
@@ -158,7 +161,7 @@ def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypa
     tiles, (a, b) = queue["tiles"], (configs.Config(), configs.Config(block_n=32))
     spec = tiles.ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
     monkeypatch.setattr(tiles, "plans_of", lambda *about: [])
-    monkeypatch.setattr(tiles, "wanted_specs", lambda tasks: [spec])
+    monkeypatch.setattr(tiles, "wanted", lambda tasks: [Wanted(spec, (spec,))])
     monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
     for seconds, wanted in ((0.99, a), (0.9, b)):
         monkeypatch.setattr(tiles.tune, "tried", lambda *rest, s=seconds, **options: {a: 1.0, b: s})
@@ -239,25 +242,52 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
     monkeypatch.setattr(cuts.cuda, "library", stub)
     monkeypatch.setattr(tiles, "cuda_here", lambda: True)
     monkeypatch.setattr(tiles, "plans_of", lambda *about: [SimpleNamespace(tasks=[], plan=SimpleNamespace(steps=[]))])
-    monkeypatch.setattr(tiles, "wanted_specs", lambda tasks: [wide, odd, tall])
+    split = Wanted(wide, (replace(wide, oc=32), replace(tall, oc=32)))
+    siblings = Wanted(
+        replace(wide, h=3, w=3), tuple(replace(wide, h=3, w=3, oc=32, relu=relu) for relu in (True, False))
+    )
+    every = [*(Wanted(spec, (spec,)) for spec in (wide, odd, tall)), siblings, split]
+    monkeypatch.setattr(tiles, "wanted", lambda tasks: every)
+    launches = list[list[Any]]()
+    real = gpu_tune.hopper.group
+    monkeypatch.setattr(
+        gpu_tune.hopper,
+        "group",
+        lambda name, lib, problems, cut, **o: launches.append(problems) or real(name, lib, problems, cut, **o),
+    )
     monkeypatch.setattr(tiles, "chains_of", lambda plans: [tiles.PairSpec(wide, tall), tiles.PairSpec(wide, wide)])
     monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
     monkeypatch.setattr(tiles, "TRIED", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: gpu)
     *_, rows = tiles.tile_rows("small", 2, "float16")
-    assert [row["status"] for row in rows] == ["ok"] * 5, rows
-    assert [row.get("choice", [0, 0])[1] for row in rows] == ["conv", 0, "conv", "pair", 0], rows
+    assert [row["status"] for row in rows] == ["ok"] * 7, rows
+    assert [row.get("choice", [0, 0])[1] for row in rows] == ["conv", 0, "conv", "conv", "conv", "pair", 0], rows
+    seen = {tuple(tuple((t.y.c, t.relu) for t in p.targets) for p in problems) for problems in launches}
+    assert seen >= {(((32, True), (32, False)),), (((32, True),), ((32, True),))}, "as siblings and a split run"
     assert "c 12" in rows[1]["cuda"] and rows[0]["triton_ms"] == rows[0]["cuda_ms"] == 2.0
-    assert rows[3]["separate_ms"] == 4.0 and "1x3 then 1x3" in rows[4]["cuda"]
+    assert rows[5]["separate_ms"] == 4.0 and "1x3 then 1x3" in rows[6]["cuda"]
 
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "ok", "rows": rows}}}))
     found = cuts.measured(file)
-    assert [row.shape.kernel for row in found] == ["conv", "conv", "pair"]
+    assert [row.shape.kernel for row in found] == ["conv"] * 4 + ["pair"]
     monkeypatch.setattr(hopper_gpu, "measured", lambda device: (gpu, ()))
     with cuts.known(found):
         assert hopper_gpu.measured(DEVICE) == (gpu, tuple(found))
     assert hopper_gpu.measured(DEVICE) == (gpu, ())
+
+
+def test_a_cut_that_disagrees_with_triton_is_not_timed(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts, right = queue["cuts"], gpu_tune.hopper.pack
+    spec = replace(queue["measure"].layer_spec("row", 2, "float16"), oc=64, c=64)
+    one = Wanted(spec, (replace(spec, oc=32), replace(spec, oc=32, relu=False)))
+    monkeypatch.setattr(cuts.cuda, "library", stub)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    call = gpu_tune.triton_call(one, *one.drawn(queue["measure"].draw), configs.Config(block_m=64))
+    assert cuts.conv_row(one, call)["cuda_ms"] == 2.0
+    monkeypatch.setattr(gpu_tune.hopper, "pack", lambda weight, *rest: right(weight.flip(0), *rest))
+    with pytest.raises(RuntimeError, match="is off Triton's result"):
+        cuts.conv_row(one, call)
 
 
 def test_a_failed_race_costs_its_row_and_a_lost_gpu_the_job(

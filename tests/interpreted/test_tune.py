@@ -10,6 +10,7 @@ import torch
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config
+from inception_fast.kernels.triton.convolve import Part, split_columns
 from inception_fast.kernels.triton.launch import Launch
 
 import numerics
@@ -20,9 +21,9 @@ from .maps import DEVICE
 SPEC = ConvSpec(1, 9, 9, 32, 48, 3, 3, (1, 1), (1, 1, 1, 1), dtype="float16")
 
 
-def arguments() -> list[torch.Tensor]:
+def arguments() -> tuple[torch.Tensor, list[Part]]:
     x, weight = numerics.random(1, 32, 9, 9, dtype=torch.float16), numerics.random(48, 32, 3, 3, seed=1)
-    return [t.to(DEVICE) for t in (x, weight, torch.ones(48), torch.zeros(48))]
+    return x.to(DEVICE), [Part(weight, torch.ones(48), torch.zeros(48), (1, 1), True)]
 
 
 def test_the_fastest_that_is_right_wins() -> None:
@@ -36,6 +37,26 @@ def test_the_fastest_that_is_right_wins() -> None:
     best = min(found, key=found.__getitem__)
     row = tune.row_of(SPEC, "sm_90", best, found[best])
     assert row[:5] == ("sm_90", "half", 81, 48, 288) and row.seconds == 97.0
+
+
+def test_siblings_are_timed_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each group's result in a place of its own, by tiles that scatter; mixed taps only by pointers."""
+    ran: list[Launch] = []
+    monkeypatch.setattr(Launch, "run", lambda self, run=Launch.run: ran.append(self) or run(self))
+    x, (part,) = arguments()
+    siblings = split_columns(part, [(16, True), (8, False), (24, True)])
+    found = tune.tried(SPEC, x, siblings, "sm_90", lambda call: 1.0, count=3)
+    assert [config.form for config in found] == ["pointer"] * 3 + ["tma"] * 3
+    assert len({id(launch.kernel) for launch in ran if "GROUPED" in launch.arguments}) >= 2
+    assert all(launch.arguments["GROUPED"] for launch in ran)
+    assert all(config.block_n <= 64 and config.block_m * config.block_n <= 128 * 128 for config in found)
+    row = tune.row_of(SPEC, "sm_90", next(iter(found)), 1.0)
+    assert row.oc == 48, "looked up as one wide convolution"
+
+    wide = replace(SPEC, kh=1, padding=(0, 0, 1, 1))
+    taps = [Part(part.weight[:24, :, :1], None, None, (0, 1), True)]
+    taps += [Part(part.weight[24:, :, :, :1], None, None, (1, 0), True)]
+    assert {config.form for config in tune.tried(wide, x, taps, "sm_90", lambda call: 1.0, count=1)} == {"pointer"}
 
 
 def test_what_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
