@@ -116,12 +116,19 @@ def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -
     """
     best = min(
         ((modelled(spec, Cut(config, splits)), i, splits) for i, config in enumerate(able(library, spec, columns))
-         for splits in SPLITS if splits == 1 or _steps(spec, config) >= 4 * splits),
+         for splits in splits_of(spec, config, 4)),
         default=None,
     )  # fmt: skip
     if best is None:
         raise ValueError(f"{spec}: {'; '.join(spec_reasons(library, spec, columns))}")
     return Cut(able(library, spec, columns)[best[1]], best[2])
+
+
+def splits_of(spec: ConvSpec, config: Config, least: int) -> list[int]:
+    """Into how many parts a configuration may cut K so that each has `least` steps or more; halo tiles do not cut it."""
+    if config.turns == HALO:
+        return [1]
+    return [splits for splits in SPLITS if splits == 1 or _steps(spec, config) >= least * splits]
 
 
 def _steps(spec: ConvSpec, config: Config) -> int:

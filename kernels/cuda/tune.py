@@ -10,7 +10,7 @@ from torch import Tensor
 from ..maps import dense
 from ..spec import ConvSpec
 from . import convolve
-from .convolve import SPLITS, Cut, Launch, Problem, Target
+from .convolve import Cut, Launch, Problem, Target
 from .loader import Library
 
 Timer = Callable[[Callable[[], None]], float]
@@ -21,10 +21,8 @@ def proposals(kernels: Library, spec: ConvSpec, count: int | None = None) -> lis
     """Every configuration that runs the spec, whole and with the splits that leave each part some steps; with `count`
     so many that a model of time puts first.
     """
-    found = []
-    for config in convolve.able(kernels, spec):
-        steps = spec.kh * spec.kw * -(-spec.c // config.depth)
-        found += [Cut(config, splits) for splits in SPLITS if splits == 1 or steps >= 2 * splits]
+    able = convolve.able(kernels, spec)
+    found = [Cut(config, splits) for config in able for splits in convolve.splits_of(spec, config, 2)]
     return sorted(found, key=lambda cut: convolve.modelled(spec, cut))[:count]
 
 
