@@ -125,7 +125,7 @@ def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -
 
 
 def splits_of(spec: ConvSpec, config: Config, least: int) -> list[int]:
-    """Into how many parts a configuration may cut K so that each has `least` steps or more; halo tiles do not cut it."""
+    """Into how many parts a configuration may cut K so that each has `least` steps; halo tiles do not cut it."""
     if config.turns == HALO:
         return [1]
     return [splits for splits in SPLITS if splits == 1 or _steps(spec, config) >= least * splits]
