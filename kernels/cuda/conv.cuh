@@ -66,7 +66,13 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
     const TensorMap *x = &group.x[tile.problem], *weights = &group.weights[tile.problem];
     const Corner corner = corner_of(problem, tile.row, ROWS);
     Step step = step_of(problem, tile.first);
-    int tap_w = step.tap % problem.kw, tap_h = step.tap / problem.kw; // kept up by hand: a division takes long
+    int tap_w = 0, tap_h = 0; // kept up by hand: a division takes long
+    if (step.tap > 0) {
+      tap_w = step.tap % problem.kw;
+      tap_h = step.tap / problem.kw;
+    }
+    if (!WEIGHTS && unit == cluster_index)
+      grid_wait(); // before x is read
     for (int i = tile.first; i < tile.last; ++i) {
       uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
       Barrier *full = &shared.full[place.stage];
@@ -243,7 +249,8 @@ template <int N, bool TURNS, class T>
 __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group group) {
   const Shared shared = shared_parts<N, TURNS>(group);
   const int rank = group.cluster == 1 ? 0 : cluster_rank();
-  const int cluster_index = blockIdx.x / group.cluster, clusters = gridDim.x / group.cluster;
+  const int shift = group.cluster - 1; // of 1 or 2
+  const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;
   grid_launch_dependents();
   if (threadIdx.x == 0) {
     const int warps = (TURNS ? 4 : 8) * group.cluster;
@@ -271,7 +278,6 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
     if (threadIdx.x == 0) {
       load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters, rank);
     } else if (threadIdx.x == 32) {
-      grid_wait(); // before x is read
       load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters, rank);
     }
     sync_warp();

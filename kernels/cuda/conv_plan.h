@@ -79,6 +79,9 @@ inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
   problem.row_units = ceil_div(problem.row_tiles, config.cluster);
   problem.column_tiles = ceil_div(conv.oc, config.columns);
   problem.splits = conv.splits;
+  const int64_t parts = std::max(conv.splits, 1); // units are counted of convolutions that nobody has checked, too
+  problem.part_steps = static_cast<int32_t>(iterations_of(conv, config) / parts);
+  problem.part_rest = static_cast<int32_t>(iterations_of(conv, config) % parts);
   problem.units = problem.row_units * problem.column_tiles * problem.splits;
   problem.scale = conv.scale;
   problem.shift = conv.shift;

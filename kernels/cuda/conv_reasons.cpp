@@ -48,7 +48,7 @@ void check_map(Reasons &reasons, const HopperConv &conv, const HopperConfig &con
   const double image = 2.0 * static_cast<double>(conv.x_pitch) * conv.h * conv.w;
   reasons.require(image < static_cast<double>(MAX_STRIDE), "an image of x of " + std::to_string(image) + " bytes",
                   "less than 2^40");
-  reasons.between("splits", conv.splits, 1, iterations_of(conv, config));
+  reasons.between("splits", conv.splits, 1, std::min<int64_t>(iterations_of(conv, config), MAX_SPLITS));
 }
 
 void check_halo(Reasons &reasons, const HopperConv &conv) {

@@ -20,6 +20,7 @@ namespace inception_fast::hopper {
 constexpr int MAX_PROBLEMS = 8; // HOPPER_GROUP
 constexpr int MAX_OUTPUTS = 8;  // HOPPER_OUTPUTS
 constexpr int K_STEP = 16;      // channels of one wgmma
+constexpr int MAX_SPLITS = 65535;
 
 // Columns from the previous output's `end` to this one's.
 struct Output {
@@ -34,11 +35,12 @@ struct Problem {
   int32_t pixels, image_pixels, ow; // n * oh * ow, oh * ow
   int32_t stride_h, stride_w, top, left;
   int32_t oc, kw, taps;
-  int32_t chunks, last_steps;   // chunks of a tap; steps of K_STEP in the last of them
-  int32_t row_tiles, row_units; // tiles down the rows, and units of them
-  int32_t column_tiles, splits; // tiles along the columns; parts of K
-  int32_t outputs;              // used entries of `output`
-  int32_t pitch, image_rows;    // of the padded map that halo tiles walk; its pixels a row, its rows an image
+  int32_t chunks, last_steps;    // chunks of a tap; steps of K_STEP in the last of them
+  int32_t row_tiles, row_units;  // tiles down the rows, and units of them
+  int32_t column_tiles, splits;  // tiles along the columns; parts of K, at most MAX_SPLITS
+  int32_t part_steps, part_rest; // steps of K over parts, and what is left of them
+  int32_t outputs;               // used entries of `output`
+  int32_t pitch, image_rows;     // of the padded map that halo tiles walk; its pixels a row, its rows an image
   float residual_scale;
   uint64_t scale, shift, residual; // residual is 0 when there is none
   int64_t residual_pitch;
@@ -73,24 +75,36 @@ HOST_DEVICE int problem_at(const Problem *problems, int unit) {
   return index;
 }
 
-// Tile of block `rank` of a cluster of `cluster` blocks in this unit.
+// Where a part of K begins: steps * split / splits, without 64 bits.
+HOST_DEVICE int part_begin(const Problem &problem, int split) {
+  const uint32_t rest = static_cast<uint32_t>(problem.part_rest) * static_cast<uint32_t>(split);
+  return problem.part_steps * split + static_cast<int>(rest / static_cast<uint32_t>(problem.splits));
+}
+
+// Tile of block `rank` of a cluster of `cluster` blocks in this unit. A division takes a hundred cycles, in which a new
+// block has nothing else to do: where the answer is known, none is made.
 HOST_DEVICE Tile tile_of(const Problem *problems, int unit, int cluster, int rank) {
   const int index = problem_at(problems, unit);
   const Problem &problem = problems[index];
   int rest = unit - problem.first_unit;
-  Tile tile;
-  tile.problem = index;
-  tile.split = rest % problem.splits;
-  rest /= problem.splits;
-  tile.column = rest % problem.column_tiles;
-  tile.row = rest / problem.column_tiles * cluster + rank;
-  const int64_t iterations = static_cast<int64_t>(problem.taps) * problem.chunks;
-  tile.first = static_cast<int>(iterations * tile.split / problem.splits);
-  tile.last = static_cast<int>(iterations * (tile.split + 1) / problem.splits);
+  Tile tile{index, 0, 0, 0, 0, problem.part_steps};
+  if (problem.splits > 1) {
+    tile.split = rest % problem.splits;
+    rest /= problem.splits;
+    tile.first = part_begin(problem, tile.split);
+    tile.last = part_begin(problem, tile.split + 1);
+  }
+  if (problem.column_tiles > 1) {
+    tile.column = rest % problem.column_tiles;
+    rest /= problem.column_tiles;
+  }
+  tile.row = rest * cluster + rank;
   return tile;
 }
 
 HOST_DEVICE Step step_of(const Problem &problem, int iteration) {
+  if (iteration == 0)
+    return {0, 0};
   return {iteration / problem.chunks, iteration % problem.chunks};
 }
 
