@@ -390,7 +390,7 @@ class _Memory:
             entry = task.entry
             return convolve.stem_convolution(
                 step.name, spec, self.inputs[entry.source], packed, outputs[0],
-                scale=entry.scale, shift=entry.shift, tf32=self.plan.tf32,
+                scale=entry.scale, shift=entry.shift, config=task.config, tf32=self.plan.tf32,
             )  # fmt: skip
         return convolve.convolution(
             step.name, spec, self.map(x), packed, outputs, task.config,

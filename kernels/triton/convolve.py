@@ -29,6 +29,8 @@ STEM_CHANNELS = 4  # up to here taps and channels are one axis
 SCATTERED = 128 * 128  # sums of a tile whose columns go to several places; 128x256 spills
 STEM_PRODUCTS = 1024  # taps * channels that the stem kernel takes
 
+STEM = Config("stem", block_m=128, block_n=64, block_k=32, stages=2)  # where nothing was measured
+
 Workspace = Callable[[int], Tensor]  # float32 elements that only this launch and its finish use
 
 
@@ -346,6 +348,22 @@ def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:
     return min(boxes, key=lambda sizes: (covered(sizes), -sizes[2], -sizes[1]))
 
 
+def stem_box(oh: int, ow: int, pixels: int) -> tuple[int, int]:
+    """Rows and columns of the box of `pixels` outputs that hangs over the least; wider boxes first."""
+    boxes = [(pixels // width, width) for width in (16, 32, 64, 128, 256) if width <= pixels]
+    return min(boxes, key=lambda b: (triton.cdiv(oh, b[0]) * triton.cdiv(ow, b[1]), -b[1]))
+
+
+def stem_fitting(config: Config, columns: int, products: int, exact: bool) -> Config:
+    """`config` with a tile no larger than a stem's columns and products. `exact`: float32 that is not to be rounded; a
+    tcgen05 product needs 64 rows or more, and Triton 3.7 rounds float32 that came from bytes to TF32 for it.
+    """
+    return dataclasses.replace(
+        config, form="stem", block_m=min(config.block_m, 32) if exact else config.block_m,
+        block_n=min(config.block_n, power(columns, 16, 64)), block_k=min(config.block_k, power(products, 16, 64)),
+    )  # fmt: skip
+
+
 def stem_convolution(
     name: str, spec: ConvSpec, x: Tensor, packed: Packed, y: Map, *,
     scale: Any = None, shift: Any = None, config: Config | None = None, tf32: bool = False,
@@ -356,12 +374,11 @@ def stem_convolution(
     """
     if spec.n == 0:
         return []
-    group, rows, products = packed.groups[0], spec.n * spec.oh * spec.ow, spec.kh * spec.kw * spec.c
+    group, products = packed.groups[0], spec.kh * spec.kw * spec.c
     float32 = packed.weight.dtype is torch.float32
-    # A tcgen05 product needs 64 rows or more, and Triton 3.7 rounds float32 that came from bytes to TF32 for it.
-    rows_of_tile = 32 if float32 and not tf32 else 128
-    config = config or Config(block_m=rows_of_tile, block_n=power(group.channels, 16, 64), block_k=32, stages=2)
+    config = stem_fitting(config or STEM, group.channels, products, float32 and not tf32)
     blocks = triton.cdiv(group.channels, config.block_n)
+    height, width = stem_box(spec.oh, spec.ow, config.block_m)
     strides = dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))
     affine = scale is not None or shift is not None
     # A parameter that is absent beside one that is there is the neutral one.
@@ -369,15 +386,15 @@ def stem_convolution(
     arguments = {
         **{"x_ptr": x, "w_ptr": packed.weight, "scale_ptr": packed.scale, "shift_ptr": packed.shift, "y_ptr": y.data},
         **{"before_scale_ptr": parameters(before[0], y.data), "before_shift_ptr": parameters(before[1], y.data)},
-        **{"n": spec.n, "h": spec.h, "w": spec.w, "oh": spec.oh, "ow": spec.ow, "oc": group.channels},
+        **{"h": spec.h, "w": spec.w, "oh": spec.oh, "ow": spec.ow, "oc": group.channels},
         **{"blocks": blocks, **strides, "w_pitch": group.pitch, "y_pitch": y.pitch},
         **{"C": spec.c, "KH": spec.kh, "KW": spec.kw, "STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
-        **{"PAD_TOP": spec.padding[0], "PAD_LEFT": spec.padding[2], "AFFINE": affine, "RELU": group.relu},
-        **{"WIDE": wide(rows), "PRECISION": "tf32" if tf32 and float32 else "ieee"},
-        **{"UPCAST": upcast(packed.weight.dtype), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n},
-        "BLOCK_K": min(config.block_k, power(products, 16, 64)),
+        **{"PAD_TOP": spec.padding[0], "PAD_LEFT": spec.padding[2], "PADDED": any(spec.padding)},
+        **{"AFFINE": affine, "RELU": group.relu, "PRECISION": "tf32" if tf32 and float32 else "ieee"},
+        **{"UPCAST": upcast(packed.weight.dtype), "BOX_H": height, "BOX_W": width},
+        **{"BLOCK_N": config.block_n, "BLOCK_K": config.block_k},
     }
-    grid = (triton.cdiv(rows, config.block_m) * blocks,)
+    grid = (spec.n * triton.cdiv(spec.oh, height) * triton.cdiv(spec.ow, width) * blocks,)
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return [Launch(name, stem.stem_kernel, grid, arguments, options)]
 
