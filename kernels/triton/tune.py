@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..spec import ConvSpec
+from . import stems
 from .configs import Config, Row, candidates, precision_of
-from .convolve import STEM, Group, Packed, Part, convolution, fitting, mixed, pack, stem_convolution, stem_fitting
+from .convolve import Group, Packed, Part, convolution, fitting, mixed, pack
 from .launch import Launch, Map, dense
 
 Timer = Callable[[Callable[[], None]], float]
@@ -32,9 +33,9 @@ def proposals(
 def stem_proposals(spec: ConvSpec, tf32: bool = False) -> list[Config]:
     """Tiles of the stem kernel, what it has without a measurement first."""
     sizes = [(m, k, warps) for m in (64, 128, 256) for k in (32, 64) for warps in (4, 8)]
-    found = [STEM, *(replace(STEM, block_m=m, block_k=k, warps=warps) for m, k, warps in sizes)]
+    found = [stems.STEM, *(replace(stems.STEM, block_m=m, block_k=k, warps=warps) for m, k, warps in sizes)]
     exact = spec.dtype == "float32" and not tf32
-    fitted = [stem_fitting(config, spec.oc, spec.c * spec.kh * spec.kw, exact) for config in found]
+    fitted = [stems.fitting(config, spec.oc, spec.c * spec.kh * spec.kw, exact) for config in found]
     return [one for one in dict.fromkeys(fitted) if one.block_m * one.block_n <= STEM_SUMS * 32 * one.warps]
 
 
@@ -54,7 +55,7 @@ def prepared(
     """Memory for the results, and what makes a config's launches. A `stem` reads the caller's x as it lies."""
     y, outputs = results(spec, [group.channels for group in packed.groups], x.device)
     if stem:
-        return y, lambda config: stem_convolution("tuned", spec, x, packed, outputs[0], config=config, tf32=tf32)
+        return y, lambda config: stems.convolution("tuned", spec, x, packed, outputs[0], config=config, tf32=tf32)
     source = dense(x.permute(0, 2, 3, 1).contiguous())
     return y, lambda config: convolution("tuned", spec, source, packed, outputs, config, tf32=tf32)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from inception_fast.kernels import reference
 from inception_fast.kernels.spec import ConvSpec
-from inception_fast.kernels.triton import conv, convolve
+from inception_fast.kernels.triton import conv, convolve, stems
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.convolve import Part, convolution, dense_weight, pack, split_columns
 from inception_fast.kernels.triton.launch import Launch, Map, interpreting
@@ -214,7 +214,7 @@ def test_stem_reads_images_as_they_come(kind: str) -> None:
     seen = seen.permute(0, 3, 1, 2) if kind == "permuted" else seen
     packed = pack([Part(weight, *params, (0, 1), True)], HALF, DEVICE)
     y = empty(2, 32, spec.oh, spec.ow, HALF, 0, 8)
-    run(convolve.stem_convolution("stem", spec, seen.to(DEVICE), packed, y, scale=before[0], shift=before[1]))
+    run(stems.convolution("stem", spec, seen.to(DEVICE), packed, y, scale=before[0], shift=before[1]))
     a = reference.eltwise(x, *before).to(HALF)
     wanted = reference.conv(a, weight.to(HALF), *params, stride=(2, 2), padding=spec.padding)
     numerics.assert_exact(take(y), wanted)
@@ -225,7 +225,7 @@ def test_stem_serves_groups_and_a_seven_wide_kernel() -> None:
     x, weight = numerics.integers(1, 3, 20, 20), numerics.integers(24, 1, 7, 7, seed=1)
     packed = pack([Part(dense_weight(weight, 3), None, None, (2, 2), False)], FLOAT, DEVICE)
     y = empty(1, 24, spec.oh, spec.ow, FLOAT)
-    run(convolve.stem_convolution("stem", spec, x.to(DEVICE), packed, y))
+    run(stems.convolution("stem", spec, x.to(DEVICE), packed, y))
     wanted = reference.conv(x, weight, stride=(2, 2), padding=spec.padding, groups=3, relu=False)
     numerics.assert_exact(take(y), wanted)
 
@@ -239,7 +239,7 @@ def test_any_tile_of_a_stem_gives_the_same(config: Config) -> None:
     x, weight = numerics.integers(2, 3, 35, 39), numerics.integers(24, 3, 5, 5, seed=1)
     packed = pack([Part(weight, None, None, (1, 2), False)], HALF, DEVICE)
     y = empty(2, 24, spec.oh, spec.ow, HALF, 8)
-    (launch,) = convolve.stem_convolution("stem", spec, x.to(DEVICE), packed, y, config=config)
+    (launch,) = stems.convolution("stem", spec, x.to(DEVICE), packed, y, config=config)
     sizes = [launch.arguments[name] for name in ("BOX_H", "BOX_W", "BLOCK_N", "BLOCK_K")]
     assert sizes == ([2, 32, 32, 64] if config.block_m == 64 else [8, 32, 16, 16])
     run([launch])
@@ -255,7 +255,7 @@ def test_a_stem_that_reads_elsewhere_is_seen(lost: str) -> None:
     packed, y = pack([Part(weight, None, None, (1, 1), False)], HALF, DEVICE), empty(1, 16, spec.oh, spec.ow, HALF)
     around = torch.full((3, 3, 15, 17), 7.0, device=DEVICE)
     around[1] = x[0]
-    (launch,) = convolve.stem_convolution("stem", spec, around[1:2], packed, y)
+    (launch,) = stems.convolution("stem", spec, around[1:2], packed, y)
     change = {"PADDED": False} if lost == "padding" else {"stride_y": 16}
     run([replace(launch, arguments={**launch.arguments, **change})])
     with pytest.raises(AssertionError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from inception_fast.kernels.spec import ConvSpec
-from inception_fast.kernels.triton import configs, convolve, tune
+from inception_fast.kernels.triton import configs, stems, tune
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.convolve import Part, split_columns
 from inception_fast.kernels.triton.launch import Launch
@@ -63,7 +63,7 @@ def test_stems_have_tiles_of_their_own() -> None:
     spec = ConvSpec(2, 19, 19, 3, 24, 3, 3, (2, 2), dtype="float16")
     x, weight = numerics.random(2, 3, 19, 19).to(DEVICE), numerics.random(24, 3, 3, 3, seed=1)
     found = tune.tried(spec, x, [Part(weight, None, None, (0, 0), True)], "sm_90", lambda call: 1.0, stem=True)
-    assert next(iter(found)) == replace(convolve.STEM, block_n=32) and len(found) == 6
+    assert next(iter(found)) == replace(stems.STEM, block_n=32) and len(found) == 6
     assert {(one.block_m, one.warps) for one in found} == {(m, w) for m in (64, 128, 256) for w in (4, 8)}
     exact = tune.stem_proposals(replace(spec, dtype="float32"))
     assert {one.block_m for one in exact} == {32} and len(exact) == 2, "larger tiles would round to TF32"
