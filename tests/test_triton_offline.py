@@ -44,6 +44,15 @@ def test_scattered_results_are_stored_16_bytes_at_a_time(entry: Entry) -> None:
         assert "st.global.v4.b32" not in stores(ragged, arch), "a tile of unaligned columns would fault"
 
 
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.kernel == "stem" and e.tensor_cores], ids=name)
+def test_a_stems_lanes_are_neighbours_in_an_images_row(entry: Entry) -> None:
+    """With lanes along taps a tile of 128 pixels had 146 and 167 registers and 4 of 32 lanes in one line."""
+    made = offline.built(entry.launch, "sm_90a").asm["ttgir"]
+    (layout,) = re.findall(r"tt\.load .*<32x128x!tt\.ptr<\w+>, (#\w+)>", made)
+    assert f"{layout} = #ttg.blocked<{{sizePerThread = [1, 1], threadsPerWarp = [1, 32]" in made
+    assert compiled(entry, "sm_90a").registers <= 96
+
+
 # Kernels without products differ little between the two architectures; one of them is enough.
 @pytest.mark.parametrize("entry", [e for e in ENTRIES if "sm_90a" in e.arches], ids=name)
 def test_hopper(entry: Entry) -> None:

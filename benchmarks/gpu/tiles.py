@@ -70,7 +70,7 @@ def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
 def tile_row(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
     """The best tile's row, and a call of it. Raises RuntimeError where none runs."""
     spec, (x, parts) = one.spec, one.drawn(draw)
-    found = tune.tried(spec, x, parts, arch, _seconds, count=TRIED)
+    found = tune.tried(spec, x, parts, arch, _seconds, count=TRIED, stem=one.stem)
     first, best = next(iter(found)), min(found, key=found.__getitem__)
     best = best if found[best] < LEAST_GAIN * found[first] else first
     kept = tune.row_of(spec, arch, best, found[best])
@@ -112,7 +112,7 @@ def compile_beside(every: Sequence[Wanted], arch: str) -> list[str]:
 
 def _compiled(one: Wanted, arch: str) -> None:
     torch.set_num_threads(1)
-    tune.tried(one.spec, *one.drawn(draw), arch, lambda call: 0.0, count=TRIED)
+    tune.tried(one.spec, *one.drawn(draw), arch, lambda call: 0.0, count=TRIED, stem=one.stem)
 
 
 def _seconds(call: Any) -> float:

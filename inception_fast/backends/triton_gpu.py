@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..dispatch import PoolProjectSpec, Spec
 from ..kernels.spec import ConvSpec, PairSpec, PoolSpec
-from ..kernels.triton import configs, convolve, launch, pairs
+from ..kernels.triton import configs, convolve, launch, pairs, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
@@ -132,12 +132,14 @@ def _rows(device: torch.device) -> tuple[str, tuple[configs.Row, ...]]:
 
 
 def chooser(device: torch.device, tf32: bool = False) -> Callable[[ConvSpec], Config]:
-    """The config of a convolution on a device, by the nearest shape."""
+    """The config of a convolution on a device, by the nearest shape; a stem's by the nearest stem."""
     arch, rows = _rows(device)
 
     def choose(spec: ConvSpec) -> Config:
         precision = configs.precision_of(spec.dtype, tf32)
         m, k = spec.n * spec.oh * spec.ow, spec.c * spec.kh * spec.kw
+        if convolve.stem_takes(spec):
+            return configs.choose_stem(arch, precision, m, spec.oc, k, rows) or stems.STEM
         return configs.choose(arch, precision, m, spec.oc, k, rows, spec.c)
 
     return choose
@@ -179,7 +181,9 @@ class _Call:
     def _conv(self) -> list[Launch]:
         spec = self.spec
         if convolve.stem_takes(spec):
-            return convolve.stem_convolution("conv", spec, self.x, self.packed[0], self.target, tf32=self.tf32)
+            return stems.convolution(
+                "conv", spec, self.x, self.packed[0], self.target, config=self.choose(spec), tf32=self.tf32
+            )
         old = None if self.residual is None else nhwc(self.residual)
         return convolve.convolution(
             "conv", spec, nhwc(self.x), self.packed[0], [self.target], self.choose(spec),

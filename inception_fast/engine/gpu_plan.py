@@ -36,7 +36,7 @@ from ..kernels.plan import (
     View,
 )
 from ..kernels.spec import ConvSpec
-from ..kernels.triton import convolve, launch
+from ..kernels.triton import convolve, launch, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
@@ -388,9 +388,9 @@ class _Memory:
             residual = None if step.residual is None else self.map(step.residual)
         if task.entry is not None:
             entry = task.entry
-            return convolve.stem_convolution(
+            return stems.convolution(
                 step.name, spec, self.inputs[entry.source], packed, outputs[0],
-                scale=entry.scale, shift=entry.shift, tf32=self.plan.tf32,
+                scale=entry.scale, shift=entry.shift, config=task.config, tf32=self.plan.tf32,
             )  # fmt: skip
         return convolve.convolution(
             step.name, spec, self.map(x), packed, outputs, task.config,

@@ -26,8 +26,7 @@ from ..kernels.plan import ConvStep, PairStep
 from ..kernels.spec import ConvSpec
 from ..kernels.triton import configs, tune
 from ..kernels.triton.configs import Config, Row
-from ..kernels.triton.convolve import Part, convolution, pack
-from ..kernels.triton.launch import dense
+from ..kernels.triton.convolve import Part, pack
 from .gpu_plan import DTYPES, Task
 from .gpu_runner import GpuCompiled
 from .runner import optimize
@@ -39,19 +38,21 @@ KEPT = 4  # cuts of siblings as one wide convolution that are timed again as the
 
 class Wanted(NamedTuple):
     """A convolution as tiles and cuts are looked up for it, with all of its columns, and the groups of columns that its
-    launch computes, each for a place of its own.
+    launch computes, each for a place of its own. A `stem` reads the caller's image.
     """
 
     spec: ConvSpec
     groups: tuple[ConvSpec, ...]
+    stem: bool = False
 
     def drawn(self, draw: Draw) -> tuple[Tensor, list[Part]]:
-        """x and the groups' weights."""
+        """x, for a stem float32 images, and the groups' weights."""
         parts = []
         for group in self.groups:
             _, weight, scale, shift = draw(dataclasses.replace(group, n=1))
             parts.append(Part(weight, scale, shift, (group.padding[0], group.padding[2]), group.relu))
-        return draw(self.spec)[0], parts
+        x = draw(self.spec)[0]
+        return x.float().contiguous() if self.stem else x, parts
 
 
 def tune_model(
@@ -77,7 +78,7 @@ def tune_model(
         assert isinstance(executable, GpuCompiled)
         found |= {one.spec: one for one in wanted(task for plan in executable.native.values() for task in plan.tasks)}
     for i, one in enumerate(found.values(), 1):
-        times = tune.tried(one.spec, *one.drawn(lambda spec: _draws(spec, device)), arch, _seconds)
+        times = tune.tried(one.spec, *one.drawn(lambda spec: _draws(spec, device)), arch, _seconds, stem=one.stem)
         best = min(times, key=times.__getitem__)
         row = tune.row_of(one.spec, arch, best, times[best])
         keep(file, row)
@@ -133,7 +134,7 @@ def _blocks(wanted: Wanted) -> list[list[int]]:
 def cuda_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], cut: Cut) -> Callable[[], Tensor]:
     """A prepared launch of the CUDA kernels with all destinations, and the memory of its results."""
     source, problems = hopper_gpu.nhwc(x), []
-    y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x)
+    y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x.device)
     for block in _blocks(wanted):
         groups = [wanted.groups[i] for i in block]
         weight, scale, shift = (torch.cat(rows) for rows in zip(*(parts[i][:3] for i in block), strict=True))
@@ -152,9 +153,9 @@ def cuda_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], cut: Cut) -> Cal
 
 def triton_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], config: Config) -> Callable[[], Tensor]:
     """The prepared launches of a tile with all destinations, and the memory of its results."""
-    y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x)
-    source = dense(x.permute(0, 2, 3, 1).contiguous())
-    launches = convolution("tuned", wanted.spec, source, pack(parts, x.dtype, x.device), places, config)
+    packed = pack(parts, DTYPES[wanted.spec.dtype], x.device)
+    y, made = tune.prepared(wanted.spec, x, packed, wanted.stem)
+    launches = made(config)
 
     def call() -> Tensor:
         for launch in launches:
@@ -175,14 +176,14 @@ def wanted(tasks: Iterable[Task]) -> list[Wanted]:
     found: dict[ConvSpec, Wanted] = {}
     for task in tasks:
         step = task.step
-        if task.entry is None and task.packed is not None and isinstance(step, (ConvStep, PairStep)):
+        if task.packed is not None and isinstance(step, (ConvStep, PairStep)):
             both = (step.first, step.second) if isinstance(step, PairStep) else (step,)
             plain = [(dataclasses.replace(s.spec, groups=1, residual=False), s.outputs) for s in both]
             groups = tuple(
                 dataclasses.replace(spec, oc=o.view.channels, relu=o.relu) for spec, outputs in plain for o in outputs
             )
             spec = dataclasses.replace(plain[0][0], oc=sum(group.oc for group in groups))
-            found.setdefault(spec, Wanted(spec, groups))
+            found.setdefault(spec, Wanted(spec, groups, task.entry is not None))
     return list(found.values())
 
 

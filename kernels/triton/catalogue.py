@@ -12,9 +12,9 @@ import torch
 
 from ..plan import EltwiseStep, LrnStep, NormalizeStep, View
 from ..spec import ConvSpec, PairSpec, PoolSpec
-from . import norms, pairs
+from . import norms, pairs, stems
 from .configs import Config
-from .convolve import Part, convolution, pack, stem_convolution
+from .convolve import Part, convolution, pack
 from .launch import Launch, Map, eltwise, imported, lrn, normalized, pooled
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -124,7 +124,7 @@ def _stems() -> Iterator[Entry]:
             x = torch.empty(N, 3, 299, 299, dtype=kind, device="meta")
             packed, y = pack([_part(32, 3, 3, 3)], dtype, "meta"), blank(N, 149, 149, 32, dtype)
             scale = before if kind is torch.uint8 else None
-            launch = stem_convolution("stem", spec, x, packed, y, scale=scale)[0]
+            launch = stems.convolution("stem", spec, x, packed, y, scale=scale)[0]
             yield Entry("stem", f"{str(kind).removeprefix('torch.')} to {SHORT[dtype]}", launch, dtype is not FLOAT)
 
 

@@ -21,12 +21,15 @@ ARCHES = ("sm_80", "sm_90")
 PRECISIONS = ("half", "float32", "tf32")
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}
+REACH = 2.0  # octaves from a stem's shape within which a measured tile is taken
 FULL = 6  # tiles a multiprocessor, as the layers had by which `fitted` judges
 
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run a convolution. form: "pointer" or "tma"; split: programs that share the walk over k."""
+    """One way to run a convolution. form: "pointer" or "tma", or "stem" for one straight from an image; split: programs
+    that share the walk over k.
+    """
 
     form: str = "pointer"
     block_m: int = 128
@@ -37,8 +40,8 @@ class Config:
     stages: int = 3
 
     def __post_init__(self) -> None:
-        if self.form not in ("pointer", "tma"):
-            raise ValueError(f"form {self.form!r}; allowed: pointer, tma")
+        if self.form not in ("pointer", "tma", "stem"):
+            raise ValueError(f"form {self.form!r}; allowed: pointer, tma, stem")
         for name in ("block_m", "block_n", "block_k", "warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
@@ -91,7 +94,7 @@ def choose(
 ) -> Config:
     """The config of the nearest shape; a predicted one in steps that fit the c channels of a tap, where c is given."""
     found = shipped() if rows is None else tuple(rows)
-    same = [row for row in found if (row.arch, row.precision) == (arch, precision)]
+    same = [row for row in found if (row.arch, row.precision) == (arch, precision) and row.config.form != "stem"]
     if not same:
         raise ValueError(f"no config for {arch} {precision}; allowed: {', '.join(ARCHES)} with {', '.join(PRECISIONS)}")
     # A measured row beats a predicted one that is as near.
@@ -99,6 +102,13 @@ def choose(
     if c is None or best.seconds is not None:
         return best.config
     return fitted(best.config, arch, m, oc, c)
+
+
+def choose_stem(arch: str, precision: str, m: int, oc: int, k: int, rows: Iterable[Row]) -> Config | None:
+    """The tile of the nearest stem; None where none was measured within `REACH`: no model predicts them."""
+    same = [row for row in rows if (row.arch, row.precision, row.config.form) == (arch, precision, "stem")]
+    best = min(same, key=lambda row: row.distance(max(m, 1), oc, k), default=None)
+    return best.config if best is not None and best.distance(max(m, 1), oc, k) <= REACH else None
 
 
 def fitted(config: Config, arch: str, m: int, oc: int, c: int) -> Config:

@@ -20,14 +20,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..spec import ConvSpec
-from . import conv, stem, tile
+from . import conv, tile
 from .configs import Config
-from .launch import Launch, Map, parameters, power, upcast, wide
+from .launch import Launch, Map, power, upcast, wide
 
 ROW_ELEMENTS = 8  # rows of packed weights begin on 16 bytes, in every dtype
 STEM_CHANNELS = 4  # up to here taps and channels are one axis
 SCATTERED = 128 * 128  # sums of a tile whose columns go to several places; 128x256 spills
 STEM_PRODUCTS = 1024  # taps * channels that the stem kernel takes
+
 
 Workspace = Callable[[int], Tensor]  # float32 elements that only this launch and its finish use
 
@@ -344,42 +345,6 @@ def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:
         return counts[0] * counts[1] * counts[2]
 
     return min(boxes, key=lambda sizes: (covered(sizes), -sizes[2], -sizes[1]))
-
-
-def stem_convolution(
-    name: str, spec: ConvSpec, x: Tensor, packed: Packed, y: Map, *,
-    scale: Any = None, shift: Any = None, config: Config | None = None, tf32: bool = False,
-) -> list[Launch]:  # fmt: skip
-    """A convolution straight from [n, c, h, w] of any strides, uint8 or floating: a = scale * x + shift, then the sum.
-
-    `packed` has one group made from a dense weight (see `dense_weight`).
-    """
-    if spec.n == 0:
-        return []
-    group, rows, products = packed.groups[0], spec.n * spec.oh * spec.ow, spec.kh * spec.kw * spec.c
-    float32 = packed.weight.dtype is torch.float32
-    # A tcgen05 product needs 64 rows or more, and Triton 3.7 rounds float32 that came from bytes to TF32 for it.
-    rows_of_tile = 32 if float32 and not tf32 else 128
-    config = config or Config(block_m=rows_of_tile, block_n=power(group.channels, 16, 64), block_k=32, stages=2)
-    blocks = triton.cdiv(group.channels, config.block_n)
-    strides = dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))
-    affine = scale is not None or shift is not None
-    # A parameter that is absent beside one that is there is the neutral one.
-    before = [np.full(spec.c, d, np.float32) if affine and v is None else v for v, d in ((scale, 1), (shift, 0))]
-    arguments = {
-        **{"x_ptr": x, "w_ptr": packed.weight, "scale_ptr": packed.scale, "shift_ptr": packed.shift, "y_ptr": y.data},
-        **{"before_scale_ptr": parameters(before[0], y.data), "before_shift_ptr": parameters(before[1], y.data)},
-        **{"n": spec.n, "h": spec.h, "w": spec.w, "oh": spec.oh, "ow": spec.ow, "oc": group.channels},
-        **{"blocks": blocks, **strides, "w_pitch": group.pitch, "y_pitch": y.pitch},
-        **{"C": spec.c, "KH": spec.kh, "KW": spec.kw, "STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
-        **{"PAD_TOP": spec.padding[0], "PAD_LEFT": spec.padding[2], "AFFINE": affine, "RELU": group.relu},
-        **{"WIDE": wide(rows), "PRECISION": "tf32" if tf32 and float32 else "ieee"},
-        **{"UPCAST": upcast(packed.weight.dtype), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n},
-        "BLOCK_K": min(config.block_k, power(products, 16, 64)),
-    }
-    grid = (triton.cdiv(rows, config.block_m) * blocks,)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return [Launch(name, stem.stem_kernel, grid, arguments, options)]
 
 
 def dense_weight(weight: Any, groups: int) -> Any:

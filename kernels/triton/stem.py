@@ -7,6 +7,11 @@ a is computed in float32 and rounded once to w's dtype, as a tensor of normalise
 after the normalisation. Sums are float32, rounded once at the store.
 
 Taps and channels are one axis here: three channels alone would leave a tensor core nine tenths idle.
+
+1. A program owns BOX_H rows of BOX_W output pixels of an image, and BLOCK_N columns.
+2. It loads a as [BLOCK_K, pixels], so that a warp's lanes are neighbours in an image's row: the other way round they
+   would be taps, each in a line of its own. The product turns it.
+3. An address is one sum of a pixel's and a tap's; taps are only tested against the map where there is padding.
 """
 
 import triton
@@ -18,38 +23,46 @@ from .tile import multiplied, store_tile
 @triton.jit
 def stem_kernel(
     x_ptr, before_scale_ptr, before_shift_ptr, w_ptr, scale_ptr, shift_ptr, y_ptr,
-    n, h, w, oh, ow, oc, blocks, stride_n, stride_c, stride_y, stride_x, w_pitch, y_pitch,
+    h, w, oh, ow, oc, blocks, stride_n, stride_c, stride_y, stride_x, w_pitch, y_pitch,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M pixels by BLOCK_N columns a program."""
-    block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    if WIDE:
-        start = start.to(tl.int64)
-    m = start * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_ok = m < n * oh * ow
-    image, pixel = (m // (oh * ow)).to(tl.int64), m % (oh * ow)
-    top, left = (pixel // ow) * STRIDE_H - PAD_TOP, (pixel % ow) * STRIDE_W - PAD_LEFT
+    """PADDED: taps may fall outside."""
+    BLOCK_M: tl.constexpr = BOX_H * BOX_W
+    block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    across, down = tl.cdiv(ow, BOX_W), tl.cdiv(oh, BOX_H)
+    image = (tile // (across * down)).to(tl.int64)
+    lane = tl.arange(0, BLOCK_M)
+    y, x = (tile // across) % down * BOX_H + lane // BOX_W, tile % across * BOX_W + lane % BOX_W
+    m_ok = (y < oh) & (x < ow)
+    top, left = y * STRIDE_H - PAD_TOP, x * STRIDE_W - PAD_LEFT
+    x_ptr += image * stride_n
+    pixel = top.to(tl.int64) * stride_y + left.to(tl.int64) * stride_x
     column = block * BLOCK_N
-    lane = tl.arange(0, BLOCK_N)
-    dtype = w_ptr.dtype.element_ty
+    columns = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(tl.cdiv(KH * KW * C, BLOCK_K)):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         tap, channel = k // C, k % C
-        iy, ix = top[:, None] + (tap // KW)[None, :], left[:, None] + (tap % KW)[None, :]  # [BLOCK_M, BLOCK_K]
-        ok = m_ok[:, None] & (k < KH * KW * C)[None, :] & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
-        at = (image * stride_n)[:, None] + (channel.to(tl.int64) * stride_c)[None, :]
-        a = tl.load(x_ptr + at + iy.to(tl.int64) * stride_y + ix.to(tl.int64) * stride_x, mask=ok, other=0)
-        a = a.to(tl.float32)
+        r, s, k_ok = tap // KW, tap % KW, k < KH * KW * C
+        ok = k_ok[:, None] & m_ok[None, :]  # [BLOCK_K, BLOCK_M]
+        if PADDED:
+            rows, across_row = r[:, None] + top[None, :], s[:, None] + left[None, :]
+            ok = ok & (rows >= 0) & (rows < h) & (across_row >= 0) & (across_row < w)
+        at = channel.to(tl.int64) * stride_c + r.to(tl.int64) * stride_y + s.to(tl.int64) * stride_x
+        a = tl.load(x_ptr + (at[:, None] + pixel[None, :]), mask=ok, other=0).to(tl.float32)
         if AFFINE:
-            before_scale, before_shift = tl.load(before_scale_ptr + channel), tl.load(before_shift_ptr + channel)
-            a = tl.where(ok, a * before_scale[None, :] + before_shift[None, :], 0.0)
-        w_ok = (k < KH * KW * C)[:, None] & (column + lane < oc)[None, :]
-        b = tl.load(w_ptr + (k * w_pitch)[:, None] + (column + lane)[None, :], mask=w_ok, other=0.0)
-        acc = multiplied(a.to(dtype), b, acc, PRECISION, UPCAST)
+            before_scale = tl.load(before_scale_ptr + channel, mask=k_ok, other=0.0)
+            before_shift = tl.load(before_shift_ptr + channel, mask=k_ok, other=0.0)
+            a = a * before_scale[:, None] + before_shift[:, None]
+            if PADDED:
+                a = tl.where(ok, a, 0.0)
+        w_ok = k_ok[:, None] & (column + columns < oc)[None, :]
+        b = tl.load(w_ptr + (k * w_pitch)[:, None] + (column + columns)[None, :], mask=w_ok, other=0.0)
+        acc = multiplied(tl.trans(a.to(w_ptr.dtype.element_ty)), b, acc, PRECISION, UPCAST)
+    m = (image * oh + y) * ow + x
     store_tile(
         acc, m, m_ok, column, oc - column, RELU, column, y_pitch, scale_ptr, shift_ptr,
         y_ptr, 0, 1.0, y_ptr, False, BLOCK_N,

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..spec import ConvSpec
+from . import stems
 from .configs import Config, Row, candidates, precision_of
-from .convolve import Group, Part, convolution, fitting, mixed, pack
-from .launch import Map, dense
+from .convolve import Group, Packed, Part, convolution, fitting, mixed, pack
+from .launch import Launch, Map, dense
 
 Timer = Callable[[Callable[[], None]], float]
+STEM_SUMS = 64  # a thread; with 128 beside its pixels it spills
 TRIED = 12  # of the cost model's favourites, each in both forms where TMA can serve
 
 
@@ -28,33 +30,52 @@ def proposals(
     return best + ([replace(config, form="tma") for config in best] if tma else [])
 
 
-def results(spec: ConvSpec, channels: Sequence[int], like: Tensor) -> tuple[Tensor, list[Map]]:
+def stem_proposals(spec: ConvSpec, tf32: bool = False) -> list[Config]:
+    """Tiles of the stem kernel, what it has without a measurement first."""
+    sizes = [(m, k, warps) for m in (64, 128, 256) for k in (32, 64) for warps in (4, 8)]
+    found = [stems.STEM, *(replace(stems.STEM, block_m=m, block_k=k, warps=warps) for m, k, warps in sizes)]
+    exact = spec.dtype == "float32" and not tf32
+    fitted = [stems.fitting(config, spec.oc, spec.c * spec.kh * spec.kw, exact) for config in found]
+    return [one for one in dict.fromkeys(fitted) if one.block_m * one.block_n <= STEM_SUMS * 32 * one.warps]
+
+
+def results(spec: ConvSpec, channels: Sequence[int], device: torch.device) -> tuple[Tensor, list[Map]]:
     """Memory for results of so many channels each, dense maps one behind the other, and these."""
     rows, at, maps = spec.n * spec.oh * spec.ow, 0, list[Map]()
-    y = torch.empty(rows * sum(channels), dtype=like.dtype, device=like.device)
+    y = torch.empty(rows * sum(channels), dtype=getattr(torch, spec.dtype), device=device)
     for c in channels:
         maps.append(Map(y[rows * at : rows * (at + c)], spec.n, spec.oh, spec.ow, c, c))
         at += c
     return y, maps
 
 
+def prepared(
+    spec: ConvSpec, x: Tensor, packed: Packed, stem: bool, tf32: bool = False
+) -> tuple[Tensor, Callable[[Config], list[Launch]]]:
+    """Memory for the results, and what makes a config's launches. A `stem` reads the caller's x as it lies."""
+    y, outputs = results(spec, [group.channels for group in packed.groups], x.device)
+    if stem:
+        return y, lambda config: stems.convolution("tuned", spec, x, packed, outputs[0], config=config, tf32=tf32)
+    source = dense(x.permute(0, 2, 3, 1).contiguous())
+    return y, lambda config: convolution("tuned", spec, source, packed, outputs, config, tf32=tf32)
+
+
 def tried(
     spec: ConvSpec, x: Tensor, parts: Sequence[Part], arch: str, timer: Timer, *,
-    tf32: bool = False, count: int = TRIED,
+    tf32: bool = False, count: int = TRIED, stem: bool = False,
 ) -> dict[Config, float]:  # fmt: skip
     """Seconds of every proposal that fits the device and gives what the first one gives; x is [n, c, h, w], `spec` that
     of all parts as one convolution, each part's result goes to a place of its own.
 
     Raises RuntimeError when none runs.
     """
-    source = dense(x.permute(0, 2, 3, 1).contiguous())
-    packed = pack(parts, x.dtype, x.device)
-    y, outputs = results(spec, [group.channels for group in packed.groups], x)
+    packed = pack(parts, getattr(torch, spec.dtype), x.device)
+    y, made = prepared(spec, x, packed, stem, tf32)
     found: dict[Config, float] = {}
     problems, wanted = [], None
-    for config in proposals(spec, arch, tf32, count, packed.groups):
+    for config in stem_proposals(spec, tf32) if stem else proposals(spec, arch, tf32, count, packed.groups):
         y.fill_(float("nan"))
-        launches = convolution("tuned", spec, source, packed, outputs, config, tf32=tf32)
+        launches = made(config)
 
         def call(launches: list = launches) -> None:  # type: ignore[type-arg]
             for launch in launches:

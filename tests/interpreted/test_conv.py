@@ -9,7 +9,7 @@ import pytest
 import torch
 from inception_fast.kernels import reference
 from inception_fast.kernels.spec import ConvSpec
-from inception_fast.kernels.triton import conv, convolve
+from inception_fast.kernels.triton import conv, convolve, stems
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.convolve import Part, convolution, dense_weight, pack, split_columns
 from inception_fast.kernels.triton.launch import Launch, Map, interpreting
@@ -214,7 +214,7 @@ def test_stem_reads_images_as_they_come(kind: str) -> None:
     seen = seen.permute(0, 3, 1, 2) if kind == "permuted" else seen
     packed = pack([Part(weight, *params, (0, 1), True)], HALF, DEVICE)
     y = empty(2, 32, spec.oh, spec.ow, HALF, 0, 8)
-    run(convolve.stem_convolution("stem", spec, seen.to(DEVICE), packed, y, scale=before[0], shift=before[1]))
+    run(stems.convolution("stem", spec, seen.to(DEVICE), packed, y, scale=before[0], shift=before[1]))
     a = reference.eltwise(x, *before).to(HALF)
     wanted = reference.conv(a, weight.to(HALF), *params, stride=(2, 2), padding=spec.padding)
     numerics.assert_exact(take(y), wanted)
@@ -225,9 +225,43 @@ def test_stem_serves_groups_and_a_seven_wide_kernel() -> None:
     x, weight = numerics.integers(1, 3, 20, 20), numerics.integers(24, 1, 7, 7, seed=1)
     packed = pack([Part(dense_weight(weight, 3), None, None, (2, 2), False)], FLOAT, DEVICE)
     y = empty(1, 24, spec.oh, spec.ow, FLOAT)
-    run(convolve.stem_convolution("stem", spec, x.to(DEVICE), packed, y))
+    run(stems.convolution("stem", spec, x.to(DEVICE), packed, y))
     wanted = reference.conv(x, weight, stride=(2, 2), padding=spec.padding, groups=3, relu=False)
     numerics.assert_exact(take(y), wanted)
+
+
+@pytest.mark.parametrize(
+    "config", (Config(block_m=64, block_n=32, warps=8), Config(block_m=256, block_n=16, block_k=16))
+)
+def test_any_tile_of_a_stem_gives_the_same(config: Config) -> None:
+    """Boxes of rows that hang over a map on both sides, and a walk over taps and channels in several steps."""
+    spec = ConvSpec(2, 35, 39, 3, 24, 5, 5, (2, 2), (1, 2, 2, 1), dtype="float16")
+    x, weight = numerics.integers(2, 3, 35, 39), numerics.integers(24, 3, 5, 5, seed=1)
+    packed = pack([Part(weight, None, None, (1, 2), False)], HALF, DEVICE)
+    y = empty(2, 24, spec.oh, spec.ow, HALF, 8)
+    (launch,) = stems.convolution("stem", spec, x.to(DEVICE), packed, y, config=config)
+    sizes = [launch.arguments[name] for name in ("BOX_H", "BOX_W", "BLOCK_N", "BLOCK_K")]
+    assert sizes == ([2, 32, 32, 64] if config.block_m == 64 else [8, 32, 16, 16])
+    run([launch])
+    wanted = reference.conv(x.half(), weight.half(), stride=(2, 2), padding=spec.padding, relu=False)
+    numerics.assert_exact(take(y), wanted)
+
+
+@pytest.mark.parametrize("lost", ("pixel", "padding"))
+def test_a_stem_that_reads_elsewhere_is_seen(lost: str) -> None:
+    """Mutants: rows one element apart from where they are, and taps outside that are not left out."""
+    spec = ConvSpec(1, 15, 17, 3, 16, 3, 3, (2, 2), (1, 1, 1, 1), dtype="float16")
+    x, weight = numerics.integers(1, 3, 15, 17), numerics.integers(16, 3, 3, 3, seed=1)
+    packed, y = pack([Part(weight, None, None, (1, 1), False)], HALF, DEVICE), empty(1, 16, spec.oh, spec.ow, HALF)
+    around = torch.full((3, 3, 15, 17), 7.0, device=DEVICE)
+    around[1] = x[0]
+    (launch,) = stems.convolution("stem", spec, around[1:2], packed, y)
+    change = {"PADDED": False} if lost == "padding" else {"stride_y": 16}
+    run([replace(launch, arguments={**launch.arguments, **change})])
+    with pytest.raises(AssertionError):
+        numerics.assert_exact(
+            take(y), reference.conv(x.half(), weight.half(), stride=(2, 2), padding=spec.padding, relu=False)
+        )
 
 
 def test_wide_rows_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

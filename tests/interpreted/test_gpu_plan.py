@@ -290,13 +290,13 @@ def test_weights_are_packed_once_for_all_batches() -> None:
     assert packs.bytes == before
 
 
-def test_tiles_are_looked_up_for_every_convolution_but_the_stem() -> None:
+def test_tiles_are_looked_up_for_every_convolution() -> None:
     _, program, _ = block(1, "float32")
     looked_up: list[ConvSpec] = []
     compiled = GpuCompiled(program, Packs(DEVICE), lambda spec: looked_up.append(spec) or big(spec))  # type: ignore
     found = gpu_tune.wanted(compiled.plan.tasks)
-    asked = {replace(spec, residual=False) for spec in looked_up if spec.c > 3}
-    assert found and {one.spec for one in found} == asked
+    assert found and {one.spec for one in found} == {replace(spec, residual=False) for spec in looked_up}
+    assert [one.spec.c for one in found if one.stem] == [3]
     cut = {one.spec.oc: [(group.oc, group.kh, group.kw, group.relu) for group in one.groups] for one in found}
     assert cut[32] == [(16, 1, 3, True), (16, 3, 1, True)], "a split's two convolutions, of taps of their own"
     assert cut[44] == [(24, 1, 1, True), (12, 1, 1, True), (8, 1, 1, False)], "siblings; a pool follows the last"

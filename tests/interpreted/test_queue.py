@@ -72,7 +72,7 @@ def test_tiles_are_tried(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     measure = queue["measure"]
     monkeypatch.setattr(measure, "BATCHES", (1, 2))
     monkeypatch.setattr(measure.tune, "TRIED", 2)
-    monkeypatch.setattr(measure.tune.tried, "__kwdefaults__", {"tf32": False, "count": 2})
+    monkeypatch.setattr(measure.tune.tried, "__kwdefaults__", {"tf32": False, "count": 2, "stem": False})
     parts = [list(rows) for rows in measure.tuned_rows("row", "float16")]
     assert [len(rows) for rows in parts] == [1, 2]
     assert parts[-1][1]["row"][:5] == ["sm_80", "half", 32, 16, 48] and parts[-1][1]["tried"] == 2
@@ -135,9 +135,10 @@ def test_a_networks_tiles_are_measured_and_then_known(
     monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
     monkeypatch.setattr(tiles, "TRIED", 2)
     *_, rows = tiles.tile_rows("small", 2, "float16")
-    assert [row["status"] for row in rows] == ["ok"] * 3, rows
-    assert [row["row"][3:5] for row in rows] == [[32, 16], [16, 48], [16, 48]] and rows[0]["tried"] == 2
-    assert [row["columns"] for row in rows] == [[16, 16], [16], [16]]
+    assert [row["status"] for row in rows] == ["ok"] * 4, rows
+    assert [row["row"][3:5] for row in rows] == [[16, 27], [32, 16], [16, 48], [16, 48]] and rows[1]["tried"] == 2
+    assert [row["columns"] for row in rows] == [[16], [16, 16], [16], [16]]
+    assert [row["row"][5][0] for row in rows] == ["stem", *["pointer"] * 3] and rows[0]["tried"] > 2
     assert all(row["best_ms"] <= row["first_ms"] for row in rows)
     file = tmp_path / "result.json"
     assert tiles.measured(file) == []

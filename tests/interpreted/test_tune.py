@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from inception_fast.kernels.spec import ConvSpec
-from inception_fast.kernels.triton import configs, tune
+from inception_fast.kernels.triton import configs, stems, tune
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.convolve import Part, split_columns
 from inception_fast.kernels.triton.launch import Launch
@@ -57,6 +57,23 @@ def test_siblings_are_timed_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None
     taps = [Part(part.weight[:24, :, :1], None, None, (0, 1), True)]
     taps += [Part(part.weight[24:, :, :, :1], None, None, (1, 0), True)]
     assert {config.form for config in tune.tried(wide, x, taps, "sm_90", lambda call: 1.0, count=1)} == {"pointer"}
+
+
+def test_stems_have_tiles_of_their_own() -> None:
+    spec = ConvSpec(2, 19, 19, 3, 24, 3, 3, (2, 2), dtype="float16")
+    x, weight = numerics.random(2, 3, 19, 19).to(DEVICE), numerics.random(24, 3, 3, 3, seed=1)
+    found = tune.tried(spec, x, [Part(weight, None, None, (0, 0), True)], "sm_90", lambda call: 1.0, stem=True)
+    assert next(iter(found)) == replace(stems.STEM, block_n=32) and len(found) == 6
+    assert {(one.block_m, one.warps) for one in found} == {(m, w) for m in (64, 128, 256) for w in (4, 8)}
+    exact = tune.stem_proposals(replace(spec, dtype="float32"))
+    assert {one.block_m for one in exact} == {32} and len(exact) == 2, "larger tiles would round to TF32"
+
+    row = tune.row_of(spec, "sm_90", list(found)[-1], 1e-6)
+    rows = [*configs.shipped(), row]
+    shape = ("sm_90", "half", 162, 24, 27)
+    assert configs.choose_stem(*shape, rows) == row.config != configs.choose(*shape, rows)
+    assert configs.choose_stem(*shape, configs.shipped()) is None, "no model predicts them"
+    assert configs.choose_stem("sm_90", "half", 162 * 8, 24, 27, rows) is None, "too far"
 
 
 def test_what_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
