@@ -52,14 +52,17 @@ template <int N, bool TURNS> __device__ __forceinline__ Shared shared_parts(cons
   return shared;
 }
 
+// This block's place in its cluster. Asking again costs less than a register for the whole of a kernel.
+__device__ __forceinline__ int rank_of(const Group &group) { return group.cluster == 1 ? 0 : cluster_rank(); }
+
 // The producers, two threads: one brings x, one the weights, each its own bytes of a stage. Weights do not come from an
 // earlier grid, so the second one fills the ring while the first still waits for that grid to end.
 template <int N, bool TURNS, bool WEIGHTS>
-__device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters, int rank) {
+__device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters) {
   constexpr int ROWS = tile_rows(TURNS);
   const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
-  const int part = N / group.cluster; // rows of weights that this block loads
-  Place place{0, 1};                  // nothing has been used yet: the first wait for an empty stage passes
+  const int rank = rank_of(group), part = N / group.cluster; // rows of weights that this block loads
+  Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
   for (int unit = cluster_index; unit < group.units; unit += clusters) {
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
     const Problem &problem = group.problem[tile.problem];
@@ -208,8 +211,8 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
 
 // The consumers, two warpgroups.
 template <int N, bool TURNS, class T>
-__device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters,
-                                              int rank) {
+__device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index,
+                                              int clusters) {
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
@@ -217,7 +220,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
   Place place{0, 0};
   int turn = 0;
   for (int unit = cluster_index; unit < group.units; unit += clusters, turn ^= 1) {
-    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
     if (TURNS && turn != warpgroup) {
       skip(place, group.stages, tile.last - tile.first);
       continue;
@@ -248,7 +251,6 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
 template <int N, bool TURNS, class T>
 __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group group) {
   const Shared shared = shared_parts<N, TURNS>(group);
-  const int rank = group.cluster == 1 ? 0 : cluster_rank();
   const int shift = group.cluster - 1; // of 1 or 2
   const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;
   grid_launch_dependents();
@@ -276,15 +278,15 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<56>();
     if (threadIdx.x == 0) {
-      load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters, rank);
+      load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters);
     } else if (threadIdx.x == 32) {
-      load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters, rank);
+      load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters);
     }
     sync_warp();
   } else {
     more_registers<224>();
     grid_wait(); // before a residual is read, and before y or the workspace is written
-    compute_tiles<N, TURNS, T>(group, shared, cluster_index, clusters, rank);
+    compute_tiles<N, TURNS, T>(group, shared, cluster_index, clusters);
   }
   // The other block may still fill this one's stages' barriers: its memory has to outlive that.
   if (group.cluster != 1) {

@@ -22,8 +22,7 @@ namespace inception_fast::hopper {
 // One thread's share of what the columns have in common.
 struct ColumnsShare {
   float4 affine; // scale and shift of two columns: scale, scale, shift, shift
-  uint4
-      target; // of 8 columns: address of the first at pixel 0 or 0, bytes between pixels, all bits of what ReLU clears
+  uint4 target;  // of 8 columns: address of the first at pixel 0 or 0, bytes between pixels, all bits where ReLU is
 };
 
 // The share of thread `thread` of the warpgroup in the N columns from `column` on. Columns past the last get 0.
@@ -36,16 +35,11 @@ template <int N> __device__ __forceinline__ ColumnsShare load_columns(const Prob
     share.affine = make_float4(scale.x, scale.y, shift.x, shift.y);
   }
   if (8 * thread < N && eight < problem.oc) {
-    uint64_t address = 0;
-    for (int i = 0, begin = 0; i < problem.outputs; begin = problem.output[i++].end)
-      if (eight >= begin) { // the last such output owns the columns
-        const Output &to = problem.output[i];
-        address = to.y + 2 * static_cast<uint64_t>(eight - begin);
-        share.target.z = 2 * static_cast<uint32_t>(to.pitch);
-        share.target.w = to.relu ? 0xffffffffu : 0;
-      }
-    share.target.x = static_cast<uint32_t>(address);
-    share.target.y = static_cast<uint32_t>(address >> 32);
+    const int output = output_of(problem, eight);
+    const uint64_t address = element_address(problem, output, 0, eight);
+    share.target = make_uint4(static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32),
+                              2 * static_cast<uint32_t>(problem.output[output].pitch),
+                              problem.output[output].relu ? 0xffffffffu : 0);
   }
   return share;
 }
@@ -134,7 +128,7 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
   uint4 target = make_uint4(0, 0, 0, 0);
   if (group < GROUPS)
     target = load_shared_16(columns + 8 * N + 2 * FIRST + 16 * group);
-  constexpr int AT_ONCE = RESIDUAL ? 4 : GROUPS; // with a residual, all at once would not fit into the registers
+  constexpr int AT_ONCE = RESIDUAL ? 4 : GROUPS; // with a residual, as many as registers allow
 #pragma unroll
   for (int at = 0; at < GROUPS; at += AT_ONCE) {
     uint32_t low[AT_ONCE], high[AT_ONCE];

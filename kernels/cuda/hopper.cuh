@@ -380,8 +380,6 @@ __device__ __forceinline__ uint32_t counter_add(uint32_t *counter) {
   return before;
 }
 
-__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
 // All bits of each half of 16 bits whose sign is set, none of the other.
 __device__ __forceinline__ uint32_t sign_halves(uint32_t pair) {
   uint32_t mask;

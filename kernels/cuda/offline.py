@@ -16,10 +16,10 @@ from pathlib import Path
 
 ARCH = "sm_90a"
 TENSOR_CORE = "HGMMA"
-# What waits for, or forgets, memory beyond the block. A kernel has two about the cluster's barriers and three about
-# split K, outside of its loops; a pipeline's barriers at the cluster's scope would have one an arrival and one a wait.
+# What waits for, or forgets, memory beyond the block. A kernel has two about the cluster's barriers and one about split
+# K, outside of its loops; a pipeline's barriers at the cluster's scope would have one an arrival and one a wait.
 DEVICE_WIDE = ("MEMBAR.SC.GPU", "MEMBAR.ALL.GPU", "CCTL.IVALL")
-MOST_DEVICE_WIDE = 5  # of each
+MOST_DEVICE_WIDE = 3  # of each
 # Products, loads and stores past the registers, the registers that warps hand to each other, spills.
 CLASSES = (
     "HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL", *DEVICE_WIDE,

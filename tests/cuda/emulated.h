@@ -165,7 +165,6 @@ inline uint32_t counter_add(uint32_t *counter) {
   emulated::check_global(counter, 4, "an addition");
   return (*counter)++;
 }
-inline void fence_device() {}
 template <class V> inline V load_device_16(const V *from) {
   static_assert(sizeof(V) == 16, "16 bytes");
   emulated::check_global(from, 16, "a load");
