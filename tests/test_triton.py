@@ -50,6 +50,9 @@ def test_a_measured_row_wins_where_it_is_as_near() -> None:
     guess, measured = Config(block_n=64), Config(block_n=128)
     rows = [Row("sm_90", "half", 289, 192, 1344, guess), Row("sm_90", "half", 289, 192, 1344, measured, 1e-5)]
     assert configs.choose("sm_90", "half", 289, 192, 1344, rows) == measured
+    again = Config("tma", block_n=256)
+    rows += [rows[1]._replace(config=again), rows[0]]
+    assert configs.choose("sm_90", "half", 289, 192, 1344, rows) == again, "what was tuned here stands behind"
 
 
 # m, oc, k, c, and what becomes of the prediction. The first is v3's second convolution at batch 128, then its 3x3 at

@@ -126,6 +126,11 @@ def _stems() -> Iterator[Entry]:
             scale = before if kind is torch.uint8 else None
             launch = stems.convolution("stem", spec, x, packed, y, scale=scale)[0]
             yield Entry("stem", f"{str(kind).removeprefix('torch.')} to {SHORT[dtype]}", launch, dtype is not FLOAT)
+    seven, x = ConvSpec(N, 224, 224, 3, 64, 7, 7, (2, 2), (3,) * 4), torch.empty(N, 3, 224, 224, device="meta")
+    for dtype in (BRAIN, FLOAT):
+        packed, y = pack([_part(64, 3, 7, 7)], dtype, "meta"), blank(N, 112, 112, 64, dtype)
+        launch = stems.convolution("stem", seven, x, packed, y)[0]
+        yield Entry("stem", f"7x7 float32 to {SHORT[dtype]}", launch, dtype is not FLOAT)
 
 
 def _rest() -> Iterator[Entry]:

@@ -97,8 +97,9 @@ def choose(
     same = [row for row in found if (row.arch, row.precision) == (arch, precision) and row.config.form != "stem"]
     if not same:
         raise ValueError(f"no config for {arch} {precision}; allowed: {', '.join(ARCHES)} with {', '.join(PRECISIONS)}")
-    # A measured row beats a predicted one that is as near.
-    best = min(same, key=lambda row: (row.distance(max(m, 1), oc, k), row.seconds is None))
+    # A measured row beats a predicted one that is as near; of measured ones the last does, tuned on this machine.
+    ranked = [row for row in reversed(same) if row.seconds is not None] + [row for row in same if row.seconds is None]
+    best = min(ranked, key=lambda row: row.distance(max(m, 1), oc, k))
     if c is None or best.seconds is not None:
         return best.config
     return fitted(best.config, arch, m, oc, c)
@@ -107,7 +108,7 @@ def choose(
 def choose_stem(arch: str, precision: str, m: int, oc: int, k: int, rows: Iterable[Row]) -> Config | None:
     """The tile of the nearest stem; None where none was measured within `REACH`: no model predicts them."""
     same = [row for row in rows if (row.arch, row.precision, row.config.form) == (arch, precision, "stem")]
-    best = min(same, key=lambda row: row.distance(max(m, 1), oc, k), default=None)
+    best = min(reversed(same), key=lambda row: row.distance(max(m, 1), oc, k), default=None)
     return best.config if best is not None and best.distance(max(m, 1), oc, k) <= REACH else None
 
 

@@ -11,7 +11,8 @@ Taps and channels are one axis here: three channels alone would leave a tensor c
 1. A program owns BOX_H rows of BOX_W output pixels of an image, and BLOCK_N columns.
 2. It loads a as [BLOCK_K, pixels], so that a warp's lanes are neighbours in an image's row: the other way round they
    would be taps, each in a line of its own. The product turns it.
-3. An address is one sum of a pixel's and a tap's; taps are only tested against the map where there is padding.
+3. An address is one sum of a pixel's and a tap's; taps are only tested against the map where there is padding. With
+   the walk UNROLLED taps are constants.
 """
 
 import triton
@@ -27,6 +28,7 @@ def stem_kernel(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    UNROLLED: tl.constexpr,
     BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """PADDED: taps may fall outside."""
@@ -43,7 +45,7 @@ def stem_kernel(
     column = block * BLOCK_N
     columns = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(tl.cdiv(KH * KW * C, BLOCK_K)):
+    for step in tl.range(0, tl.cdiv(KH * KW * C, BLOCK_K), loop_unroll_factor=UNROLLED):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         tap, channel = k // C, k % C
         r, s, k_ok = tap // KW, tap % KW, k < KH * KW * C

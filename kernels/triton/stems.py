@@ -16,6 +16,7 @@ from .convolve import Packed
 from .launch import Launch, Map, parameters, power, upcast
 
 STEM = Config("stem", block_m=128, block_n=64, block_k=32, stages=2)  # where nothing was measured
+MOST_UNROLLED = 8  # steps; exact float32 spills unrolled
 
 
 def box(oh: int, ow: int, pixels: int) -> tuple[int, int]:
@@ -47,7 +48,7 @@ def convolution(
     group, products = packed.groups[0], spec.kh * spec.kw * spec.c
     single = packed.weight.dtype is float32
     config = fitting(config or STEM, group.channels, products, single and not tf32)
-    blocks = triton.cdiv(group.channels, config.block_n)
+    blocks, steps = triton.cdiv(group.channels, config.block_n), triton.cdiv(products, config.block_k)
     height, width = box(spec.oh, spec.ow, config.block_m)
     strides = dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))
     affine = scale is not None or shift is not None
@@ -63,6 +64,7 @@ def convolution(
         **{"AFFINE": affine, "RELU": group.relu, "PRECISION": "tf32" if tf32 and single else "ieee"},
         **{"UPCAST": upcast(packed.weight.dtype), "BOX_H": height, "BOX_W": width},
         **{"BLOCK_N": config.block_n, "BLOCK_K": config.block_k},
+        "UNROLLED": 1 if (single and not tf32) or steps > MOST_UNROLLED else steps,
     }
     grid = (spec.n * triton.cdiv(spec.oh, height) * triton.cdiv(spec.ow, width) * blocks,)
     options = {"num_warps": config.warps, "num_stages": config.stages}
