@@ -2,9 +2,10 @@
 
     python benchmarks/gpu/ship.py OUT/result.json
 
-Files the result under benchmarks/results/<GPU>/, and puts its measured rows into the shipped tables, each in place of
-an older one for the same shape: which shapes run on the CUDA kernels and how (kernels/cuda/choices.json), and Triton's
-tiles and forms (kernels/triton/configs.json). Rows of jobs that are red are left out.
+Files the slice's own results under benchmarks/results/<GPU>/ (what it took over from former slices is filed by these),
+and puts all measured rows into the shipped tables, each in place of an older one for the same shape: which shapes run
+on the CUDA kernels and how (kernels/cuda/choices.json), and Triton's tiles and forms (kernels/triton/configs.json).
+Rows of jobs that are red are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         cuts, tiles = list(cuts_of(document)), list(tiles_of(document))
     except ValueError as error:
         parser.error(str(error))
-    filed = file_result(document, root / "benchmarks" / "results")
+    filed = file_result(own(document), root / "benchmarks" / "results")
     about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
     if cuts:
         file = root / "kernels" / "cuda" / "choices.json"
@@ -81,6 +82,12 @@ def merged(older: Sequence[Any], newer: Sequence[Any], key: int) -> list[Any]:
     """The older rows but those whose first `key` values a newer one has, then the newer, of each the last."""
     last = {row[:key]: row for row in newer}
     return [row for row in older if row[:key] not in last] + list(last.values())
+
+
+def own(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what it took over from former slices, and each row once."""
+    mine = {name: result for name, result in document["results"].items() if "of" not in result}
+    return {key: value for key, value in document.items() if key not in ("rows", "status")} | {"results": mine}
 
 
 def file_result(document: dict[str, Any], results: Path) -> Path:

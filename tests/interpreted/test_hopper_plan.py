@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import loader
+from inception_fast.kernels.cuda import check, convolve, loader
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.plan import ConvStep, PairStep, Step
 from inception_fast.kernels.spec import ConvSpec
@@ -96,6 +96,12 @@ def test_a_plan_runs_on_the_kernels_own_source() -> None:
     _, plain, _ = compiled(1)
     assert [t.hopper is None for t in executable.plan.tasks].count(False) >= 4
     assert numerics.rel_l2(y, plain.run([x])[0].double()) <= DEEP
+
+
+def test_the_check_before_the_first_use_asks_no_form_for_what_it_refuses() -> None:
+    """On the kernels' own source, every form of them: a GPU runs it before it is given any network."""
+    assert {config.form for config in convolve.able(emulated(), check.SPEC)} >= {"halo64", "turns64c2"}
+    assert check.wrong(emulated(), DEVICE) == ""
 
 
 def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: pytest.MonkeyPatch) -> None:

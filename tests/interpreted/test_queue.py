@@ -204,6 +204,7 @@ def test_measured_cuts_become_what_plans_choose(
     }
     file, about = tmp_path / "result.json", {"name": gpu, "date": "2026-11-27T01:02:03+00:00"}
     file.write_text(json.dumps({"machine": about, "results": results}))
+    real = choices.SHIPPED
     for table, shipped in ((choices, "cuda/choices.json"), (configs, "triton/configs.json")):
         (tmp_path / "kernels" / shipped).parent.mkdir(parents=True)
         (tmp_path / "kernels" / shipped).write_text(table.SHIPPED.read_text())
@@ -219,7 +220,8 @@ def test_measured_cuts_become_what_plans_choose(
             "benchmarks/results/nvidia-h200/2026-11-27-gpu.json"
         ]
         choices.shipped.cache_clear(), configs.shipped.cache_clear()
-        conv, pair = choices.shipped()
+        *others, conv, pair = choices.shipped()
+        assert len(others) == len(choices.read(real))
         assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 2e-3)
         assert len(configs.shipped()) == before and configs.choose("sm_90", "half", 64, 32, 64).form == "tma"
 
