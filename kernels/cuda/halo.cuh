@@ -9,7 +9,8 @@
 // and a ring of weights, N rows at one tap. Rows are 128- or 64-byte swizzled by their address, so an operand may begin
 // at any pixel. K is summed in chunks of channels, in each by taps, whatever the batch.
 //
-// Not yet measured on hardware; that a swizzled operand may begin at any row was, for rows of 128 bytes.
+// Exact on an H200, and for 5x5 and 3x3 on maps of 35x35 the fastest tiles there; at 32 channels others are faster
+// (CONTRIBUTING).
 #pragma once
 
 #include "conv.cuh"
