@@ -153,9 +153,9 @@ MUTANTS = {
     "images are not told apart": ("halo.cuh", r"\+\+image;", ";"),
     "x is loaded before the earlier grid ends": ("halo.cuh", r"grid_wait\(\); // before x is read", ""),
     "y is written before the earlier grid ends": ("halo.cuh", r"grid_wait\(\); // before a residual is read", "//"),
-    "a row of x too few": ("halo_schedule.h", r"/ problem\.pitch - first \+ 1,", "/ problem.pitch - first,"),
+    "a row of x too few": ("halo_schedule.h", r"last - first \+ 1,", "last - first,"),
     "padding is stored": ("halo_schedule.h", r"at\.w < problem\.ow && ", ""),
-    "the rows between images are stored": ("halo_schedule.h", r" && at\.h <= [^;]*;", ";"),
+    "the rows between images are stored": ("halo_schedule.h", r" && at\.h < problem\.oh", ""),
     "a lead that the ring does not hold": ("halo_schedule.h", r"half < most \? half : most", "half + stages"),
 }
 

@@ -40,8 +40,8 @@ struct HaloSizes {
 };
 
 inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) {
-  const int64_t row = int64_t{2} * config.depth * problem.pitch, kh = problem.taps / problem.kw;
-  const int64_t positions = problem.pitch - 1 + config.rows + (kh - 1) * problem.pitch + problem.kw - 1;
+  const int64_t row = int64_t{2} * config.depth * problem.pitch;
+  const int64_t positions = int64_t{problem.pitch} - 1 + config.rows + problem.last_tap;
   const int64_t bytes = (ceil_div(positions, problem.pitch) * row + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   const int64_t left = SHARED_LIMIT - ALIGNMENT - halo_bytes(0, config.columns, config.depth, 0) - HALO_STAGES * bytes;
   const int64_t stages = left < 0 ? 0 : left / stage_bytes(0, config.columns, config.depth);
@@ -71,6 +71,8 @@ inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
     const int pixels = 64 / config.depth; // of 128 bytes, on which a copy's target begins
     problem.pitch = ceil_div(conv.ow + conv.kw - 1, pixels) * pixels;
     problem.image_rows = conv.oh + conv.kh - 1;
+    problem.oh = conv.oh;
+    problem.last_tap = (conv.kh - 1) * problem.pitch + conv.kw - 1;
     const int last = ((conv.n - 1) * problem.image_rows + conv.oh - 1) * problem.pitch + conv.ow - 1;
     problem.row_tiles = ceil_div(last + 1, config.rows);
   } else {

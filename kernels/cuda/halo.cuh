@@ -174,7 +174,8 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
-    const int mine = warpgroup * 64 * PARTS;
+    const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
+    Position at = position_at(problem, first); // of the first row that this lane stores
     float d[PARTS][N / 2];
     multiply_halo<N, PARTS, T>(d, group, shared, problem, rows_of(problem, tile.row, POSITIONS).offset + mine, lane,
                                place);
@@ -183,9 +184,9 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
-      const Position first = position_at(problem, tile.row * POSITIONS + mine + 64 * part + warp * WARP_ROWS);
-      const auto rows = [&](int r) { return pixel_of(problem, first, r); };
+      const auto rows = [&](int r) { return pixel_of(problem, behind(problem, at, r - lane / 8)); };
       store_tile<N, T>(d[part], problem, columns, staged, rows, tile.column * N, lane);
+      at = behind(problem, at, 64);
     }
   }
 }

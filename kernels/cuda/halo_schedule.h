@@ -22,8 +22,8 @@ struct Rows {
 
 HOST_DEVICE Rows rows_of(const Problem &problem, int row_tile, int positions) {
   const int begin = row_tile * positions, first = begin / problem.pitch;
-  const int last_tap = (problem.taps / problem.kw - 1) * problem.pitch + problem.kw - 1;
-  return {first, (begin + positions - 1 + last_tap) / problem.pitch - first + 1, begin - first * problem.pitch};
+  const int last = (begin + positions - 1 + problem.last_tap) / problem.pitch;
+  return {first, last - first + 1, begin - first * problem.pitch};
 }
 
 // Taps that one warpgroup goes ahead of the other: up to half a tile, as far as both rings let it.
@@ -43,16 +43,20 @@ HOST_DEVICE Position position_at(const Problem &problem, int position) {
   return {image, row - image * problem.image_rows, position - row * problem.pitch};
 }
 
-// The pixel of y `ahead` positions behind this one, or -1 where there is none.
-HOST_DEVICE int pixel_of(const Problem &problem, Position at, int ahead) {
+// The position `ahead` behind another: without a division, and for rows wider than that with at most one step.
+HOST_DEVICE Position behind(const Problem &problem, Position at, int ahead) {
   for (at.w += ahead; at.w >= problem.pitch; at.w -= problem.pitch)
     if (++at.h == problem.image_rows) {
       at.h = 0;
       ++at.image;
     }
+  return at;
+}
+
+// The pixel of y at a position, or -1 where there is none.
+HOST_DEVICE int pixel_of(const Problem &problem, const Position &at) {
   const int pixel = at.image * problem.image_pixels + at.h * problem.ow + at.w;
-  const bool inside = at.w < problem.ow && at.h <= problem.image_rows - problem.taps / problem.kw;
-  return inside && pixel < problem.pixels ? pixel : -1;
+  return at.w < problem.ow && at.h < problem.oh && pixel < problem.pixels ? pixel : -1;
 }
 
 } // namespace inception_fast::hopper

@@ -40,7 +40,8 @@ struct Problem {
   int32_t column_tiles, splits;  // tiles along the columns; parts of K, at most MAX_SPLITS
   int32_t part_steps, part_rest; // steps of K over parts, and what is left of them
   int32_t outputs;               // used entries of `output`
-  int32_t pitch, image_rows;     // of the padded map that halo tiles walk; its pixels a row, its rows an image
+  int32_t pitch, image_rows;     // of the padded map that halo tiles walk: its pixels a row, its rows an image
+  int32_t oh, last_tap;          // rows of an image of y; positions that the last tap is behind the first
   float residual_scale;
   uint64_t scale, shift, residual; // residual is 0 when there is none
   int64_t residual_pitch;

@@ -91,7 +91,7 @@ extern "C" int32_t maps_halo(const HopperConv *conv, int32_t config, int32_t *ti
       *tiles++ = value;
     for (int i = 0; i < chosen.rows; i += 16) // as a warp asks
       for (int r = 0; r < 16; ++r)
-        *pixels++ = pixel_of(problem, position_at(problem, tile * chosen.rows + i), r);
+        *pixels++ = pixel_of(problem, behind(problem, position_at(problem, tile * chosen.rows + i), r));
   }
   if (sizes) {
     const HaloSizes needed = halo_sizes(problem, chosen);
