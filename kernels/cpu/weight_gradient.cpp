@@ -85,6 +85,7 @@ void share_pixels(const Job &job, const Worker &worker, const Meeting &meet) {
   one.packed += worker.index * job.packed_floats;
   one.columns += worker.index * op.units * job.kernels.columns;
   one.places += worker.index * (op.depth + 1);
+  one.steps += worker.index * op.units;
   int64_t low = job.chunks * worker.index / worker.count, high = job.chunks * (worker.index + 1) / worker.count;
   for (int64_t chunk = low; chunk < high; ++chunk) {
     one.begin = op.end * chunk / job.chunks, one.end = op.end * (chunk + 1) / job.chunks;
@@ -174,12 +175,14 @@ void weight_gradient(const Tier &tier, const WeightGradientOp &from, int threads
   int64_t packed = room(4 * job.packed_floats * (job.chunks > 1 ? threads : job.stretches));
   int64_t columns = room(4 * threads * op.units * kernels.columns);
   int64_t places = room(sizeof(void *) * threads * (op.depth + 1));
+  int64_t steps = room(sizeof(int32_t) * threads * op.units);
   int64_t zeros = room((op.type == Type::float32 ? 4 : 2) * op.c);
   int64_t sums = room(job.chunks > 1 ? 4 * job.chunks * job.size : 0);
   char *memory = gradient_scratch(bytes);
   op.packed = reinterpret_cast<float *>(memory + packed);
   op.columns = reinterpret_cast<float *>(memory + columns);
   op.places = reinterpret_cast<const void **>(memory + places);
+  op.steps = reinterpret_cast<int32_t *>(memory + steps);
   op.zeros = std::memset(memory + zeros, 0, sums - zeros);
   job.sums = reinterpret_cast<float *>(memory + sums);
   run_shared(threads, body, &job);

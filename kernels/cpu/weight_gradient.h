@@ -3,9 +3,10 @@
 // Shapes: see weight_gradient_op.h. Numbers: a stretch of at most `depth` pixels is summed from zero in float, in
 // order; stretches are added to dw in order. bfloat16 is multiplied in pairs of pixels where the tier has such
 // products, else widened. Algorithm: all workers pack the stretch's gradient, tiles of `rows` output channels by
-// pixels; then each takes its share of (tap, two vectors of c, tile): it packs the tap's pixels of x once, zeros for
-// padding, and multiplies tile after tile with them, `rows` by two vectors of sums in registers. The last vector of c
-// stands alone where their number is odd, and `rows` is what leaves the last tile the fewest rows too many.
+// pixels; then each takes its share of (tap, two vectors of c, tile): it packs the tap's pixels of x once, those on
+// the map, lists the steps that they belong to, and multiplies tile after tile at these, `rows` by two vectors of sums
+// in registers. The last vector of c stands alone where their number is odd, and `rows` is what leaves the last tile
+// the fewest rows too many.
 #pragma once
 
 #include "pool.h"
@@ -84,7 +85,22 @@ inline void place(const WeightGradientOp &op, int64_t first, int32_t kh, int32_t
   places[length] = zeros; // the second of the last pair
 }
 
-// Channels [c, c + NV vectors) of the stretch's pixels of x.
+// Keeps the steps with a pixel on the map: how many, and where each begins in a packed tile.
+template <class T>
+inline int64_t choose_steps(const WeightGradientOp &op, int64_t first, const void **places, int32_t *steps) {
+  constexpr int pixels = in_pairs<T>() ? 2 : 1;
+  int64_t length = length_of(op, first), count = 0;
+  for (int64_t p = 0; p < length; p += pixels) {
+    if (places[p] == op.zeros && places[p + pixels - 1] == op.zeros)
+      continue;
+    for (int i = 0; i < pixels; ++i)
+      places[count * pixels + i] = places[p + i];
+    steps[count++] = static_cast<int32_t>(p / pixels) * op.rows;
+  }
+  return count;
+}
+
+// Channels [c, c + NV vectors) of `length` pixels of x.
 template <int NV, class T, class I = Isa>
 inline void pack_columns(const WeightGradientOp &op, int64_t length, int32_t c, const void *const *places, float *to) {
   int count = op.c - c;
@@ -105,9 +121,16 @@ inline void pack_columns(const WeightGradientOp &op, int64_t length, int32_t c, 
   }
 }
 
+// What a tile is summed over: `count` steps, and where each begins in the tile.
+struct Steps {
+  const int32_t *at;
+  int64_t count;
+};
+
 template <bool Pairs, int Rows, int NV, class I = Isa>
-inline void products(const float *rows, const float *columns, int64_t units, typename I::V (&sum)[Rows][NV]) {
-  for (int64_t k = 0; k < units; ++k, rows += Rows, columns += NV * I::lanes) {
+inline void products(const float *tile, const float *columns, const Steps &steps, typename I::V (&sum)[Rows][NV]) {
+  for (int64_t k = 0; k < steps.count; ++k, columns += NV * I::lanes) {
+    const float *rows = tile + steps.at[k];
     if constexpr (Pairs) {
       typename I::Pairs b[NV];
 #pragma GCC unroll 2
@@ -145,7 +168,7 @@ struct Place {
 };
 
 template <bool Pairs, int Rows, int NV>
-__attribute__((noinline)) void tile_product(const float *rows, const float *columns, int64_t units, const Place &to) {
+__attribute__((noinline)) void tile_product(const float *rows, const float *columns, const Steps &steps, const Place &to) {
   Isa::V sum[Rows][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -156,7 +179,7 @@ __attribute__((noinline)) void tile_product(const float *rows, const float *colu
       sum[r][v] = Isa::zero();
     }
   }
-  products<Pairs>(rows, columns, units, sum);
+  products<Pairs>(rows, columns, steps, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     if (r >= to.count)
@@ -173,15 +196,14 @@ __attribute__((noinline)) void tile_product(const float *rows, const float *colu
 // Tiles [low, high) of channels [c, c + NV vectors) of a tap.
 template <int Rows, int NV, class T>
 inline void multiply_panel(const WeightGradientOp &op, int64_t first, int32_t tap, int32_t c, int64_t low, int64_t high,
-                           const void *const *places, float *columns) {
-  int64_t length = length_of(op, first), units = in_pairs<T>() ? (length + 1) / 2 : length;
+                           const Steps &steps, const void *const *places, float *columns) {
   int64_t pitch = int64_t(op.kh) * op.kw * op.c;
-  pack_columns<NV, T>(op, length, c, places, columns);
+  pack_columns<NV, T>(op, steps.count * (in_pairs<T>() ? 2 : 1), c, places, columns);
   for (int64_t tile = low; tile < high; ++tile) {
     int64_t row = tile * Rows;
     Place to{op.dw + row * pitch + int64_t(tap) * op.c + c, pitch, static_cast<int>(lesser_of(op.oc - row, Rows)),
              static_cast<int>(lesser_of(op.c - c, NV * Isa::lanes)), first == op.begin};
-    tile_product<in_pairs<T>(), Rows, NV>(op.packed + tile * op.units * Rows, columns, units, to);
+    tile_product<in_pairs<T>(), Rows, NV>(op.packed + tile * op.units * Rows, columns, steps, to);
   }
 }
 
@@ -208,13 +230,17 @@ template <int Rows, class T>
 inline void multiply_tiles(const WeightGradientOp &op, int64_t first, const Worker &worker) {
   float *columns = op.columns + worker.index * op.units * WIDE;
   const void **places = op.places + worker.index * (op.depth + 1);
+  int32_t *list = op.steps + worker.index * op.units;
+  Steps steps{list, 0};
   int64_t placed = -1, vectors = (op.c + Isa::lanes - 1) / Isa::lanes;
   auto panel = [&](int64_t tap, int64_t vector, int64_t together, int64_t from, int64_t to) {
-    if (tap != placed)
+    if (tap != placed) {
       place<T>(op, first, static_cast<int32_t>(tap / op.kw), static_cast<int32_t>(tap % op.kw), places);
+      steps.count = choose_steps<T>(op, first, places, list);
+    }
     placed = tap;
     auto multiply = together == 2 ? multiply_panel<Rows, 2, T> : multiply_panel<Rows, 1, T>;
-    multiply(op, first, static_cast<int32_t>(tap), static_cast<int32_t>(vector) * Isa::lanes, from, to, places,
+    multiply(op, first, static_cast<int32_t>(tap), static_cast<int32_t>(vector) * Isa::lanes, from, to, steps, places,
              columns);
   };
   share_panels(int64_t(op.kh) * op.kw, vectors, tiles_of(op), worker, panel);

@@ -22,6 +22,7 @@ struct WeightGradientOp {
   int64_t units;          // steps of a stretch: pixels, or pairs of them where the tier multiplies pairs
   float *packed;          // [tiles][units][rows], of all workers: the stretch's gradient
   float *columns;         // [workers][units][two vectors]: the stretch's pixels of x, shifted by a tap
+  int32_t *steps;         // [workers][units]: the steps of a tap with a pixel on the map, in floats of a packed tile
   const void **places;    // [workers][depth + 1]: the pixel of x for a tap, or `zeros` outside of the map
   const void *zeros;      // a pixel
 };

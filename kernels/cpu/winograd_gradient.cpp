@@ -125,9 +125,13 @@ void winograd_gradient(const Tier &tier, const WeightGradientOp &from, int threa
   auto room = [&](int64_t more) { return std::exchange(floats, floats + more); };
   int64_t x = room(blocks * op.points * op.x_apart), grad = room(blocks * op.points * op.grad_apart);
   int64_t sums = room(op.chunks * op.points * op.sums_apart), pixel = room(zeros);
+  int64_t steps = room(op.depth);
   float *memory = reinterpret_cast<float *>(gradient_scratch(4 * floats));
   op.zeros = static_cast<float *>(std::memset(memory + pixel, 0, 4 * zeros));
   op.x = memory + x, op.grad = memory + grad, op.sums = memory + sums;
+  op.of.steps = reinterpret_cast<int32_t *>(memory + steps); // all of them
+  for (int32_t i = 0; i < op.depth; ++i)
+    op.of.steps[i] = i * op.of.rows;
   run_shared(threads, body, &job);
 }
 
