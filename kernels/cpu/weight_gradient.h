@@ -16,6 +16,7 @@ namespace inception_fast::cpu {
 namespace {
 
 constexpr int WIDE = 2 * Isa::lanes;
+constexpr int LINE = 64; // bytes that are fetched together
 constexpr int HEIGHTS = 4, LEAST_ROWS = Isa::rows > HEIGHTS ? Isa::rows - HEIGHTS + 1 : 1; // of a tile
 
 template <class T> inline constexpr bool in_pairs() { return Isa::dots && sizeof(T) == sizeof(bf16); }
@@ -193,13 +194,25 @@ __attribute__((noinline)) void tile_product(const float *rows, const float *colu
   }
 }
 
+// Asks for a tile's share of the channels behind [c, c + NV vectors), which the next panel packs.
+template <int NV, class T>
+inline void ask_next(const WeightGradientOp &op, int64_t pixels, int32_t c, int64_t share, int64_t shares,
+                     const void *const *places) {
+  int32_t next = c + NV * Isa::lanes, end = lesser_of(op.c, next + WIDE);
+  for (int64_t p = pixels * share / shares; p < pixels * (share + 1) / shares; ++p)
+    for (int32_t at = next; at < end; at += LINE / sizeof(T))
+      __builtin_prefetch(static_cast<const T *>(places[p]) + at, 0, 2);
+}
+
 // Tiles [low, high) of channels [c, c + NV vectors) of a tap.
 template <int Rows, int NV, class T>
 inline void multiply_panel(const WeightGradientOp &op, int64_t first, int32_t tap, int32_t c, int64_t low, int64_t high,
                            const Steps &steps, const void *const *places, float *columns) {
   int64_t pitch = int64_t(op.kh) * op.kw * op.c;
-  pack_columns<NV, T>(op, steps.count * (in_pairs<T>() ? 2 : 1), c, places, columns);
+  int64_t pixels = steps.count * (in_pairs<T>() ? 2 : 1);
+  pack_columns<NV, T>(op, pixels, c, places, columns);
   for (int64_t tile = low; tile < high; ++tile) {
+    ask_next<NV, T>(op, pixels, c, tile - low, high - low, places);
     int64_t row = tile * Rows;
     Place to{op.dw + row * pitch + int64_t(tap) * op.c + c, pitch, static_cast<int>(lesser_of(op.oc - row, Rows)),
              static_cast<int>(lesser_of(op.c - c, NV * Isa::lanes)), first == op.begin};
