@@ -80,8 +80,12 @@ def _training_gain(spec: ConvSpec, tile: Tile) -> float:
     points = (tile[0] + spec.kh - 1) * (tile[1] + spec.kw - 1)
     tiles = spec.n * math.ceil(spec.oh / tile[0]) * math.ceil(spec.ow / tile[1])
     each = tiles * (spec.c * spec.oc + TRANSFORM * (spec.c + spec.oc)) + WEIGHTS * spec.c * spec.oc
-    taps = _taps(spec.h, spec.oh, spec.kh, spec.padding[0]) * _taps(spec.w, spec.ow, spec.kw, spec.padding[2])
-    return spec.n * taps * spec.c * spec.oc / (points * each)
+    return spec.n * taps_on_map(spec) * spec.c * spec.oc / (points * each)
+
+
+def taps_on_map(spec: ConvSpec) -> int:
+    """Taps of all outputs of an image at stride 1 that do not lie on padding."""
+    return _taps(spec.h, spec.oh, spec.kh, spec.padding[0]) * _taps(spec.w, spec.ow, spec.kw, spec.padding[2])
 
 
 def _taps(size: int, out: int, kernel: int, before: int) -> int:

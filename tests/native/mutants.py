@@ -290,6 +290,8 @@ MUTANTS = (
     _gradient(
         "x is dense", "((image * op.h + iy) * op.w + start) * op.x_pitch", "((image * op.h + iy) * op.w + start) * op.c"
     ),
+    _gradient("steps on the map follow each other", "int32_t>(p / pixels) * op.rows", "int32_t>(count) * op.rows"),
+    _gradient("the first step on the map is all", "steps[count++] =", "steps[count = 1] ="),
     _gradient("every stretch starts anew", "first == op.begin}", "true}"),
     _gradient("whole tiles at the last rows", "static_cast<int>(lesser_of(op.oc - row, Rows))", "Rows"),
     _gradient("whole vectors at the last channels", "lesser_of(op.c - c, NV * Isa::lanes)", "NV * Isa::lanes"),
