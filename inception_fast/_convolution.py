@@ -21,6 +21,7 @@ INPUT_GRADIENT_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
 )
 GRADIENT_SCHEMA = INPUT_GRADIENT_SCHEMA
+_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
@@ -80,7 +81,7 @@ def _is_ours(x: Tensor) -> bool:
     named = dispatch.current_backend()
     if named not in (None, "cpu") or x.device.type != "cpu":
         return False
-    return bool(dispatch.backend_status()["cpu"])
+    return dispatch.runs_on_cpu()
 
 
 def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
@@ -123,6 +124,5 @@ def _convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], which: int
 ) -> Tensor:
     mask = [which == 0, which == 1, False]
-    backward = torch.ops.aten.convolution_backward
     narrow = weight.to(x.dtype)
-    return backward(grad, x, narrow, None, stride, padding, [1, 1], False, [0, 0], 1, mask)[which]  # type: ignore[no-any-return]
+    return _BACKWARD(grad, x, narrow, None, stride, padding, [1, 1], False, [0, 0], 1, mask)[which]  # type: ignore[no-any-return]

@@ -19,32 +19,37 @@ from . import _batch_norm, _convolution, dispatch
 
 PLAIN = (Tensor, nn.Parameter)
 
+Parts = tuple[Any, ...]  # kernel, weight, bias, running mean, running variance, batches seen
 
-def serves(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
+
+def parts_of(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Parts:
+    """The tensors of both, each read once: that takes a call of Python's."""
+    return conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked
+
+
+def serves(x: Tensor, parts: Parts) -> bool:
     """Whether `train` may take relu(bn(conv(x))) of two modules that train plainly; `x` as autocast leaves it."""
-    batches: Any = bn.num_batches_tracked
-    kernel, columns = conv.weight, (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    kernel, *columns, batches = parts
+    if not (direct() and _is_plain(x) and _is_plain(kernel) and _is_plain(batches) and _batch_norm.is_native(x)):
+        return False
     size = kernel.shape[:1]
-    return (
-        direct()
-        and all(type(each) in PLAIN and each.device.type == "cpu" for each in (x, kernel, batches))
-        and all(_is_column(each, size) for each in columns)
-        and batches.dtype is torch.int64
-        and _batch_norm.is_native(x)
-    )
+    return batches.dtype is torch.int64 and all([_is_column(each, size) for each in columns])
+
+
+def _is_plain(values: Any) -> bool:
+    return type(values) in PLAIN and values.is_cpu
 
 
 def _is_column(values: Any, size: torch.Size) -> bool:
     """Whether the kernels may read and write these [c] floats where they lie."""
-    fits = type(values) in PLAIN and values.shape == size and values.dtype is torch.float32
-    return fits and values.device.type == "cpu" and values.is_contiguous()
+    return _is_plain(values) and values.shape == size and values.dtype is torch.float32 and values.is_contiguous()
 
 
 def direct() -> bool:
     """Whether native kernels may be called here past the dispatcher."""
     if _watched() or dispatch.current_backend() not in (None, "cpu"):
         return False
-    return bool(dispatch.backend_status()["cpu"])
+    return dispatch.runs_on_cpu()
 
 
 def _watched() -> bool:
@@ -64,13 +69,11 @@ def autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype("cpu"))
 
 
-def train(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, winograd: bool) -> Tensor:
+def train(x: Tensor, parts: Parts, conv: nn.Conv2d, bn: nn.BatchNorm2d, winograd: bool) -> Tensor:
     """relu(bn(conv(x))) where `serves` says so; moves the running statistics."""
-    batches: Any = bn.num_batches_tracked
-    share = 1.0 / (int(batches) + 1) if bn.momentum is None else bn.momentum
-    running = bn.running_mean, bn.running_var, batches, share
+    share = 1.0 / (int(parts[5]) + 1) if bn.momentum is None else bn.momentum
     call = conv.stride, conv.padding, winograd, bn.eps
-    y: Tensor = _TrainedLayer.apply(x, conv.weight, bn.weight, bn.bias, call, running)
+    y: Tensor = _TrainedLayer.apply(x, *parts[:3], call, (*parts[3:], share))
     return y
 
 
@@ -99,12 +102,15 @@ class _TrainedLayer(Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             return (*_differentiable(grad, (x, kernel, weight, bias), needs, ctx.call), None, None)
-        ours: Any = torch.ops.inception_fast
-        norm, of_x, of_kernel = ours.batch_norm_relu_backward, ours.conv_input_gradient, ours.conv_weight_gradient
-        if type(grad) in PLAIN and not _watched():
-            norm, of_x = _batch_norm.backward_kernel, _convolution.input_gradient_kernel
-            of_kernel = _convolution.gradient_kernel
-        dz, dweight, dbias = norm(grad, z, weight, bias, mean, var, eps)
+        if type(grad) in PLAIN and direct():
+            from .backends import batch_norm
+
+            of_x, of_kernel = _convolution.input_gradient_kernel, _convolution.gradient_kernel
+            dz, dweight, dbias = batch_norm.backward(grad, z, weight, bias, (mean, var), eps)
+        else:
+            ours: Any = torch.ops.inception_fast
+            of_x, of_kernel = ours.conv_input_gradient, ours.conv_weight_gradient
+            dz, dweight, dbias = ours.batch_norm_relu_backward(grad, z, weight, bias, mean, var, eps)
         dx = of_x(dz, x, kernel, stride, padding, winograd) if needs[0] else None
         dkernel = of_kernel(dz, x, kernel, stride, padding, winograd)
         return dx, dkernel, dweight, dbias, None, None

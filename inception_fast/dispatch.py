@@ -99,6 +99,11 @@ def backend_status() -> dict[str, Status]:
     return found | {"cuda": Unavailable(wrong)} if found["cuda"] and wrong else found
 
 
+def runs_on_cpu() -> bool:
+    """Whether the native CPU kernels can run: `backend_status` of "cpu" alone, for who asks in every call."""
+    return bool(_probe()["cpu"])
+
+
 @functools.cache
 def _probe() -> dict[str, Status]:
     return {

@@ -147,7 +147,7 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     """relu(bn(conv(x))), fused where that is the same."""
     padding: Any = conv.padding
     if not fusable(conv, bn):
-        if not (_plainly_trains(bn) and _trains_on_gpu(x, conv)):
+        if not (_trains_on_gpu(x, conv) and _plainly_trains(bn)):
             return trained(x, conv, bn)
         y, mean, var = ops.conv_batch_norm_relu(
             x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
@@ -161,8 +161,9 @@ def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     """relu(bn(conv(x))) in training, as one node of autograd where both are plain."""
     if x.device.type == "cpu" and _plainly_learns(conv) and _plainly_trains(bn):
         cast = _trained_layer.autocast(x)
-        if _trained_layer.serves(cast, conv, bn):
-            return _trained_layer.train(cast, conv, bn, getattr(conv, WINOGRAD, False))
+        parts = _trained_layer.parts_of(conv, bn)
+        if _trained_layer.serves(cast, parts):
+            return _trained_layer.train(cast, parts, conv, bn, getattr(conv, WINOGRAD, False))
     return batch_norm_relu(convolve(x, conv), bn)
 
 
@@ -180,8 +181,8 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
         torch.is_grad_enabled()
         and conv_problem(conv) is None
         and conv.bias is None
-        and conv.weight.requires_grad
-        and conv.weight.dtype is torch.float32
+        and (weight := conv.weight).requires_grad
+        and weight.dtype is torch.float32
         and not has_hooks(conv)
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
@@ -227,9 +228,9 @@ def _plainly_trains(bn: nn.Module) -> bool:
         type(bn) is nn.BatchNorm2d
         and bn.training
         and bn.affine
-        and bn.running_mean is not None
+        and (mean := bn.running_mean) is not None
         and bn.weight.dtype is torch.float32
-        and bn.running_mean.dtype is torch.float32
+        and mean.dtype is torch.float32
         and not has_hooks(bn)
         and not torch.compiler.is_exporting()
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
+from ..kernels.cpu.winograd import TILES
 from ..kernels.spec import ConvSpec
 from .batch_norm import NATIVE
 from .pitch import even_pitch
@@ -31,7 +32,7 @@ class Call(NamedTuple):
 
 def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
     """conv2d(x, weight) in channels_last, or None where no kernel can or pays; `every`: of all tiles, not the exact."""
-    if weight.dtype is not torch.float32 or x.dtype not in NATIVE:
+    if weight.dtype is not torch.float32 or not _is_served(x.dtype, weight):
         return None
     call = chosen(x.dtype, x.shape, x.stride(), weight.shape, stride, padding, every)
     return None if call is None else _run(x, call, weight.data_ptr(), weight.stride())
@@ -39,7 +40,7 @@ def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[
 
 def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
     """The gradient of x of y = conv2d(x, weight): `grad` convolved with the kernel turned round."""
-    if weight.dtype is not torch.float32 or grad.dtype not in NATIVE or tuple(stride) != (1, 1):
+    if weight.dtype is not torch.float32 or not _is_served(grad.dtype, weight) or tuple(stride) != (1, 1):
         return None
     oc, c, kh, kw = weight.shape
     turned = kh - 1 - padding[0], kw - 1 - padding[1]
@@ -49,6 +50,11 @@ def backward(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Seque
     column, channel, row, tap = weight.stride()
     last = weight.data_ptr() + weight.element_size() * ((kh - 1) * row + (kw - 1) * tap)
     return _run(grad, call, last, (channel, column, -row, -tap))
+
+
+def _is_served(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether there is any kernel for such a map and a kernel of this size."""
+    return dtype is torch.bfloat16 or (dtype is torch.float32 and tuple(weight.shape[2:]) in TILES)
 
 
 def chosen(

@@ -6,6 +6,7 @@ compiled.run([(x.data_ptr(), "float32", x.stride())], [y.data_ptr()], arena.data
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ rmsprop_update = _native.rmsprop_update
 InputArgument = tuple[int, str, tuple[int, int, int, int]]
 
 
+@functools.cache
 def tiers() -> tuple[str, ...]:
     """Tiers this machine can run, slowest first."""
     return tuple(_native.tiers())
