@@ -26,8 +26,10 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 
 def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
     if _is_ours(x):
-        from .backends import train_conv
+        from .backends import matrix, train_conv
 
+        if matrix.serves(x, weight, stride, padding):
+            return matrix.forward(x, weight)
         y = train_conv.forward(x, weight, stride, padding, winograd)
         if y is not None:
             return y
@@ -40,9 +42,12 @@ def input_gradient_kernel(
     """The gradient of `x`, in its layout."""
     dx = None
     if _is_ours(x):
-        from .backends import train_conv
+        from .backends import matrix, train_conv
 
-        dx = train_conv.backward(grad, weight, stride, padding, winograd)
+        if matrix.serves(grad, weight, stride, padding, channels=0):
+            dx = matrix.backward(grad, weight)
+        else:
+            dx = train_conv.backward(grad, weight, stride, padding, winograd)
     if dx is None:
         dx = _convolution_backward(grad, x, weight, stride, padding, 0)
     # The fake promises the strides of torch.empty_like(x).

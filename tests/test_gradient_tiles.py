@@ -161,8 +161,8 @@ def spec(n: int, size: int, c: int, oc: int, kernel: Two, same: bool = True) -> 
     return ConvSpec(n, size, size, c, oc, *kernel, padding=(top, top, left, left))
 
 
-# v3's layers at stride 1 that have tiles, at 16 images, but for the last of 139x139: size, c, oc, kernel, whether padded, and what the
-# rule takes by default and on request. Measured: the table of CONTRIBUTING.md.
+# v3's layers at stride 1 that have tiles, at 16 images, but for the last of 139x139: size, c, oc, kernel, whether
+# padded, and what the rule takes by default and on request. Measured: the table of CONTRIBUTING.md.
 V3 = [
     (69, 32, 32, (3, 3), False, (2, 2), (4, 4)),
     (67, 32, 64, (3, 3), True, (2, 2), (4, 4)),
