@@ -42,12 +42,9 @@ def input_gradient_kernel(
     """The gradient of `x`, in its layout."""
     dx = None
     if _is_ours(x):
-        from .backends import matrix, train_conv
+        from .backends import train_conv
 
-        if matrix.serves(grad, weight, stride, padding, channels=0):
-            dx = matrix.backward(grad, weight)
-        else:
-            dx = train_conv.backward(grad, weight, stride, padding, winograd)
+        dx = train_conv.backward(grad, weight, stride, padding, winograd)
     if dx is None:
         dx = _convolution_backward(grad, x, weight, stride, padding, 0)
     # The fake promises the strides of torch.empty_like(x).
