@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,28 @@ def test_what_is_freed_is_used_again() -> None:
     assert plain >= 8 * PAGES // 512
     assert kept < PAGES // 512, f"{kept} page faults, {plain} with memory given back"
     assert after < 1.02 * before, "memory grows from turn to turn"
+
+
+HUGE = """
+import re, torch
+from inception_fast.train.allocator import keep_freed_memory
+assert keep_freed_memory()
+block = torch.empty(40 << 20, dtype=torch.uint8).fill_(1)
+for line in open("/proc/self/smaps"):
+    found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+    if found:
+        low, high = (int(part, 16) for part in found.groups())
+    elif line.startswith("VmFlags:") and low <= block.data_ptr() + (20 << 20) < high:
+        print("hg" in line.split())
+"""
+
+
+@pytest.mark.skipif(
+    not (uses_glibc() and Path("/sys/kernel/mm/transparent_hugepage").exists()), reason="a system without huge pages"
+)
+def test_the_heap_is_to_be_of_huge_pages() -> None:
+    out = subprocess.run([sys.executable, "-c", HUGE], check=True, capture_output=True, text=True).stdout
+    assert out.split() == ["True"]
 
 
 def test_without_glibc_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
