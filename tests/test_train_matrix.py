@@ -1,4 +1,4 @@
-"""1x1 convolutions of training as products of matrices: what is served, values, gradients, layout."""
+"""1x1 convolutions of training as products of matrices: what is served, values, layout."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The products that were made."""
-    found: list[str] = []
-    for name in ("forward", "backward"):
-        original = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, n=name, f=original: found.append(n) or f(*a))
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry for each product that was made."""
+    found: list[int] = []
+    original = native.forward
+    monkeypatch.setattr(native, "forward", lambda *a: found.append(1) or original(*a))
     return found
 
 
@@ -51,11 +50,11 @@ def results(x: Tensor, weight: Tensor, grad: Tensor, ours: bool) -> list[Tensor]
 
 @every_case
 @pytest.mark.parametrize("weight_format", [LAST, torch.contiguous_format], ids=str)
-def test_integers_are_exact(case: tuple, weight_format: torch.memory_format, products: list[str]) -> None:
+def test_integers_are_exact(case: tuple, weight_format: torch.memory_format, products: list[int]) -> None:
     x, weight, grad = operands(case, whole=True)
     weight = weight.contiguous(memory_format=weight_format)
     found = results(x, weight, grad, ours=True)
-    assert products == ["forward", "backward"]
+    assert products == [1]
     expected = results(x.double(), weight.double(), grad.double(), ours=False)
     for mine, wide in zip(found, expected, strict=True):
         numerics.assert_exact(mine, wide)
@@ -64,20 +63,20 @@ def test_integers_are_exact(case: tuple, weight_format: torch.memory_format, pro
 
 
 @every_case
-def test_errors_stay_in_the_budget(case: tuple, products: list[str]) -> None:
+def test_errors_stay_in_the_budget(case: tuple, products: list[int]) -> None:
     operand = operands(case, whole=False)
     (y, *grads), (wide, *expected) = results(*operand, ours=True), results(*map(Tensor.double, operand), ours=False)
-    assert products == ["forward", "backward"]
+    assert products == [1]
     numerics.assert_close_budget(y, wide)
     for mine, theirs in zip(grads, expected, strict=True):
         numerics.assert_close_gradient(mine, theirs)
 
 
-def test_a_layer_takes_the_product(products: list[str]) -> None:
+def test_a_layer_takes_the_product(products: list[int]) -> None:
     layer = fast.ConvBNReLU(128, 128, 1).to(memory_format=LAST).train()
     x = numerics.random(4, 128, 3, 3, seed=1).contiguous(memory_format=LAST).requires_grad_()
     layer(x).square().mean().backward()
-    assert products == ["forward", "backward"]
+    assert products == [1]
 
 
 def test_other_calls_are_not_served() -> None:
@@ -87,10 +86,7 @@ def test_other_calls_are_not_served() -> None:
     wide = numerics.random(4, 160, 3, 3).contiguous(memory_format=LAST)[:, :128]
     large = numerics.random(29, 128, 3, 3).contiguous(memory_format=LAST)
     turned = weight.transpose(0, 1).contiguous().transpose(0, 1)
-    grad = numerics.random(4, 130, 3, 3).contiguous(memory_format=LAST)
-    assert native.serves(grad, weight.repeat(2, 1, 1, 1)[:130], ONE, NONE, 0)
     for case in (
-        (grad, weight, ONE, NONE, 0),
         (x, weight.repeat(1, 2, 1, 1), ONE, NONE),
         (x.bfloat16(), weight, ONE, NONE),
         (x.double(), weight.double(), ONE, NONE),
