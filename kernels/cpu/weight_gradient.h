@@ -169,7 +169,8 @@ struct Place {
 };
 
 template <bool Pairs, int Rows, int NV>
-__attribute__((noinline)) void tile_product(const float *rows, const float *columns, const Steps &steps, const Place &to) {
+__attribute__((noinline)) void tile_product(const float *rows, const float *columns, const Steps &steps,
+                                            const Place &to) {
   Isa::V sum[Rows][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {

@@ -224,7 +224,8 @@ struct MultiplyPoints {
                  static_cast<int>(lesser_of(op.of.oc - row, Rows)), static_cast<int>(together) * Isa::lanes,
                  op.begin == op.first};
         auto product = together == 2 ? tile_product<false, Rows, 2> : tile_product<false, Rows, 1>;
-        product(op.grad + p * op.grad_apart + tile * op.depth * Rows, columns, Steps{op.of.steps, op.end - op.begin}, to);
+        product(op.grad + p * op.grad_apart + tile * op.depth * Rows, columns, Steps{op.of.steps, op.end - op.begin},
+                to);
       }
     };
     share_panels(op.points, op.vectors, tiles_of(op.of), worker, panel);
