@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t DEPTH =
     192; // steps: the more, the rarer dw is read and written; two vectors of them fit the level 1 cache
 constexpr int64_t ROW_BYTES = 512 << 10, STRETCHES = 16; // packed gradients between two meetings, for the level 2 cache
-// A huge page: over small ones, wherever the system finds them, lines of a block push each other out of the caches.
+// A huge page, where the system gives one; smaller blocks would get small ones.
 constexpr int64_t LEAST_SCRATCH = 2 << 20;
 // With fewer shares of the outputs the pixels are shared out, in chunks of at least so many.
 constexpr int64_t FEW_ITEMS = 64, CHUNK_PIXELS = 512, MOST_CHUNKS = 16;
