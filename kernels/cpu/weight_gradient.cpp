@@ -1,7 +1,6 @@
 #include "weight_gradient_op.h"
 
 #include "parallel.h"
-#include "plan.h"
 #include "winograd_gradient_op.h"
 
 #include <algorithm>
@@ -20,8 +19,6 @@ namespace {
 constexpr int64_t DEPTH =
     192; // steps: the more, the rarer dw is read and written; two vectors of them fit the level 1 cache
 constexpr int64_t ROW_BYTES = 512 << 10, STRETCHES = 16; // packed gradients between two meetings, for the level 2 cache
-// A huge page, where the system gives one; smaller blocks would get small ones.
-constexpr int64_t LEAST_SCRATCH = 2 << 20;
 // With fewer shares of the outputs the pixels are shared out, in chunks of at least so many.
 constexpr int64_t FEW_ITEMS = 64, CHUNK_PIXELS = 512, MOST_CHUNKS = 16;
 
@@ -136,13 +133,20 @@ int32_t rows_for(int most, int least, int32_t oc) {
 }
 
 char *gradient_scratch(int64_t bytes) {
-  static thread_local std::unique_ptr<Memory> memory;
-  size_t wanted = static_cast<size_t>(std::max(bytes, LEAST_SCRATCH));
-  if (!memory || memory->bytes() < wanted) {
+  struct Free {
+    void operator()(void *p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<char, Free> memory;
+  static thread_local int64_t held = 0;
+  if (held < bytes) {
     memory.reset();
-    memory = std::make_unique<Memory>(wanted);
+    held = 0;
+    memory.reset(static_cast<char *>(std::aligned_alloc(64, bytes)));
+    if (!memory)
+      throw std::bad_alloc();
+    held = bytes;
   }
-  return reinterpret_cast<char *>(memory->data());
+  return memory.get();
 }
 
 void weight_gradient(const Tier &tier, const WeightGradientOp &from, int threads) {
