@@ -23,15 +23,16 @@ from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
-OURS = ("ours", "cuda")  # as it chooses, and all that the CUDA kernels take on these
+OURS = ("ours", "triton", "cuda")  # as it chooses, without the CUDA kernels, and all that these take on them
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
-FIRST, LATER = ("ours", "eager"), {"network": ("graphs", "cuda"), "peers": ("xla", "compile")}
+FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "cuda"), "peers": ("xla", "compile")}
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Ours, eager channels_last with cudnn.benchmark, then Inductor with CUDA graphs and freezing as well, then, with
-    `cuda`, all that the CUDA kernels take. `tiles`: how many measured ones ours knows.
+    """Ours, ours on Triton alone where there are CUDA kernels too, eager channels_last with cudnn.benchmark, then
+    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take. `tiles`: how many
+    measured ones ours knows.
     """
     return _raced(model, n, dtype, tiles, LATER["network"][: 2 if cuda else 1])
 
@@ -60,7 +61,7 @@ def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> 
     calls: dict[str, Callable[[], Any]] = {}
     for names in (FIRST, *([name] for name in later if name in makers)):
         with ended_after(CUDA_SECONDS) if "cuda" in names else contextlib.nullcontext():
-            some, right = _checked({name: makers[name] for name in names}, about, truth, dtype)
+            some, right = _checked({name: makers[name] for name in names if name in makers}, about, truth, dtype)
             rows, calls = {**rows, **some}, {**calls, **right}
             with torch.no_grad():
                 for runtime, seconds in host_seconds(calls).items() if calls else ():
@@ -124,7 +125,7 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
         "compile": lambda: compiled(peer, given, "max-autotune"),
     }
     if fast.backend_status()["cuda"]:
-        makers["cuda"] = lambda: ours("cuda")
+        makers |= {backend: lambda backend=backend: ours(backend) for backend in ("triton", "cuda")}
     return makers, truth
 
 
