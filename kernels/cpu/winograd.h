@@ -269,10 +269,14 @@ template <class H, class W> struct Winograd {
 
 // Calls `use` with the algorithm that the operator's kernel and tile name; winograd_tiles() are all that there are.
 template <class Use> inline auto with_winograd(const ConvOp &op, Use use) {
+  if (op.kh == 1 && op.kw == 3)
+    return use(Winograd<Axis<1, 1>, Axis<4, 3>>{});
+  if (op.kw == 1 && op.kh == 3)
+    return use(Winograd<Axis<4, 3>, Axis<1, 1>>{});
   if (op.kh == 1)
-    return op.kw == 3 ? use(Winograd<Axis<1, 1>, Axis<4, 3>>{}) : use(Winograd<Axis<1, 1>, Axis<4, 7>>{});
+    return op.tile_w == 4 ? use(Winograd<Axis<1, 1>, Axis<4, 7>>{}) : use(Winograd<Axis<1, 1>, Axis<6, 7>>{});
   if (op.kw == 1)
-    return op.kh == 3 ? use(Winograd<Axis<4, 3>, Axis<1, 1>>{}) : use(Winograd<Axis<4, 7>, Axis<1, 1>>{});
+    return op.tile_h == 4 ? use(Winograd<Axis<4, 7>, Axis<1, 1>>{}) : use(Winograd<Axis<6, 7>, Axis<1, 1>>{});
   if (op.kh == 5)
     return use(Winograd<Axis<2, 5>, Axis<2, 5>>{});
   return op.tile_h == 2 ? use(Winograd<Axis<2, 3>, Axis<2, 3>>{}) : use(Winograd<Axis<4, 3>, Axis<4, 3>>{});

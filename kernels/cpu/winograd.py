@@ -19,8 +19,8 @@ TILES: dict[tuple[int, int], tuple[Tile, ...]] = {
     (5, 5): ((2, 2),),
     (1, 3): ((1, 4),),
     (3, 1): ((4, 1),),
-    (1, 7): ((1, 4),),
-    (7, 1): ((4, 1),),
+    (1, 7): ((1, 6), (1, 4)),
+    (7, 1): ((6, 1), (4, 1)),
 }
 DIRECT: Tile = (0, 0)
 TRANSFORM = 12  # multiply-adds' worth of a point's transforms, for each channel that goes in or comes out

@@ -234,10 +234,14 @@ struct MultiplyPoints {
 
 // As with_winograd: calls `use` with the algorithm of the operator's kernel and tile.
 template <class Use> inline void with_gradient_tiles(const WeightGradientOp &op, Use use) {
-  if (op.kh == 1)
-    op.kw == 3 ? use(GradientTiles<Axis<1, 1>, Axis<4, 3>>{}) : use(GradientTiles<Axis<1, 1>, Axis<4, 7>>{});
+  if (op.kh == 1 && op.kw == 3)
+    use(GradientTiles<Axis<1, 1>, Axis<4, 3>>{});
+  else if (op.kw == 1 && op.kh == 3)
+    use(GradientTiles<Axis<4, 3>, Axis<1, 1>>{});
+  else if (op.kh == 1)
+    op.tile_w == 4 ? use(GradientTiles<Axis<1, 1>, Axis<4, 7>>{}) : use(GradientTiles<Axis<1, 1>, Axis<6, 7>>{});
   else if (op.kw == 1)
-    op.kh == 3 ? use(GradientTiles<Axis<4, 3>, Axis<1, 1>>{}) : use(GradientTiles<Axis<4, 7>, Axis<1, 1>>{});
+    op.tile_h == 4 ? use(GradientTiles<Axis<4, 7>, Axis<1, 1>>{}) : use(GradientTiles<Axis<6, 7>, Axis<1, 1>>{});
   else if (op.kh == 5)
     use(GradientTiles<Axis<2, 5>, Axis<2, 5>>{});
   else

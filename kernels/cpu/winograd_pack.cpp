@@ -7,8 +7,8 @@
 namespace inception_fast::cpu {
 
 const std::vector<WinogradTile> &winograd_tiles() {
-  static const std::vector<WinogradTile> tiles{{3, 3, 4, 4}, {3, 3, 2, 2}, {5, 5, 2, 2}, {1, 3, 1, 4},
-                                               {3, 1, 4, 1}, {1, 7, 1, 4}, {7, 1, 4, 1}};
+  static const std::vector<WinogradTile> tiles{{3, 3, 4, 4}, {3, 3, 2, 2}, {5, 5, 2, 2}, {1, 3, 1, 4}, {3, 1, 4, 1},
+                                               {1, 7, 1, 4}, {7, 1, 4, 1}, {1, 7, 1, 6}, {7, 1, 6, 1}};
   return tiles;
 }
 
@@ -42,7 +42,7 @@ static std::vector<double> matrix(int taps, int outputs) {
   case 5:
     return matrix<Axis<2, 5>>();
   default:
-    return matrix<Axis<4, 7>>();
+    return outputs == 4 ? matrix<Axis<4, 7>>() : matrix<Axis<6, 7>>();
   }
 }
 
