@@ -173,6 +173,13 @@ def test_networks(name: str) -> None:
     assert not any(s.winograd for s in exact.report().steps)
 
 
+@pytest.mark.parametrize(("size", "outputs"), [(7, 4), (8, 4), (12, 6), (17, 6)])
+def test_seven_taps_take_the_tile_that_fits_the_map(size: int, outputs: int) -> None:
+    """Three tiles of six cover 17 outputs by 36 products a row, where five of four take 50; two of four cover 8 by 20."""
+    for kernel, tile in (((1, 7), (1, outputs)), ((7, 1), (outputs, 1))):
+        assert cpu.winograd_tile(spec_of(kernel, size, size, 128, 160)) == (tile, "")
+
+
 @pytest.mark.parametrize("name", ["inception_v3", "inception_resnet_v2"])
 def test_weights_are_packed_once(name: str) -> None:
     """A convolution by tiles keeps the points' weights and not the direct sum's beside them."""
