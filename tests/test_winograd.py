@@ -175,7 +175,7 @@ def test_networks(name: str) -> None:
 
 @pytest.mark.parametrize(("size", "outputs"), [(7, 4), (8, 4), (12, 6), (17, 6)])
 def test_seven_taps_take_the_tile_that_fits_the_map(size: int, outputs: int) -> None:
-    """Three tiles of six cover 17 outputs by 36 products a row, where five of four take 50; two of four cover 8 by 20."""
+    """Three tiles of six cover a row of 17 by 36 products, five of four by 50; two of four cover one of 8 by 20."""
     for kernel, tile in (((1, 7), (1, outputs)), ((7, 1), (outputs, 1))):
         assert cpu.winograd_tile(spec_of(kernel, size, size, 128, 160)) == (tile, "")
 
