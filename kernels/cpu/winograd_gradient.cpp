@@ -125,7 +125,7 @@ void winograd_gradient(const Tier &tier, const WeightGradientOp &from, int threa
   auto room = [&](int64_t more) { return std::exchange(floats, floats + more); };
   int64_t x = room(blocks * op.points * op.x_apart), grad = room(blocks * op.points * op.grad_apart);
   int64_t sums = room(op.chunks * op.points * op.sums_apart), pixel = room(zeros);
-  int64_t steps = room(op.depth);
+  int64_t steps = room(ceil_div(op.depth, 16) * 16); // whole lines, as all of these
   float *memory = reinterpret_cast<float *>(gradient_scratch(4 * floats));
   op.zeros = static_cast<float *>(std::memset(memory + pixel, 0, 4 * zeros));
   op.x = memory + x, op.grad = memory + grad, op.sums = memory + sums;
