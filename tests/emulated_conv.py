@@ -13,7 +13,8 @@ from inception_fast.kernels.cuda import abi
 from torch import Tensor
 
 from checkout import ROOT
-from emulated import HERE, Device
+from emulated import HERE, MODES, Device
+from numerics import assert_close_budget
 
 SOURCES = (HERE / "conv.cpp", *(ROOT / "kernels" / "cuda" / f"conv_{name}.cpp" for name in ("api", "reasons")))
 DTYPES = {torch.bfloat16: 0, torch.float16: 1}
@@ -185,3 +186,18 @@ def assert_exact(device: ConvDevice, shapes: list[Shape], config: int, dtype: to
     for y, wanted in zip(found, expected, strict=True):
         rounded = wanted.to(dtype)
         assert torch.equal(y, rounded), f"{(y != rounded).sum()} of {y.numel()} elements of {tuple(y.shape)} differ"
+
+
+def assert_no_timing_matters(library: ConvDevice, shapes: list[Shape], config: int) -> None:
+    """Random numbers, whose sums depend on their order: copies and products early, late and at random."""
+    runs = []
+    for mode in MODES:
+        with library.memory():
+            library.configure(mode)
+            cases = [case(library, shape, torch.bfloat16, seed, integers=False) for seed, shape in enumerate(shapes)]
+            found = run(library, cases, config, torch.bfloat16, 4)
+            for y, wanted in zip(found, (y for one in cases for y in one.expected()), strict=True):
+                assert_close_budget(y, wanted)
+            runs.append([y.clone() for y in found])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))

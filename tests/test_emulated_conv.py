@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import KERNELS, LATE, MODES, RANDOM, EmulationError, Mode, build, spoilt
-from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, case, run
-from numerics import assert_close_budget
+from emulated import KERNELS, LATE, RANDOM, EmulationError, Mode, build, spoilt
+from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN = True, False
 
@@ -97,18 +96,7 @@ def test_a_group_is_one_launch(device: ConvDevice, cut: tuple[int, int, int, int
 
 @pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 1), (48, 0, 64, 2), (48, 1, 64, 2)], ids=str)
 def test_no_timing_changes_a_bit(library: ConvDevice, cut: tuple[int, int, int, int]) -> None:
-    """Random numbers, whose sums depend on their order: copies and products early, late and at random."""
-    runs = []
-    for mode in MODES:
-        with library.memory():
-            library.configure(mode)
-            cases = [case(library, shape, torch.bfloat16, seed, integers=False) for seed, shape in enumerate(GROUP)]
-            found = run(library, cases, library.config(*cut), torch.bfloat16, 4)
-            for y, wanted in zip(found, (y for one in cases for y in one.expected()), strict=True):
-                assert_close_budget(y, wanted)
-            runs.append([y.clone() for y in found])
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    assert_no_timing_matters(library, GROUP, library.config(*cut))
 
 
 def test_weights_do_not_wait_for_the_earlier_grid(device: ConvDevice) -> None:

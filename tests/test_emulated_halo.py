@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import EARLY, KERNELS, LATE, MODES, EmulationError, Mode, build, spoilt
-from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, case, run
-from numerics import assert_close_budget
+from emulated import EARLY, KERNELS, LATE, EmulationError, Mode, build, spoilt
+from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN, HALO = True, False, 2
 
@@ -84,18 +83,7 @@ def test_a_group_is_one_launch(device: ConvDevice, depth: int, blocks: int) -> N
 
 @pytest.mark.parametrize("cut", CUTS[1:3], ids=str)
 def test_no_timing_changes_a_bit(library: ConvDevice, cut: tuple[int, int, int, int]) -> None:
-    """Random numbers, whose sums depend on their order: copies and products early, late and at random."""
-    runs = []
-    for mode in MODES:
-        with library.memory():
-            library.configure(mode)
-            cases = [case(library, shape, torch.bfloat16, seed, integers=False) for seed, shape in enumerate(GROUP)]
-            found = run(library, cases, library.config(*cut), torch.bfloat16, 4)
-            for y, wanted in zip(found, (y for one in cases for y in one.expected()), strict=True):
-                assert_close_budget(y, wanted)
-            runs.append([y.clone() for y in found])
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    assert_no_timing_matters(library, GROUP, library.config(*cut))
 
 
 def test_an_image_alone_and_in_a_batch_has_the_same_bits(device: ConvDevice) -> None:
