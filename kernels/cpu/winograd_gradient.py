@@ -9,8 +9,8 @@ from ..spec import ConvSpec
 from .winograd import DIRECT, LEAST_CHANNELS, TILES, Tile, taps_on_map
 
 # Tiles that err like a direct sum, by kernel: at most 4.6e-7 round float64 on v3's layers with a step's data, where
-# oneDNN has 8.2e-7. The others err by 9e-7 to 2.1e-6; tiles of six outputs,
-# which none of these layers takes, by 2.3 times as much as those of four (tests/numerics.py).
+# oneDNN has 8.2e-7. The others err by 9e-7 to 2.1e-6; tiles of six outputs, which none of these layers takes, by 2.3
+# times as much as those of four (tests/numerics.py).
 BY_DEFAULT: dict[tuple[int, int], Tile] = {(3, 3): (2, 2), (1, 3): (1, 4), (3, 1): (4, 1)}
 TRANSFORM = 6  # multiply-adds' worth of a point's transform, for each channel that goes in
 FINISH = 0.7  # for each point and sum, of taking the sums to the weights: the more points, the farther away they lie

@@ -168,7 +168,7 @@ def tuned(gpu: str) -> tuple[Row, ...]:
     return (*shipped(), *(read(file) if file.exists() else ()))
 
 
-def candidates(arch: str, precision: str, m: int, oc: int, k: int, taps: int = 1) -> list[Config]:
+def candidates(arch: str, precision: str, m: int, oc: int, k: int) -> list[Config]:
     """Every config worth a try, the most promising by the cost model first."""
     item = 2 if precision == "half" else 4
     found = []
