@@ -331,6 +331,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   m.current = nullptr;
   m.error.clear();
   m.early_loads = 0;
+  m.unordered.clear();
   ::gridDim = grid;
   ::blockDim = block;
   struct sigaction ours{}, before_segv{}, before_bus{};
