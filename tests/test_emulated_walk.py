@@ -174,7 +174,7 @@ MUTANTS = {
     "x is read before what it needs has ended": (
         "walk.cuh",
         "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {",
-        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS && i < begin) {",
+        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS && units < 0) {",
     ),
     "a pool does not wait": ("walk.cuh", "wait_for_needs(walk, slot.body, lane);\n      pool", "pool"),
     "stores are not ordered before copies": ("walk.cuh", "fence_async_global(); // own stores, before", "// before"),

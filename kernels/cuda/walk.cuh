@@ -59,7 +59,8 @@ __device__ __forceinline__ WalkShared walk_parts() {
 }
 
 // One thread: descriptions of the block's units.
-__device__ void describe_units(const Walk &walk, const WalkShared &shared, int begin, int end) {
+__device__ void describe_units(const Walk &walk, const WalkShared &shared) {
+  const int begin = walk.begin[blockIdx.x], end = walk.begin[blockIdx.x + 1];
   Place place{0, 1};
   int next = begin < end ? walk.units[begin].tile.problem : 0;
   for (int i = begin; i < end; ++i) {
@@ -87,9 +88,10 @@ __device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &bod
 
 // One thread for weights, one warp for x: their bytes of the stages of each tile.
 template <bool WEIGHTS>
-__device__ void load_units(const Walk &walk, const WalkShared &shared, int begin, int end, int lane) {
+__device__ void load_units(const Walk &walk, const WalkShared &shared, int lane) {
+  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
   Place place{0, 1}, at{0, 0};
-  for (int i = begin; i < end; ++i) {
+  for (int i = 0; i < units; ++i) {
     barrier_wait(&shared.described[at.stage], at.parity);
     const Slot &slot = shared.slots[at.stage];
     const Tile &tile = slot.unit.tile;
@@ -206,15 +208,16 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
 
 // Two warpgroups: products, pools and stores.
 template <class T>
-__device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared, int begin, int end) {
+__device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
+  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   Place place{0, 0}, at{0, 0};
-  for (int i = begin; i < end; ++i) {
+  for (int i = 0; i < units; ++i) {
     barrier_wait(&shared.described[at.stage], at.parity);
     const Slot &slot = shared.slots[at.stage];
-    const bool first = i == begin, more = i + 1 < end;
-    if ((i - begin) % 2 != warpgroup) {
+    const bool first = i == 0, more = i + 1 < units;
+    if (i % 2 != warpgroup) {
       skip(place, WALK_STAGES, slot.unit.tile.last - slot.unit.tile.first);
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
       if (!first)
@@ -261,20 +264,19 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) walk_jobs(const
     fence_async_shared();
   }
   sync_block();
-  const int begin = walk.begin[blockIdx.x], end = walk.begin[blockIdx.x + 1], lane = threadIdx.x % 32;
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<56>();
-    const int warp = uniform(threadIdx.x / 32);
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
     if (warp == 0)
-      load_units<true>(walk, shared, begin, end, lane);
+      load_units<true>(walk, shared, lane);
     else if (warp == 1)
-      load_units<false>(walk, shared, begin, end, lane);
+      load_units<false>(walk, shared, lane);
     else if (warp == 2 && lane == 0)
-      describe_units(walk, shared, begin, end);
+      describe_units(walk, shared);
     sync_warp();
   } else {
     more_registers<224>();
-    compute_units<T>(walk, shared, begin, end);
+    compute_units<T>(walk, shared);
   }
   end_walk(walk);
 }
