@@ -30,12 +30,12 @@ class WalkDevice(Device):
 
     def __init__(self, library: Path) -> None:
         super().__init__(library)
-        for name in ("hopper_walk_columns", "hopper_walk_reasons", "hopper_walk_sizes"):
+        for name in ("hopper_walk_columns", "hopper_walk_reasons", "hopper_walk_sizes", "hopper_walk_units"):
             function = getattr(self.lib, name)
             function.restype, function.argtypes = abi.WALK_FUNCTIONS[name]
         self.lib.hopper_error.restype = ctypes.c_char_p
         jobs = ctypes.POINTER(abi.Job), ctypes.c_int32
-        self.lib.emulated_walk.argtypes = [*jobs, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32]
+        self.lib.emulated_walk.argtypes = [*jobs, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_uint64]
 
     def reasons(self, jobs: Sequence[abi.Job], dtype: torch.dtype = torch.bfloat16) -> list[str]:
         text = ctypes.create_string_buffer(1 << 14)
@@ -53,8 +53,18 @@ class WalkDevice(Device):
         memory[: sizes.counters] = 0
         return memory, sizes.counters
 
-    def launch(self, jobs: Sequence[abi.Job], dtype: torch.dtype, workspace: Tensor, blocks: int) -> None:
-        self.check(self.lib.emulated_walk(_array(jobs), len(jobs), DTYPES[dtype], workspace.data_ptr(), blocks))
+    def launch(
+        self, jobs: Sequence[abi.Job], dtype: torch.dtype, workspace: Tensor, blocks: int, trace: Tensor | None = None
+    ) -> None:
+        place = 0 if trace is None else trace.data_ptr()
+        self.check(self.lib.emulated_walk(_array(jobs), len(jobs), DTYPES[dtype], workspace.data_ptr(), blocks, place))
+
+    def units(self, jobs: Sequence[abi.Job], blocks: int) -> list[tuple[int, int]]:
+        """The job and the block of each unit, in the order of a trace."""
+        job, block = (ctypes.c_int32 * 1000)(), (ctypes.c_int32 * 1000)()
+        count = self.lib.hopper_walk_units(_array(jobs), len(jobs), blocks, job, block, len(job))
+        assert 0 <= count <= len(job)
+        return list(zip(job[:count], block[:count], strict=True))
 
 
 def _array(jobs: Sequence[abi.Job]) -> ctypes.Array[abi.Job]:

@@ -110,6 +110,28 @@ def test_a_tile_of_every_width(device: WalkDevice) -> None:
         net.check()
 
 
+def test_a_trace_tells_when_units_ran(device: WalkDevice) -> None:
+    """Marks of a unit come in their order, and no unit is ready before those that it needs have ended."""
+    net, blocks = Network(device), 4
+    block(net)
+    units = device.units(net.jobs, blocks)
+    assert [unit[1] for unit in units] == sorted(unit[1] for unit in units) and {unit[1] for unit in units} == set(range(4))
+    trace = device.like(torch.zeros(len(units), 4, dtype=torch.int64))
+    workspace, _ = device.workspace(net.jobs, blocks)
+    device.launch(net.jobs, net.dtype, workspace, blocks, trace)
+    net.check()
+    begun, summed_by = dict[int, int](), dict[int, int]()
+    for (job, _), (taken, ready, summed, end) in zip(units, trace.tolist(), strict=True):
+        pool = net.jobs[job].kind == abi.POOL_JOB
+        assert 0 < taken and 0 < ready and (summed == 0 if pool else max(taken, ready) < summed)
+        if pool or net.jobs[job].conv.splits == 1:
+            assert end > max(summed, ready)
+        begun[job] = min(begun.get(job, ready), ready)
+        summed_by[job] = max(summed_by.get(job, 0), summed, ready)
+    for job, own in enumerate(net.jobs):
+        assert all(begun[job] > summed_by[need] for need in own.need[: own.needs])
+
+
 def test_a_missing_need_shows(library: WalkDevice) -> None:
     """What is not ordered is not waited for: some schedule reads too early."""
 

@@ -158,6 +158,13 @@ __device__ __forceinline__ void barrier_wait(Barrier *barrier, uint32_t parity) 
   }
 }
 
+// The device's clock, the same on all multiprocessors.
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // Orders the generic proxy's accesses to shared memory before those of TMA and wgmma.
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -170,13 +177,10 @@ __device__ __forceinline__ void fence_async_global() { asm volatile("fence.proxy
 __device__ __forceinline__ void wait_for_count(const uint32_t *counter, uint32_t value) {
   if (load_acquire(counter) >= value)
     return;
-  uint64_t start, now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-  while (load_acquire(counter) < value) {
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    if (now - start > 4000000000ull)
+  const uint64_t start = nanoseconds();
+  while (load_acquire(counter) < value)
+    if (nanoseconds() - start > 4000000000ull)
       fail();
-  }
 }
 
 // Copies by the TMA unit.

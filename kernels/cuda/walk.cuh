@@ -26,13 +26,24 @@ struct Walk {
   const int32_t *begin; // [blocks + 1]: where a block's units begin
   uint32_t *counters;   // [jobs + 1]: of jobs, and of blocks that are done
   int32_t count;        // of jobs
+  uint64_t *trace;      // [units][TRACE_MARKS]: nanoseconds; or null
 };
+
+// What a trace has of a unit: its warpgroup came to it, what it needs had ended, its sums were there, it ended.
+enum Mark { TAKEN, READY, SUMMED, ENDED, TRACE_MARKS };
+static_assert(TRACE_MARKS == HOPPER_WALK_MARKS, "the interface and the kernel agree");
+
+// The block's unit number `i` has come to this mark; one thread of each role says so.
+__device__ __forceinline__ void traced(const Walk &walk, int i, Mark mark) {
+  if (walk.trace)
+    walk.trace[(walk.begin[blockIdx.x] + i) * int64_t{TRACE_MARKS} + mark] = nanoseconds();
+}
 
 // What the kernel is given, for a table and a workspace at these addresses.
 inline Walk walk_of(const std::vector<std::vector<Unit>> &lists, int count, uint64_t table, uint64_t workspace) {
   const WalkTable places = walk_table(lists, count, sizeof(Job));
   return {reinterpret_cast<const Job *>(table), reinterpret_cast<const Unit *>(table + places.units),
-          reinterpret_cast<const int32_t *>(table + places.begin), reinterpret_cast<uint32_t *>(workspace), count};
+          reinterpret_cast<const int32_t *>(table + places.begin), reinterpret_cast<uint32_t *>(workspace), count, nullptr};
 }
 
 struct WalkShared {
@@ -99,6 +110,8 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
     if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {
       wait_for_needs(walk, slot.body, lane);
       fence_async_global(); // what others stored, before this thread's copies
+      if (lane == 0)
+        traced(walk, i, READY);
     }
     if (slot.body.kind == HOPPER_JOB_CONV && lane == 0) {
       const Job &job = walk.jobs[tile.problem];
@@ -182,20 +195,24 @@ __device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int
 
 template <int N, class T>
 __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared &shared, const Slot &slot,
-                                              int warpgroup, int thread, bool first, bool more, Place &place) {
+                                              int warpgroup, int thread, int i, bool more, Place &place) {
   const Problem &problem = slot.body.problem;
   const Tile &tile = slot.unit.tile;
   const int lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(128);
   const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
-  if (!first)
+  if (i > 0)
     sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
+  if (thread == 0)
+    traced(walk, i, TAKEN);
   float d[N / 2];
   multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   });
+  if (thread == 0)
+    traced(walk, i, SUMMED);
   Shared parts{};
   parts.last = shared.last;
   if (problem.splits > 1 && !add_parts<N, true>(d, problem, parts, tile, warpgroup, thread))
@@ -204,6 +221,8 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
   const auto rows = [&](int r) { return from + r < problem.pixels ? from + r : -1; };
   store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
   end_unit(walk, slot.body, warpgroup, thread);
+  if (thread == 0)
+    traced(walk, i, ENDED);
 }
 
 // Two warpgroups: products, pools and stores.
@@ -216,24 +235,30 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
   for (int i = 0; i < units; ++i) {
     barrier_wait(&shared.described[at.stage], at.parity);
     const Slot &slot = shared.slots[at.stage];
-    const bool first = i == 0, more = i + 1 < units;
+    const bool more = i + 1 < units;
     if (i % 2 != warpgroup) {
       skip(place, WALK_STAGES, slot.unit.tile.last - slot.unit.tile.first);
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
-      if (!first)
+      if (i > 0)
         sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
       if (more)
         arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+      if (thread == 0)
+        traced(walk, i, TAKEN);
       wait_for_needs(walk, slot.body, lane);
+      if (thread == 0)
+        traced(walk, i, READY);
       pool_items<T>(slot.body.pool, slot.unit.tile.row * POOL_ITEMS, thread,
                     shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES);
       end_unit(walk, slot.body, warpgroup, thread);
+      if (thread == 0)
+        traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {
-      convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, first, more, place);
+      convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     } else if (slot.body.columns == 64) {
-      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, first, more, place);
+      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     } else {
-      convolve_unit<128, T>(walk, shared, slot, warpgroup, thread, first, more, place);
+      convolve_unit<128, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     }
     sync_warp();
     if (lane == 0)

@@ -68,6 +68,14 @@ void check_needs(Reasons &reasons, const HopperJob &job, int index) {
     reasons.between("a needed job", job.need[i], 0, index - 1);
 }
 
+void check_walk(const HopperJob *jobs, int count, int blocks) {
+  const std::vector<std::string> reasons = walk_reasons(jobs, count, HOPPER_BFLOAT16);
+  if (!reasons.empty())
+    throw std::invalid_argument(reasons.front());
+  if (blocks < 1 || blocks > MOST_BLOCKS)
+    throw std::invalid_argument("blocks " + std::to_string(blocks) + "; allowed: 1 to " + std::to_string(MOST_BLOCKS));
+}
+
 } // namespace
 
 namespace inception_fast::hopper {
@@ -105,13 +113,27 @@ int32_t hopper_walk_reasons(const HopperJob *jobs, int32_t count, int32_t type, 
   return guarded(-1, [&] { return written(walk_reasons(jobs, count, type), text, capacity); });
 }
 
+int64_t hopper_walk_units(const HopperJob *jobs, int32_t count, int32_t blocks, int32_t *job, int32_t *block,
+                          int64_t capacity) {
+  return guarded(int64_t{-1}, [&] {
+    check_walk(jobs, count, blocks);
+    int64_t units = 0;
+    const std::vector<std::vector<Unit>> lists = walk_lists(jobs, count, blocks);
+    for (size_t i = 0; i < lists.size(); ++i)
+      for (const Unit &unit : lists[i]) {
+        if (units < capacity) {
+          job[units] = unit.tile.problem;
+          block[units] = static_cast<int32_t>(i);
+        }
+        ++units;
+      }
+    return units;
+  });
+}
+
 int32_t hopper_walk_sizes(const HopperJob *jobs, int32_t count, int32_t blocks, HopperWalkSizes *sizes) {
   return guarded(1, [&] {
-    const std::vector<std::string> reasons = walk_reasons(jobs, count, HOPPER_BFLOAT16);
-    if (!reasons.empty())
-      return fail_with(reasons.front());
-    if (blocks < 1 || blocks > MOST_BLOCKS)
-      return fail_with("blocks " + std::to_string(blocks) + "; allowed: 1 to " + std::to_string(MOST_BLOCKS));
+    check_walk(jobs, count, blocks);
     const WalkWorkspace workspace = walk_workspace(jobs, count);
     *sizes = {walk_table(jobs, count, blocks).bytes, workspace.bytes, workspace.counters};
     return 0;

@@ -12,7 +12,8 @@ extern "C" {
 
 int emulated_conv(const HopperConv *convs, int32_t count, int32_t type, int32_t config, uint64_t workspace,
                   int32_t blocks);
-int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t workspace, int32_t blocks);
+int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t workspace, int32_t blocks,
+                  uint64_t trace);
 void emulated_adopt(void *data, uint64_t bytes);
 const char *emulated_error(void);
 
@@ -51,7 +52,7 @@ int32_t hopper_conv_launch(const void *blob, uint64_t) {
 // The table of the interface stays as it comes: jobs, which the launch makes its own table of.
 struct EmulatedWalk {
   int32_t count, type, blocks;
-  uint64_t workspace, table;
+  uint64_t workspace, table, trace;
 };
 
 int64_t hopper_walk_blob_bytes(void) { return sizeof(EmulatedWalk); }
@@ -64,8 +65,16 @@ int32_t hopper_walk_prepare(const HopperJob *jobs, int32_t count, int32_t type, 
   if (static_cast<int64_t>(sizeof(HopperJob)) * count > sizes.table)
     return fail_with("a table too small for its jobs");
   std::memcpy(host_table, jobs, sizeof(HopperJob) * count);
-  const EmulatedWalk made{count, type, blocks, workspace, table};
+  const EmulatedWalk made{count, type, blocks, workspace, table, 0};
   std::memcpy(blob, &made, sizeof made);
+  return 0;
+}
+
+int32_t hopper_walk_traced(const void *blob, uint64_t trace, void *traced) {
+  EmulatedWalk made;
+  std::memcpy(&made, blob, sizeof made);
+  made.trace = trace;
+  std::memcpy(traced, &made, sizeof made);
   return 0;
 }
 
@@ -74,7 +83,7 @@ int32_t hopper_walk_launch(const void *blob, uint64_t) {
   EmulatedWalk made;
   std::memcpy(&made, blob, sizeof made);
   const HopperJob *jobs = reinterpret_cast<const HopperJob *>(made.table);
-  if (emulated_walk(jobs, made.count, made.type, made.workspace, made.blocks))
+  if (emulated_walk(jobs, made.count, made.type, made.workspace, made.blocks, made.trace))
     return fail_with(emulated_error());
   return 0;
 }

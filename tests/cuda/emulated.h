@@ -62,6 +62,7 @@ inline bool barrier_try(Barrier *barrier, uint32_t parity) { return emulated::ba
 inline void barrier_wait(Barrier *barrier, uint32_t parity) { emulated::barrier_wait(barrier, parity); }
 inline void fence_async_shared() { emulated::fence_async_shared(); }
 
+inline uint64_t nanoseconds() { return emulated::switches(); }
 inline void fence_async_global() { emulated::fence_async_global(); }
 inline void wait_for_count(const uint32_t *counter, uint32_t value) { emulated::wait_for_count(counter, value); }
 

@@ -310,6 +310,8 @@ void maybe_yield() {
 
 void yield_once() { leave(); }
 
+uint64_t switches() { return machine().switches; }
+
 void trap() { fail("trap"); }
 
 int multiprocessors() { return machine().options.sms; }

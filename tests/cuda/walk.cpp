@@ -11,7 +11,8 @@ extern "C" {
 void *emulated_allocate(uint64_t bytes, int at_end);
 int emulated_free(void *data);
 
-int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t workspace, int32_t blocks) {
+int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t workspace, int32_t blocks,
+                  uint64_t trace) {
   const auto complain = [](const std::string &text) {
     emulated::machine().error = text;
     return 2;
@@ -33,7 +34,8 @@ int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t w
   write_table<TensorMap>(jobs, count, type, workspace, lists, checked, table);
   if (!refused.empty())
     return emulated_free(table), complain(refused);
-  const Walk walk = walk_of(lists, count, reinterpret_cast<uint64_t>(table), workspace);
+  Walk walk = walk_of(lists, count, reinterpret_cast<uint64_t>(table), workspace);
+  walk.trace = reinterpret_cast<uint64_t *>(trace);
   const int shared = walk_config(WALK_COLUMNS[0]).shared_bytes;
   emulated::machine().options.resident = blocks; // as a cooperative launch makes sure
   const auto kernel = [&] { type == HOPPER_BFLOAT16 ? walk_jobs<__nv_bfloat16>(walk) : walk_jobs<__half>(walk); };
