@@ -198,7 +198,7 @@ MUTANTS = {
         "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {",
         "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS && units < 0) {",
     ),
-    "a pool does not wait": ("walk.cuh", "wait_for_needs(walk, slot.body, lane);\n      pool", "pool"),
+    "a pool does not wait": ("walk.cuh", "wait_for_needs(walk, slot.body, lane);\n      if", "if"),
     "stores are not ordered before copies": ("walk.cuh", "fence_async_global(); // own stores, before", "// before"),
     "a unit ends before all of its warps have stored": (
         "walk.cuh",
