@@ -33,7 +33,7 @@ FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "cuda"), "pee
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Ours, ours on Triton alone where there are CUDA kernels too, eager channels_last with cudnn.benchmark, then
-    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take, at the batches that
+    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take, at batches that
     have walks without these first. `tiles`: how many measured ones ours knows.
     """
     return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:1])

@@ -154,8 +154,11 @@ class GpuPlan:
         self._order()
         self.tasks = gpu_walk.collapsed(self.tasks) if walks else self.tasks
         _deal(self.tasks, streams)
-        self.workspace_bytes = 0 if hopper is None else hopper.workspace_bytes(self.hopper_work()) + sum(
-            gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None
+        self.workspace_bytes = (
+            0
+            if hopper is None
+            else hopper.workspace_bytes(self.hopper_work())
+            + sum(gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None)
         )
 
     @property

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..kernels.plan import ALIGNMENT, Buffer, Step
-from . import graph as ir
 from . import gpu_walk, interpret
+from . import graph as ir
 from .gpu_hopper import Hopper
 from .gpu_memory import Keeper
 from .gpu_plan import DTYPES, Choose, GpuPlan, Packs

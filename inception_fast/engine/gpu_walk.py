@@ -30,6 +30,7 @@ from .gpu_hopper import Hopper, columns_of, misplaced, problem_of, spec_of
 
 WALK_BATCH = 1  # up to here
 WALK_LEAST = 8  # jobs
+WALK_NEEDS = abi.NEEDS  # of a job
 _disabled: ContextVar[bool] = ContextVar("walks disabled", default=False)
 _turns: dict[torch.device, tuple[threading.RLock, torch.cuda.Event]] = {}
 
@@ -170,7 +171,7 @@ def _pieces(tasks: Sequence[Any]) -> Iterator[tuple[int, int]]:
         start, stop = places[0], places[-1] + 1
         while member and start < stop:
             needs = reduced([_inside(task, start) for task in tasks[start:stop]])
-            over = next((start + j for j, mine in enumerate(needs) if len(mine) > abi.NEEDS), None)
+            over = next((start + j for j, mine in enumerate(needs) if len(mine) > WALK_NEEDS), None)
             end = stop if over is None else next(j for j in places if tasks[j].level == tasks[over].level)
             yield start, end
             start = end

@@ -1,4 +1,6 @@
-"""`api.h`, `pair_api.h` and `walk_api.h` for ctypes: the same structures in the same order, and the functions with their types."""
+"""`api.h`, `pair_api.h` and `walk_api.h` for ctypes: the same structures in the same order, and the functions with
+their types.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ REACH = 1.0  # octaves; what is farther from every row counts as not measured
 
 
 class Shape(NamedTuple):
-    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's. Of a walk
-    m is the network's batch, oc the jobs of all its walks, k and taps 1.
+    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's. Of walks
+    m is the network's batch, oc the number of their jobs, k and taps 1.
     """
 
     kernel: str

@@ -172,7 +172,7 @@ def launch(name: str, library: Library, jobs: Sequence[Job], device: torch.devic
     """
     dtypes = sorted({job.work.spec.dtype for job in jobs})
     if len(dtypes) != 1:
-        raise ValueError(f"{name}: jobs of dtypes {', '.join(dtypes) or 'none'}; allowed: one or more jobs of one dtype")
+        raise ValueError(f"{name}: jobs of dtypes {', '.join(dtypes) or 'none'}; allowed: jobs of one dtype")
     made, blocks = [described(job) for job in jobs], blocks_of(device)
     refused = library.walk_reasons(made, dtypes[0])
     if refused:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 import numerics
 from inception_fast.engine.gpu_hopper import Hopper
 
-from .maps import DEVICE, empty, put, take
 from . import test_hopper_walk_plan as walks
+from .maps import DEVICE, empty, put, take
 from .test_hopper_plan import DEEP, compiled
 
 
