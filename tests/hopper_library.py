@@ -7,6 +7,8 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from checkout import ROOT
 from emulated import HERE, build
 from emulated_conv import SOURCES
 
+WALK = -100  # STUB_WALK of hopper_stub.h
 _folder = tempfile.TemporaryDirectory(prefix="hopper-stub-")
 
 
@@ -23,8 +26,8 @@ _folder = tempfile.TemporaryDirectory(prefix="hopper-stub-")
 def stub_file() -> Path:
     """The stub, compiled once a process."""
     file = Path(_folder.name) / "stub.so"
-    source, include = ROOT / "tests" / "hopper_stub.cpp", ROOT / "kernels" / "cuda"
-    command = ["c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-I", include, source]
+    sources, include = (ROOT / "tests" / f"hopper_stub{name}.cpp" for name in ("", "_walk")), ROOT / "kernels" / "cuda"
+    command = ["c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-I", include, *sources]
     subprocess.run([*map(str, command), "-o", str(file)], check=True, capture_output=True, text=True)
     return file
 
@@ -35,14 +38,28 @@ def stub() -> Library:
 
 
 def launched() -> list[tuple[int, str, bool, int]]:
-    """(convolutions, configuration, may overlap, splits) of each launch of the stub since the last call."""
+    """(convolutions, or jobs of a walk, configuration, may overlap, splits) of each launch of the stub since the last
+    call.
+    """
     values = (ctypes.c_int32 * 4000)()
     count = ctypes.CDLL(str(stub_file())).stub_launched(values, 1000)
     assert count <= 1000
     names = {config.number: config.name for config in stub().configs}
     names |= {-1 - config.number: config.name for config in stub().pair_configs}
+    names[WALK] = "walk"
     rows = [values[4 * i : 4 * i + 4] for i in range(count)]
     return [(row[0], names[row[1]], bool(row[2]), row[3]) for row in rows]
+
+
+@contextmanager
+def walking_in_order(seed: int) -> Iterator[None]:
+    """The stub's walks take any order that needs allow; without this the last job that may run comes first."""
+    library = ctypes.CDLL(str(stub_file()))
+    library.stub_walk_order(seed)
+    try:
+        yield
+    finally:
+        library.stub_walk_order(0)
 
 
 class Emulated(Library):

@@ -1,17 +1,12 @@
 // The C interface of the Hopper kernels over host memory, by plain loops: what the Python side hands over is computed
 // as `api.h` says, so that a wrong field, address or order shows as a wrong number. `stub_*` tell the tests what was
 // launched.
-#include "api.h"
+#include "hopper_stub.h"
 #include "pair_api.h"
 
-#include <cstddef>
-#include <cstring>
-#include <string>
-#include <vector>
+using namespace stub;
 
 namespace {
-
-thread_local std::string error;
 
 const HopperConfig configs[] = {
     {128, 64, 64, 4, 1, 0, 98304}, {128, 128, 64, 4, 1, 0, 131072}, {256, 96, 64, 3, 2, 1, 135168}};
@@ -40,85 +35,8 @@ HopperConv part(const HopperPair &pair, bool wide, uint64_t x, uint64_t weights,
   return conv;
 }
 
-struct Launched {
-  int32_t count, config, overlap, splits;
-};
-
-std::vector<Launched> launched;
-
-float load(uint64_t base, int64_t at, int32_t type) {
-  uint16_t bits;
-  std::memcpy(&bits, reinterpret_cast<const uint16_t *>(base) + at, 2);
-  if (type == HOPPER_BFLOAT16) {
-    uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-  }
-  _Float16 value;
-  std::memcpy(&value, &bits, 2);
-  return float(value);
-}
-
-void store(uint64_t base, int64_t at, int32_t type, float value) {
-  uint16_t bits;
-  if (type == HOPPER_BFLOAT16) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, 4);
-    bits = uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16); // to nearest, ties to even; no NaN comes here
-  } else {
-    _Float16 narrow = _Float16(value);
-    std::memcpy(&bits, &narrow, 2);
-  }
-  std::memcpy(reinterpret_cast<uint16_t *>(base) + at, &bits, 2);
-}
-
-int64_t pixels(const HopperConv &conv) { return int64_t(conv.n) * conv.oh * conv.ow; }
-
 int64_t tiles(const HopperConv &conv, const HopperConfig &config) {
   return (pixels(conv) + config.rows - 1) / config.rows * ((conv.oc + config.columns - 1) / config.columns);
-}
-
-// One tap and channel after the other; `part` of `parts` sums its share of them.
-float sum(const HopperConv &conv, int32_t type, int64_t pixel, int32_t column, int32_t part) {
-  const int64_t image = pixel / (conv.oh * conv.ow), y = pixel / conv.ow % conv.oh, x = pixel % conv.ow;
-  const int32_t all = conv.kh * conv.kw * conv.c;
-  double total = 0;
-  for (int32_t k = int64_t(all) * part / conv.splits; k < int64_t(all) * (part + 1) / conv.splits; ++k) {
-    const int32_t tap = k / conv.c, channel = k % conv.c;
-    const int64_t row = y * conv.stride_h - conv.top + tap / conv.kw;
-    const int64_t col = x * conv.stride_w - conv.left + tap % conv.kw;
-    if (row < 0 || row >= conv.h || col < 0 || col >= conv.w)
-      continue;
-    const int64_t at = ((image * conv.h + row) * conv.w + col) * conv.x_pitch + channel;
-    total +=
-        double(load(conv.x, at, type)) * load(conv.weights, (int64_t(tap) * conv.oc + column) * conv.c + channel, type);
-  }
-  return float(total);
-}
-
-void finish(const HopperConv &conv, int32_t type, int64_t pixel, int32_t column, float total) {
-  const float scale = reinterpret_cast<const float *>(conv.scale)[column];
-  const float shift = reinterpret_cast<const float *>(conv.shift)[column];
-  float y = scale * total + shift;
-  if (conv.residual)
-    y = load(conv.residual, pixel * conv.residual_pitch + column, type) + conv.residual_scale * y;
-  for (int32_t i = 0, first = 0; i < conv.outputs; first += conv.output[i++].channels) {
-    const HopperOutput &to = conv.output[i];
-    if (column >= first && column < first + to.channels)
-      store(to.y, pixel * to.pitch + column - first, type, to.relu && y < 0 ? 0 : y);
-  }
-}
-
-int32_t fail(const std::string &why) {
-  error = why;
-  return 1;
-}
-
-void complain(std::string &all, int32_t &count, bool wrong, const std::string &why) {
-  if (!wrong)
-    return;
-  all += (count++ ? "\n" : "") + why;
 }
 
 } // namespace
@@ -143,25 +61,10 @@ int32_t hopper_conv_reasons(const HopperConv *convs, int32_t count, int32_t type
   complain(all, found, count < 1 || count > HOPPER_GROUP, "count " + std::to_string(count) + "; allowed: 1 to 8");
   for (int32_t i = 0; i < count && i < HOPPER_GROUP; ++i) {
     const HopperConv &conv = convs[i];
-    complain(all, found, conv.c % 8, "c " + std::to_string(conv.c) + "; allowed: multiples of 8");
-    complain(all, found, conv.oc % 8, "oc " + std::to_string(conv.oc) + "; allowed: multiples of 8");
-    complain(all, found, conv.x % 16 || conv.x_pitch % 8, "x is not on 16 bytes");
-    complain(all, found, conv.residual % 16 || conv.residual_pitch % 8, "the residual is not on 16 bytes");
-    complain(all, found, conv.splits < 1, "splits " + std::to_string(conv.splits));
-    int32_t columns = 0;
-    for (int32_t j = 0; j < conv.outputs; ++j) {
-      columns += conv.output[j].channels;
-      complain(all, found, conv.output[j].y % 16 || conv.output[j].pitch % 8 || conv.output[j].channels % 8,
-               "output " + std::to_string(j) + " is not on 16 bytes");
-    }
-    complain(all, found, columns != conv.oc, "outputs of " + std::to_string(columns) + " columns");
+    complain_of(conv, all, found);
     complain(all, found, configs[config].columns == 96 && conv.oc % 96, "oc is no multiple of 96");
   }
-  if (capacity > 0) {
-    std::strncpy(text, all.c_str(), capacity);
-    text[capacity - 1] = 0;
-  }
-  return found;
+  return told(all, found, text, capacity);
 }
 
 int64_t hopper_conv_units(const HopperConv *convs, int32_t count, int32_t config) {
@@ -214,17 +117,7 @@ int32_t hopper_conv_launch(const void *blob, uint64_t stream) {
   for (int32_t i = 0; i < made.count; ++i) {
     const HopperConv &conv = made.convs[i];
     splits = conv.splits > splits ? conv.splits : splits;
-    for (int64_t pixel = 0; pixel < pixels(conv); ++pixel)
-      for (int32_t column = 0; column < conv.oc; ++column) {
-        float total = 0;
-        for (int32_t part = 0; part < conv.splits; ++part) {
-          const float share = sum(conv, made.type, pixel, column, part);
-          if (conv.splits > 1)
-            *parts++ = share;
-          total += share;
-        }
-        finish(conv, made.type, pixel, column, total);
-      }
+    parts = compute(conv, made.type, parts);
   }
   launched.push_back({made.count, made.config, made.overlap, splits});
   return 0;

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import engine_nets
 import inception_fast as fast
 import numerics
+from inception_fast.engine import gpu_walk
 from queue_modules import loaded
 
 pytest.importorskip("jax", reason="jax is a peer of the benchmarks, not a dependency")
@@ -115,7 +116,20 @@ def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch:
     assert [row["runtime"] for row in before] == ["ours", "triton", "eager", "graphs"] and len(whole) == 5
     status = {row["runtime"]: row["status"] for row in whole}
     assert status == dict(ours="ok", triton="failed", eager="ok", graphs="ok", cuda="failed"), "no GPU is here"
+    made_with = dict[str | None, list[bool]]()
+    right = networks.fast.optimize
+
+    def optimize(net: nn.Module, x: Tensor, dtype: torch.dtype, backend: str | None) -> Any:
+        made_with.setdefault(backend, []).append(gpu_walk._disabled.get())
+        return right(net, x, dtype=dtype)
+
+    with monkeypatch.context() as at_one:
+        at_one.setattr(networks.fast, "optimize", optimize)
+        *_, before, whole = networks.network_rows("inception_v1", 1, "bfloat16", cuda=True)
+    assert [row["runtime"] for row in before] == ["ours", "triton", "eager", "graphs", "separate"]
+    assert [row["runtime"] for row in whole][5:] == ["cuda"] and {row["status"] for row in whole} == {"ok"}
+    assert made_with == {None: [False], "triton": [False], "cuda": [True, False]}, "without walks, then with them"
     assert {row["tiles"] for row in last} == {7} and {row["tiles"] for row in quick} == {0}
     *_, made = networks.ready_rows("inception_v1", 2, "bfloat16")
     assert [(row["runtime"], row["status"]) for row in made] == [("ours", "ok"), ("graphs", "ok")]
-    assert modes == ["max-autotune", *["reduce-overhead"] * 3] and "median_ms" not in made[0]
+    assert modes == ["max-autotune", *["reduce-overhead"] * 4] and "median_ms" not in made[0]

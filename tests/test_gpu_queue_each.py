@@ -92,7 +92,10 @@ def test_kernels_of_a_wrong_form_are_not_run(queue: dict[str, Any], monkeypatch:
     from inception_fast.kernels.spec import ConvSpec, PairSpec
 
     from hopper_library import stub
+    from inception_fast.engine import gpu_walk
+    from inception_fast.engine.gpu_hopper import Hopper
 
+    walking = Hopper(stub(), torch.device("cpu"), always=True)
     spec = ConvSpec(1, 17, 17, 64, 64, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16")
     both = PairSpec(spec, ConvSpec(1, 17, 17, 64, 64, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"))
     every, pairs = convolve.able(stub(), spec), pair.able(stub(), both)
@@ -102,8 +105,12 @@ def test_kernels_of_a_wrong_form_are_not_run(queue: dict[str, Any], monkeypatch:
         assert {cut.config.form for cut in tune.proposals(stub(), spec)} == {one}
         assert convolve.predicted(stub(), spec).config.form == one
         assert {config.form for config in pair.able(stub(), both)} == {other}
+        assert not gpu_walk.possible(walking, [])
+    with queue["trusted"].only({one, "walk"}):
+        assert gpu_walk.possible(walking, [])
     with queue["trusted"].only(None):
         assert convolve.able(stub(), spec) == every and pair.able(stub(), both) == pairs
+        assert gpu_walk.possible(walking, [])
     work = queue["work"]
     monkeypatch.setattr(work, "no_hopper", lambda: "")
     monkeypatch.setattr(work, "right", set)

@@ -43,24 +43,28 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[loader.Library]:
 
 
 def test_structures_match_the_header() -> None:
-    values = (ctypes.c_int64 * 200)()
-    count = ctypes.CDLL(str(stub_file())).stub_layout(values, len(values))
+    library, theirs = ctypes.CDLL(str(stub_file())), list[int]()
+    for layout in (library.stub_layout, library.stub_walk_layout):
+        values = (ctypes.c_int64 * 200)()
+        theirs += values[: layout(values, len(values))]
     mine = []
     for structure in abi.STRUCTURES.values():
         mine.append(ctypes.sizeof(structure))
         mine += [getattr(structure, field[0]).offset for field in structure._fields_]
-    assert mine == values[:count]
+    assert mine == theirs
 
 
 def test_the_header_declares_what_is_bound() -> None:
-    """Every function of api.h is bound with as many arguments, and the constants agree."""
-    headers = [(ROOT / "kernels/cuda" / name).read_text() for name in ("api.h", "pair_api.h")]
+    """Every function of the headers is bound with as many arguments, and the constants agree."""
+    headers = [(ROOT / "kernels/cuda" / name).read_text() for name in ("api.h", "pair_api.h", "walk_api.h")]
     text = re.sub(r"//.*", "", "".join(headers))
     found = {name: args for name, args in re.findall(r"\b(hopper_\w+)\(([^)]*)\);", text)}
     counts = {name: 0 if args == "void" else args.count(",") + 1 for name, args in found.items()}
-    assert counts == {name: len(given) for name, (_, given) in (abi.FUNCTIONS | abi.PAIR_FUNCTIONS).items()}
+    bound = abi.FUNCTIONS | abi.PAIR_FUNCTIONS | abi.WALK_FUNCTIONS
+    assert counts == {name: len(given) for name, (_, given) in bound.items()}
     constants = dict(re.findall(r"#define (HOPPER_\w+) (\d+)", text))
-    assert constants == {"HOPPER_ABI": str(abi.ABI), "HOPPER_GROUP": str(abi.GROUP), "HOPPER_OUTPUTS": str(abi.OUTPUTS)}
+    sizes = {"HOPPER_ABI": abi.ABI, "HOPPER_GROUP": abi.GROUP, "HOPPER_OUTPUTS": abi.OUTPUTS, "HOPPER_NEEDS": abi.NEEDS}
+    assert constants == {name: str(value) for name, value in sizes.items()}
 
 
 def test_what_the_headers_declare_is_exported(tmp_path: Path) -> None:
@@ -71,7 +75,7 @@ def test_what_the_headers_declare_is_exported(tmp_path: Path) -> None:
     subprocess.run(list(map(str, command)), check=True)
     library = ctypes.CDLL(str(file))
     assert library.hopper_conv_configs(None, 0) > 0 and library.hopper_pair_configs(None, 0) > 0
-    for name in ("api.h", "pair_api.h"):
+    for name in ("api.h", "pair_api.h", "walk_api.h"):
         opened, inside = (folder / name).read_text().split("#pragma GCC visibility push(default)")
         assert "hopper_" not in re.sub(r"//.*", "", opened + inside.split("#pragma GCC visibility pop")[1])
 

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 from inception_fast.backends import triton_gpu
+from inception_fast.engine import gpu_walk
 from inception_fast.engine.plan import lower
 from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
-OURS = ("ours", "triton", "cuda")  # as it chooses, without the CUDA kernels, and all that these take on them
+# As it chooses, without the CUDA kernels, all that these take on them, and the same with a launch for each step.
+OURS = ("ours", "triton", "cuda", "separate")
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
 FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "cuda"), "peers": ("xla", "compile")}
@@ -31,10 +33,10 @@ FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "cuda"), "pee
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Ours, ours on Triton alone where there are CUDA kernels too, eager channels_last with cudnn.benchmark, then
-    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take. `tiles`: how many
-    measured ones ours knows.
+    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take, at batches that
+    have walks without these first. `tiles`: how many measured ones ours knows.
     """
-    return _raced(model, n, dtype, tiles, LATER["network"][: 2 if cuda else 1])
+    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:1])
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
@@ -60,7 +62,7 @@ def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> 
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for names in (FIRST, *([name] for name in later if name in makers)):
-        with ended_after(CUDA_SECONDS) if "cuda" in names else contextlib.nullcontext():
+        with ended_after(CUDA_SECONDS) if {"separate", "cuda"} & set(names) else contextlib.nullcontext():
             some, right = _checked({name: makers[name] for name in names if name in makers}, about, truth, dtype)
             rows, calls = {**rows, **some}, {**calls, **right}
             with torch.no_grad():
@@ -112,6 +114,10 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
         made = fast.optimize(net, x, dtype=kind, backend=backend)
         return lambda: made(x)
 
+    def separate() -> Callable[[], Tensor]:
+        with gpu_walk.disabled():
+            return ours("cuda")
+
     def through_xla() -> Callable[[], Any]:
         torch.cuda.empty_cache()  # JAX has an allocator of its own
         call = xla.network(plan_of(net, x, dtype), [x], dtype)
@@ -126,6 +132,7 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     }
     if fast.backend_status()["cuda"]:
         makers |= {backend: lambda backend=backend: ours(backend) for backend in ("triton", "cuda")}
+        makers |= {"separate": separate} if n <= gpu_walk.WALK_BATCH else {}
     return makers, truth
 
 

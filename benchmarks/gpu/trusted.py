@@ -1,4 +1,6 @@
-"""Which forms of the Hopper kernels came out right on the device, and the library without the others."""
+"""Which forms of the Hopper kernels came out right on the device, the walk being one, and the library without the
+others.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,10 @@ from typing import Any
 from inception_fast.kernels.cuda import convolve, pair
 from journal import form_of
 
+from inception_fast.engine import gpu_walk
+
+WALK = "walk"
+
 
 def right_forms(rows: Sequence[dict[str, Any]]) -> set[str]:
     """Forms, as the first parameters of tests, of which some tests passed and none did not."""
@@ -18,12 +24,16 @@ def right_forms(rows: Sequence[dict[str, Any]]) -> set[str]:
 
 @contextlib.contextmanager
 def only(forms: set[str] | None) -> Iterator[None]:
-    """Inside, the kernels have no configuration of another form; None changes nothing."""
+    """Inside, the kernels have no configuration of another form, and plans no walk where that is another; None changes
+    nothing.
+    """
     every, pairs = convolve.able, pair.able
     if forms is not None:
         convolve.able = lambda *given: tuple(config for config in every(*given) if config.form in forms)
         pair.able = lambda *given: tuple(config for config in pairs(*given) if config.form in forms)
+    walking = contextlib.nullcontext() if forms is None or WALK in forms else gpu_walk.disabled()
     try:
-        yield
+        with walking:
+            yield
     finally:
         convolve.able, pair.able = every, pairs

@@ -23,8 +23,9 @@ from ..kernels.cuda.choices import Row
 from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
 from ..kernels.cuda.loader import Library, PairConfig
 from ..kernels.maps import Map
-from ..kernels.plan import Buffer, ConvStep, PairStep, Step, View
+from ..kernels.plan import Buffer, ConvStep, PairStep, PoolStep, Step, View
 from ..kernels.spec import ConvSpec, PairSpec
+from .segment import views
 
 OVERLAP_BATCH = 1  # up to here launches of a stream may overlap
 # What that is worth a launch, which rows of measurements, timed alone, leave out: in chains of small convolutions on an
@@ -46,6 +47,10 @@ class Work:
     @property
     def name(self) -> str:
         return " + ".join(step.name for step, _ in self.parts)
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for step, _ in self.parts]
 
     def joined(self, other: Work) -> Work:
         return Work(self.parts + other.parts, self.cut, self.measured and other.measured)
@@ -82,14 +87,14 @@ class Hopper:
         if isinstance(step, PairStep) and step.kind == "chain":
             row = self._won(step, buffers)
             assert row is not None
-            parts = tuple((part, self._packed(part)) for part in steps)
+            parts = tuple((part, self.packed(part)) for part in steps)
             return Work(parts, self.kernels.pair_config(row.config), True)
         found = [self._cut(part, buffers) for part in steps]
         refused = [cut for cut in found if isinstance(cut, str)]
         cuts = [cut for cut in found if not isinstance(cut, str)]
         if refused:
             return "; ".join(dict.fromkeys(refused))
-        return Work(tuple((part, self._packed(part)) for part in steps), *cuts[0])
+        return Work(tuple((part, self.packed(part)) for part in steps), *cuts[0])
 
     def fuses(self, step: PairStep, buffers: Sequence[Buffer]) -> bool:
         """Whether a chain is one launch: only where that was measured to be faster than two."""
@@ -114,20 +119,15 @@ class Hopper:
     def expect_work(self, tasks: Iterable[Any]) -> None:
         """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""
         found = list(tasks)
-        if self.always and not any(task.hopper for task in found):
+        if self.always and not any(task.backend == "cuda" for task in found):
             why = "; ".join(dict.fromkeys(task.note for task in found if task.note)) or "no convolutions"
             raise ValueError(f"backend 'cuda' runs no step of this network ({why}); allowed: one or more")
 
     def _cut(self, step: ConvStep, buffers: Sequence[Buffer]) -> tuple[Cut, bool] | str:
         """How to cut a convolution and whether that was measured, or why it is not for these kernels."""
-        spec, columns = spec_of(step), tuple(o.view.channels for o in step.outputs)
+        spec, columns = spec_of(step), columns_of(step)
         why = convolve.spec_reasons(self.kernels, spec, columns)
-        views = [step.x, *(o.view for o in step.outputs), *([step.residual] if step.residual else [])]
-        for view, buffer in ((view, buffers[view.buffer]) for view in views):
-            if buffer.dtype != spec.dtype:
-                why.append(f"{buffer.dtype} beside {spec.dtype}; allowed: one format")
-            if view.offset % 8 or buffer.c % 8:
-                why.append(f"channels from {view.offset} of {buffer.c}; allowed: multiples of 8")
+        why += misplaced(step, spec.dtype, buffers)
         if why:
             return "; ".join(why)
         row = choices.nearest(hopper_gpu.shape_of(spec), self.gpu, self.rows)
@@ -138,7 +138,8 @@ class Hopper:
             return f"measured slower: {row.seconds * 1e6:.1f} us, {row.against * 1e6:.1f} by Triton"
         return hopper_gpu.cut_of(self.kernels, spec, columns, row), row is not None
 
-    def _packed(self, step: ConvStep) -> Packed:
+    def packed(self, step: ConvStep) -> Packed:
+        """The step's weights, packed once for all plans."""
         arrays = (step.whole, step.scale, step.shift)
         key = (step.spec.dtype, *((a.shape, blake2b(a.tobytes()).digest()) for a in arrays))
         if key not in self._packs:
@@ -150,7 +151,7 @@ class Hopper:
         """Bytes of workspace, and how many of them are counters."""
         if not isinstance(work.cut, Cut):
             return 0, 0
-        convs = [convolve.blank(spec_of(step), _columns(step), work.cut.splits) for step, _ in work.parts]
+        convs = [convolve.blank(spec_of(step), columns_of(step), work.cut.splits) for step, _ in work.parts]
         return self.kernels.workspace_bytes(convs, work.cut.config)
 
     def workspaces(self, work: Sequence[tuple[int, Work]]) -> dict[int, Workspace | None]:
@@ -174,14 +175,19 @@ class Hopper:
             (first, one), (second, two) = work.parts
             spec, x, y = pair_of(PairStep(work.name, "chain", first, second)), first.x, second.outputs[0].view
             return pair.launch(work.name, self.kernels, spec, place(x), (one, two), place(y), work.cut, overlap=alone)
-        problems = [
-            Problem(
-                spec_of(step), place(step.x), packed, tuple(Target(place(o.view), o.relu) for o in step.outputs),
-                None if step.residual is None else place(step.residual), step.residual_scale,
-            )
-            for step, packed in work.parts
-        ]  # fmt: skip
+        problems = [problem_of(step, packed, place) for step, packed in work.parts]
         return convolve.group(work.name, self.kernels, problems, work.cut, place=workspace, overlap=alone)
+
+
+def misplaced(step: ConvStep | PoolStep, dtype: str, buffers: Sequence[Buffer]) -> list[str]:
+    """Why these kernels cannot reach the step's maps."""
+    why = []
+    for view, buffer in ((view, buffers[view.buffer]) for view in views(step)):
+        if buffer.dtype != dtype:
+            why.append(f"{buffer.dtype} beside {dtype}; allowed: one format")
+        if view.offset % 8 or buffer.c % 8:
+            why.append(f"channels from {view.offset} of {buffer.c}; allowed: multiples of 8")
+    return why
 
 
 def spec_of(step: ConvStep) -> ConvSpec:
@@ -195,7 +201,14 @@ def pair_of(step: PairStep) -> PairSpec:
     return PairSpec(first, second, step.kind)
 
 
-def _columns(step: ConvStep) -> tuple[int, ...]:
+def problem_of(step: ConvStep, packed: Packed, place: Place) -> Problem:
+    """The convolution on the maps that `place` finds."""
+    targets = tuple(Target(place(o.view), o.relu) for o in step.outputs)
+    residual = None if step.residual is None else place(step.residual)
+    return Problem(spec_of(step), place(step.x), packed, targets, residual, step.residual_scale)
+
+
+def columns_of(step: ConvStep) -> tuple[int, ...]:
     return tuple(o.view.channels for o in step.outputs)
 
 

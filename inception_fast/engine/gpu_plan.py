@@ -5,7 +5,7 @@
    more than that of the deepest task it depends on; tasks of one level may run at the same time.
 3. Buffers get places in an arena by the levels they live through, so that sharing memory never orders what may overlap.
 4. Tasks in the order of levels are dealt to streams; a task waits for those in other streams that it depends on or
-   whose memory it takes over.
+   whose memory it takes over. Where `gpu_walk` joins the tasks of levels in a row to one, it takes part in this as one.
 
 Nothing is measured or tuned here, and the same plan gives the same launches: results are the same bits from run to run.
 """
@@ -40,6 +40,7 @@ from ..kernels.triton import convolve, launch, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
+from . import gpu_walk
 from .gpu_hopper import Hopper, Work, overlapping
 from .memory import Lifetime, place
 from .segment import views, writes
@@ -111,16 +112,23 @@ class Task:
     waits: tuple[int, ...] = ()
     part: int = -1  # its workspace's place in the arena
     hopper: Work | None = None
+    member: gpu_walk.Member | None = None  # of a walk that is to come
+    walk: gpu_walk.Walk | None = None
     note: str = ""  # why the Hopper kernels do not run it, where they were asked
 
     @property
     def name(self) -> str:
-        return self.step.name if self.hopper is None else self.hopper.name
+        return (self.walk or self.hopper or self.step).name
 
     @property
     def steps(self) -> list[Step]:
-        """All that it computes: several where a level's convolutions are one launch."""
-        return [self.step] if self.hopper is None else [step for step, _ in self.hopper.parts]
+        """All that it computes: several where a level's convolutions are one launch, or a walk."""
+        made = self.walk or self.hopper
+        return [self.step] if made is None else made.steps
+
+    @property
+    def backend(self) -> str:
+        return "triton" if self.walk is None and self.hopper is None else "cuda"
 
 
 class GpuPlan:
@@ -136,15 +144,26 @@ class GpuPlan:
         self.plan, self.device, self.tf32, self.kept, self.hopper = plan, packs.device, tf32, kept, hopper
         if any(b.kind == "input" and i not in kept for i, b in enumerate(plan.buffers)):
             raise ValueError("a plan with input buffers; allowed: in memory that is kept, or through import steps")
-        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in _expanded(plan, kept, hopper)]
+        tasks = self._levelled(apart=True) if gpu_walk.possible(hopper, plan.buffers) else []
+        walks = hopper is not None and gpu_walk.mark(hopper, tasks, plan.buffers)
+        tasks = tasks if walks else self._levelled(apart=False)
         for task in tasks:
             self._prepare(task, packs, choose)
-        _set_levels(tasks)
-        self.tasks = _gathered(sorted(tasks, key=lambda task: task.level))
+        self.tasks = _gathered(tasks)
         self.positions, self.arena_bytes = self._place()
         self._order()
+        self.tasks = gpu_walk.collapsed(self.tasks) if walks else self.tasks
         _deal(self.tasks, streams)
-        self.workspace_bytes = 0 if hopper is None else hopper.workspace_bytes(self.hopper_work())
+        self.workspace_bytes = (
+            0
+            if hopper is None
+            else hopper.workspace_bytes(self.hopper_work())
+            + sum(gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None)
+        )
+
+    @property
+    def walks(self) -> bool:
+        return any(task.walk is not None for task in self.tasks)
 
     def hopper_work(self) -> list[tuple[int, Work]]:
         """What the Hopper kernels run, with its streams."""
@@ -154,7 +173,7 @@ class GpuPlan:
         """The backend that runs a step, both for a pair's two; and why not the Hopper kernels where they were asked."""
         parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
         tasks = [task for task in self.tasks if parts & {id(task.step), *map(id, task.steps)}]
-        names = sorted({"triton" if task.hopper is None else "cuda" for task in tasks}) or ["triton"]
+        names = sorted({task.backend for task in tasks}) or ["triton"]
         return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
     def launches(
@@ -170,9 +189,16 @@ class GpuPlan:
         memory = _Memory(self, inputs, outputs, arena, kept or {})
         return [memory.launches(task) for task in self.tasks]
 
+    def _levelled(self, apart: bool) -> list[Task]:
+        """The steps as tasks in the order of their levels; `apart`: every pair as two."""
+        steps = _expanded(self.plan, self.kept, self.hopper, apart)
+        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in steps]
+        _set_levels(tasks)
+        return sorted(tasks, key=lambda task: task.level)
+
     def _prepare(self, task: Task, packs: Packs, choose: Choose) -> None:
         step = task.step
-        if not isinstance(step, (ConvStep, PairStep)):
+        if not isinstance(step, (ConvStep, PairStep)) or task.member is not None:
             return
         if self.hopper is not None:
             found = (
@@ -221,12 +247,14 @@ class GpuPlan:
         return whole + ([(-1 - id(task), task.part, task.part + _part_bytes(task))] if task.part >= 0 else [])
 
 
-def _expanded(plan: Plan, kept: frozenset[int], hopper: Hopper | None) -> list[tuple[Step, ImportStep | None]]:
+def _expanded(
+    plan: Plan, kept: frozenset[int], hopper: Hopper | None, apart: bool
+) -> list[tuple[Step, ImportStep | None]]:
     """The steps as tasks see them, each with the import it takes over."""
     steps: list[Step] = []
     for step in plan.steps:
         fused = hopper is not None and isinstance(step, PairStep) and hopper.fuses(step, plan.buffers)
-        if isinstance(step, PairStep) and not fused and not _one_launch(step):
+        if isinstance(step, PairStep) and (apart or not (fused or _one_launch(step))):
             steps += [step.first, step.second]
         else:
             steps.append(step)
@@ -356,6 +384,8 @@ class _Memory:
 
     def launches(self, task: Task) -> list[Launched]:
         step = task.step
+        if task.walk is not None and self.plan.hopper is not None:
+            return [gpu_walk.launch(self.plan.hopper, task.walk, self.map)]
         if task.hopper is not None and self.plan.hopper is not None:
             place = self.workspaces[task.stream]
             return [self.plan.hopper.launch(task.hopper, self.map, place, id(task) in self.early)]

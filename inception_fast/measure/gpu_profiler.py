@@ -58,9 +58,10 @@ def tasks_of(fast: OptimizedModule, x: Tensor) -> list[tuple[Any, Any]]:
 
 
 def task_work(plan: Any, task: Any) -> Work:
-    """What a task has to do: that of all steps that it computes."""
+    """What a task has to do: that of all steps that it computes. A walk's shape is what its last step writes."""
     parts = [work_of(step, plan.plan.buffers) for step in task.steps]
-    return parts[0]._replace(
+    whole = parts[0] if task.walk is None else parts[-1]._replace(kind="walk")
+    return whole._replace(
         name=task.name, flops=sum(part.flops for part in parts), bytes=sum(part.bytes for part in parts)
     )
 

@@ -1,4 +1,6 @@
-"""`api.h` and `pair_api.h` for ctypes: the same structures in the same order, and the functions with their types."""
+"""`api.h`, `pair_api.h` and `walk_api.h` for ctypes: the same structures in the same order, and the functions with
+their types.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_voi
 ABI = 2
 GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
+NEEDS = 16  # earlier jobs that one of a walk waits for
+CONV_JOB, POOL_JOB = 0, 1
+MAX_POOL, AVERAGE_POOL, AVERAGE_PADDED_POOL = 0, 1, 2
 TYPES = {"bfloat16": 0, "float16": 1}
 
 
@@ -46,12 +51,37 @@ class PairConfig(ctypes.Structure):
     _fields_ = tuple((name, c_int32) for name in ("groups", "cluster", "middle", "shared_bytes"))
 
 
+class Pool(ctypes.Structure):
+    _fields_ = (
+        *((name, c_uint64) for name in ("x", "y", "shift")),
+        *((name, c_int64) for name in ("x_pitch", "y_pitch")),
+        *((name, c_int32) for name in ("n", "h", "w", "c", "kh", "kw", "stride_h", "stride_w")),
+        *((name, c_int32) for name in ("top", "left", "bottom", "right", "oh", "ow", "kind", "relu")),
+    )
+
+
+class Job(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "columns", "needs")),
+        ("need", c_int32 * NEEDS),
+        ("conv", Conv),
+        ("pool", Pool),
+    )
+
+
+class WalkSizes(ctypes.Structure):
+    _fields_ = tuple((name, c_int64) for name in ("table", "workspace", "counters"))
+
+
 STRUCTURES = {
     "HopperOutput": Output,
     "HopperConv": Conv,
     "HopperConfig": Config,
     "HopperPair": Pair,
     "HopperPairConfig": PairConfig,
+    "HopperPool": Pool,
+    "HopperJob": Job,
+    "HopperWalkSizes": WalkSizes,
 }
 
 _GROUP = (POINTER(Conv), c_int32)
@@ -69,7 +99,7 @@ FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_conv_launch": (c_int32, (c_void_p, c_uint64)),
 }
 
-# A library may be built without the pair.
+# A library may be built without the pair, and without the walk.
 PAIR_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_pair_configs": (c_int32, (POINTER(PairConfig), c_int32)),
     "hopper_pair_reasons": (c_int32, (POINTER(Pair), c_int32, c_int32, c_char_p, c_int64)),
@@ -78,13 +108,32 @@ PAIR_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_pair_launch": (c_int32, (c_void_p, c_uint64)),
 }
 
+_JOBS = (POINTER(Job), c_int32)
+WALK_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
+    "hopper_walk_columns": (c_int32, (POINTER(c_int32), c_int32)),
+    "hopper_walk_reasons": (c_int32, (*_JOBS, c_int32, c_char_p, c_int64)),
+    "hopper_walk_sizes": (c_int32, (*_JOBS, c_int32, POINTER(WalkSizes))),
+    "hopper_walk_blob_bytes": (c_int64, ()),
+    "hopper_walk_prepare": (c_int32, (*_JOBS, c_int32, c_uint64, c_uint64, c_int32, c_void_p, c_void_p)),
+    "hopper_walk_launch": (c_int32, (c_void_p, c_uint64)),
+}
+
 
 def has_pairs(library: ctypes.CDLL) -> bool:
     """Gives the pair's functions their types, where the library has them."""
-    found = {name: getattr(library, name, None) for name in PAIR_FUNCTIONS}
+    return _has(library, PAIR_FUNCTIONS)
+
+
+def has_walk(library: ctypes.CDLL) -> bool:
+    """Gives the walk's functions their types, where the library has them."""
+    return _has(library, WALK_FUNCTIONS)
+
+
+def _has(library: ctypes.CDLL, functions: dict[str, tuple[type, tuple[type, ...]]]) -> bool:
+    found = {name: getattr(library, name, None) for name in functions}
     for name, function in found.items():
         if function is not None:
-            function.restype, function.argtypes = PAIR_FUNCTIONS[name]
+            function.restype, function.argtypes = functions[name]
     return None not in found.values()
 
 

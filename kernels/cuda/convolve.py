@@ -90,16 +90,24 @@ def able(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -> tup
 
 @functools.lru_cache(maxsize=4096)
 def _reasons(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tuple[str, ...]:
+    unsaid = unsayable(spec, columns)
+    if unsaid:
+        return unsaid
+    alone = [blank(spec, columns)]
+    each = [library.reasons(alone, spec.dtype, config) for config in library.configs]
+    fewest: list[str] = min(each, key=lambda reasons: len(reasons), default=["the library has no configurations"])
+    return tuple(fewest)
+
+
+def unsayable(spec: ConvSpec, columns: tuple[int, ...]) -> tuple[str, ...]:
+    """What the C structure has no words for."""
     if spec.dtype not in abi.TYPES:
         return (f"dtype {spec.dtype}; allowed: {', '.join(abi.TYPES)}",)
     if spec.groups != 1:
         return (f"groups {spec.groups}; allowed: 1",)
     if len(columns) > abi.OUTPUTS:
         return (f"{len(columns)} destinations; allowed: up to {abi.OUTPUTS}",)
-    alone = [blank(spec, columns)]
-    each = [library.reasons(alone, spec.dtype, config) for config in library.configs]
-    fewest: list[str] = min(each, key=lambda reasons: len(reasons), default=["the library has no configurations"])
-    return tuple(fewest)
+    return ()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -72,6 +72,7 @@ class Library:
         self.configs = self._configs()
         self.blob_bytes = int(self._c.hopper_conv_blob_bytes())
         self.pair_configs = self._pair_configs() if abi.has_pairs(self._c) else ()
+        self.walk_columns = self._walk_columns() if abi.has_walk(self._c) else ()
 
     def config(self, name: str) -> Config:
         """Raises ValueError for a name that no configuration has."""
@@ -133,6 +134,36 @@ class Library:
     def launch_pair(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
         self._check(self._c.hopper_pair_launch(blob, stream))
 
+    def walk_reasons(self, jobs: Sequence[abi.Job], dtype: str) -> list[str]:
+        """Why these jobs cannot run as one walk; empty when they can."""
+        text = ctypes.create_string_buffer(1 << 14)
+        asked = self._c.hopper_walk_reasons(*_walk(jobs), abi.TYPES[dtype], text, len(text))
+        return text.value.decode().splitlines() if self._counted(asked) else []
+
+    def walk_sizes(self, jobs: Sequence[abi.Job], blocks: int) -> abi.WalkSizes:
+        """Bytes of the table and of the workspace, shared out by `blocks` blocks."""
+        sizes = abi.WalkSizes()
+        self._check(self._c.hopper_walk_sizes(*_walk(jobs), blocks, ctypes.byref(sizes)))
+        return sizes
+
+    def prepare_walk(
+        self, jobs: Sequence[abi.Job], dtype: str, table: int, workspace: int, blocks: int
+    ) -> tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]:
+        """What `table` has to hold before the first launch, and the launch as bytes, for the current device."""
+        host = ctypes.create_string_buffer(self.walk_sizes(jobs, blocks).table)
+        blob = ctypes.create_string_buffer(int(self._c.hopper_walk_blob_bytes()))
+        kind = abi.TYPES[dtype]
+        self._check(self._c.hopper_walk_prepare(*_walk(jobs), kind, table, workspace, blocks, host, blob))
+        return host, blob
+
+    def launch_walk(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
+        self._check(self._c.hopper_walk_launch(blob, stream))
+
+    def _walk_columns(self) -> tuple[int, ...]:
+        found = (ctypes.c_int32 * self._c.hopper_walk_columns(None, 0))()
+        self._c.hopper_walk_columns(found, len(found))
+        return tuple(found)
+
     def _pair_configs(self) -> tuple[PairConfig, ...]:
         found = (abi.PairConfig * self._c.hopper_pair_configs(None, 0))()
         self._c.hopper_pair_configs(found, len(found))
@@ -155,6 +186,10 @@ class Library:
 
 def _group(convs: Sequence[abi.Conv]) -> tuple[ctypes.Array[abi.Conv], int]:
     return (abi.Conv * len(convs))(*convs), len(convs)
+
+
+def _walk(jobs: Sequence[abi.Job]) -> tuple[ctypes.Array[abi.Job], int]:
+    return (abi.Job * len(jobs))(*jobs), len(jobs)
 
 
 def missing() -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import numerics
 from inception_fast.engine.gpu_hopper import Hopper
 
+from . import test_hopper_walk_plan as walks
 from .maps import DEVICE, empty, put, take
 from .test_hopper_plan import DEEP, compiled
 
@@ -227,3 +228,15 @@ def test_a_network_in_one_graph_beside_triton(n: int) -> None:
     assert torch.equal(first, second)
     assert numerics.rel_l2(first.cpu(), expected) <= DEEP
     assert {task.hopper is None for task in executable.plan.tasks} == {True, False}
+
+
+@pytest.mark.parametrize("form", ("walk",))
+def test_a_network_as_a_walk(form: str) -> None:
+    """Captured once and replayed: what a launch leaves in the counters is what the next one begins with."""
+    if not cuda.library().walk_columns:
+        pytest.skip("the library was built without the walk")
+    x, executable, expected = walks.compiled(walks.made(), 1, Hopper(cuda.library(), DEVICE, always=True))
+    assert walks.walks(executable.plan)
+    first, *others = (executable.run([x.to(DEVICE)])[0] for _ in range(4))
+    assert all(torch.equal(first, other) for other in others)
+    assert numerics.rel_l2(first.cpu(), expected) <= walks.DEEP

@@ -23,7 +23,7 @@ from checkout import ROOT
 from hopper_library import emulated, launched, stub, stub_file
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import gpu_hopper, optimize
+from inception_fast.engine import gpu_hopper, gpu_walk, optimize
 from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
@@ -70,7 +70,9 @@ def compiled(n: int, hopper: Hopper | None = None) -> tuple[Tensor, GpuCompiled,
         # The second convolution of the stem: long enough to be split, by a measurement that says so.
         split = Row("", Shape("conv", "half", n * 110, 64, 576, 9), stub().configs[0].name, 2, 1e-6, 2e-6)
         hopper = Hopper(stub(), DEVICE, always=True, rows=[split])
-    return x, GpuCompiled(program, Packs(DEVICE), big, hopper=hopper), engine_nets.eager(module, x)
+    with gpu_walk.disabled():  # test_hopper_walk_plan.py has those that walk
+        executable = GpuCompiled(program, Packs(DEVICE), big, hopper=hopper)
+    return x, executable, engine_nets.eager(module, x)
 
 
 @pytest.mark.parametrize("n", (1, 3))
