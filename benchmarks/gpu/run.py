@@ -67,6 +67,7 @@ STANDS_ON = {
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,
+    "walk": (),  # compares with separate launches itself
     "profile": KERNELS,
     "peers": KERNELS,
     "training": ("conv", "norm"),

@@ -249,6 +249,16 @@ def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Repo
         return timed(network_rows(model, int(batch), dtype, len(rows), bool(forms)), report)
 
 
+def walk(model: str, dtype: str, *, report: Report) -> Result:
+    """The network at batch 1 as one kernel, beside a launch for each step."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from walks import walk_rows
+
+    return timed(walk_rows(model, dtype), report)
+
+
 def profile(model: str, batch: str, dtype: str, tiles: str = "") -> Result:
     """Each layer of the network as it ships, or with what jobs before measured in the user's cache, alone and in order,
     and its share of what this GPU reaches.
@@ -372,7 +382,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, ready, network, peers, tiles, training, tune)
+IN_PARTS = (exact, hopper, layers, ready, network, peers, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }

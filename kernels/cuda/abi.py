@@ -11,6 +11,7 @@ ABI = 2
 GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
 NEEDS = 16  # earlier jobs that one of a walk waits for
+WALK_MARKS = 4  # of a unit, in a trace
 CONV_JOB, POOL_JOB = 0, 1
 MAX_POOL, AVERAGE_POOL, AVERAGE_PADDED_POOL = 0, 1, 2
 TYPES = {"bfloat16": 0, "float16": 1}
@@ -116,6 +117,8 @@ WALK_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_walk_blob_bytes": (c_int64, ()),
     "hopper_walk_prepare": (c_int32, (*_JOBS, c_int32, c_uint64, c_uint64, c_int32, c_void_p, c_void_p)),
     "hopper_walk_launch": (c_int32, (c_void_p, c_uint64)),
+    "hopper_walk_units": (c_int64, (*_JOBS, c_int32, POINTER(c_int32), POINTER(c_int32), c_int64)),
+    "hopper_walk_traced": (c_int32, (c_void_p, c_uint64, c_void_p)),
 }
 
 

@@ -158,13 +158,43 @@ __device__ __forceinline__ void barrier_wait(Barrier *barrier, uint32_t parity) 
   }
 }
 
+// The device's clock, the same on all multiprocessors.
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // Orders the generic proxy's accesses to shared memory before those of TMA and wgmma.
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same for global memory: between own stores and whatever other blocks copy, or between what others stored and own
+// copies.
+__device__ __forceinline__ void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+// Waits until the counter has reached `value`. What its counter_release ordered before it is seen after this. Traps
+// after about four seconds, as barrier_wait does.
+__device__ __forceinline__ void wait_for_count(const uint32_t *counter, uint32_t value) {
+  if (load_acquire(counter) >= value)
+    return;
+  const uint64_t start = nanoseconds();
+  while (load_acquire(counter) < value)
+    if (nanoseconds() - start > 4000000000ull)
+      fail();
+}
 
 // Copies by the TMA unit.
 
 __device__ __forceinline__ void prefetch_map(const TensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// `bytes` of global memory, a multiple of 16 as both addresses are; `barrier` counts them.
+__device__ __forceinline__ void bulk_load(void *to, const void *from, uint32_t bytes, Barrier *barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
 }
 
 #define LOAD "cp.async.bulk.tensor."

@@ -73,7 +73,7 @@ void launch_blob(const void *bytes, uint32_t magic, const char *maker, int64_t p
   config.blockDim = dim3(head.threads);
   config.dynamicSmemBytes = head.shared_bytes;
   config.stream = reinterpret_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
   if (head.cluster > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(head.cluster), 1, 1};
@@ -81,6 +81,10 @@ void launch_blob(const void *bytes, uint32_t magic, const char *maker, int64_t p
   if (head.overlap) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (head.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
   }
   config.attrs = attributes;
   void *arguments[] = {const_cast<uint8_t *>(static_cast<const uint8_t *>(bytes) + parameters)};

@@ -98,7 +98,7 @@ __device__ __forceinline__ float2 load_constant_8(uint64_t from) {
 }
 
 // Past the level 1 cache, where what other multiprocessors wrote is not seen.
-__device__ __forceinline__ float4 load_device_16(const float4 *from) { return __ldcg(from); }
+template <class V> __device__ __forceinline__ V load_device_16(const V *from) { return __ldcg(from); }
 
 // Adds 1 and returns the value before. What the block's threads wrote before a barrier and this is seen by whoever
 // reads the new value here, in the order of one thread: release and acquire at the scope of the device.
@@ -106,6 +106,17 @@ __device__ __forceinline__ uint32_t counter_add(uint32_t *counter) {
   uint32_t before;
   asm volatile("atom.global.acq_rel.gpu.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
+}
+
+// Adds 1. What the block's threads wrote before a barrier and this is seen by whoever acquires the new value.
+__device__ __forceinline__ void counter_release(uint32_t *counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
+}
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t *counter) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(counter)) : "memory");
+  return value;
 }
 
 // All bits of each half of 16 bits whose sign is set, none of the other.

@@ -18,7 +18,8 @@ extern "C" {
 
 #pragma GCC visibility push(default)
 
-#define HOPPER_NEEDS 16 // earlier jobs that one waits for
+#define HOPPER_NEEDS 16     // earlier jobs that one waits for
+#define HOPPER_WALK_MARKS 4 // of a unit, in a trace
 
 enum HopperJobKind { HOPPER_JOB_CONV = 0, HOPPER_JOB_POOL = 1 };
 enum HopperPoolKind { HOPPER_POOL_MAX = 0, HOPPER_POOL_AVERAGE = 1, HOPPER_POOL_AVERAGE_PADDED = 2 };
@@ -70,8 +71,18 @@ int64_t hopper_walk_blob_bytes(void);
 int32_t hopper_walk_prepare(const HopperJob *jobs, int32_t count, int32_t type, uint64_t table, uint64_t workspace,
                             int32_t blocks, void *host_table, void *blob);
 
-// Two launches of one blob must not run at the same time.
+// Two launches of one blob must not run at the same time. All blocks are resident together, or the launch waits.
 int32_t hopper_walk_launch(const void *blob, uint64_t stream);
+
+// Units, tiles and pieces of pools, of all blocks in the order of a trace: writes the job and the block of up to
+// `capacity` of them and returns how many there are.
+int64_t hopper_walk_units(const HopperJob *jobs, int32_t count, int32_t blocks, int32_t *job, int32_t *block,
+                          int64_t capacity);
+
+// Writes to `traced` a blob that launches the same and leaves, in uint64 [units][HOPPER_WALK_MARKS] at `trace` in device
+// memory, the device's nanoseconds at which a unit was taken up, what it needs had ended, its sums were there, and it
+// had ended. A pool has no sums, and of a tile's parts only the one that stores has an end: their places stay.
+int32_t hopper_walk_traced(const void *blob, uint64_t trace, void *traced);
 
 #pragma GCC visibility pop
 

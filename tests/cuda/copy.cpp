@@ -115,6 +115,9 @@ void load(void *to, const MapSpec &map, void *barrier, uint16_t blocks, std::vec
   maybe_yield();
   check_earlier_grid(reinterpret_cast<const void *>(map.base), what);
   machine().early_loads += !self().grid_waited;
+  for (const Row &row : rows)
+    if (row.from)
+      check_ordered(row.from, row.valid, what);
   Cta &own = *self().cta;
   uint32_t bytes = box_bytes(map), row_bytes = bytes / uint32_t(rows.size());
   uint32_t offset = offset_of(to, bytes, what), at = offset_of(barrier, 8, what);
@@ -159,6 +162,30 @@ void tma_load_im2col(void *to, const MapSpec &map, void *barrier, uint16_t block
   if (!map.im2col)
     fail("tma_load_im2col with a tiled map");
   load(to, map, barrier, blocks, rows_of_column(map, at, tap_w, tap_h), "tma_load_im2col");
+}
+
+void bulk_load(void *to, const void *from, uint32_t bytes, void *barrier) {
+  maybe_yield();
+  uint32_t offset = offset_of(to, bytes, "bulk_load"), at = offset_of(barrier, 8, "bulk_load");
+  if ((kSharedBase + offset) % 16 || uintptr_t(from) % 16 || bytes % 16)
+    fail("bulk_load of %u bytes from %p to shared address %u; allowed: multiples of 16", bytes, from,
+         kSharedBase + offset);
+  if (!inside_a_block(from, bytes))
+    fail("bulk_load of %u bytes at %p, outside of every block of global memory", bytes, from);
+  Cta &cta = *self().cta;
+  if (!barrier_at(cta, at, "bulk_load").fenced)
+    fail("bulk_load: the barrier at shared offset %u was not fenced after its initialisation", at);
+  for (uint8_t *memory : {cta.shared, cta.seen})
+    std::memset(memory + offset, kPoisonByte, bytes);
+  auto land = [&cta, offset, from, bytes, at] {
+    for (uint8_t *memory : {cta.shared, cta.seen})
+      std::memcpy(memory + offset, from, bytes);
+    count_bytes(cta, at, -int64_t(bytes), "bulk_load");
+  };
+  if (immediately(machine().options.copies))
+    land();
+  else
+    machine().flights.push_back({land});
 }
 
 void tma_store(const MapSpec &map, const void *from, int rank, const int *at) {

@@ -13,7 +13,8 @@
 //   mbarriers phases, arrivals and bytes; too many arrivals, bytes out of range, use before initialisation or without
 //   its
 //             fence, and being overwritten are faults.
-//   global memory   blocks between forbidden pages; tensor maps have to lie inside one. Those that a driver says an
+//   global memory   blocks between forbidden pages; a copy of what a thread stored 16 bytes at a time and has not yet
+//             ordered by its fence_async_global is a fault; tensor maps have to lie inside one. Those that a driver says an
 //             earlier grid uses are closed to a thread until its grid_wait, which returns at once.
 // A launch ends with a reason, in place of a result, on: a fault above, a deadlock (with what each warp waits for), a
 // thread that ends with copies, products or arrivals open.
@@ -61,7 +62,15 @@ inline bool barrier_try(Barrier *barrier, uint32_t parity) { return emulated::ba
 inline void barrier_wait(Barrier *barrier, uint32_t parity) { emulated::barrier_wait(barrier, parity); }
 inline void fence_async_shared() { emulated::fence_async_shared(); }
 
+inline uint64_t nanoseconds() { return emulated::switches(); }
+inline void fence_async_global() { emulated::fence_async_global(); }
+inline void wait_for_count(const uint32_t *counter, uint32_t value) { emulated::wait_for_count(counter, value); }
+
 inline void prefetch_map(const TensorMap *) {}
+
+inline void bulk_load(void *to, const void *from, uint32_t bytes, Barrier *barrier) {
+  emulated::bulk_load(to, from, bytes, barrier);
+}
 
 template <class... At> inline void tma_load(void *to, const TensorMap *map, Barrier *barrier, At... at) {
   const int c[] = {at...};
@@ -149,6 +158,7 @@ inline uint4 load_global_16(const void *from) {
 }
 inline void store_global_16(void *to, uint4 value) {
   emulated::check_global(to, 16, "a store");
+  emulated::stored_global(to);
   *static_cast<uint4 *>(to) = value;
 }
 
@@ -164,6 +174,10 @@ inline float2 load_constant_8(uint64_t from) {
 inline uint32_t counter_add(uint32_t *counter) {
   emulated::check_global(counter, 4, "an addition");
   return (*counter)++;
+}
+inline void counter_release(uint32_t *counter) {
+  emulated::check_global(counter, 4, "an addition");
+  ++*counter;
 }
 template <class V> inline V load_device_16(const V *from) {
   static_assert(sizeof(V) == 16, "16 bytes");

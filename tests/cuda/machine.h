@@ -14,6 +14,7 @@
 #include <random>
 #include <string>
 #include <ucontext.h>
+#include <unordered_map>
 #include <vector>
 
 namespace inception_fast::emulated {
@@ -62,6 +63,7 @@ struct Fiber {
   bool grid_waited = false;
   uint64_t cluster_turn = 0;
   std::vector<std::function<void()>> unpublished; // writes that the asynchronous proxy does not see before a fence
+  std::vector<uintptr_t> unordered; // 16 bytes of global memory each: stored, and not yet ordered before copies
   std::vector<std::vector<std::function<void()>>> stores{1}; // TMA stores not yet done, by group; the last one is open
 };
 
@@ -158,6 +160,7 @@ struct Machine {
   std::function<void()> kernel;
   std::string error;
   uint64_t switches = 0;
+  std::unordered_map<uintptr_t, int> unordered; // of all threads: how many stores of these 16 bytes are not ordered
   uint64_t early_loads = 0; // copies of the last launch that a thread issued ahead of its grid_wait
 };
 
@@ -181,6 +184,7 @@ void count_bytes(Cta &cta, uint32_t offset, int64_t bytes, const char *what);
 bool inside_a_block(const void *address, uint64_t bytes);
 void check_earlier_grid(const void *address, const char *what); // that the thread may use this block now
 void earlier_grid_has_ended();                                  // for all blocks
+void check_ordered(const void *address, uint64_t bytes, const char *what); // that no thread's store is on its way there
 bool in_the_gap_of_a_block(const void *address);
 
 bool run_due_products();          // those of one wait; false when none can run

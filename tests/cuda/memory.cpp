@@ -76,6 +76,48 @@ void check_global(const void *address, int bytes, const char *what) {
   check_earlier_grid(address, what);
 }
 
+void stored_global(const void *address) {
+  Fiber &fiber = self();
+  fiber.unordered.push_back(uintptr_t(address) / 16);
+  machine().unordered[uintptr_t(address) / 16]++;
+}
+
+void fence_async_global() {
+  auto &all = machine().unordered;
+  for (uintptr_t at : self().unordered)
+    if (--all[at] == 0)
+      all.erase(at);
+  self().unordered.clear();
+}
+
+void check_ordered(const void *address, uint64_t bytes, const char *what) {
+  const auto &all = machine().unordered;
+  if (all.empty())
+    return;
+  for (uintptr_t at = uintptr_t(address) / 16; at <= (uintptr_t(address) + bytes - 1) / 16; at++)
+    if (all.count(at))
+      fail("%s of %p, which a thread stored without a fence_async_global since", what,
+           reinterpret_cast<void *>(at * 16));
+}
+
+namespace {
+
+bool counted(const Fiber &fiber) {
+  return *static_cast<const volatile uint32_t *>(fiber.wait.object) >= fiber.wait.value;
+}
+
+std::string describe_count(const Fiber &fiber) {
+  return "a counter at " + std::to_string(*static_cast<const uint32_t *>(fiber.wait.object)) + " of " +
+         std::to_string(fiber.wait.value);
+}
+
+} // namespace
+
+void wait_for_count(const uint32_t *counter, uint32_t value) {
+  check_global(counter, 4, "a counter");
+  block_until({counted, counter, value, describe_count});
+}
+
 } // namespace inception_fast::emulated
 
 using namespace inception_fast::emulated;

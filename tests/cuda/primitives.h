@@ -34,11 +34,15 @@ void barrier_arrive_remote(void *barrier, uint32_t rank);
 bool barrier_try(void *barrier, uint32_t parity);
 void barrier_wait(void *barrier, uint32_t parity);
 void fence_async_shared();
+void fence_async_global();
+void stored_global(const void *address); // 16 bytes, by an ordinary store of this thread
+void wait_for_count(const uint32_t *counter, uint32_t value);
 
 // blocks: a bit for each block of the cluster that gets the box; 0: this one, without multicast.
 void tma_load(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, int rank, const int *at);
 void tma_load_im2col(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, const int (&at)[4],
                      uint16_t tap_w, uint16_t tap_h);
+void bulk_load(void *to, const void *from, uint32_t bytes, void *barrier);
 void tma_store(const hopper::MapSpec &map, const void *from, int rank, const int *at);
 void tma_store_commit();
 void tma_store_wait(int pending);
@@ -52,6 +56,7 @@ void store_matrices(uint32_t address, const uint32_t *m, int count, bool transpo
 void store_shared(uint32_t address, const void *value, int bytes);
 void load_shared(uint32_t address, void *value, int bytes);
 void check_global(const void *address, int bytes, const char *what);
+uint64_t switches(); // of fibers so far: a clock
 void yield_once(); // in a loop that waits for memory
 
 // Runs kernel() for every thread of the grid. Returns 0, or 1 and last_error() has the reason.

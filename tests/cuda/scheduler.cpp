@@ -310,6 +310,8 @@ void maybe_yield() {
 
 void yield_once() { leave(); }
 
+uint64_t switches() { return machine().switches; }
+
 void trap() { fail("trap"); }
 
 int multiprocessors() { return machine().options.sms; }
@@ -331,6 +333,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   m.current = nullptr;
   m.error.clear();
   m.early_loads = 0;
+  m.unordered.clear();
   ::gridDim = grid;
   ::blockDim = block;
   struct sigaction ours{}, before_segv{}, before_bus{};

@@ -16,7 +16,11 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeProgrammaticStreamSerialization,
+  cudaLaunchAttributeCooperative
+};
 
 using cudaStream_t = struct Stream *;
 
@@ -25,6 +29,7 @@ struct cudaLaunchAttribute {
   struct {
     dim3 clusterDim;
     int programmaticStreamSerializationAllowed;
+    int cooperative;
   } val;
 };
 

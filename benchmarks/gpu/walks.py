@@ -1,0 +1,174 @@
+"""The walk of a network at batch 1: whether it is right, what it takes beside separate launches, where its time goes,
+and what other cuts of its convolutions would take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from inception_fast.kernels.cuda import abi, walk
+from networks import ended_after, network_of
+from timing import device_seconds, host_seconds, summary
+from torch import Tensor
+
+import inception_fast as fast
+from inception_fast.engine import gpu_walk
+from inception_fast.measure.compare import calibrate
+
+PATIENCE = 60.0  # to make and prove the network
+REPLAYS = 50  # of a walk alone, one behind the other
+ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every layer to 16 bits
+NEVER = 1.0  # seconds that a split costs where none is wanted
+# What each other cut of all convolutions is called: widths of tiles, seconds of a split.
+CUTS: dict[str, tuple[tuple[int, ...], float]] = {
+    "as shipped": ((32, 64, 128), walk.SPLIT_SECONDS),
+    "no splits": ((32, 64, 128), NEVER),
+    "splits at 1 us": ((32, 64, 128), 1e-6),
+    "splits at 4 us": ((32, 64, 128), 4e-6),
+    "32 columns": ((32,), walk.SPLIT_SECONDS),
+    "32 and 64 columns": ((32, 64), walk.SPLIT_SECONDS),
+    "64 columns": ((64,), walk.SPLIT_SECONDS),
+}
+
+
+class Made:
+    """The walks that plans make inside, with what they were made of, so that they can be made again in other ways."""
+
+    def __init__(self) -> None:
+        self.walks: list[tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch]] = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Made]:
+        before = gpu_walk.launch
+
+        def launch(hopper: Any, made: gpu_walk.Walk, place: Any) -> walk.WalkLaunch:
+            one = before(hopper, made, place)
+            self.walks.append((hopper, made, place, one))
+            return one
+
+        gpu_walk.launch = launch
+        try:
+            yield self
+        finally:
+            gpu_walk.launch = before
+
+
+def walk_rows(model: str, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """The network with walks and without, then the walk alone by every cut of `CUTS`, then each job of one walk."""
+    kind = getattr(torch, dtype)
+    net, x = network_of(model, 1)
+    calibrate(net, x.cpu().expand(2, -1, -1, -1))
+    with ended_after(PATIENCE), torch.no_grad():
+        with gpu_walk.disabled():
+            apart = fast.optimize(net, x, dtype=kind, backend="cuda")
+        with Made().recorded() as made:
+            whole = fast.optimize(net, x, dtype=kind, backend="cuda")
+            found, wanted = whole(x), apart(x)
+        error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    about: dict[str, Any] = {"model": model, "batch": 1, "dtype": dtype}
+    status = "ok" if error < ALIKE and made.walks else "wrong"
+    first = {**about, "runtime": "ours", "status": status, "rel_difference": error, "walks": len(made.walks)}
+    yield [first]
+    if status != "ok":
+        return
+    calls: dict[str, Callable[[], Tensor]] = {"walk": lambda: whole(x), "separate": lambda: apart(x)}
+    with torch.no_grad():
+        host, device = host_seconds(calls, rounds=51), device_seconds(calls)
+    rows = [first]
+    for name in calls:
+        times = {"host": summary(host[name]), "device_cold": summary(device[name])}
+        rows.append({**about, "runtime": name, "status": "ok", **times})
+    yield rows
+    for name, cut in CUTS.items():
+        launches = [remade(one, *cut) for one in made.walks]
+        rows.append({**about, "cut": name, "status": "ok", "alone_us": replayed(launches)})
+        yield rows
+    rows += [{**about, "status": "ok", **row} for one in made.walks for row in jobs_of(one[1], one[3])]
+    yield rows
+
+
+def remade(one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float) -> walk.WalkLaunch:
+    """The same walk on the same memory with its convolutions cut as the model says with these constants."""
+    hopper, made, place, _ = one
+    blocks, before = walk.blocks_of(hopper.device), walk.SPLIT_SECONDS
+    walk.SPLIT_SECONDS = split
+    try:
+        members = tuple(
+            replace(m, cut=walk.cut(gpu_walk.spec_of(m.step), widths, blocks)) if m.cut else m for m in made.members
+        )
+    finally:
+        walk.SPLIT_SECONDS = before
+    return gpu_walk.launch(hopper, replace(made, members=members), place)
+
+
+def replayed(launches: Sequence[walk.WalkLaunch]) -> float:
+    """Microseconds of one run, of several in a row in which each begins behind the one before."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    best = float("inf")
+    for _ in range(5):
+        begin.record()
+        for _ in range(REPLAYS):
+            for one in launches:
+                one.run()
+        end.record()
+        end.synchronize()
+        best = min(best, 1e3 * begin.elapsed_time(end) / REPLAYS)
+    return best
+
+
+def jobs_of(made: gpu_walk.Walk, launch: walk.WalkLaunch) -> list[dict[str, Any]]:
+    """Of each job: its units, and microseconds from the walk's first mark to when its first unit was ready, its last
+    sums were there, its last unit had ended; and of a unit, medians, what it waited for its turn, from ready to sums,
+    from sums to end.
+    """
+    marks = traced(launch)
+    start = min(mark for _, unit in marks for mark in unit if mark)
+    by_job: dict[int, list[list[int]]] = {}
+    for job, unit in marks:
+        by_job.setdefault(job, []).append(unit)
+    rows = []
+    for job, member in enumerate(made.members):
+        units = by_job[job]
+        ready = [u[1] for u in units]
+        summed, ended = [u[2] for u in units if u[2]], [u[3] for u in units if u[3]]
+        row = {
+            "job": job, "name": member.step.name, "needs": list(made.needs[job]), "units": len(units),
+            "cut": list(member.cut) if member.cut else None, "spec": str(member.step.spec),
+            "ready_us": (min(ready) - start) / 1e3, "last_ready_us": (max(ready) - start) / 1e3,
+            "summed_us": (max(summed) - start) / 1e3 if summed else None, "ended_us": (max(ended) - start) / 1e3,
+            "multiply_us": median([(u[2] - max(u[0], u[1])) / 1e3 for u in units if u[2]]),
+            "store_us": median([(u[3] - (u[2] or u[1])) / 1e3 for u in units if u[3]]),
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def traced(launch: walk.WalkLaunch) -> list[tuple[int, list[int]]]:
+    """(job, marks) of each unit of one run, the walk's second one with a trace."""
+    library: Any = launch.library._c
+    jobs = [walk.described(job) for job in launch.kept[0]]
+    array, blocks = (abi.Job * len(jobs))(*jobs), walk.blocks_of(launch.device)
+    count = library.hopper_walk_units(array, len(jobs), blocks, None, None, 0)
+    job, block = (ctypes.c_int32 * count)(), (ctypes.c_int32 * count)()
+    library.hopper_walk_units(array, len(jobs), blocks, job, block, count)
+    trace = torch.zeros(count, abi.WALK_MARKS, dtype=torch.int64, device=launch.device)
+    blob = ctypes.create_string_buffer(len(launch.blob))
+    if library.hopper_walk_traced(launch.blob, trace.data_ptr(), blob):
+        raise RuntimeError(library.hopper_error().decode())
+    stream = torch.cuda.current_stream(launch.device).cuda_stream
+    for _ in range(2):
+        trace.zero_()
+        launch.library.launch_walk(blob, stream)
+    torch.cuda.synchronize()
+    return list(zip(job, trace.tolist(), strict=True))
+
+

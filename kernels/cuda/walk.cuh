@@ -1,0 +1,309 @@
+// Many convolutions and pools that depend on each other, by one grid whose blocks stay (walk_api.h).
+//
+// Each block has a list of units, tiles of 64 pixels or items of pools, made on the host, in the order of the jobs. A
+// unit starts when the jobs that its job needs have ended: their counters in global memory have reached what the table
+// says. Blocks are all resident, and lists keep the order of jobs, so that somebody can always go on.
+//
+// Four roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs
+// to shared memory a few units ahead, one the weights of tiles, which depend on nothing, into a ring of stages, and one
+// warp waits for what a job needs, then brings x. Two warpgroups take units in turn, one multiplies while the other
+// stores. What they store is ordered before other blocks' copies by a fence of the asynchronous proxy, a barrier and
+// the release of the job's counter.
+#pragma once
+
+#include "conv.cuh"
+#include "walk_pool.cuh"
+#include "walk_schedule.h"
+#include "walk_table.h"
+
+namespace inception_fast::hopper {
+
+using Job = JobEntry<TensorMap>;
+
+struct Walk {
+  const Job *jobs;
+  const Unit *units;    // of all blocks, one block's behind the other's
+  const int32_t *begin; // [blocks + 1]: where a block's units begin
+  uint32_t *counters;   // [jobs + 1]: of jobs, and of blocks that are done
+  int32_t count;        // of jobs
+  uint64_t *trace;      // [units][TRACE_MARKS]: nanoseconds; or null
+};
+
+// What a trace has of a unit: its warpgroup came to it, what it needs had ended, its sums were there, it ended.
+enum Mark { TAKEN, READY, SUMMED, ENDED, TRACE_MARKS };
+static_assert(TRACE_MARKS == HOPPER_WALK_MARKS, "the interface and the kernel agree");
+
+// The block's unit number `i` has come to this mark; one thread of each role says so.
+__device__ __forceinline__ void traced(const Walk &walk, int i, Mark mark) {
+  if (walk.trace)
+    walk.trace[(walk.begin[blockIdx.x] + i) * int64_t{TRACE_MARKS} + mark] = nanoseconds();
+}
+
+// What the kernel is given, for a table and a workspace at these addresses.
+inline Walk walk_of(const std::vector<std::vector<Unit>> &lists, int count, uint64_t table, uint64_t workspace) {
+  const WalkTable places = walk_table(lists, count, sizeof(Job));
+  return {reinterpret_cast<const Job *>(table), reinterpret_cast<const Unit *>(table + places.units),
+          reinterpret_cast<const int32_t *>(table + places.begin), reinterpret_cast<uint32_t *>(workspace), count, nullptr};
+}
+
+struct WalkShared {
+  uint8_t *ring;
+  uint8_t *staged, *columns;
+  Slot *slots;
+  Barrier *full, *empty;           // of stages
+  Barrier *described, *slot_empty; // of slots
+  uint32_t *last;
+};
+
+__device__ __forceinline__ WalkShared walk_parts() {
+  WalkShared shared;
+  shared.ring = dynamic_shared();
+  shared.staged = shared.ring + WALK_STAGES * WALK_STAGE_BYTES;
+  shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
+  shared.slots = reinterpret_cast<Slot *>(shared.columns + 2 * columns_bytes(128));
+  shared.full = reinterpret_cast<Barrier *>(shared.slots + WALK_SLOTS);
+  shared.empty = shared.full + WALK_STAGES;
+  shared.described = shared.empty + WALK_STAGES;
+  shared.slot_empty = shared.described + WALK_SLOTS;
+  shared.last = reinterpret_cast<uint32_t *>(shared.slot_empty + WALK_SLOTS);
+  return shared;
+}
+
+// One thread: descriptions of the block's units.
+__device__ void describe_units(const Walk &walk, const WalkShared &shared) {
+  const int begin = walk.begin[blockIdx.x], end = walk.begin[blockIdx.x + 1];
+  Place place{0, 1};
+  int next = begin < end ? walk.units[begin].tile.problem : 0;
+  for (int i = begin; i < end; ++i) {
+    const Job *job = &walk.jobs[next];
+    if (i + 1 < end)
+      next = walk.units[i + 1].tile.problem; // asked for ahead of the wait
+    Slot *slot = &shared.slots[place.stage];
+    Barrier *described = &shared.described[place.stage];
+    barrier_wait(&shared.slot_empty[place.stage], place.parity);
+    prefetch_map(&job->weights);
+    prefetch_map(&job->x);
+    barrier_expect(described, sizeof(Unit) + sizeof(Body));
+    bulk_load(&slot->unit, &walk.units[i], sizeof(Unit), described);
+    bulk_load(&slot->body, &job->body, sizeof(Body), described);
+    advance(place, WALK_SLOTS);
+  }
+}
+
+// The calling warp waits until everything that the job needs has ended. What its jobs wrote is seen after it.
+__device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &body, int lane) {
+  if (lane < body.needs)
+    wait_for_count(&walk.counters[body.need[lane]], body.ended[lane]);
+  sync_warp();
+}
+
+// One thread for weights, one warp for x: their bytes of the stages of each tile.
+template <bool WEIGHTS>
+__device__ void load_units(const Walk &walk, const WalkShared &shared, int lane) {
+  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
+  Place place{0, 1}, at{0, 0};
+  for (int i = 0; i < units; ++i) {
+    barrier_wait(&shared.described[at.stage], at.parity);
+    const Slot &slot = shared.slots[at.stage];
+    const Tile &tile = slot.unit.tile;
+    const Problem &problem = slot.body.problem;
+    if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {
+      wait_for_needs(walk, slot.body, lane);
+      fence_async_global(); // what others stored, before this thread's copies
+      if (lane == 0)
+        traced(walk, i, READY);
+    }
+    if (slot.body.kind == HOPPER_JOB_CONV && lane == 0) {
+      const Job &job = walk.jobs[tile.problem];
+      const int weight_bytes = 2 * WALK_DEPTH * slot.body.columns, column = tile.column * slot.body.columns;
+      Step step = slot.unit.step;
+      int tap_h = slot.unit.tap_h, tap_w = slot.unit.tap_w;
+      for (int k = tile.first; k < tile.last; ++k) {
+        uint8_t *stage = shared.ring + place.stage * WALK_STAGE_BYTES;
+        Barrier *full = &shared.full[place.stage];
+        barrier_wait(&shared.empty[place.stage], place.parity);
+        if constexpr (WEIGHTS) {
+          barrier_expect(full, weight_bytes);
+          tma_load(stage + WALK_X_BYTES, &job.weights, full, step.chunk * WALK_DEPTH, column, step.tap);
+        } else {
+          barrier_expect(full, WALK_X_BYTES);
+          tma_load_im2col(stage, &job.x, full, step.chunk * WALK_DEPTH, slot.unit.corner.w, slot.unit.corner.h,
+                          slot.unit.corner.n, static_cast<uint16_t>(tap_w), static_cast<uint16_t>(tap_h));
+        }
+        const int tap = step.tap;
+        advance(problem, step);
+        if (step.tap != tap && ++tap_w == problem.kw) {
+          tap_w = 0;
+          ++tap_h;
+        }
+        advance(place, WALK_STAGES);
+      }
+    }
+    sync_warp();
+    if (lane == 0)
+      barrier_arrive(&shared.slot_empty[at.stage]);
+    advance(at, WALK_SLOTS);
+  }
+}
+
+// d = the sums of a tile's part of K. With `more`, the other warpgroup waits for its turn.
+template <int N, class T, class Meanwhile>
+__device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
+                                              const Unit &unit, int warpgroup, int lane, bool more, Place &place,
+                                              const Meanwhile &meanwhile) {
+  const uint32_t ring = shared_address(shared.ring);
+  const int chunks = problem.chunks, last_steps = problem.last_steps, count = unit.tile.last - unit.tile.first;
+  int chunk = unit.step.chunk;
+  Barrier *previous = nullptr;
+  for (int i = 0; i < count; ++i) {
+    const uint32_t stage = ring + place.stage * WALK_STAGE_BYTES;
+    const uint64_t a = matrix_descriptor(stage, 0, 1024, Swizzle::bytes128);
+    const uint64_t b = matrix_descriptor(stage + WALK_X_BYTES, 0, 1024, Swizzle::bytes128);
+    const int steps = chunk + 1 == chunks ? last_steps : WALK_DEPTH / K_STEP;
+    chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+    barrier_wait(&shared.full[place.stage], place.parity);
+    if (steps == 4)
+      multiply_steps<N, T, 4>(d, a, b, i > 0);
+    else if (steps == 2)
+      multiply_steps<N, T, 2>(d, a, b, i > 0);
+    else if (steps == 1)
+      multiply_steps<N, T, 1>(d, a, b, i > 0);
+    else
+      multiply_steps<N, T, 3>(d, a, b, i > 0);
+    wgmma_wait<1>();
+    if (previous && lane == 0)
+      barrier_arrive(previous);
+    previous = &shared.empty[place.stage];
+    advance(place, WALK_STAGES);
+  }
+  if (more)
+    arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+  meanwhile();
+  wgmma_wait<0>();
+  settle(d);
+  if (lane == 0)
+    barrier_arrive(previous);
+}
+
+// Counts a unit of the job as ended, once all of the warpgroup's stores are made.
+__device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int warpgroup, int thread) {
+  fence_async_global(); // own stores, before other blocks' copies
+  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+  if (thread == 0)
+    counter_release(&walk.counters[body.index]);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared &shared, const Slot &slot,
+                                              int warpgroup, int thread, int i, bool more, Place &place) {
+  const Problem &problem = slot.body.problem;
+  const Tile &tile = slot.unit.tile;
+  const int lane = thread % 32, warp = thread / 32;
+  const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
+  const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(128);
+  const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
+  if (i > 0)
+    sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
+  if (thread == 0)
+    traced(walk, i, TAKEN);
+  float d[N / 2];
+  multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
+    keep_columns<N>(columns, share, thread);
+    sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+  });
+  if (thread == 0)
+    traced(walk, i, SUMMED);
+  Shared parts{};
+  parts.last = shared.last;
+  if (problem.splits > 1 && !add_parts<N, true>(d, problem, parts, tile, warpgroup, thread))
+    return;
+  const int from = tile.row * WALK_ROWS + warp * WARP_ROWS;
+  const auto rows = [&](int r) { return from + r < problem.pixels ? from + r : -1; };
+  store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
+  end_unit(walk, slot.body, warpgroup, thread);
+  if (thread == 0)
+    traced(walk, i, ENDED);
+}
+
+// Two warpgroups: products, pools and stores.
+template <class T>
+__device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
+  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
+  const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
+  const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
+  Place place{0, 0}, at{0, 0};
+  for (int i = 0; i < units; ++i) {
+    barrier_wait(&shared.described[at.stage], at.parity);
+    const Slot &slot = shared.slots[at.stage];
+    const bool more = i + 1 < units;
+    if (i % 2 != warpgroup) {
+      skip(place, WALK_STAGES, slot.unit.tile.last - slot.unit.tile.first);
+    } else if (slot.body.kind == HOPPER_JOB_POOL) {
+      if (i > 0)
+        sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
+      if (more)
+        arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+      if (thread == 0)
+        traced(walk, i, TAKEN);
+      wait_for_needs(walk, slot.body, lane);
+      if (thread == 0)
+        traced(walk, i, READY);
+      pool_items<T>(slot.body.pool, slot.unit.tile.row * POOL_ITEMS, thread,
+                    shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES);
+      end_unit(walk, slot.body, warpgroup, thread);
+      if (thread == 0)
+        traced(walk, i, ENDED);
+    } else if (slot.body.columns == 32) {
+      convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+    } else if (slot.body.columns == 64) {
+      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+    } else {
+      convolve_unit<128, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+    }
+    sync_warp();
+    if (lane == 0)
+      barrier_arrive(&shared.slot_empty[at.stage]);
+    advance(at, WALK_SLOTS);
+  }
+}
+
+// The block that ends last leaves all counters as it found them. Nobody waits for one any more.
+__device__ void end_walk(const Walk &walk) {
+  sync_block();
+  if (threadIdx.x == 0 && counter_add(&walk.counters[walk.count]) + 1 == gridDim.x)
+    for (int i = 0; i <= walk.count; ++i)
+      walk.counters[i] = 0;
+}
+
+template <class T> __global__ void __launch_bounds__(THREADS, 1) walk_jobs(const __grid_constant__ Walk walk) {
+  const WalkShared shared = walk_parts();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < WALK_STAGES; ++i) {
+      barrier_init(&shared.full[i], 2);
+      barrier_init(&shared.empty[i], 4);
+    }
+    for (int i = 0; i < WALK_SLOTS; ++i) {
+      barrier_init(&shared.described[i], 1);
+      barrier_init(&shared.slot_empty[i], 2 + CONSUMER_WARPS);
+    }
+    fence_async_shared();
+  }
+  sync_block();
+  if (threadIdx.x < WARPGROUP) {
+    fewer_registers<56>();
+    const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
+    if (warp == 0)
+      load_units<true>(walk, shared, lane);
+    else if (warp == 1)
+      load_units<false>(walk, shared, lane);
+    else if (warp == 2 && lane == 0)
+      describe_units(walk, shared);
+    sync_warp();
+  } else {
+    more_registers<224>();
+    compute_units<T>(walk, shared);
+  }
+  end_walk(walk);
+}
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,74 @@
+// The walk's table: jobs, and the tiles that each block computes, in order. Shared by the kernel, its host side and the
+// tests.
+#pragma once
+
+#include "conv_sizes.h"
+#include "schedule.h"
+#include "walk_api.h"
+
+namespace inception_fast::hopper {
+
+constexpr int WALK_COLUMNS[] = {32, 64, 128}; // of tiles
+constexpr int WALK_ROWS = 64, WALK_DEPTH = 64;
+constexpr int WALK_STAGES = 8;
+constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH;
+constexpr int WALK_STAGE_BYTES = WALK_X_BYTES + 2 * 128 * WALK_DEPTH; // as the widest tile needs
+constexpr int WALK_SLOTS = 4;                                         // units whose description a block holds
+constexpr int POOL_ITEMS = 128; // of 8 channels of a pixel, that a unit of a pool computes
+constexpr int POOL_LANES = 8;   // that share an item whose window is large
+constexpr int POOL_LARGE = 16;  // windows of more elements are
+
+// What a block is told of a job. Counters of jobs lie side by side; a job has ended when its own is `ended`.
+struct Body {
+  int32_t kind, columns, needs;
+  int32_t index; // of the job
+  int32_t need[HOPPER_NEEDS];
+  uint32_t ended[HOPPER_NEEDS]; // what the counters of those jobs are then
+  Problem problem;
+  HopperPool pool;
+};
+
+// A tile of a job's problem, or POOL_ITEMS items of a pool from `tile.row` * POOL_ITEMS on; `tile.problem` is the job.
+struct alignas(64) Unit {
+  Tile tile;
+  Corner corner;
+  Step step; // the first one, and its tap along h and w
+  int32_t tap_h, tap_w;
+};
+
+// One unit with its job, as a block holds them in shared memory.
+struct Slot {
+  Unit unit;
+  Body body;
+};
+
+static_assert(sizeof(Unit) == 64 && sizeof(Body) % 16 == 0, "copied 16 bytes at a time");
+
+HOST_DEVICE int pool_lanes(const HopperPool &pool) { return pool.kh * pool.kw > POOL_LARGE ? POOL_LANES : 1; }
+
+// Where the window of an output pixel begins, its image, and by how many elements an average divides.
+struct Window {
+  int n, top, left;
+  float divisor;
+};
+
+HOST_DEVICE Window window_of(const HopperPool &pool, int pixel) {
+  const int column = pixel % pool.ow, rest = pixel / pool.ow;
+  const int top = rest % pool.oh * pool.stride_h - pool.top, left = column * pool.stride_w - pool.left;
+  const bool padded = pool.kind == HOPPER_POOL_AVERAGE_PADDED;
+  const int most_h = pool.h + (padded ? pool.bottom : 0), most_w = pool.w + (padded ? pool.right : 0);
+  const int first_h = padded || top > 0 ? top : 0, first_w = padded || left > 0 ? left : 0;
+  const int last_h = top + pool.kh < most_h ? top + pool.kh : most_h;
+  const int last_w = left + pool.kw < most_w ? left + pool.kw : most_w;
+  return {rest / pool.oh, top, left, static_cast<float>((last_h - first_h) * (last_w - first_w))};
+}
+
+// The ring, staging memory, columns, slots, barriers of stages and slots, two flags.
+constexpr int walk_bytes() {
+  return WALK_STAGES * WALK_STAGE_BYTES + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(128) +
+         WALK_SLOTS * static_cast<int>(sizeof(Slot)) + 2 * (WALK_STAGES + WALK_SLOTS) * 8 + 8;
+}
+
+static_assert(ALIGNMENT + walk_bytes() <= SHARED_LIMIT, "a block fits a multiprocessor");
+
+} // namespace inception_fast::hopper

@@ -1,0 +1,241 @@
+"""The walk's own source on the emulated device: networks of dependent convolutions and pools, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from inception_fast.kernels.cuda import abi
+
+from emulated import KERNELS, MODES, RANDOM, EmulationError, Mode, build, spoilt
+from emulated_walk import SOURCES, Network, WalkDevice
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> WalkDevice:
+    return WalkDevice(build(tmp_path_factory.mktemp("walk"), SOURCES))
+
+
+@pytest.fixture
+def device(library: WalkDevice) -> Iterator[WalkDevice]:
+    with library.memory():
+        library.configure(Mode())
+        yield library
+
+
+def block(net: Network) -> None:
+    """An Inception block with a residual behind it, and a grid reduction: every kind of job, four levels deep."""
+    x = net.image(1, 9, 11, 72)
+    middle, joined = net.map(1, 9, 11, 40), net.map(1, 9, 11, 32 + 48 + 40 + 16)
+    both = net.conv(x, [(joined.part(0, 32), True), (middle.part(), False)])
+    pooled = net.map(1, 9, 11, 72)
+    average = net.pool(x, pooled.part(), kind="avg")
+    tall, wide = joined.part(32, 48), joined.part(80, 40)
+    down = net.conv(middle.part(), [(tall, True)], both, kernel=(7, 1), padding=(3, 0), columns=64, splits=3)
+    across = net.conv(middle.part(0, 24), [(wide, True)], both, kernel=(1, 3), padding=(0, 1))
+    projected = net.conv(pooled.part(), [(joined.part(120, 16), True)], average, columns=128)
+    level = (both, down, across, projected)
+    y, reduced = net.map(1, 9, 11, 72), net.map(1, 4, 5, 136 + 24)
+    again = net.conv(joined.part(), [(y.part(), True)], *level, residual=x, columns=64, scale=0.125)
+    net.pool(joined.part(), reduced.part(24, 136), *level, stride=2, padding=0, relu=True, shift=True)
+    net.conv(y.part(), [(reduced.part(0, 24), True)], again, kernel=(3, 3), stride=2, splits=2, scale=0.0625)
+
+
+def chain(net: Network) -> None:
+    """Jobs of one tile, each on a block of its own that waits for nothing but the one before."""
+    x = net.image(1, 6, 6, 136)
+    y, pooled, z = net.map(1, 6, 6, 16), net.map(1, 6, 6, 16), net.map(1, 1, 1, 16)
+    split = net.conv(x, [(y.part(), True)], kernel=(3, 3), padding=(1, 1), splits=5)
+    pool = net.pool(y.part(), pooled.part(), split)
+    net.pool(pooled.part(), z.part(), pool, kernel=6, padding=0, kind="avg")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("blocks", [1, 3, 8])
+def test_a_block_is_exact(device: WalkDevice, dtype: torch.dtype, blocks: int) -> None:
+    net = Network(device, dtype)
+    block(net)
+    net.run(blocks)
+    net.check()
+
+
+def test_no_timing_matters_and_counters_serve_again(library: WalkDevice) -> None:
+    for mode in MODES:
+        with library.memory():
+            library.configure(mode)
+            net = Network(library)
+            block(net)
+            net.run(4, times=2)
+            net.check()
+
+
+def test_pools_of_all_kinds(device: WalkDevice) -> None:
+    """Windows over every border, strides, several units, and large windows, which lanes share."""
+    net = Network(device, torch.float16)
+    x = net.image(2, 13, 11, 88)
+    for kind in ("max", "avg", "padded"):
+        for kernel, stride, padding in ((3, 1, 1), (3, 2, 0), (2, 2, 0), (5, 3, 2), (11, 1, 0)):
+            size = [(side + 2 * padding - kernel) // stride + 1 for side in (13, 11)]
+            y = net.map(2, *size, 88)
+            net.pool(x, y.part(), kernel=kernel, stride=stride, padding=padding, kind=kind, shift=kernel > 3, relu=True)
+    net.run(3)
+    net.check()
+
+
+def test_nan_spreads_through_pools(device: WalkDevice) -> None:
+    for kind in ("max", "avg"):
+        for kernel in (3, 5):
+            net = Network(device)
+            x = net.image(1, 7, 7, 8)
+            x.buffer.wide[0, 3, 3, 5] = torch.nan
+            x.buffer.truth[0, 5, 3, 3] = torch.nan
+            y = net.map(1, 7, 7, 8)
+            net.pool(x, y.part(), kernel=kernel, padding=kernel // 2, kind=kind)
+            net.run(1)
+            net.check()
+            assert y.truth.isnan().sum() == kernel**2
+
+
+def test_a_tile_of_every_width(device: WalkDevice) -> None:
+    """Columns that end inside a tile and beside it, pixels that fill several tiles, K that ends inside a step."""
+    for columns in (32, 64, 128):
+        net = Network(device, seed=columns)
+        x = net.image(1, 10, 15, 200)
+        y, z = net.map(1, 10, 15, 200), net.map(1, 5, 8, 136)
+        first = net.conv(x, [(y.part(), True)], columns=columns)
+        net.conv(y.part(), [(z.part(), False)], first, kernel=(3, 3), stride=2, padding=(1, 1), columns=columns, splits=4)
+        net.run(2)
+        net.check()
+
+
+def test_a_trace_tells_when_units_ran(device: WalkDevice) -> None:
+    """Marks of a unit come in their order, and no unit is ready before those that it needs have ended."""
+    net, blocks = Network(device), 4
+    block(net)
+    units = device.units(net.jobs, blocks)
+    assert [unit[1] for unit in units] == sorted(unit[1] for unit in units) and {unit[1] for unit in units} == set(range(4))
+    trace = device.like(torch.zeros(len(units), 4, dtype=torch.int64))
+    workspace, _ = device.workspace(net.jobs, blocks)
+    device.launch(net.jobs, net.dtype, workspace, blocks, trace)
+    net.check()
+    begun, summed_by = dict[int, int](), dict[int, int]()
+    for (job, _), (taken, ready, summed, end) in zip(units, trace.tolist(), strict=True):
+        pool = net.jobs[job].kind == abi.POOL_JOB
+        assert 0 < taken and 0 < ready and (summed == 0 if pool else max(taken, ready) < summed)
+        if pool or net.jobs[job].conv.splits == 1:
+            assert end > max(summed, ready)
+        begun[job] = min(begun.get(job, ready), ready)
+        summed_by[job] = max(summed_by.get(job, 0), summed, ready)
+    for job, own in enumerate(net.jobs):
+        assert all(begun[job] > summed_by[need] for need in own.need[: own.needs])
+
+
+def test_a_missing_need_shows(library: WalkDevice) -> None:
+    """What is not ordered is not waited for: some schedule reads too early."""
+
+    def wrong(mode: Mode) -> bool:
+        with library.memory():
+            library.configure(mode)
+            net = Network(library)
+            block(net)
+            net.jobs[2].needs = 0
+            try:
+                net.run(4)
+                net.check()
+            except (AssertionError, EmulationError):
+                return True
+            return False
+
+    assert any(wrong(mode) for mode in MODES)
+
+
+def test_what_cannot_run_is_named(device: WalkDevice) -> None:
+    net = Network(device)
+    x, y = net.image(1, 6, 6, 16), net.map(1, 6, 6, 16)
+    net.conv(x, [(y.part(), True)])
+    net.pool(x, net.map(1, 6, 6, 16).part(), 0)
+    assert device.reasons(net.jobs) == []
+
+    def seen(change: Callable[[abi.Job, abi.Job], None]) -> str:
+        jobs = [abi.Job.from_buffer_copy(job) for job in net.jobs]
+        change(*jobs)
+        return "\n".join(device.reasons(jobs))
+
+    def field(index: int, path: str, value: int) -> Callable[[abi.Job, abi.Job], None]:
+        def change(*jobs: abi.Job) -> None:
+            *parents, name = path.split(".")
+            target = jobs[index]
+            for parent in parents:
+                target = getattr(target, parent)
+            setattr(target, name, value)
+
+        return change
+
+    refused = {
+        "job 0: columns 48; allowed: 32, 64, 128": field(0, "columns", 48),
+        "job 0: kind 2; allowed: 0 to 1": field(0, "kind", 2),
+        "job 0: c 20; allowed: positive multiples of 8": field(0, "conv.c", 20),
+        "job 0: splits 2; allowed: 1 to 1": field(0, "conv.splits", 2),
+        "job 1: needs 17; allowed: 0 to 16": field(1, "needs", 17),
+        "job 1: a needed job 1; allowed: 0 to 0": lambda _, job: job.need.__setitem__(0, 1),
+        "job 1: kind of a pool 3; allowed: 0 to 2": field(1, "pool.kind", 3),
+        "job 1: top of a pool 3; allowed: 0 to 2": field(1, "pool.top", 3),
+        "job 1: c 12 of a pool; allowed: multiples of 8": field(1, "pool.c", 12),
+        "job 1: windows of a pool beyond its map; allowed: those that hold an element of it": field(1, "pool.oh", 8),
+        "job 1: pitch 20 of a pool": field(1, "pool.x_pitch", 20),
+        "job 1: address 0 of y of a pool": field(1, "pool.y", 0),
+    }
+    for text, change in refused.items():
+        assert text in seen(change)
+    assert device.reasons([]) == ["jobs of a walk 0; allowed: 1 to 65536"]
+
+
+MUTANTS = {
+    "x is read before what it needs has ended": (
+        "walk.cuh",
+        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {",
+        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS && units < 0) {",
+    ),
+    "a pool does not wait": ("walk.cuh", "wait_for_needs(walk, slot.body, lane);\n      if", "if"),
+    "stores are not ordered before copies": ("walk.cuh", "fence_async_global(); // own stores, before", "// before"),
+    "a unit ends before all of its warps have stored": (
+        "walk.cuh",
+        "  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);\n  if (thread == 0)\n    counter_release",
+        "  if (thread == 0)\n    counter_release",
+    ),
+    "every part of K ends a unit": ("walk.cuh", "thread))\n    return;", "thread)) {\n    end_unit(walk, slot.body, warpgroup, thread);\n    return;\n  }"),
+    "counters stay": ("walk.cuh", "    for (int i = 0; i <= walk.count; ++i)\n      walk.counters[i] = 0;", "    ;"),
+    "a slot is given back by seven warps": ("walk.cuh", "2 + CONSUMER_WARPS);", "1 + CONSUMER_WARPS);"),
+    "a skipped unit leaves its stages": ("walk.cuh", "skip(place, WALK_STAGES, slot.unit.tile.last - slot.unit.tile.first);", ";"),
+    "the first tap of a part": ("walk_plan.h", "unit.tap_w = unit.step.tap % problem.kw;", "unit.tap_w = 0;"),
+    "a part of K begins with its tile's first channels": ("walk.cuh", "int chunk = unit.step.chunk;", "int chunk = 0;"),
+    "columns of another width": ("walk.cuh", "const int weight_bytes = 2 * WALK_DEPTH * slot.body.columns, column = tile.column * slot.body.columns;", "const int weight_bytes = 2 * WALK_DEPTH * slot.body.columns, column = tile.column * 32;"),
+    "lanes of a large window are not added": ("walk_pool.cuh", "other < lanes", "other < lanes - 1"),
+    "the window's divisor": ("walk_schedule.h", "padded || top > 0 ? top : 0", "top"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file, old, new = MUTANTS[name]
+    headers = {header.name: header.read_text() for header in KERNELS.glob("walk*.*h")}
+    assert headers[file].count(old) == 1
+    headers[file] = headers[file].replace(old, new)
+    device = WalkDevice(spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers))
+    caught = False
+    modes = (Mode(), *(Mode(RANDOM, RANDOM, schedule=1, seed=seed) for seed in range(3)))
+    for mode, made in itertools.product(modes, (chain, block)):
+        with device.memory():
+            device.configure(mode)
+            net = Network(device)
+            made(net)
+            try:
+                for _ in range(2):
+                    net.run(8)
+                    net.check()
+            except (AssertionError, EmulationError):
+                caught = True
+                break
+    assert caught
