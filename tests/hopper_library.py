@@ -14,9 +14,10 @@ from pathlib import Path
 
 from inception_fast.kernels.cuda.loader import Config, Library
 
+import emulated_conv
+import emulated_walk
 from checkout import ROOT
 from emulated import HERE, build
-from emulated_conv import SOURCES
 
 WALK = -100  # STUB_WALK of hopper_stub.h
 _folder = tempfile.TemporaryDirectory(prefix="hopper-stub-")
@@ -76,4 +77,5 @@ def emulated() -> Library:
     """Compiled once a process, which takes half a minute; the queue's probe is in it as well."""
     folder = Path(_folder.name) / "emulated"
     folder.mkdir()
-    return Emulated(build(folder, (*SOURCES, HERE / "api.cpp", ROOT / "benchmarks" / "gpu" / "probe.cu")))
+    sources = dict.fromkeys((*emulated_conv.SOURCES, *emulated_walk.SOURCES, HERE / "api.cpp"))
+    return Emulated(build(folder, (*sources, ROOT / "benchmarks" / "gpu" / "probe.cu")))

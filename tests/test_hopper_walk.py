@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -232,44 +231,3 @@ def test_what_cannot_run_is_explained(here: loader.Library) -> None:
 )
 def test_needs_that_others_imply_are_left_out(needs: Any, expected: Any) -> None:
     assert gpu_walk.reduced(needs) == expected
-
-
-def test_walks_of_one_device_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits on the device for the one before it, and no second thread launches until that is said."""
-    said: list[Any] = []
-
-    class Event:
-        def record(self, stream: Any) -> None:
-            said.append(("ended", stream.name))
-
-    class Stream:
-        def __init__(self) -> None:
-            self.name = threading.current_thread().name
-
-        def wait_event(self, event: Event) -> None:
-            said.append(("waits", self.name))
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(gpu_walk, "_turns", {})
-    inside, go = threading.Event(), threading.Event()
-
-    def first() -> None:
-        with gpu_walk.in_turn(torch.device("cuda", 0)):
-            inside.set()
-            go.wait(10)
-
-    def second() -> None:
-        with gpu_walk.in_turn(torch.device("cuda", 0)):
-            pass
-
-    threads = [threading.Thread(target=first, name="a"), threading.Thread(target=second, name="b")]
-    threads[0].start()
-    assert inside.wait(10)
-    threads[1].start()
-    with gpu_walk.in_turn(torch.device("cuda", 1)):
-        assert said == [("waits", "a"), ("waits", "MainThread")], "another device has turns of its own"
-    go.set()
-    for thread in threads:
-        thread.join(10)
-    assert said[2:] == [("ended", "MainThread"), ("ended", "a"), ("waits", "b"), ("ended", "b")]

@@ -28,7 +28,7 @@ CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
 OURS = ("ours", "triton", "cuda", "separate")
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
-FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "cuda"), "peers": ("xla", "compile")}
+FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "separate", "cuda"), "peers": ("xla", "compile")}
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:

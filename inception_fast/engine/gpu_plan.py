@@ -161,10 +161,6 @@ class GpuPlan:
             + sum(gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None)
         )
 
-    @property
-    def walks(self) -> bool:
-        return any(task.walk is not None for task in self.tasks)
-
     def hopper_work(self) -> list[tuple[int, Work]]:
         """What the Hopper kernels run, with its streams."""
         return [(task.stream, task.hopper) for task in self.tasks if task.hopper is not None]

@@ -3,8 +3,8 @@
 A network whose nodes all have kernels is one graph. A call copies its inputs into the graph's own memory, replays the
 graph on the caller's stream and copies the results into fresh tensors, so that nothing it returns is ever written
 again. Calls of one program follow one another on the device, whatever streams and threads they come from; calls of
-different programs do not wait for each other, but where both have walks. What no kernel computes runs through torch, on
-the device, under torch's own settings of TF32 and determinism.
+different programs do not wait for each other. What no kernel computes runs through torch, on the device, under torch's
+own settings of TF32 and determinism.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..kernels.plan import ALIGNMENT, Buffer, Step
-from . import gpu_walk, interpret
 from . import graph as ir
+from . import interpret
 from .gpu_hopper import Hopper
 from .gpu_memory import Keeper
 from .gpu_plan import DTYPES, Choose, GpuPlan, Packs
@@ -52,7 +52,7 @@ class GpuCompiled:
                 self.native[i] = GpuPlan(item.plan, packs, choose, tf32=tf32, kept=kept, hopper=hopper)
             else:
                 self.ops[i] = on_device(item.node.op, self.device)
-        self.hopper, self.walks = hopper, any(plan.walks for plan in self.native.values())
+        self.hopper = hopper
         if hopper is not None:
             hopper.expect_work(task for plan in self.native.values() for task in plan.tasks)
         buffers = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
@@ -114,7 +114,7 @@ class GpuCompiled:
         """The module's flattened outputs. With `seconds` every native task is timed alone, without its graph."""
         self._keeper.admit(self)
         # Static memory made in inference mode could not be written outside of it.
-        with self._lock, torch.inference_mode(False), torch.no_grad(), self._on_device(), self._in_turn():
+        with self._lock, torch.inference_mode(False), torch.no_grad(), self._on_device():
             if self._static is None:
                 self._static = _Static(self)
             if self._done is not None:
@@ -137,9 +137,6 @@ class GpuCompiled:
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-
-    def _in_turn(self) -> contextlib.AbstractContextManager[None]:
-        return gpu_walk.in_turn(self.device) if self.walks else contextlib.nullcontext()
 
 
 class _Static:

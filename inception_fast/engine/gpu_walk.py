@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ WALK_BATCH = 1  # up to here
 WALK_LEAST = 8  # jobs
 WALK_NEEDS = abi.NEEDS  # of a job
 _disabled: ContextVar[bool] = ContextVar("walks disabled", default=False)
-_turns: dict[torch.device, tuple[threading.RLock, torch.cuda.Event]] = {}
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,6 @@ def disabled() -> Iterator[None]:
         yield
     finally:
         _disabled.reset(before)
-
-
-@contextlib.contextmanager
-def in_turn(device: torch.device) -> Iterator[None]:
-    """What is launched inside, on the current stream, starts when what was launched inside before has ended on the
-    device. The blocks of a walk wait for each other, so all have to be there, from which two walks at a time could keep
-    one another.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    lock, ended = _turns.setdefault(device, (threading.RLock(), torch.cuda.Event()))
-    with lock:
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(ended)
-        try:
-            yield
-        finally:
-            ended.record(stream)
 
 
 def possible(hopper: Hopper | None, buffers: Sequence[Buffer]) -> bool:

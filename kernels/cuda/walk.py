@@ -167,8 +167,7 @@ def _pool(spec: PoolSpec, places: tuple[int, int, int], pitches: tuple[int, int]
 def launch(name: str, library: Library, jobs: Sequence[Job], device: torch.device) -> WalkLaunch:
     """The jobs as one launch, with the memory that it needs: its table, copied here, and its workspace.
 
-    Two launches of it must not run at the same time, nor beside another walk on the same device, since the blocks of
-    each wait for each other. Raises ValueError where the library refuses the jobs.
+    Two launches of it must not run at the same time. Raises ValueError where the library refuses the jobs.
     """
     dtypes = sorted({job.work.spec.dtype for job in jobs})
     if len(dtypes) != 1:
