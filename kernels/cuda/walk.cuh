@@ -97,6 +97,37 @@ __device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &bod
   sync_warp();
 }
 
+// What a producer keeps of a tile in registers: shared memory is asked for once, not at each step.
+struct Course {
+  int steps, chunks, kw, column;
+  Corner corner;
+  Step step;
+  int tap_h, tap_w;
+};
+
+__device__ __forceinline__ Course course_of(const Slot &slot) {
+  const Unit &unit = slot.unit;
+  return {unit.tile.last - unit.tile.first,
+          slot.body.problem.chunks,
+          slot.body.problem.kw,
+          unit.tile.column * slot.body.columns,
+          unit.corner,
+          unit.step,
+          unit.tap_h,
+          unit.tap_w};
+}
+
+__device__ __forceinline__ void advance(Course &course) {
+  if (++course.step.chunk < course.chunks)
+    return;
+  course.step.chunk = 0;
+  ++course.step.tap;
+  if (++course.tap_w == course.kw) {
+    course.tap_w = 0;
+    ++course.tap_h;
+  }
+}
+
 // One thread for weights, one warp for x: their bytes of the stages of each tile.
 template <bool WEIGHTS>
 __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane) {
@@ -105,8 +136,6 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
   for (int i = 0; i < units; ++i) {
     barrier_wait(&shared.described[at.stage], at.parity);
     const Slot &slot = shared.slots[at.stage];
-    const Tile &tile = slot.unit.tile;
-    const Problem &problem = slot.body.problem;
     if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {
       wait_for_needs(walk, slot.body, lane);
       fence_async_global(); // what others stored, before this thread's copies
@@ -114,27 +143,27 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
         traced(walk, i, READY);
     }
     if (slot.body.kind == HOPPER_JOB_CONV && lane == 0) {
-      const Job &job = walk.jobs[tile.problem];
-      const int weight_bytes = 2 * WALK_DEPTH * slot.body.columns, column = tile.column * slot.body.columns;
-      Step step = slot.unit.step;
-      int tap_h = slot.unit.tap_h, tap_w = slot.unit.tap_w;
-      for (int k = tile.first; k < tile.last; ++k) {
-        uint8_t *stage = shared.ring + place.stage * WALK_STAGE_BYTES;
+      const Job *job = &walk.jobs[slot.unit.tile.problem];
+      const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * slot.body.columns : WALK_X_BYTES;
+      Course course = course_of(slot);
+      for (int k = 0; k < course.steps; k += WALK_STEPS) {
+        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? WALK_WEIGHTS : 0);
         Barrier *full = &shared.full[place.stage];
+        const bool both = k + 1 < course.steps;
         barrier_wait(&shared.empty[place.stage], place.parity);
-        if constexpr (WEIGHTS) {
-          barrier_expect(full, weight_bytes);
-          tma_load(stage + WALK_X_BYTES, &job.weights, full, step.chunk * WALK_DEPTH, column, step.tap);
-        } else {
-          barrier_expect(full, WALK_X_BYTES);
-          tma_load_im2col(stage, &job.x, full, step.chunk * WALK_DEPTH, slot.unit.corner.w, slot.unit.corner.h,
-                          slot.unit.corner.n, static_cast<uint16_t>(tap_w), static_cast<uint16_t>(tap_h));
-        }
-        const int tap = step.tap;
-        advance(problem, step);
-        if (step.tap != tap && ++tap_w == problem.kw) {
-          tap_w = 0;
-          ++tap_h;
+        barrier_expect(full, both ? 2 * bytes : bytes);
+#pragma unroll
+        for (int half = 0; half < WALK_STEPS; ++half) {
+          if (half == 0 || both) {
+            if constexpr (WEIGHTS)
+              tma_load(to + half * bytes, &job->weights, full, course.step.chunk * WALK_DEPTH, course.column,
+                       course.step.tap);
+            else
+              tma_load_im2col(to + half * bytes, &job->x, full, course.step.chunk * WALK_DEPTH, course.corner.w,
+                              course.corner.h, course.corner.n, static_cast<uint16_t>(course.tap_w),
+                              static_cast<uint16_t>(course.tap_h));
+          }
+          advance(course);
         }
         advance(place, WALK_STAGES);
       }
@@ -146,31 +175,62 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
   }
 }
 
+// Products of one step of K, `steps` of 16 channels of it, as a group.
+template <int N, class T>
+__device__ __forceinline__ void multiply_step(float (&d)[N / 2], uint64_t a, uint64_t b, int steps, bool accumulate) {
+  if (steps == 4)
+    multiply_steps<N, T, 4>(d, a, b, accumulate);
+  else if (steps == 2)
+    multiply_steps<N, T, 2>(d, a, b, accumulate);
+  else if (steps == 1)
+    multiply_steps<N, T, 1>(d, a, b, accumulate);
+  else
+    multiply_steps<N, T, 3>(d, a, b, accumulate);
+}
+
+// The same of two whole steps, which lie `a_step` and `b_step` apart, in one group.
+template <int N, class T>
+__device__ __forceinline__ void multiply_both(float (&d)[N / 2], uint64_t a, uint64_t b, uint64_t a_step,
+                                              uint64_t b_step, bool accumulate) {
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < WALK_DEPTH / K_STEP; ++k)
+    wgmma<N, T>(d, a + 2 * k, b + 2 * k, accumulate || k > 0);
+#pragma unroll
+  for (int k = 0; k < WALK_DEPTH / K_STEP; ++k)
+    wgmma<N, T>(d, a + a_step + 2 * k, b + b_step + 2 * k, true);
+  wgmma_commit();
+}
+
 // d = the sums of a tile's part of K. With `more`, the other warpgroup waits for its turn.
 template <int N, class T, class Meanwhile>
 __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
                                               const Unit &unit, int warpgroup, int lane, bool more, Place &place,
                                               const Meanwhile &meanwhile) {
-  const uint32_t ring = shared_address(shared.ring);
-  const int chunks = problem.chunks, last_steps = problem.last_steps, count = unit.tile.last - unit.tile.first;
+  constexpr uint64_t A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
+  const uint64_t ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
+  const int whole = WALK_DEPTH / K_STEP, chunks = problem.chunks, last_steps = problem.last_steps;
+  const int count = unit.tile.last - unit.tile.first;
   int chunk = unit.step.chunk;
   Barrier *previous = nullptr;
-  for (int i = 0; i < count; ++i) {
-    const uint32_t stage = ring + place.stage * WALK_STAGE_BYTES;
-    const uint64_t a = matrix_descriptor(stage, 0, 1024, Swizzle::bytes128);
-    const uint64_t b = matrix_descriptor(stage + WALK_X_BYTES, 0, 1024, Swizzle::bytes128);
-    const int steps = chunk + 1 == chunks ? last_steps : WALK_DEPTH / K_STEP;
+  for (int i = 0; i < count; i += WALK_STEPS) {
+    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + WALK_WEIGHTS / 16;
+    const bool both = i + 1 < count;
+    const int first = chunk + 1 == chunks ? last_steps : whole;
     chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+    const int second = chunk + 1 == chunks ? last_steps : whole;
+    if (both)
+      chunk = chunk + 1 == chunks ? 0 : chunk + 1;
     barrier_wait(&shared.full[place.stage], place.parity);
-    if (steps == 4)
-      multiply_steps<N, T, 4>(d, a, b, i > 0);
-    else if (steps == 2)
-      multiply_steps<N, T, 2>(d, a, b, i > 0);
-    else if (steps == 1)
-      multiply_steps<N, T, 1>(d, a, b, i > 0);
-    else
-      multiply_steps<N, T, 3>(d, a, b, i > 0);
-    wgmma_wait<1>();
+    if (both && first == whole && second == whole) {
+      multiply_both<N, T>(d, a, b, A_STEP, B_STEP, i > 0);
+      wgmma_wait<1>(); // the products of the stage before this one have ended
+    } else {
+      multiply_step<N, T>(d, a, b, first, i > 0);
+      wgmma_wait<1>();
+      if (both)
+        multiply_step<N, T>(d, a + A_STEP, b + B_STEP, second, true);
+    }
     if (previous && lane == 0)
       barrier_arrive(previous);
     previous = &shared.empty[place.stage];
@@ -237,7 +297,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
     const Slot &slot = shared.slots[at.stage];
     const bool more = i + 1 < units;
     if (i % 2 != warpgroup) {
-      skip(place, WALK_STAGES, slot.unit.tile.last - slot.unit.tile.first);
+      skip(place, WALK_STAGES, walk_stages(slot.unit.tile));
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
       if (i > 0)
         sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
@@ -248,7 +308,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
       wait_for_needs(walk, slot.body, lane);
       if (thread == 0)
         traced(walk, i, READY);
-      pool_items<T>(slot.body.pool, slot.unit.tile.row * POOL_ITEMS, thread,
+      pool_piece<T>(slot.body.pool, slot.unit.tile.row, thread,
                     shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES);
       end_unit(walk, slot.body, warpgroup, thread);
       if (thread == 0)

@@ -20,7 +20,7 @@ inline HopperConfig walk_config(int columns) {
 
 inline int pool_units(const HopperPool &pool) {
   const int64_t items = int64_t{pool.n} * pool.oh * pool.ow * (pool.c / 8);
-  return static_cast<int>((items + POOL_ITEMS - 1) / POOL_ITEMS);
+  return static_cast<int>((items + pool_items(pool) - 1) / pool_items(pool));
 }
 
 // Where in the workspace the counters of tiles and the parts of split convolutions lie, behind the counters of jobs.

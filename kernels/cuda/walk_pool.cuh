@@ -26,28 +26,33 @@ template <class T>
 __device__ __forceinline__ void gather_window(float (&sums)[8], const HopperPool &pool, const Window &window,
                                               int channel, int first, int each) {
   const bool maximum = pool.kind == HOPPER_POOL_MAX;
-  const int taps = pool.kh * pool.kw, kw = pool.kw;
+  const int taps = pool.kh * pool.kw, kw = pool.kw, map_h = pool.h, map_w = pool.w;
+  const uint32_t pitch = 2 * static_cast<uint32_t>(pool.x_pitch);
+  const uint64_t x = pool.x + 2 * static_cast<uint64_t>(channel);
   const float start = maximum ? -INFINITY : 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i)
     sums[i] = start;
   constexpr int AT_ONCE = 9; // loads that are on their way together
-  for (int from = first; from < taps; from += AT_ONCE * each) {
+  int tap = first, h = window.top + first / kw, w = first % kw; // kept up by hand: a division takes long
+  while (tap < taps) {
     uint4 value[AT_ONCE];
-    bool inside[AT_ONCE];
+    uint32_t inside = 0;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i) {
-      const int tap = from + i * each, h = window.top + tap / kw, w = window.left + tap % kw;
-      inside[i] = tap < taps && h >= 0 && h < pool.h && w >= 0 && w < pool.w;
-      if (inside[i]) {
-        const int64_t pixel = (static_cast<int64_t>(window.n) * pool.h + h) * pool.w + w;
-        value[i] = load_device_16(reinterpret_cast<const uint4 *>(
-            pool.x + 2 * static_cast<uint64_t>(pixel * pool.x_pitch + channel)));
+      const int column = window.left + w;
+      if (tap < taps && h >= 0 && h < map_h && column >= 0 && column < map_w) {
+        const uint32_t pixel = static_cast<uint32_t>((window.n * map_h + h) * map_w + column);
+        value[i] = load_device_16(reinterpret_cast<const uint4 *>(x + static_cast<uint64_t>(pixel) * pitch));
+        inside |= 1u << i;
       }
+      tap += each;
+      for (w += each; w >= kw; w -= kw)
+        ++h;
     }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i)
-      if (inside[i])
+      if (inside >> i & 1)
         gather<T>(sums, value[i], maximum);
   }
 }
@@ -74,36 +79,34 @@ __device__ __forceinline__ void store_item(const float (&sums)[8], const HopperP
                   make_uint4(words[0], words[1], words[2], words[3]));
 }
 
-// POOL_ITEMS items from `first` on, by a warpgroup: one a thread, or, where windows are large, POOL_LANES neighbours an
-// item, whose sums meet in the warp's staging memory and are added in their order.
+// The pool's unit number `piece`, by a warpgroup: an item a thread, or, where windows are large, an item to POOL_LANES
+// neighbours, whose sums meet in the warp's staging memory and are added in their order.
 template <class T>
-__device__ __forceinline__ void pool_items(const HopperPool &pool, int first, int thread, uint32_t staged) {
+__device__ __forceinline__ void pool_piece(const HopperPool &pool, int piece, int thread, uint32_t staged) {
   const int groups = pool.c / 8, items = pool.n * pool.oh * pool.ow * groups, lanes = pool_lanes(pool);
-  const int lane = thread % 32, part = thread % lanes;
-  for (int pass = 0; pass < lanes; ++pass) {
-    const int item = first + (pass * WARPGROUP + thread) / lanes;
-    const int pixel = item / groups, channel = item % groups * 8;
-    float sums[8] = {};
-    if (item < items)
-      gather_window<T>(sums, pool, window_of(pool, pixel), channel, part, lanes);
-    if (lanes > 1) {
-      sync_warp(); // the pass before has read
-      store_shared_16(staged + 32 * lane, make_float4(sums[0], sums[1], sums[2], sums[3]));
-      store_shared_16(staged + 32 * lane + 16, make_float4(sums[4], sums[5], sums[6], sums[7]));
-      sync_warp();
-      if (part == 0)
-        for (int other = 1; other < lanes; ++other) {
-          const float4 low = load_shared_floats(staged + 32 * (lane + other));
-          const float4 high = load_shared_floats(staged + 32 * (lane + other) + 16);
-          const float more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  const int lane = thread % 32, part = lanes == 1 ? 0 : thread % POOL_LANES;
+  const int item = piece * pool_items(pool) + (lanes == 1 ? thread : thread / POOL_LANES);
+  const int pixel = item / groups, channel = (item - pixel * groups) * 8;
+  const Window window = window_of(pool, pixel);
+  float sums[8] = {};
+  if (item < items)
+    gather_window<T>(sums, pool, window, channel, part, lanes);
+  if (lanes > 1) {
+    store_shared_16(staged + 32 * lane, make_float4(sums[0], sums[1], sums[2], sums[3]));
+    store_shared_16(staged + 32 * lane + 16, make_float4(sums[4], sums[5], sums[6], sums[7]));
+    sync_warp();
+    if (part == 0)
+      for (int other = 1; other < lanes; ++other) {
+        const float4 low = load_shared_floats(staged + 32 * (lane + other));
+        const float4 high = load_shared_floats(staged + 32 * (lane + other) + 16);
+        const float more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-          for (int i = 0; i < 8; ++i)
-            sums[i] = pool.kind == HOPPER_POOL_MAX ? larger(sums[i], more[i]) : sums[i] + more[i];
-        }
-    }
-    if (part == 0 && item < items)
-      store_item<T>(sums, pool, window_of(pool, pixel), pixel, channel);
+        for (int i = 0; i < 8; ++i)
+          sums[i] = pool.kind == HOPPER_POOL_MAX ? larger(sums[i], more[i]) : sums[i] + more[i];
+      }
   }
+  if (part == 0 && item < items)
+    store_item<T>(sums, pool, window, pixel, channel);
 }
 
 } // namespace inception_fast::hopper

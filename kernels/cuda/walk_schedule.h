@@ -10,13 +10,15 @@ namespace inception_fast::hopper {
 
 constexpr int WALK_COLUMNS[] = {32, 64, 128}; // of tiles
 constexpr int WALK_ROWS = 64, WALK_DEPTH = 64;
-constexpr int WALK_STAGES = 8;
-constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH;
-constexpr int WALK_STAGE_BYTES = WALK_X_BYTES + 2 * 128 * WALK_DEPTH; // as the widest tile needs
+constexpr int WALK_STEPS = 2;                                         // of K that a stage holds
+constexpr int WALK_STAGES = 4;                                        // each as the widest tile needs:
+constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH;              // of a step
+constexpr int WALK_WEIGHTS = WALK_STEPS * WALK_X_BYTES;               // where a stage's weights begin
+constexpr int WALK_STAGE_BYTES = WALK_WEIGHTS + WALK_STEPS * 2 * 128 * WALK_DEPTH;
 constexpr int WALK_SLOTS = 4;                                         // units whose description a block holds
-constexpr int POOL_ITEMS = 128; // of 8 channels of a pixel, that a unit of a pool computes
-constexpr int POOL_LANES = 8;   // that share an item whose window is large
-constexpr int POOL_LARGE = 16;  // windows of more elements are
+constexpr int POOL_THREADS = 128; // that compute a unit of a pool, each an item of 8 channels of a pixel
+constexpr int POOL_LANES = 8;     // that share an item whose window is large
+constexpr int POOL_LARGE = 16;    // windows of more elements are
 
 // What a block is told of a job. Counters of jobs lie side by side; a job has ended when its own is `ended`.
 struct Body {
@@ -28,7 +30,7 @@ struct Body {
   HopperPool pool;
 };
 
-// A tile of a job's problem, or POOL_ITEMS items of a pool from `tile.row` * POOL_ITEMS on; `tile.problem` is the job.
+// A tile of a job's problem, or the piece number `tile.row` of a pool; `tile.problem` is the job.
 struct alignas(64) Unit {
   Tile tile;
   Corner corner;
@@ -44,7 +46,13 @@ struct Slot {
 
 static_assert(sizeof(Unit) == 64 && sizeof(Body) % 16 == 0, "copied 16 bytes at a time");
 
+// Stages that a tile's steps fill; the last may be filled in part.
+HOST_DEVICE int walk_stages(const Tile &tile) { return ceil_div(tile.last - tile.first, WALK_STEPS); }
+
 HOST_DEVICE int pool_lanes(const HopperPool &pool) { return pool.kh * pool.kw > POOL_LARGE ? POOL_LANES : 1; }
+
+// Items of a unit.
+HOST_DEVICE int pool_items(const HopperPool &pool) { return POOL_THREADS / pool_lanes(pool); }
 
 // Where the window of an output pixel begins, its image, and by how many elements an average divides.
 struct Window {
