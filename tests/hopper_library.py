@@ -54,7 +54,9 @@ def launched() -> list[tuple[int, str, bool, int]]:
 
 @contextmanager
 def walking_in_order(seed: int) -> Iterator[None]:
-    """The stub's walks take any order that needs allow; without this the last job that may run comes first."""
+    """The stub's walks take any order that needs allow, below zero one that puts off job -1 - seed as long as it can;
+    without this the last job that may run comes first.
+    """
     library = ctypes.CDLL(str(stub_file()))
     library.stub_walk_order(seed)
     try:

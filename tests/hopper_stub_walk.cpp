@@ -11,11 +11,11 @@ using namespace stub;
 namespace {
 
 const int32_t widths[] = {32, 64, 128};
-int32_t order = 0; // 0: the last job that may run; else the seed of any
+int32_t order = 0; // 0: the last job that may run; above, the seed of any; below, that but job -1 - order if others may
 
 struct Blob {
   int32_t count, type;
-  uint64_t table, workspace;
+  uint64_t table, workspace, trace;
 };
 
 bool is_width(int32_t columns) {
@@ -93,7 +93,9 @@ int32_t next(const std::vector<HopperJob> &jobs, const std::vector<char> &ended,
     if (can)
       able.push_back(int32_t(i));
   }
-  return order ? able[random() % able.size()] : able.back();
+  if (order > 0)
+    return able[random() % able.size()];
+  return able.size() > 1 && able.back() == -1 - order ? able[able.size() - 2] : able.back();
 }
 
 } // namespace
@@ -129,16 +131,21 @@ int32_t hopper_walk_sizes(const HopperJob *jobs, int32_t count, int32_t blocks, 
   return 0;
 }
 
-// A job is a unit, and one block runs them all.
-int64_t hopper_walk_units(const HopperJob *, int32_t count, int32_t, int32_t *job, int32_t *block, int64_t capacity) {
-  for (int32_t i = 0; i < count && i < capacity; ++i) {
-    job[i] = i;
-    block[i] = 0;
-  }
+// A job is one unit here.
+int64_t hopper_walk_units(const HopperJob *, int32_t count, int32_t blocks, int32_t *job, int32_t *block,
+                          int64_t capacity) {
+  for (int32_t i = 0; i < count && i < capacity; ++i)
+    job[i] = i, block[i] = i * blocks / count;
   return count;
 }
 
-int32_t hopper_walk_traced(const void *, uint64_t, void *) { return fail("no clock here"); }
+int32_t hopper_walk_traced(const void *blob, uint64_t trace, void *traced) {
+  Blob made;
+  std::memcpy(&made, blob, sizeof made);
+  made.trace = trace;
+  std::memcpy(traced, &made, sizeof made);
+  return 0;
+}
 
 int64_t hopper_walk_blob_bytes(void) { return sizeof(Blob); }
 
@@ -149,7 +156,7 @@ int32_t hopper_walk_prepare(const HopperJob *jobs, int32_t count, int32_t type, 
     return fail(text);
   if (!table || table % 128 || !workspace || workspace % 256)
     return fail("a table on 128 bytes and a workspace on 256 are needed");
-  const Blob made{count, type, table, workspace};
+  const Blob made{count, type, table, workspace, 0};
   std::memcpy(host_table, jobs, sizeof(HopperJob) * count);
   std::memcpy(blob, &made, sizeof made);
   return 0;
@@ -172,6 +179,13 @@ int32_t hopper_walk_launch(const void *blob, uint64_t stream) {
   int32_t splits = 1;
   for (size_t done = 0; done < jobs.size(); ++done) {
     const int32_t i = next(jobs, ended, random);
+    if (made.trace) {
+      uint64_t *marks = reinterpret_cast<uint64_t *>(made.trace) + i * HOPPER_WALK_MARKS;
+      const uint64_t now = 10 * (done + 1);
+      marks[0] = now, marks[1] = now + 1, marks[3] = now + 3;
+      if (jobs[i].kind == HOPPER_JOB_CONV)
+        marks[2] = now + 2;
+    }
     if (jobs[i].kind == HOPPER_JOB_CONV) {
       parts = compute(jobs[i].conv, made.type, parts);
       splits = jobs[i].conv.splits > splits ? jobs[i].conv.splits : splits;

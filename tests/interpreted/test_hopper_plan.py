@@ -137,6 +137,10 @@ def test_the_devices_own_tests_run_and_fail_where_they_should(monkeypatch: pytes
         plain.setattr(loader.Library, "launch_pair", lambda *ignored: None)
         with pytest.raises(AssertionError, match=r"1 of 1 wrong: pair 192\n"):
             device.test_fused_pairs_are_exact("pair3c1", (32, 32, 32), wide_first=True)
+        device.test_a_network_as_a_walk("walk")
+        plain.setattr(loader.Library, "launch_walk", lambda *ignored: None)
+        with pytest.raises(AssertionError):
+            device.test_a_network_as_a_walk("walk")
     monkeypatch.setattr(loader.Library, "launch", lambda *ignored: None)
     with pytest.raises(AssertionError) as raised:
         device.test_integers_are_exact_by_every_configuration("halves64c2", "1x7", "bfloat16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -103,14 +102,16 @@ def parts(plan: GpuPlan) -> list[Step]:
     return steps
 
 
-def in_any_order(executable: GpuCompiled, x: Tensor, seeds: int = 4) -> Iterator[Tensor]:
-    """The results of the orders that the stub takes: the last job that may run, then any. Memory is fresh each time,
-    so that nobody finds what the run before left.
-    """
-    for seed in range(seeds):
-        executable._static = None
-        with walking_in_order(seed):
-            yield executable.run([x])[0]
+def in_order(executable: GpuCompiled, x: Tensor, seed: int) -> Tensor:
+    """The result by an order of jobs, in fresh memory, so that nobody finds what the run before left."""
+    executable._static = None
+    with walking_in_order(seed):
+        return executable.run([x])[0]
+
+
+def in_any_order(executable: GpuCompiled, x: Tensor, seeds: int = 4) -> list[Tensor]:
+    """The results by the last job that may run, then by any."""
+    return [in_order(executable, x, seed) for seed in range(seeds)]
 
 
 def test_a_network_is_a_walk_between_the_first_layer_and_the_last() -> None:
@@ -189,44 +190,43 @@ def test_two_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(plan.tasks[behind].needs) >= {behind - 1}, "it needs the step between"
 
 
-@pytest.mark.parametrize("most", (1, 2))
-def test_a_walk_ends_ahead_of_a_job_that_needs_too_many(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_walk_ends_ahead_of_a_job_that_needs_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = walks(compiled(made())[1].plan)
-    monkeypatch.setattr(gpu_walk, "WALK_NEEDS", most)
+    monkeypatch.setattr(gpu_walk, "WALK_NEEDS", 1)
     x, executable, wanted = compiled(made())
     assert len(walks(executable.plan)) > 1 and sum(walks(executable.plan)) == sum(whole)
-    assert all(len(needs) <= most for t in executable.plan.tasks if t.walk is not None for needs in t.walk.needs)
+    assert all(len(needs) <= 1 for t in executable.plan.tasks if t.walk is not None for needs in t.walk.needs)
     first, *others = in_any_order(executable, x)
     assert numerics.rel_l2(first, wanted) <= DEEP and all(torch.equal(first, other) for other in others)
 
 
-def spoilt(executable: GpuCompiled, x: Tensor, wanted: Tensor) -> bool:
-    """Whether some order of jobs gives a wrong result."""
-    return any(not numerics.rel_l2(y, wanted) <= DEEP for y in in_any_order(executable, x, 12))
+def late(executable: GpuCompiled, x: Tensor, wanted: Tensor, job: int) -> bool:
+    """Whether the result is right where a job runs as late as it may."""
+    return numerics.rel_l2(in_order(executable, x, -1 - job), wanted) <= DEEP
 
 
 def test_memory_that_is_taken_over_orders_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant: with needs for data alone a job overwrites what another has yet to read."""
     x, executable, wanted = compiled(made())
-    assert not spoilt(executable, x, wanted)
+    (jobs,) = walks(executable.plan)
+    assert all(late(executable, x, wanted, job) for job in range(jobs))
     monkeypatch.setattr(gpu_plan, "_overlap", lambda a, b: False)
     x, executable, wanted = compiled(made())
-    assert spoilt(executable, x, wanted)
+    assert not all(late(executable, x, wanted, job) for job in range(jobs))
 
 
 def test_every_need_that_is_left_is_needed() -> None:
-    """Mutants: whatever single need a job loses, an order shows it."""
+    """Mutants: without any one of a job's needs the result is wrong, where what it needs comes late."""
     x, executable, wanted = compiled(made())
     plan = executable.plan
     (position,) = (j for j, task in enumerate(plan.tasks) if task.walk is not None)
     right = plan.tasks[position].walk
     assert right is not None
-    alone = [(j, need) for j, mine in enumerate(right.needs) for need in mine]
     missed = []
-    for j, need in alone[:: max(1, len(alone) // 8)]:
-        needs = [tuple(i for i in mine if (k, i) != (j, need)) for k, mine in enumerate(right.needs)]
+    for job, need in [(job, need) for job, mine in enumerate(right.needs) for need in mine]:
+        needs = [tuple(i for i in mine if (k, i) != (job, need)) for k, mine in enumerate(right.needs)]
         plan.tasks[position].walk = dataclasses.replace(right, needs=tuple(needs))
-        missed += [] if spoilt(executable, x, wanted) else [(right.members[j].step.name, need)]
+        missed += [(right.members[job].step.name, need)] if late(executable, x, wanted, need) else []
     assert not missed
 
 
@@ -287,16 +287,14 @@ def test_a_profile_counts_all_work_of_a_walk() -> None:
     assert sum(one.flops for one in work) == wanted
 
 
-@pytest.mark.parametrize("name", ("inception_v3", "inception_resnet_v1"))
-def test_whole_networks(name: str) -> None:
-    """All between the first convolution and the last layer is one walk, in any order of its jobs."""
-    module = engine_nets.built(name)
+def test_a_whole_network() -> None:
+    """All of v3 between the first convolution and the last layer is one walk, in any order of its jobs."""
+    module = engine_nets.built("inception_v3")
     x, executable, wanted = compiled(module, size=(75, 75))
     first, *others = in_any_order(executable, x, 2)
     assert all(torch.equal(first, other) for other in others)
-    layers = 94 if name == "inception_v3" else 132
-    assert numerics.rel_l2(first, wanted) <= 2 * layers**0.5 * numerics.FP16_REL_L2
-    assert len(walks(executable.plan)) == 1
+    assert numerics.rel_l2(first, wanted) <= 2 * 94**0.5 * numerics.FP16_REL_L2
+    assert walks(executable.plan) == [79]
 
 
 def test_a_walk_runs_on_the_kernels_own_source() -> None:
