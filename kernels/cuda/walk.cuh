@@ -4,11 +4,12 @@
 // unit starts when the jobs that its job needs have ended: their counters in global memory have reached what the table
 // says. Blocks are all resident, and lists keep the order of jobs, so that somebody can always go on.
 //
-// Four roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs
-// to shared memory a few units ahead, one the weights of tiles, which depend on nothing, into a ring of stages, and one
-// warp waits for what a job needs, then brings x. Two warpgroups take units in turn, one multiplies while the other
-// stores. What a warp stores is ordered before other blocks' copies by a fence of the asynchronous proxy and the release
-// of the job's counter.
+// Roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs to
+// shared memory a few units ahead; threads of two warps bring the weights of tiles, which depend on nothing, into a ring
+// of stages, and four warps wait for what a job needs, then bring x. Each warp serves the stages of its own number: a
+// thread needs some 250 cycles for a copy, whatever it copies, as long as products of a stage take. Two warpgroups take
+// units in turn, one multiplies while the other stores. What they store is ordered before other blocks' copies by a
+// fence of the asynchronous proxy, a barrier and the release of the job's counter.
 #pragma once
 
 #include "conv.cuh"
@@ -129,9 +130,10 @@ __device__ __forceinline__ void advance(Course &course) {
   }
 }
 
-// One thread for weights, one warp for x: their bytes of the stages of each tile.
+// A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
 template <bool WEIGHTS>
-__device__ void load_units(const Walk &walk, const WalkShared &shared, int lane) {
+__device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
+  constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
   const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
   Place place{0, 1}, at{0, 0};
   for (int i = 0; i < units; ++i) {
@@ -140,7 +142,7 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
     if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {
       wait_for_needs(walk, slot.body, lane);
       fence_async_global(); // what others stored, before this thread's copies
-      if (lane == 0)
+      if (lane == 0 && warp == 0)
         traced(walk, i, READY);
     }
     if (slot.body.kind == HOPPER_JOB_CONV && lane == 0) {
@@ -148,9 +150,16 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
       const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * slot.body.columns : WALK_X_BYTES;
       Course course = course_of(slot);
       for (int k = 0; k < course.steps; k += course.each) {
+        const bool both = course.each == 2 && k + 1 < course.steps;
+        if (place.stage % WARPS != warp) {
+          advance(course);
+          if (both)
+            advance(course);
+          advance(place, WALK_STAGES);
+          continue;
+        }
         uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? course.each * WALK_X_BYTES : 0);
         Barrier *full = &shared.full[place.stage];
-        const bool both = course.each == 2 && k + 1 < course.steps;
         barrier_wait(&shared.empty[place.stage], place.parity);
         barrier_expect(full, both ? 2 * bytes : bytes);
 #pragma unroll
@@ -246,11 +255,11 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     barrier_arrive(previous);
 }
 
-// Counts the warp's part of a unit as ended, once all of its stores are made.
-__device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int lane) {
+// Counts a unit of the job as ended, once all of the warpgroup's stores are made.
+__device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int warpgroup, int thread) {
   fence_async_global(); // own stores, before other blocks' copies
-  sync_warp();
-  if (lane == 0)
+  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+  if (thread == 0)
     counter_release(&walk.counters[body.index]);
 }
 
@@ -308,7 +317,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     store_wide<N>(d, problem, from, tile.column * N, lane);
   else
     store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
-  end_unit(walk, slot.body, lane);
+  end_unit(walk, slot.body, warpgroup, thread);
   if (thread == 0)
     traced(walk, i, ENDED);
 }
@@ -317,7 +326,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
 template <class T>
 __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
   const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
-  const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
+  const int warpgroup = uniform(threadIdx.x / WARPGROUP) - WALK_PRODUCERS / WARPGROUP;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   Place place{0, 0}, at{0, 0};
   for (int i = 0; i < units; ++i) {
@@ -338,7 +347,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
         traced(walk, i, READY);
       pool_piece<T>(slot.body.pool, slot.unit.tile.row, thread,
                     shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES);
-      end_unit(walk, slot.body, lane);
+      end_unit(walk, slot.body, warpgroup, thread);
       if (thread == 0)
         traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {
@@ -363,7 +372,7 @@ __device__ void end_walk(const Walk &walk) {
       walk.counters[i] = 0;
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS, 1) walk_jobs(const __grid_constant__ Walk walk) {
+template <class T> __global__ void __launch_bounds__(WALK_THREADS, 1) walk_jobs(const __grid_constant__ Walk walk) {
   const WalkShared shared = walk_parts();
   if (threadIdx.x == 0) {
     for (int i = 0; i < WALK_STAGES; ++i) {
@@ -372,23 +381,23 @@ template <class T> __global__ void __launch_bounds__(THREADS, 1) walk_jobs(const
     }
     for (int i = 0; i < WALK_SLOTS; ++i) {
       barrier_init(&shared.described[i], 1);
-      barrier_init(&shared.slot_empty[i], 2 + CONSUMER_WARPS);
+      barrier_init(&shared.slot_empty[i], X_WARPS + WEIGHT_WARPS + CONSUMER_WARPS);
     }
     fence_async_shared();
   }
   sync_block();
-  if (threadIdx.x < WARPGROUP) {
+  if (threadIdx.x < WALK_PRODUCERS) {
     fewer_registers<56>();
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
-    if (warp == 0)
-      load_units<true>(walk, shared, lane);
-    else if (warp == 1)
-      load_units<false>(walk, shared, lane);
-    else if (warp == 2 && lane == 0)
+    if (warp < X_WARPS)
+      load_units<false>(walk, shared, warp, lane);
+    else if (warp < X_WARPS + WEIGHT_WARPS)
+      load_units<true>(walk, shared, warp - X_WARPS, lane);
+    else if (warp == X_WARPS + WEIGHT_WARPS && lane == 0)
       describe_units(walk, shared);
     sync_warp();
   } else {
-    more_registers<224>();
+    more_registers<200>();
     compute_units<T>(walk, shared);
   }
   end_walk(walk);

@@ -27,7 +27,7 @@ WalkBlob prepare(const HopperJob *jobs, int count, int type, uint64_t table, uin
   allow_shared(kernel, shared_bytes);
   WalkBlob blob{};
   blob.group = walk_of(lists, count, table, workspace);
-  blob.head = {MAGIC, device, blocks, THREADS, shared_bytes, 1, 0, reinterpret_cast<uint64_t>(kernel), 1};
+  blob.head = {MAGIC, device, blocks, WALK_THREADS, shared_bytes, 1, 0, reinterpret_cast<uint64_t>(kernel), 1};
   return blob;
 }
 

@@ -13,6 +13,9 @@ constexpr int WALK_ROWS = 64, WALK_DEPTH = 64;
 constexpr int WALK_STAGES = 8;                           // as many bytes on their way as memory's latency asks for
 constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH; // of a step of K
 constexpr int WALK_STAGE_BYTES = WALK_X_BYTES + 2 * 128 * WALK_DEPTH; // one step of the widest tile
+constexpr int X_WARPS = 4, WEIGHT_WARPS = 2;              // that bring these; divide the stages
+constexpr int WALK_PRODUCERS = 256;                      // threads that multiply nothing
+constexpr int WALK_THREADS = WALK_PRODUCERS + 32 * CONSUMER_WARPS;
 constexpr int WALK_SLOTS = 4;                                         // units whose description a block holds
 constexpr int POOL_THREADS = 128; // that compute a unit of a pool, each an item of 8 channels of a pixel
 constexpr int POOL_LANES = 8;     // that share an item whose window is large

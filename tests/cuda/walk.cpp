@@ -39,7 +39,7 @@ int emulated_walk(const HopperJob *jobs, int32_t count, int32_t type, uint64_t w
   const int shared = walk_config(WALK_COLUMNS[0]).shared_bytes;
   emulated::machine().options.resident = blocks; // as a cooperative launch makes sure
   const auto kernel = [&] { type == HOPPER_BFLOAT16 ? walk_jobs<__nv_bfloat16>(walk) : walk_jobs<__half>(walk); };
-  const int result = emulated::launch_grid(blocks, THREADS, 1, shared, kernel);
+  const int result = emulated::launch_grid(blocks, WALK_THREADS, 1, shared, kernel);
   return emulated_free(table) ? complain("a write beside the table") : result;
 }
 }
