@@ -116,9 +116,9 @@ class Network:
         self.buffers: list[Buffer] = []
         self.workspace: tuple[Tensor, int] | None = None
 
-    def map(self, n: int, h: int, w: int, c: int) -> Buffer:
-        wide = self.device.empty(n, h, w, c + GAP, dtype=self.dtype)
-        made = Buffer(wide, torch.full((n, c, h, w), torch.nan, dtype=self.dtype))
+    def map(self, n: int, h: int, w: int, c: int, dtype: torch.dtype | None = None) -> Buffer:
+        wide = self.device.empty(n, h, w, c + GAP, dtype=dtype or self.dtype)
+        made = Buffer(wide, torch.full((n, c, h, w), torch.nan, dtype=dtype or self.dtype))
         self.buffers.append(made)
         return made
 
@@ -149,7 +149,8 @@ class Network:
             conv.residual, conv.residual_pitch = residual.address, residual.pitch
         column = 0
         for i, (part, relu) in enumerate(outputs):
-            conv.output[i] = abi.Output(part.address, part.pitch, part.channels, int(relu))
+            kind = abi.FLOAT32 if part.truth.dtype == torch.float32 else 0
+            conv.output[i] = abi.Output(part.address, part.pitch, part.channels, int(relu) | kind)
             own, wide = slice(column, column + part.channels), torch.float64
             old = None if residual is None else residual.truth[:, own].to(wide)
             y = reference.conv(
@@ -190,7 +191,7 @@ class Network:
 
     def _write(self, part: Part, values: Tensor) -> None:
         assert 0 < values.nan_to_num().abs().max() < 1 << 14, "sums of these would not be exact"
-        part.buffer.truth[:, part.first : part.first + part.channels] = values.to(self.dtype)
+        part.buffer.truth[:, part.first : part.first + part.channels] = values.to(part.truth.dtype)
 
     def _draw(self, *sizes: int, most: int) -> Tensor:
         return torch.randint(-most, most + 1, sizes, generator=self.random).to(self.dtype)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "api.h"
+#include "walk_api.h"
 
 #include <cstddef>
 #include <cstring>
@@ -75,7 +76,11 @@ inline void finish(const HopperConv &conv, int32_t type, int64_t pixel, int32_t 
     y = load(conv.residual, pixel * conv.residual_pitch + column, type) + conv.residual_scale * y;
   for (int32_t i = 0, first = 0; i < conv.outputs; first += conv.output[i++].channels) {
     const HopperOutput &to = conv.output[i];
-    if (column >= first && column < first + to.channels)
+    if (column < first || column >= first + to.channels)
+      continue;
+    if (to.relu & HOPPER_FLOAT32)
+      reinterpret_cast<float *>(to.y)[pixel * to.pitch + column - first] = to.relu & 1 && y < 0 ? 0 : y;
+    else
       store(to.y, pixel * to.pitch + column - first, type, to.relu && y < 0 ? 0 : y);
   }
 }

@@ -110,6 +110,19 @@ def test_a_tile_of_every_width(device: WalkDevice) -> None:
         net.check()
 
 
+@pytest.mark.parametrize("columns", [32, 128])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_results_in_float32(device: WalkDevice, columns: int, splits: int) -> None:
+    """Not rounded to 16 bits, with ReLU and without, columns past the last and pixels past the last left alone."""
+    for relu in (True, False):
+        net = Network(device)
+        x, y = net.image(3, 1, 1, 200), net.map(3, 1, 1, 40, dtype=torch.float32)
+        net.conv(x, [(y.part(), relu)], columns=columns, splits=splits, scale=1 / 128)
+        net.run(2)
+        net.check()
+        assert (y.truth.bfloat16().float() != y.truth).any(), "rounding to 16 bits would not show"
+
+
 def test_a_trace_tells_when_units_ran(device: WalkDevice) -> None:
     """Marks of a unit come in their order, and no unit is ready before those that it needs have ended."""
     net, blocks = Network(device), 4
@@ -178,6 +191,10 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
         "job 0: kind 2; allowed: 0 to 1": field(0, "kind", 2),
         "job 0: c 20; allowed: positive multiples of 8": field(0, "conv.c", 20),
         "job 0: splits 2; allowed: 1 to 1": field(0, "conv.splits", 2),
+        "job 0: 1 outputs in float32 with a residual; allowed: one without a residual": lambda job, _: (
+            setattr(job.conv, "residual", 256), setattr(job.conv, "residual_pitch", 16),
+            setattr(job.conv.output[0], "relu", 2),
+        ),
         "job 1: needs 17; allowed: 0 to 16": field(1, "needs", 17),
         "job 1: a needed job 1; allowed: 0 to 0": lambda _, job: job.need.__setitem__(0, 1),
         "job 1: kind of a pool 3; allowed: 0 to 2": field(1, "pool.kind", 3),

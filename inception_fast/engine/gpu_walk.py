@@ -116,13 +116,22 @@ def _member(hopper: Hopper, task: Any, buffers: Sequence[Buffer]) -> Member | No
     step, kernels = task.step, hopper.kernels
     if task.entry is not None or not isinstance(step, (ConvStep, PoolStep)):
         return None
-    if misplaced(step, step.spec.dtype, buffers):
+    if misplaced(step, step.spec.dtype, buffers) and not _widened(step, buffers):
         return None
     if isinstance(step, PoolStep):
         return None if walk.pool_reasons(kernels, step.spec) else Member(step)
     spec = spec_of(step)
     cut = walk.cut(spec, kernels.walk_columns, walk.blocks_of(hopper.device))
     return None if walk.conv_reasons(kernels, spec, columns_of(step), cut) else Member(step, cut)
+
+
+def _widened(step: ConvStep | PoolStep, buffers: Sequence[Buffer]) -> bool:
+    """Whether it is a convolution whose only output is float32, which a walk takes in place of its own dtype."""
+    if not isinstance(step, ConvStep) or len(step.outputs) != 1 or step.residual is not None:
+        return False
+    x, y = step.x, step.outputs[0].view
+    aligned = all(view.offset % 8 == 0 and buffers[view.buffer].c % 8 == 0 for view in (x, y))
+    return aligned and buffers[x.buffer].dtype == step.spec.dtype and buffers[y.buffer].dtype == "float32"
 
 
 def collapsed(tasks: Sequence[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
 NEEDS = 16  # earlier jobs that one of a walk waits for
 WALK_MARKS = 4  # of a unit, in a trace
+FLOAT32 = 2  # a bit of an output's relu
 CONV_JOB, POOL_JOB = 0, 1
 MAX_POOL, AVERAGE_POOL, AVERAGE_PADDED_POOL = 0, 1, 2
 TYPES = {"bfloat16": 0, "float16": 1}

@@ -80,7 +80,12 @@ __device__ __forceinline__ void store_global_16(void *to, uint4 value) {
                : "memory");
 }
 
-// The same without a branch: `where` becomes the instruction's predicate.
+__device__ __forceinline__ void store_global_8(void *to, float2 value) {
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(value.x), "f"(value.y)
+               : "memory");
+}
+
+// As store_global_16, without a branch: `where` becomes the instruction's predicate.
 __device__ __forceinline__ void store_global_16_if(bool where, void *to, uint4 value) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n"
                "@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}\n" ::"r"(static_cast<int>(where)),

@@ -99,7 +99,7 @@ __device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &bod
 
 // What a producer keeps of a tile in registers: shared memory is asked for once, not at each step.
 struct Course {
-  int steps, chunks, kw, column;
+  int steps, chunks, kw, column, each; // `each`: steps of a stage
   Corner corner;
   Step step;
   int tap_h, tap_w;
@@ -111,6 +111,7 @@ __device__ __forceinline__ Course course_of(const Slot &slot) {
           slot.body.problem.chunks,
           slot.body.problem.kw,
           unit.tile.column * slot.body.columns,
+          walk_steps(slot.body.columns),
           unit.corner,
           unit.step,
           unit.tap_h,
@@ -146,14 +147,14 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
       const Job *job = &walk.jobs[slot.unit.tile.problem];
       const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * slot.body.columns : WALK_X_BYTES;
       Course course = course_of(slot);
-      for (int k = 0; k < course.steps; k += WALK_STEPS) {
-        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? WALK_WEIGHTS : 0);
+      for (int k = 0; k < course.steps; k += course.each) {
+        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? course.each * WALK_X_BYTES : 0);
         Barrier *full = &shared.full[place.stage];
-        const bool both = k + 1 < course.steps;
+        const bool both = course.each == 2 && k + 1 < course.steps;
         barrier_wait(&shared.empty[place.stage], place.parity);
         barrier_expect(full, both ? 2 * bytes : bytes);
 #pragma unroll
-        for (int half = 0; half < WALK_STEPS; ++half) {
+        for (int half = 0; half < 2; ++half)
           if (half == 0 || both) {
             if constexpr (WEIGHTS)
               tma_load(to + half * bytes, &job->weights, full, course.step.chunk * WALK_DEPTH, course.column,
@@ -162,9 +163,8 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int lane)
               tma_load_im2col(to + half * bytes, &job->x, full, course.step.chunk * WALK_DEPTH, course.corner.w,
                               course.corner.h, course.corner.n, static_cast<uint16_t>(course.tap_w),
                               static_cast<uint16_t>(course.tap_h));
+            advance(course);
           }
-          advance(course);
-        }
         advance(place, WALK_STAGES);
       }
     }
@@ -207,22 +207,23 @@ template <int N, class T, class Meanwhile>
 __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
                                               const Unit &unit, int warpgroup, int lane, bool more, Place &place,
                                               const Meanwhile &meanwhile) {
+  constexpr int EACH = walk_steps(N), WHOLE = WALK_DEPTH / K_STEP;
   constexpr uint64_t A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
   const uint64_t ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
-  const int whole = WALK_DEPTH / K_STEP, chunks = problem.chunks, last_steps = problem.last_steps;
-  const int count = unit.tile.last - unit.tile.first;
+  const int chunks = problem.chunks, last_steps = problem.last_steps, count = unit.tile.last - unit.tile.first;
   int chunk = unit.step.chunk;
+  const auto next = [&] { // 16 channels of the step that comes
+    const bool end = chunk + 1 == chunks;
+    chunk = end ? 0 : chunk + 1;
+    return end ? last_steps : WHOLE;
+  };
   Barrier *previous = nullptr;
-  for (int i = 0; i < count; i += WALK_STEPS) {
-    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + WALK_WEIGHTS / 16;
-    const bool both = i + 1 < count;
-    const int first = chunk + 1 == chunks ? last_steps : whole;
-    chunk = chunk + 1 == chunks ? 0 : chunk + 1;
-    const int second = chunk + 1 == chunks ? last_steps : whole;
-    if (both)
-      chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+  for (int i = 0; i < count; i += EACH) {
+    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + EACH * A_STEP;
+    const bool both = EACH == 2 && i + 1 < count;
+    const int first = next(), second = both ? next() : 0;
     barrier_wait(&shared.full[place.stage], place.parity);
-    if (both && first == whole && second == whole) {
+    if (EACH == 2 && first == WHOLE && second == WHOLE) {
       multiply_both<N, T>(d, a, b, A_STEP, B_STEP, i > 0);
       wgmma_wait<1>(); // the products of the stage before this one have ended
     } else {
@@ -253,6 +254,30 @@ __device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int
     counter_release(&walk.counters[body.index]);
 }
 
+// The warp's sums to a map of float32, two columns at a time: few pixels have one.
+template <int N>
+__device__ __forceinline__ void store_wide(const float (&d)[N / 2], const Problem &problem, int first, int column,
+                                           int lane) {
+  const Output &to = problem.output[0];
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    const int own = column + 8 * j + lane % 4 * 2;
+    if (own >= problem.oc)
+      continue;
+    const float2 scale = load_constant_8(problem.scale + 4 * static_cast<uint64_t>(own));
+    const float2 shift = load_constant_8(problem.shift + 4 * static_cast<uint64_t>(own));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int pixel = first + lane / 4 + 8 * half;
+      float2 y = make_float2(fmaf(d[4 * j + 2 * half], scale.x, shift.x), fmaf(d[4 * j + 2 * half + 1], scale.y, shift.y));
+      if (to.relu & 1)
+        y = make_float2(y.x < 0 ? 0 : y.x, y.y < 0 ? 0 : y.y);
+      if (pixel < problem.pixels)
+        store_global_8(reinterpret_cast<void *>(to.y + 4 * static_cast<uint64_t>(pixel * to.pitch + own)), y);
+    }
+  }
+}
+
 template <int N, class T>
 __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared &shared, const Slot &slot,
                                               int warpgroup, int thread, int i, bool more, Place &place) {
@@ -279,7 +304,10 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     return;
   const int from = tile.row * WALK_ROWS + warp * WARP_ROWS;
   const auto rows = [&](int r) { return from + r < problem.pixels ? from + r : -1; };
-  store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
+  if (problem.output[0].relu & HOPPER_FLOAT32)
+    store_wide<N>(d, problem, from, tile.column * N, lane);
+  else
+    store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
   end_unit(walk, slot.body, warpgroup, thread);
   if (thread == 0)
     traced(walk, i, ENDED);
@@ -297,7 +325,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
     const Slot &slot = shared.slots[at.stage];
     const bool more = i + 1 < units;
     if (i % 2 != warpgroup) {
-      skip(place, WALK_STAGES, walk_stages(slot.unit.tile));
+      skip(place, WALK_STAGES, walk_stages(slot.unit.tile, slot.body.columns));
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
       if (i > 0)
         sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);

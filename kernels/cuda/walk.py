@@ -23,9 +23,11 @@ from .loader import Library
 
 ROWS, DEPTH = 64, 64  # pixels of a tile, channels of a step
 LEAST_STEPS = 4  # of a part of K
-STEP_SECONDS = 0.1e-6  # what bringing 96 rows and columns together takes
-SPLIT_SECONDS = 2e-6  # until parts are written, counted and added
-PRODUCTS = 7.9e14 / MULTIPROCESSORS  # a second, of one multiprocessor
+# By traces of v3 on an H200: the first step's way through memory, what each one behind it takes by the tile's columns
+# (two narrow ones share a stage), and the parts of a split: written, counted, read again.
+FIRST_SECONDS = 0.8e-6
+STEP_SECONDS = {32: 0.075e-6, 64: 0.14e-6, 128: 0.19e-6}
+SPLIT_SECONDS, PART_SECONDS = 2.0e-6, 0.15e-6
 TABLE_ALIGNED = 128
 EMULATED_BLOCKS = 4  # where there is no GPU
 
@@ -102,10 +104,9 @@ def cut(spec: ConvSpec, widths: Sequence[int], blocks: int) -> Cut:
 def modelled(spec: ConvSpec, cut: Cut, blocks: int) -> float:
     """Seconds of the convolution alone by a model, good for an order among cuts, not for a figure."""
     tiles = math.ceil(spec.n * spec.oh * spec.ow / ROWS) * math.ceil(spec.oc / cut.columns)
-    products = 2 * ROWS * cut.columns * DEPTH / PRODUCTS
-    step = max(STEP_SECONDS * (ROWS + cut.columns) / 96, products)
-    alone = math.ceil(_steps(spec) / cut.splits) * step
-    return math.ceil(tiles * cut.splits / blocks) * alone + (SPLIT_SECONDS if cut.splits > 1 else 0.0)
+    alone = math.ceil(_steps(spec) / cut.splits) * STEP_SECONDS[cut.columns]
+    parts = SPLIT_SECONDS + cut.splits * cut.columns / 32 * PART_SECONDS if cut.splits > 1 else 0.0
+    return FIRST_SECONDS + math.ceil(tiles * cut.splits / blocks) * alone + parts
 
 
 def _steps(spec: ConvSpec) -> int:
@@ -138,7 +139,10 @@ def described(job: Job) -> abi.Job:
         return _filled(job.needs, pool=_pool(work.spec, places, (work.x.pitch, work.y.pitch), work.relu))
     if job.cut is None:
         raise ValueError("a convolution without a cut; allowed: columns and splits")
-    return _filled(job.needs, conv=convolve.described(work, job.cut.splits), columns=job.cut.columns)
+    conv = convolve.described(work, job.cut.splits)
+    if work.targets[0].y.data.dtype == torch.float32:
+        conv.output[0].relu |= abi.FLOAT32
+    return _filled(job.needs, conv=conv, columns=job.cut.columns)
 
 
 def _filled(

@@ -26,7 +26,14 @@ void check_conv(Reasons &reasons, const HopperJob &job, int type) {
   reasons.require(width != std::end(WALK_COLUMNS), "columns " + std::to_string(job.columns), "32, 64, 128");
   if (width == std::end(WALK_COLUMNS))
     return;
-  for (const std::string &why : conv_reasons(&job.conv, 1, type, config_of(job.columns)))
+  HopperConv conv = job.conv;
+  if (conv.outputs >= 1 && conv.output[0].relu & HOPPER_FLOAT32) {
+    reasons.require(conv.outputs == 1 && conv.residual == 0,
+                    std::to_string(conv.outputs) + " outputs in float32" + (conv.residual ? " with a residual" : ""),
+                    "one without a residual");
+    conv.output[0].relu -= HOPPER_FLOAT32;
+  }
+  for (const std::string &why : conv_reasons(&conv, 1, type, config_of(job.columns)))
     reasons.list.push_back(reasons.where + why);
 }
 

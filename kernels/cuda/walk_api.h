@@ -38,6 +38,10 @@ typedef struct {
   int32_t relu; // 0 or 1
 } HopperPool;
 
+// A bit in `relu` of a convolution's only output: its elements are float32, and its pitch counts these. There is no
+// residual then.
+#define HOPPER_FLOAT32 2
+
 typedef struct {
   int32_t kind;    // HopperJobKind: which of `conv` and `pool` counts
   int32_t columns; // of a convolution's tiles of 64 pixels: one of hopper_walk_columns

@@ -10,11 +10,9 @@ namespace inception_fast::hopper {
 
 constexpr int WALK_COLUMNS[] = {32, 64, 128}; // of tiles
 constexpr int WALK_ROWS = 64, WALK_DEPTH = 64;
-constexpr int WALK_STEPS = 2;                                         // of K that a stage holds
-constexpr int WALK_STAGES = 4;                                        // each as the widest tile needs:
-constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH;              // of a step
-constexpr int WALK_WEIGHTS = WALK_STEPS * WALK_X_BYTES;               // where a stage's weights begin
-constexpr int WALK_STAGE_BYTES = WALK_WEIGHTS + WALK_STEPS * 2 * 128 * WALK_DEPTH;
+constexpr int WALK_STAGES = 8;                           // as many bytes on their way as memory's latency asks for
+constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH; // of a step of K
+constexpr int WALK_STAGE_BYTES = WALK_X_BYTES + 2 * 128 * WALK_DEPTH; // one step of the widest tile
 constexpr int WALK_SLOTS = 4;                                         // units whose description a block holds
 constexpr int POOL_THREADS = 128; // that compute a unit of a pool, each an item of 8 channels of a pixel
 constexpr int POOL_LANES = 8;     // that share an item whose window is large
@@ -46,8 +44,15 @@ struct Slot {
 
 static_assert(sizeof(Unit) == 64 && sizeof(Body) % 16 == 0, "copied 16 bytes at a time");
 
+// Steps of K that a stage holds, one behind the other: x of all, then weights of all.
+HOST_DEVICE constexpr int walk_steps(int columns) { return columns == 32 ? 2 : 1; }
+
+static_assert(walk_steps(32) * (WALK_X_BYTES + 2 * 32 * WALK_DEPTH) <= WALK_STAGE_BYTES, "a stage holds two");
+
 // Stages that a tile's steps fill; the last may be filled in part.
-HOST_DEVICE int walk_stages(const Tile &tile) { return ceil_div(tile.last - tile.first, WALK_STEPS); }
+HOST_DEVICE int walk_stages(const Tile &tile, int columns) {
+  return columns == 32 ? (tile.last - tile.first + 1) / 2 : tile.last - tile.first;
+}
 
 HOST_DEVICE int pool_lanes(const HopperPool &pool) { return pool.kh * pool.kw > POOL_LARGE ? POOL_LANES : 1; }
 

@@ -162,6 +162,11 @@ inline void store_global_16(void *to, uint4 value) {
   *static_cast<uint4 *>(to) = value;
 }
 
+inline void store_global_8(void *to, float2 value) {
+  emulated::check_global(to, 8, "a store");
+  *static_cast<float2 *>(to) = value;
+}
+
 inline void store_global_16_if(bool where, void *to, uint4 value) {
   if (where)
     store_global_16(to, value);
