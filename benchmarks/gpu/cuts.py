@@ -91,8 +91,8 @@ def _quick(call: Callable[[], Any]) -> float:
 
 
 def measured(results: Path) -> list[Row]:
-    """The choices in a file of results: of single layers, then of networks' own shapes, which win where both are, and of
-    walks.
+    """The choices in a file of results: of single layers, then of networks' own shapes, which win where both are, then
+    of walks.
     """
     found = read_results(results)
     kinds = [
