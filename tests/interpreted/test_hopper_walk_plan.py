@@ -190,6 +190,24 @@ def test_two_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(plan.tasks[behind].needs) >= {behind - 1}, "it needs the step between"
 
 
+@pytest.mark.parametrize("middle", ("lrn", "odd"))
+def test_tasks_around_walks_wait_for_all_that_is_inside(monkeypatch: pytest.MonkeyPatch, middle: str) -> None:
+    """Of two tasks that meet in channels or in memory one waits for the other, through others or itself."""
+    monkeypatch.setattr(gpu_walk, "WALK_LEAST", 3)
+    plan = compiled(made(middle))[1].plan
+    assert len(walks(plan)) == 2 and len(plan.tasks) > 3
+    behind: list[set[int]] = []
+    for j, task in enumerate(plan.tasks):
+        behind.append(set(task.needs).union(*(behind[i] for i in task.needs)))
+        meets = {
+            i
+            for i, earlier in enumerate(plan.tasks[:j])
+            if gpu_plan._conflict(earlier, task) or gpu_plan._overlap(plan._bytes_of(earlier), plan._bytes_of(task))
+        }
+        assert meets <= behind[j] and max(task.needs, default=-1) < j
+        assert set(task.waits) <= set(task.needs)
+
+
 def test_a_walk_ends_ahead_of_a_job_that_needs_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = walks(compiled(made())[1].plan)
     monkeypatch.setattr(gpu_walk, "WALK_NEEDS", 1)
