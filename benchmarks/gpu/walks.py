@@ -1,4 +1,4 @@
-"""The walk of a network at batch 1: whether it is right, what it takes beside separate launches, where its time goes,
+"""The walk of a network: whether it is right, what it takes beside separate launches, where its time goes,
 and what other cuts of its convolutions would take.
 """
 
@@ -58,11 +58,14 @@ class Made:
             gpu_walk.launch = before
 
 
-def walk_rows(model: str, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """The network with walks and without, then the walk alone by every cut of `CUTS`, then each job of one walk."""
+def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """The network with walks, at batches that have none as well, and without, then the walk alone by every cut of
+    `CUTS`, then each job of one walk.
+    """
     kind = getattr(torch, dtype)
-    net, x = network_of(model, 1)
-    calibrate(net, x.cpu().expand(2, -1, -1, -1))
+    net, x = network_of(model, n)
+    calibrate(net, x[:1].cpu().expand(2, -1, -1, -1))
+    gpu_walk.WALK_BATCH = max(gpu_walk.WALK_BATCH, n)  # of this process
     with ended_after(PATIENCE), torch.no_grad():
         with gpu_walk.disabled():
             apart = fast.optimize(net, x, dtype=kind, backend="cuda")
@@ -70,7 +73,7 @@ def walk_rows(model: str, dtype: str) -> Iterator[list[dict[str, Any]]]:
             whole = fast.optimize(net, x, dtype=kind, backend="cuda")
             found, wanted = whole(x), apart(x)
         error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
-    about: dict[str, Any] = {"model": model, "batch": 1, "dtype": dtype}
+    about: dict[str, Any] = {"model": model, "batch": n, "dtype": dtype}
     status = "ok" if error < ALIKE and made.walks else "wrong"
     first = {**about, "runtime": "ours", "status": status, "rel_difference": error, "walks": len(made.walks)}
     yield [first]

@@ -249,14 +249,14 @@ def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Repo
         return timed(network_rows(model, int(batch), dtype, len(rows), bool(forms)), report)
 
 
-def walk(model: str, dtype: str, *, report: Report) -> Result:
-    """The network at batch 1 as one kernel, beside a launch for each step."""
+def walk(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    """The network as one kernel, beside a launch for each step."""
     why = no_hopper()
     if why:
         return {"status": UNAVAILABLE, "note": why}
     from walks import walk_rows
 
-    return timed(walk_rows(model, dtype), report)
+    return timed(walk_rows(model, int(batch), dtype), report)
 
 
 def profile(model: str, batch: str, dtype: str, tiles: str = "") -> Result:

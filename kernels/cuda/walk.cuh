@@ -7,8 +7,8 @@
 // Four roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs
 // to shared memory a few units ahead, one the weights of tiles, which depend on nothing, into a ring of stages, and one
 // warp waits for what a job needs, then brings x. Two warpgroups take units in turn, one multiplies while the other
-// stores. What they store is ordered before other blocks' copies by a fence of the asynchronous proxy, a barrier and
-// the release of the job's counter.
+// stores. What a warp stores is ordered before other blocks' copies by a fence of the asynchronous proxy and the release
+// of the job's counter.
 #pragma once
 
 #include "conv.cuh"
@@ -246,11 +246,11 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     barrier_arrive(previous);
 }
 
-// Counts a unit of the job as ended, once all of the warpgroup's stores are made.
-__device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int warpgroup, int thread) {
+// Counts the warp's part of a unit as ended, once all of its stores are made.
+__device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int lane) {
   fence_async_global(); // own stores, before other blocks' copies
-  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
-  if (thread == 0)
+  sync_warp();
+  if (lane == 0)
     counter_release(&walk.counters[body.index]);
 }
 
@@ -308,7 +308,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     store_wide<N>(d, problem, from, tile.column * N, lane);
   else
     store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
-  end_unit(walk, slot.body, warpgroup, thread);
+  end_unit(walk, slot.body, lane);
   if (thread == 0)
     traced(walk, i, ENDED);
 }
@@ -338,7 +338,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
         traced(walk, i, READY);
       pool_piece<T>(slot.body.pool, slot.unit.tile.row, thread,
                     shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES);
-      end_unit(walk, slot.body, warpgroup, thread);
+      end_unit(walk, slot.body, lane);
       if (thread == 0)
         traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {

@@ -58,12 +58,13 @@ inline Problem walk_problem(const HopperJob &job) {
   return problem;
 }
 
-// Tiles that store, of which each counts once towards the job's end.
+// Each warp counts its part of a piece or of a tile, where K is split by whoever stores it, towards the job's end.
 inline uint32_t ended_at(const HopperJob &job) {
+  constexpr uint32_t PARTS = CONSUMER_WARPS / 2;
   if (job.kind == HOPPER_JOB_POOL)
-    return pool_units(job.pool);
+    return PARTS * pool_units(job.pool);
   const Problem problem = walk_problem(job);
-  return static_cast<uint32_t>(problem.row_tiles) * problem.column_tiles;
+  return PARTS * static_cast<uint32_t>(problem.row_tiles) * problem.column_tiles;
 }
 
 // What a block is told of each job. `workspace` is its address, with the counters of jobs at its beginning.
@@ -123,9 +124,10 @@ struct UnitCost {
 
 inline UnitCost unit_cost(const HopperJob &job, const Unit &unit) {
   if (job.kind == HOPPER_JOB_POOL)
-    return {0.5 + 0.05 * job.pool.kh * job.pool.kw, 2.0};
+    return {1.5, 3.0};
   const double steps = unit.tile.last - unit.tile.first;
-  return {0.2 + 0.1 * steps * (WALK_ROWS + job.columns) / 96, job.conv.splits > 1 ? 4.0 : 2.5};
+  const double step = job.columns == 32 ? 0.075 : job.columns == 64 ? 0.14 : 0.19;
+  return {steps * step, job.conv.splits > 1 ? 5.5 : 2.5};
 }
 
 // The blocks' lists. Units go, in the order of jobs, to the block that is idle first.
