@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from inception_fast.kernels.cuda import choices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,3 +134,29 @@ def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch:
     *_, made = networks.ready_rows("inception_v1", 2, "bfloat16")
     assert [(row["runtime"], row["status"]) for row in made] == [("ours", "ok"), ("graphs", "ok")]
     assert modes == ["max-autotune", *["reduce-overhead"] * 4] and "median_ms" not in made[0]
+
+
+def test_a_network_with_walks_is_a_choice(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the fastest of ours that has none, whichever that is; ours may have some by a row measured before."""
+    networks, walks = queue["networks"], {"cuda": (9, 3), "ours": (12,)}
+    task = types.SimpleNamespace
+
+    def tasks_of(made: Any, x: Tensor) -> list[tuple[Any, Any]]:
+        found = [task(walk=task(members=range(jobs))) for jobs in walks.get(made.name, ())]
+        return [(None, one) for one in (task(walk=None), *found)]
+
+    monkeypatch.setattr(networks, "tasks_of", tasks_of)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    milliseconds = {"ours": 0.3, "triton": 0.8, "separate": 0.6, "cuda": 0.4, "eager": 0.1}
+    rows = {name: {"median_ms": ms, "dtype": "bfloat16", "batch": 1} for name, ms in milliseconds.items()}
+    made = {name: task(name=name, backend="triton" if name == "ours" else name) for name in milliseconds}
+    made["separate"].backend = "cuda"
+    calls = {name: networks.Network(made[name], torch.zeros(1)) for name in milliseconds if name != "eager"}
+    choice = networks.walk_choice(rows, {**calls, "eager": lambda: None})
+    assert choice == ["a GPU", "walk", "half", 1, 12, 1, 1, "walk", 1, 0.4e-3, 0.6e-3]
+    assert choices.row_of(choice).shape == gpu_walk.shape_of("float16", 1, 12)
+    del walks["ours"]
+    assert networks.walk_choice(rows, calls)[-1] == 0.3e-3
+    assert networks.walk_choice(rows, {name: calls[name] for name in ("triton", "ours")}) is None
+    walks.clear()
+    assert networks.walk_choice(rows, calls) is None

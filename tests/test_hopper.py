@@ -64,7 +64,7 @@ def test_the_header_declares_what_is_bound() -> None:
     assert counts == {name: len(given) for name, (_, given) in bound.items()}
     constants = dict(re.findall(r"#define (HOPPER_\w+) (\d+)", text))
     sizes = {"HOPPER_ABI": abi.ABI, "HOPPER_GROUP": abi.GROUP, "HOPPER_OUTPUTS": abi.OUTPUTS, "HOPPER_NEEDS": abi.NEEDS,
-             "HOPPER_WALK_MARKS": abi.WALK_MARKS}  # fmt: skip
+             "HOPPER_WALK_MARKS": abi.WALK_MARKS, "HOPPER_FLOAT32": abi.FLOAT32}  # fmt: skip
     assert constants == {name: str(value) for name, value in sizes.items()}
 
 

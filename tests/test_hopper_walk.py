@@ -50,21 +50,22 @@ def test_a_library_may_have_no_walk(here: loader.Library, monkeypatch: pytest.Mo
 
 
 def test_the_model_weighs_rounds_steps_and_splits() -> None:
-    """By hand, in us: 10 tiles of 32 columns take 32 steps of 0.1, in 8 parts 4 of them and 2 for the sums."""
+    """By hand, in us: 10 tiles of 32 columns take 0.8 and 32 steps of 0.075; in 8 parts 4 of them, and 2 with 0.15 for
+    each part of 32 columns.
+    """
     assert walk.modelled(SMALL, Cut(32), 132) == pytest.approx(3.2e-6)
-    assert walk.modelled(SMALL, Cut(32, 8), 132) == pytest.approx(2.4e-6)
-    assert walk.modelled(SMALL, Cut(64, 8), 4) == pytest.approx(10 * 4 * 128 / 96 * 0.1e-6 + 2e-6)
-    wide = 2 * 64 * 4096 * 64 / (7.9e14 / 132)  # a step whose products take longest; no library has such tiles
-    assert walk.modelled(SMALL, Cut(4096), 132) == pytest.approx(32 * max(wide, 0.1e-6 * 4160 / 96))
-    assert walk.cut(SMALL, (32, 64, 128), 132) == Cut(32, 8)
-    assert walk.cut(SMALL, (64, 128), 132) == Cut(64, 8)
+    assert walk.modelled(SMALL, Cut(32, 8), 132) == pytest.approx(4.3e-6)
+    assert walk.modelled(SMALL, Cut(64, 8), 4) == pytest.approx((0.8 + 10 * 4 * 0.14 + 2 + 8 * 2 * 0.15) * 1e-6)
+    assert walk.cut(SMALL, (32, 64, 128), 132) == Cut(32)
+    assert walk.cut(SMALL, (64, 128), 132) == Cut(64, 4)
+    assert walk.cut(replace(SMALL, kh=3, kw=3, padding=(1,) * 4), (32, 64, 128), 132) == Cut(32, 8)
 
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
         (replace(SMALL, c=64), Cut(32, 1)),  # one step: nothing to split
-        (replace(SMALL, c=960), Cut(32, 1)),  # 15 steps: 2 us for the sums save less
+        (replace(SMALL, c=960), Cut(32, 1)),  # 15 steps: what the sums of two parts take is more than what 7 do
         (replace(SMALL, n=64, oc=1024, c=512), Cut(128, 1)),  # every multiprocessor has many: the widest costs least
         (ConvSpec(1, 17, 17, 192, 192, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"), Cut(32, 1)),
     ],
@@ -75,6 +76,7 @@ def test_the_model_cuts(spec: ConvSpec, expected: Cut) -> None:
 
 def test_no_part_of_k_is_shorter_than_four_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "SPLIT_SECONDS", 0.0)
+    monkeypatch.setattr(walk, "PART_SECONDS", 0.0)
     for c, most in ((64 * 7, 1), (64 * 8, 2), (64 * 31, 6), (64 * 32, 8)):
         assert walk.cut(replace(SMALL, c=c), (32,), 1000).splits == most
     with pytest.raises(ValueError, match="no widths of tiles; allowed: those of a library with a walk"):

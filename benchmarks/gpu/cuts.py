@@ -91,9 +91,14 @@ def _quick(call: Callable[[], Any]) -> float:
 
 
 def measured(results: Path) -> list[Row]:
-    """The choices in a file of results: of single layers, then of networks' own shapes, which win where both are."""
+    """The choices in a file of results: of single layers, then of networks' own shapes, which win where both are, then
+    of walks.
+    """
     found = read_results(results)
-    kinds = [[result for name, result in found.items() if name.startswith(kind)] for kind in ("hopper/", "tiles/")]
+    kinds = [
+        [result for name, result in found.items() if name.startswith(kind)]
+        for kind in ("hopper/", "tiles/", "network/")
+    ]
     rows = [row for kind in kinds for result in kind for row in result.get("rows", [])]
     return [choices.row_of(row["choice"]) for row in rows if "choice" in row]
 

@@ -21,6 +21,7 @@ from inception_fast.backends import triton_gpu
 from inception_fast.engine import gpu_walk
 from inception_fast.engine.plan import lower
 from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
+from inception_fast.measure.gpu_profiler import tasks_of
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
@@ -68,10 +69,40 @@ def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> 
             with torch.no_grad():
                 for runtime, seconds in host_seconds(calls).items() if calls else ():
                     rows[runtime] |= summary(seconds)
+        choice = walk_choice(rows, calls)
+        if choice is not None:
+            rows["cuda"]["choice"] = choice
         ours = rows["ours"].get("median_ms")
         for row in rows.values():
             row["ratio"] = row["median_ms"] / ours if ours and "median_ms" in row else None
         yield list(rows.values())
+
+
+class Network:
+    """A network of ours on its images."""
+
+    def __init__(self, made: Any, x: Tensor) -> None:
+        self.made, self.x = made, x
+
+    def __call__(self) -> Tensor:
+        return self.made(self.x)
+
+    @property
+    def jobs(self) -> int:
+        """Of its walks."""
+        tasks = tasks_of(self.made, self.x) if self.made.backend in ("cuda", "triton") else []
+        return sum(len(task.walk.members) for _, task in tasks if task.walk is not None)
+
+
+def walk_choice(rows: dict[str, dict[str, Any]], calls: dict[str, Callable[[], Any]]) -> list[Any] | None:
+    """The row by which plans choose walks: the network's time with them beside the shortest of ours without."""
+    jobs = {name: call.jobs for name, call in calls.items() if isinstance(call, Network)}
+    apart = [rows[name]["median_ms"] / 1e3 for name, count in jobs.items() if count == 0]
+    if not jobs.get("cuda") or not apart:
+        return None
+    cuda = rows["cuda"]
+    shape = gpu_walk.shape_of(cuda["dtype"], cuda["batch"], jobs["cuda"])
+    return [torch.cuda.get_device_name(), *shape, "walk", 1, cuda["median_ms"] / 1e3, min(apart)]
 
 
 @contextlib.contextmanager
@@ -111,8 +142,7 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     given = x.to(kind).contiguous(memory_format=torch.channels_last)
 
     def ours(backend: str | None = None) -> Callable[[], Tensor]:
-        made = fast.optimize(net, x, dtype=kind, backend=backend)
-        return lambda: made(x)
+        return Network(fast.optimize(net, x, dtype=kind, backend=backend), x)
 
     def separate() -> Callable[[], Tensor]:
         with gpu_walk.disabled():

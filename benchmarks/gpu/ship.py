@@ -69,7 +69,7 @@ def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterato
 
 
 def cuts_of(document: dict[str, Any]) -> Iterator[choices.Row]:
-    for values in rows_of(document, ("hopper", "tiles"), "choice"):
+    for values in rows_of(document, ("hopper", "tiles", "network"), "choice"):
         yield choices.row_of(values)
 
 

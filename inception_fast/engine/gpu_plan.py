@@ -154,12 +154,10 @@ class GpuPlan:
         self._order()
         self.tasks = gpu_walk.collapsed(self.tasks) if walks else self.tasks
         _deal(self.tasks, streams)
-        self.workspace_bytes = (
-            0
-            if hopper is None
-            else hopper.workspace_bytes(self.hopper_work())
-            + sum(gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None)
-        )
+        self.workspace_bytes = 0
+        if hopper is not None:
+            alone = [gpu_walk.bytes_of(hopper, task.walk) for task in self.tasks if task.walk is not None]
+            self.workspace_bytes = hopper.workspace_bytes(self.hopper_work()) + sum(alone)
 
     def hopper_work(self) -> list[tuple[int, Work]]:
         """What the Hopper kernels run, with its streams."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..maps import Map
 from ..spec import ConvSpec, PoolSpec
 from . import abi, convolve
-from .convolve import ALIGNED, MULTIPROCESSORS, SPLITS, Launch, Problem
+from .convolve import ALIGNED, SPLITS, Launch, Problem
 from .loader import Library
 
 ROWS, DEPTH = 64, 64  # pixels of a tile, channels of a step

@@ -197,10 +197,12 @@ def test_measured_cuts_become_what_plans_choose(
         if "choice" in row:
             row["choice"][-1] = 1.0  # Triton's seconds: these kernels have won
     tile = {"row": ["sm_90", "half", 64, 32, 64, ["tma", 64, 32, 64, 1, 4, 3], 1e-6]}
+    walk = {"runtime": "cuda", "choice": [gpu, "walk", "half", 1, 20, 1, 1, "walk", 1, 1e-4, 2e-4]}
     results = {
         "hopper/2/float16": {"status": "failed", "rows": rows},
         "hopper/1/float16": {"status": "ok", "red": True, "rows": rows},
         "tiles/small/2/float16": {"status": "ok", "rows": [tile]},
+        "network/small/1/float16": {"status": "ok", "rows": [{"runtime": "ours"}, walk]},
     }
     file, about = tmp_path / "result.json", {"name": gpu, "date": "2026-11-27T01:02:03+00:00"}
     file.write_text(json.dumps({"machine": about, "results": results}))
@@ -214,15 +216,16 @@ def test_measured_cuts_become_what_plans_choose(
         before = len(configs.shipped())
         for _ in range(2):  # the second time changes nothing
             assert ship.main([str(file)], tmp_path) == 0
-        assert "2 shapes of the CUDA kernels, faster in 2; 1 tiles of Triton" in capsys.readouterr().out
+        assert "3 shapes of the CUDA kernels, faster in 3; 1 tiles of Triton" in capsys.readouterr().out
         filed = list((tmp_path / "benchmarks" / "results").glob("*/*"))
         assert [str(path.relative_to(tmp_path)) for path in filed] == [
             "benchmarks/results/nvidia-h200/2026-11-27-gpu.json"
         ]
         choices.shipped.cache_clear(), configs.shipped.cache_clear()
-        *others, conv, pair = choices.shipped()
+        *others, conv, pair, whole = choices.shipped()
         assert len(others) == len(choices.read(real))
         assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 2e-3)
+        assert whole == choices.row_of(walk["choice"]) and whole in queue["cuts"].measured(file)
         assert len(configs.shipped()) == before and configs.choose("sm_90", "half", 64, 32, 64).form == "tma"
 
         spec = queue["measure"].layer_spec("17_row", 2, "float16")
