@@ -26,12 +26,11 @@ ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every 
 NEVER = 1.0  # seconds that a split costs where none is wanted
 # What each other cut of all convolutions is called: widths of tiles, seconds of a split.
 CUTS: dict[str, tuple[tuple[int, ...], float]] = {
-    "as shipped": ((32, 64, 128), walk.SPLIT_SECONDS),
-    "no splits": ((32, 64, 128), NEVER),
-    "splits at 1 us": ((32, 64, 128), 1e-6),
-    "splits at 4 us": ((32, 64, 128), 4e-6),
+    "as shipped": ((32, 64), walk.SPLIT_SECONDS),
+    "no splits": ((32, 64), NEVER),
+    "splits at 1 us": ((32, 64), 1e-6),
+    "splits at 4 us": ((32, 64), 4e-6),
     "32 columns": ((32,), walk.SPLIT_SECONDS),
-    "32 and 64 columns": ((32, 64), walk.SPLIT_SECONDS),
     "64 columns": ((64,), walk.SPLIT_SECONDS),
 }
 

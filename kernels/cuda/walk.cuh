@@ -61,7 +61,7 @@ __device__ __forceinline__ WalkShared walk_parts() {
   shared.ring = dynamic_shared();
   shared.staged = shared.ring + WALK_STAGES * WALK_STAGE_BYTES;
   shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
-  shared.slots = reinterpret_cast<Slot *>(shared.columns + 2 * columns_bytes(128));
+  shared.slots = reinterpret_cast<Slot *>(shared.columns + 2 * columns_bytes(WALK_WIDEST));
   shared.full = reinterpret_cast<Barrier *>(shared.slots + WALK_SLOTS);
   shared.empty = shared.full + WALK_STAGES;
   shared.described = shared.empty + WALK_STAGES;
@@ -100,7 +100,7 @@ __device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &bod
 
 // What a producer keeps of a tile in registers: shared memory is asked for once, not at each step.
 struct Course {
-  int steps, chunks, kw, column, each; // `each`: steps of a stage
+  int steps, chunks, kw, column;
   Corner corner;
   Step step;
   int tap_h, tap_w;
@@ -112,7 +112,6 @@ __device__ __forceinline__ Course course_of(const Slot &slot) {
           slot.body.problem.chunks,
           slot.body.problem.kw,
           unit.tile.column * slot.body.columns,
-          walk_steps(slot.body.columns),
           unit.corner,
           unit.step,
           unit.tap_h,
@@ -149,8 +148,8 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp,
       const Job *job = &walk.jobs[slot.unit.tile.problem];
       const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * slot.body.columns : WALK_X_BYTES;
       Course course = course_of(slot);
-      for (int k = 0; k < course.steps; k += course.each) {
-        const bool both = course.each == 2 && k + 1 < course.steps;
+      for (int k = 0; k < course.steps; k += WALK_STEPS) {
+        const bool both = k + 1 < course.steps;
         if (place.stage % WARPS != warp) {
           advance(course);
           if (both)
@@ -158,12 +157,12 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp,
           advance(place, WALK_STAGES);
           continue;
         }
-        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? course.each * WALK_X_BYTES : 0);
+        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? WALK_WEIGHTS : 0);
         Barrier *full = &shared.full[place.stage];
         barrier_wait(&shared.empty[place.stage], place.parity);
         barrier_expect(full, both ? 2 * bytes : bytes);
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < WALK_STEPS; ++half)
           if (half == 0 || both) {
             if constexpr (WEIGHTS)
               tma_load(to + half * bytes, &job->weights, full, course.step.chunk * WALK_DEPTH, course.column,
@@ -216,7 +215,7 @@ template <int N, class T, class Meanwhile>
 __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
                                               const Unit &unit, int warpgroup, int lane, bool more, Place &place,
                                               const Meanwhile &meanwhile) {
-  constexpr int EACH = walk_steps(N), WHOLE = WALK_DEPTH / K_STEP;
+  constexpr int WHOLE = WALK_DEPTH / K_STEP;
   constexpr uint64_t A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
   const uint64_t ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
   const int chunks = problem.chunks, last_steps = problem.last_steps, count = unit.tile.last - unit.tile.first;
@@ -227,12 +226,12 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     return end ? last_steps : WHOLE;
   };
   Barrier *previous = nullptr;
-  for (int i = 0; i < count; i += EACH) {
-    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + EACH * A_STEP;
-    const bool both = EACH == 2 && i + 1 < count;
+  for (int i = 0; i < count; i += WALK_STEPS) {
+    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + WALK_WEIGHTS / 16;
+    const bool both = i + 1 < count;
     const int first = next(), second = both ? next() : 0;
     barrier_wait(&shared.full[place.stage], place.parity);
-    if (EACH == 2 && first == WHOLE && second == WHOLE) {
+    if (first == WHOLE && second == WHOLE) {
       multiply_both<N, T>(d, a, b, A_STEP, B_STEP, i > 0);
       wgmma_wait<1>(); // the products of the stage before this one have ended
     } else {
@@ -294,7 +293,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
   const Tile &tile = slot.unit.tile;
   const int lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
-  const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(128);
+  const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(WALK_WIDEST);
   const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
   if (i > 0)
     sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
@@ -334,7 +333,7 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
     const Slot &slot = shared.slots[at.stage];
     const bool more = i + 1 < units;
     if (i % 2 != warpgroup) {
-      skip(place, WALK_STAGES, walk_stages(slot.unit.tile, slot.body.columns));
+      skip(place, WALK_STAGES, walk_stages(slot.unit.tile));
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
       if (i > 0)
         sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
@@ -352,10 +351,8 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
         traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {
       convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, i, more, place);
-    } else if (slot.body.columns == 64) {
-      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     } else {
-      convolve_unit<128, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     }
     sync_warp();
     if (lane == 0)

@@ -23,10 +23,10 @@ from .loader import Library
 
 ROWS, DEPTH = 64, 64  # pixels of a tile, channels of a step
 LEAST_STEPS = 4  # of a part of K
-# By traces of v3 on an H200: the first step's way through memory, what each one behind it takes by the tile's columns
-# (two narrow ones share a stage), and the parts of a split: written, counted, read again.
+# By traces of v3 on an H200: the first step's way through memory, what each one behind it takes by the tile's columns,
+# and the parts of a split: written, counted, read again.
 FIRST_SECONDS = 0.8e-6
-STEP_SECONDS = {32: 0.075e-6, 64: 0.14e-6, 128: 0.19e-6}
+STEP_SECONDS = {32: 0.08e-6, 64: 0.1e-6}
 SPLIT_SECONDS, PART_SECONDS = 2.0e-6, 0.15e-6
 TABLE_ALIGNED = 128
 EMULATED_BLOCKS = 4  # where there is no GPU

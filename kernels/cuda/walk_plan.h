@@ -125,7 +125,7 @@ inline UnitCost unit_cost(const HopperJob &job, const Unit &unit) {
   if (job.kind == HOPPER_JOB_POOL)
     return {1.5, 3.0};
   const double steps = unit.tile.last - unit.tile.first;
-  const double step = job.columns == 32 ? 0.075 : job.columns == 64 ? 0.14 : 0.19;
+  const double step = job.columns == 32 ? 0.08 : 0.1;
   return {steps * step, job.conv.splits > 1 ? 4.5 : 2.3};
 }
 

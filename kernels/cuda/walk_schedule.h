@@ -8,12 +8,15 @@
 
 namespace inception_fast::hopper {
 
-constexpr int WALK_COLUMNS[] = {32, 64, 128}; // of tiles
+constexpr int WALK_COLUMNS[] = {32, 64}; // of tiles
+constexpr int WALK_WIDEST = 64;
 constexpr int WALK_ROWS = 64, WALK_DEPTH = 64;
-constexpr int WALK_STAGES = 8;                           // as many bytes on their way as memory's latency asks for
-constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH; // of a step of K
-constexpr int WALK_STAGE_BYTES = WALK_X_BYTES + 2 * 128 * WALK_DEPTH; // one step of the widest tile
-constexpr int X_WARPS = 4, WEIGHT_WARPS = 2;              // that bring these; divide the stages
+constexpr int WALK_STEPS = 2;  // of K that a stage holds, one behind the other: x of both, then weights of both
+constexpr int WALK_STAGES = 6; // as many bytes on their way as memory's latency asks for
+constexpr int WALK_X_BYTES = 2 * WALK_ROWS * WALK_DEPTH; // of a step
+constexpr int WALK_WEIGHTS = WALK_STEPS * WALK_X_BYTES;  // where the weights of a stage begin
+constexpr int WALK_STAGE_BYTES = WALK_WEIGHTS + WALK_STEPS * 2 * WALK_WIDEST * WALK_DEPTH;
+constexpr int X_WARPS = 3, WEIGHT_WARPS = 3; // that bring these; divide the stages
 constexpr int WALK_PRODUCERS = 256;                      // threads that multiply nothing
 constexpr int WALK_THREADS = WALK_PRODUCERS + 32 * CONSUMER_WARPS;
 constexpr int WALK_SLOTS = 4;                                         // units whose description a block holds
@@ -47,15 +50,8 @@ struct Slot {
 
 static_assert(sizeof(Unit) == 64 && sizeof(Body) % 16 == 0, "copied 16 bytes at a time");
 
-// Steps of K that a stage holds, one behind the other: x of all, then weights of all.
-HOST_DEVICE constexpr int walk_steps(int columns) { return columns == 32 ? 2 : 1; }
-
-static_assert(walk_steps(32) * (WALK_X_BYTES + 2 * 32 * WALK_DEPTH) <= WALK_STAGE_BYTES, "a stage holds two");
-
 // Stages that a tile's steps fill; the last may be filled in part.
-HOST_DEVICE int walk_stages(const Tile &tile, int columns) {
-  return columns == 32 ? (tile.last - tile.first + 1) / 2 : tile.last - tile.first;
-}
+HOST_DEVICE int walk_stages(const Tile &tile) { return (tile.last - tile.first + WALK_STEPS - 1) / WALK_STEPS; }
 
 HOST_DEVICE int pool_lanes(const HopperPool &pool) { return pool.kh * pool.kw > POOL_LARGE ? POOL_LANES : 1; }
 
@@ -81,10 +77,11 @@ HOST_DEVICE Window window_of(const HopperPool &pool, int pixel) {
 
 // The ring, staging memory, columns, slots, barriers of stages and slots, two flags.
 constexpr int walk_bytes() {
-  return WALK_STAGES * WALK_STAGE_BYTES + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(128) +
+  return WALK_STAGES * WALK_STAGE_BYTES + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(WALK_WIDEST) +
          WALK_SLOTS * static_cast<int>(sizeof(Slot)) + 2 * (WALK_STAGES + WALK_SLOTS) * 8 + 8;
 }
 
+static_assert(WALK_STAGES % X_WARPS == 0 && WALK_STAGES % WEIGHT_WARPS == 0, "each stage has its warps");
 static_assert(ALIGNMENT + walk_bytes() <= SHARED_LIMIT, "a block fits a multiprocessor");
 
 } // namespace inception_fast::hopper
