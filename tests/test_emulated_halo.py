@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import EARLY, KERNELS, LATE, EmulationError, Mode, build, spoilt
+from emulated import EARLY, KERNELS, LATE, MODES, EmulationError, Mode, build, spoilt
 from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN, HALO = True, False, 2
@@ -103,6 +103,27 @@ def test_weights_do_not_wait_for_the_earlier_grid(device: ConvDevice) -> None:
     assert device.lib.emulated_early_loads() > 8, "a tile has nine taps"
 
 
+# Of several tiles, with weights that all fit the ring, and that do not: two chunks of nine taps.
+STAYING = (Shape(3, 25, 22, 32, ((24, RELU),), (3, 3)), Shape(2, 25, 22, 40, ((24, RELU),), (3, 3)))
+
+
+def loads_of(shape: Shape, depth: int) -> int:
+    """Copies of weights by one block: of one tile where they stay, else of all."""
+    each = shape.kernel[0] * shape.kernel[1] * -(-shape.c // depth)
+    positions = shape.n * shape.h * (-(-shape.w // (64 // depth)) * (64 // depth))
+    last = positions - (shape.kernel[0] - 1) * (positions // shape.n // shape.h) - (shape.kernel[1] - 1)
+    return each if each <= 12 else each * -(-last // 512)
+
+
+@pytest.mark.parametrize("shape", STAYING, ids=["stay", "pass"])
+def test_weights_that_fit_are_loaded_once_a_block(library: ConvDevice, shape: Shape) -> None:
+    for mode in MODES:
+        with library.memory():
+            library.configure(mode)
+            assert_exact(library, [shape], library.config(48, HALO, 32), torch.bfloat16, 1)
+            assert library.lib.emulated_early_loads() == loads_of(shape, 32)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -134,8 +155,8 @@ MUTANTS = {
     ),
     "one warp does not release": (
         "halo.cuh",
-        r"if \(previous && lane == 0\)",
-        "if (previous && lane == 0 && threadIdx.x >= 160)",
+        r"if \(previous && lane == 0",
+        "if (previous && lane == 0 && threadIdx.x >= 160",
     ),
     "the second warpgroup's positions": ("halo.cuh", r"\.offset \+ mine", ".offset"),
     "images are not told apart": ("halo.cuh", r"\+\+image;", ";"),
@@ -144,6 +165,9 @@ MUTANTS = {
     "a row of x too few": ("halo_schedule.h", r"last - first \+ 1,", "last - first,"),
     "padding is stored": ("halo_schedule.h", r"at\.w < problem\.ow && ", ""),
     "the rows between images are stored": ("halo_schedule.h", r" && at\.h < problem\.oh", ""),
+    "weights that stay are waited for again": ("halo.cuh", r"place\.weights = \{0, 0\};", ""),
+    "weights that stay are one tile's": ("halo.cuh", r"group\.stay \? group\.units : gridDim\.x", "gridDim.x"),
+    "weights stay that do not fit": ("halo_schedule.h", r" <= stages;", " <= stages + 99;"),
     "a lead that the ring does not hold": ("halo_schedule.h", r"half < most \? half : most", "half + stages"),
 }
 
@@ -173,6 +197,9 @@ def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], na
             device.configure(mode)
             try:
                 assert_exact(device, GROUP, device.config(48, HALO), torch.bfloat16, 2)
+                for shape in STAYING:
+                    assert_exact(device, [shape], device.config(48, HALO, 32), torch.bfloat16, 1)
+                    assert device.lib.emulated_early_loads() == loads_of(shape, 32)
             except (AssertionError, EmulationError):
                 noticed += 1
     assert noticed, "the tests would not notice this"

@@ -6,7 +6,7 @@
 // row and the last kh - 1 rows of an image, are multiplied as well and not stored.
 //
 // Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
-// and a ring of weights, N rows at one tap. Rows are 128- or 64-byte swizzled by their address, so an operand may begin
+// and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte swizzled by their address, so an operand may begin
 // at any pixel. K is summed in chunks of channels, in each by taps, whatever the batch.
 //
 // Exact on an H200, and for 5x5 and 3x3 on maps of 35x35 the fastest tiles there; at 32 channels others are faster
@@ -63,11 +63,11 @@ __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &
   }
 }
 
-// One thread: weights in the order in which they are used.
+// One thread: weights in the order in which they are used, those that stay once.
 template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
   const int bytes = stage_bytes(0, N, group.depth);
   Place place{0, 1};
-  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+  for (int unit = blockIdx.x; unit < group.units; unit += group.stay ? group.units : gridDim.x) {
     const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     for (int chunk = 0; chunk < problem.chunks; ++chunk)
@@ -110,6 +110,8 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
   const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const uint32_t x = shared_address(shared.x) + offset * row_bytes, weights = shared_address(shared.weights);
   Barrier *previous = nullptr, *previous_x = nullptr;
+  if (group.stay)
+    place.weights = {0, 0}; // the only phase that ends
   for (int chunk = 0; chunk < problem.chunks; ++chunk) {
     const int steps = chunk + 1 == problem.chunks ? problem.last_steps : group.depth / K_STEP;
     uint32_t window = x + place.x.stage * group.x_bytes;
@@ -130,7 +132,7 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
       wgmma_wait<1>(); // the products of the tap before this one have ended
       if (place.lead > 0 && --place.lead == 0)
         arrive_named(TURN_BARRIER, 2 * WARPGROUP);
-      if (previous && lane == 0)
+      if (previous && lane == 0 && !group.stay)
         barrier_arrive(previous);
       if (previous_x && lane == 0)
         barrier_arrive(previous_x);
@@ -151,7 +153,8 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
   for (int part = 0; part < PARTS; ++part)
     settle(d[part]);
   if (lane == 0) {
-    barrier_arrive(previous);
+    if (!group.stay)
+      barrier_arrive(previous);
     barrier_arrive(previous_x);
   }
 }

@@ -26,6 +26,12 @@ HOST_DEVICE Rows rows_of(const Problem &problem, int row_tile, int positions) {
   return {first, last - first + 1, begin - first * problem.pitch};
 }
 
+// Whether all tiles use the same weights and `stages` stages hold them all: then they are loaded once a block. Read
+// again by every block for each tile, the few lines of narrow weights are what their part of L2 cannot deliver.
+HOST_DEVICE bool weights_stay(const Problem *problems, int count, int stages) {
+  return count == 1 && problems[0].column_tiles == 1 && problems[0].taps * problems[0].chunks <= stages;
+}
+
 // Taps that one warpgroup goes ahead of the other: up to half a tile, as far as both rings let it.
 HOST_DEVICE int halo_lead(const Problem &problem, int stages) {
   const int half = (problem.taps * problem.chunks + 1) / 2, rows = problem.taps * HALO_STAGES;
