@@ -10,7 +10,7 @@ using namespace stub;
 
 namespace {
 
-const int32_t widths[] = {32, 64, 128};
+const int32_t widths[] = {32, 64};
 int32_t order = 0; // 0: the last job that may run; above, the seed of any; below, that but job -1 - order if others may
 
 struct Blob {
@@ -67,7 +67,7 @@ void complain_of(const HopperJob &job, int32_t index, std::string &all, int32_t 
   int32_t count = 0;
   if (job.kind == HOPPER_JOB_CONV) {
     stub::complain_of(job.conv, mine, count);
-    complain(mine, count, !is_width(job.columns), "columns " + std::to_string(job.columns) + "; allowed: 32, 64, 128");
+    complain(mine, count, !is_width(job.columns), "columns " + std::to_string(job.columns) + "; allowed: 32, 64");
   } else {
     const HopperPool &one = job.pool;
     complain(mine, count, one.c % 8, "c " + std::to_string(one.c) + "; allowed: multiples of 8");
