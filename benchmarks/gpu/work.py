@@ -301,12 +301,12 @@ def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
         return timed(peer_rows(model, int(batch), dtype, len(rows)), report)
 
 
-def tiles(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+def tiles(model: str, batch: str, dtype: str, part: str = "", *, report: Report) -> Result:
     from tiles import tile_rows
     from trusted import only
 
     with only(right()):
-        return timed(tile_rows(model, int(batch), dtype), report)
+        return timed(tile_rows(model, int(batch), dtype, part), report)
 
 
 def training(dtype: str, *, report: Report) -> Result:
