@@ -13,13 +13,14 @@ The result is rounded once, at the store. A split sums its parts in a fixed orde
    table says where each goes (`tile.scatter_tile`). Where their taps differ (MIXED), another table gives each column
    block its own weights, taps and padding (`tile.FIELDS`).
 5. STATS: the plain result, and in part_ptr the statistics of each of its tiles, for batch norm in training (`norm`).
+6. EXTRA: columns beside BLOCK_N that share a step's x, so that a tile may have 96, 160 or 192 columns.
 """
 
 import triton
 import triton.language as tl
 
 from .norm import store_moments
-from .tile import ROW, multiplied, scatter_tile, store_part, store_tile
+from .tile import ROW, multiplied, put_tile, store_part, turned
 
 
 @triton.jit
@@ -31,7 +32,7 @@ def conv_kernel(
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
     SPLIT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -45,8 +46,9 @@ def conv_kernel(
         column, columns = tl.multiple_of(tl.load(field + 6), 8), tl.multiple_of(tl.load(field + 7), 8)
         curved = tl.load(field + 8)
     else:
-        w_offset, kw, taps, pad_top, pad_left = block.to(tl.int64) * BLOCK_N, KW, KH * KW, PAD_TOP, PAD_LEFT
-        column, columns, curved = block * BLOCK_N, oc - block * BLOCK_N, curved - block * BLOCK_N
+        column = block * (BLOCK_N + EXTRA)
+        w_offset, kw, taps, pad_top, pad_left = column.to(tl.int64), KW, KH * KW, PAD_TOP, PAD_LEFT
+        columns, curved = oc - column, curved - column
     m = start * BLOCK_M + tl.arange(0, BLOCK_M)
     m_ok = m < n * oh * ow
     image, pixel = m // (oh * ow), m % (oh * ow)
@@ -56,6 +58,10 @@ def conv_kernel(
     w_tile = w_ptr + w_offset + tl.arange(0, BLOCK_N)[None, :]
     channels, steps, part = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K), tl.program_id(1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if EXTRA:
+        more_ok = (tl.arange(0, EXTRA) < columns - BLOCK_N)[None, :]
+        more_tile = w_ptr + w_offset + BLOCK_N + tl.arange(0, EXTRA)[None, :]
+        more = tl.zeros((BLOCK_M, EXTRA), tl.float32)
     for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
         tap, k = step // channels, (step % channels) * BLOCK_K + tl.arange(0, BLOCK_K)
         r, s = tap // kw, tap % kw
@@ -70,64 +76,85 @@ def conv_kernel(
             a = tl.load(x_tile, mask=x_ok[:, None] & (k < c)[None, :], other=0.0)
             b = tl.load(w_rows, mask=lane_ok & (k < c)[:, None], other=0.0)
         acc = multiplied(a, b, acc, PRECISION, UPCAST)
+        if EXTRA:
+            w_rows = more_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
+            if EVEN_C:
+                b = tl.load(w_rows, mask=more_ok, other=0.0)
+            else:
+                b = tl.load(w_rows, mask=more_ok & (k < c)[:, None], other=0.0)
+            more = multiplied(a, b, more, PRECISION, UPCAST)
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
-    elif GROUPED:
-        scatter_tile(
-            acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr, ALIGNED, BLOCK_N
-        )  # fmt: skip
     else:
         if STATS:
             store_moments(acc, m_ok, start, column, columns, part_ptr, part_pitch, y_ptr, BLOCK_N)
-        store_tile(
-            acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
-            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        put_tile(
+            acc, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+            residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
         )  # fmt: skip
+        if EXTRA:
+            put_tile(
+                more, m, m_ok, column + BLOCK_N, columns - BLOCK_N, curved - BLOCK_N, y_pitch, scale_ptr, shift_ptr,
+                residual_ptr, residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED,
+                ALIGNED, EXTRA,
+            )  # fmt: skip
 
 
 @triton.jit
 def conv_tma_kernel(
-    x_desc, w_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, place_ptr,
+    x_desc, w_desc, more_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, place_ptr,
     n, c, oh, ow, oc, blocks, y_pitch, residual_pitch, part_pitch, places, curved, residual_scale,
     KH: tl.constexpr, KW: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, ALIGNED: tl.constexpr,
-    SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, TURNED: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
-    it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well.
-    GROUPED siblings share taps and padding.
+    it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well,
+    and more_desc the same in boxes of EXTRA columns. GROUPED siblings share taps and padding.
+
+    A box of several rows is a matrix only after a reshape, behind which the compiler for Hopper brings a product's
+    first operand to registers. TURNED: x is the second, which stays in shared memory, and the sums are [columns, rows].
     """
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     across, down = tl.cdiv(ow, BOX_W), tl.cdiv(oh, BOX_H)
     image0, y0, x0 = (tile // (across * down)) * BOX_N, (tile // across) % down * BOX_H, tile % across * BOX_W
+    channels = tl.cdiv(c, BLOCK_K)
+    steps = KH * KW * channels
+    part = tl.program_id(1)
+    column = block * (BLOCK_N + EXTRA)
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if TURNED else (BLOCK_M, BLOCK_N), tl.float32)
+    if EXTRA:
+        more = tl.zeros((EXTRA, BLOCK_M) if TURNED else (BLOCK_M, EXTRA), tl.float32)
+    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
+        tap, k = step // channels, (step % channels) * BLOCK_K
+        a = x_desc.load([image0, y0 + tap // KW - PAD_TOP, x0 + tap % KW - PAD_LEFT, k]).reshape(BLOCK_M, BLOCK_K)
+        b = w_desc.load([tap, k, column]).reshape(BLOCK_K, BLOCK_N)
+        acc = turned(a, b, acc, PRECISION, UPCAST) if TURNED else multiplied(a, b, acc, PRECISION, UPCAST)
+        if EXTRA:
+            b = more_desc.load([tap, k, column + BLOCK_N]).reshape(BLOCK_K, EXTRA)
+            more = turned(a, b, more, PRECISION, UPCAST) if TURNED else multiplied(a, b, more, PRECISION, UPCAST)
     lane = tl.arange(0, BLOCK_M)
     image, y, x = image0 + lane // (BOX_H * BOX_W), y0 + lane // BOX_W % BOX_H, x0 + lane % BOX_W
     m = (image.to(tl.int64) * oh + y) * ow + x
     m_ok = (image < n) & (y < oh) & (x < ow)
-    channels = tl.cdiv(c, BLOCK_K)
-    steps = KH * KW * channels
-    part = tl.program_id(1)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
-        tap, k = step // channels, (step % channels) * BLOCK_K
-        a = x_desc.load([image0, y0 + tap // KW - PAD_TOP, x0 + tap % KW - PAD_LEFT, k]).reshape(BLOCK_M, BLOCK_K)
-        b = w_desc.load([tap, k, block * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
-        acc = multiplied(a, b, acc, PRECISION, UPCAST)
-    column = block * BLOCK_N
+    acc = tl.trans(acc) if TURNED else acc
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
-    elif GROUPED:
-        scatter_tile(
-            acc, m, m_ok, column, oc - column, curved - column, scale_ptr, shift_ptr, place_ptr, places, y_ptr,
-            ALIGNED, BLOCK_N,
-        )  # fmt: skip
     else:
-        store_tile(
-            acc, m, m_ok, column, oc - column, RELU, column, y_pitch, scale_ptr, shift_ptr,
-            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        put_tile(
+            acc, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr, shift_ptr, residual_ptr,
+            residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
         )  # fmt: skip
+        if EXTRA:
+            column += BLOCK_N
+            put_tile(
+                tl.trans(more) if TURNED else more, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr,
+                shift_ptr, residual_ptr, residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL,
+                GROUPED, ALIGNED, EXTRA,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -155,12 +182,7 @@ def finish_kernel(
     else:
         column, columns = block * BLOCK_N, oc - block * BLOCK_N
         curved -= column
-    if GROUPED:
-        scatter_tile(
-            acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr, ALIGNED, BLOCK_N
-        )  # fmt: skip
-    else:
-        store_tile(
-            acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
-            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
-        )  # fmt: skip
+    put_tile(
+        acc, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+        residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
+    )  # fmt: skip
