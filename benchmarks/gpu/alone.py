@@ -56,9 +56,7 @@ def measured(store: Store, model: str, batches: Sequence[int], dtype: str) -> in
 
     store.put(Job("machine", 0, 0), work.machine())
     for n in batches:
-        rows: list[dict[str, Any]] = []
-        for rows in tile_rows(model, n, dtype, cuda=False):
-            pass
+        *_, rows = tile_rows(model, n, dtype, cuda=False)
         kept(store, f"tiles/{model}/{n}/{dtype}", rows)
         found = rows_in(store.file)
         with known(found):

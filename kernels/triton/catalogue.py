@@ -26,8 +26,10 @@ WIDE = Config(block_m=128, block_n=128, block_k=64, warps=8)
 TILES = (SMALL, Config(), WIDE, Config(block_m=128, block_n=256, block_k=64, warps=8))
 EXACT = Config(block_m=64, block_n=64, block_k=16)
 THROUGH_TMA = (Config("tma"), Config("tma", block_n=128, warps=8), Config("tma", 64, 256, 32, warps=8))
-TURNED = (Config("turned", 256, 64, 32, stages=4), Config("turned", 256, 128, 64, warps=8))
-TURNED += (Config("turned", 64, 192, 64), Config("turned", 128, 192, 64, warps=8))
+TURNED = (
+    *(Config("turned", 256, 64, 32, stages=4), Config("turned", 256, 128, 64, warps=8)),
+    *(Config("turned", 64, 192, 64), Config("turned", 128, 192, 64, warps=8)),
+)
 TWO_WIDTHS = (Config("tma", block_n=96), Config("tma", block_n=192, warps=8))  # the products of a tile
 ON_HOPPER = (*TURNED, *TWO_WIDTHS)  # only there proposed
 HOPPER = ("sm_90a",)

@@ -58,6 +58,7 @@ def conv_kernel(
     w_tile = w_ptr + w_offset + tl.arange(0, BLOCK_N)[None, :]
     channels, steps, part = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K), tl.program_id(1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    more = acc
     if EXTRA:
         more_ok = (tl.arange(0, EXTRA) < columns - BLOCK_N)[None, :]
         more_tile = w_ptr + w_offset + BLOCK_N + tl.arange(0, EXTRA)[None, :]
@@ -66,22 +67,13 @@ def conv_kernel(
         tap, k = step // channels, (step % channels) * BLOCK_K + tl.arange(0, BLOCK_K)
         r, s = tap // kw, tap % kw
         inside = (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
-        x_ok = m_ok & inside if PADDED else m_ok
+        x_ok = (m_ok & inside if PADDED else m_ok)[:, None]
         x_tile = x_ptr + ((origin + r * w + s).to(tl.int64) * x_pitch)[:, None] + k[None, :]
-        w_rows = w_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
-        if EVEN_C:
-            a = tl.load(x_tile, mask=x_ok[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
-            b = tl.load(w_rows, mask=lane_ok, other=0.0)  # [BLOCK_K, BLOCK_N]
-        else:
-            a = tl.load(x_tile, mask=x_ok[:, None] & (k < c)[None, :], other=0.0)
-            b = tl.load(w_rows, mask=lane_ok & (k < c)[:, None], other=0.0)
+        a = tl.load(x_tile, mask=x_ok if EVEN_C else x_ok & (k < c)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        b = weights(w_tile, lane_ok, tap, k, c, w_pitch, EVEN_C)  # [BLOCK_K, BLOCK_N]
         acc = multiplied(a, b, acc, PRECISION, UPCAST)
         if EXTRA:
-            w_rows = more_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
-            if EVEN_C:
-                b = tl.load(w_rows, mask=more_ok, other=0.0)
-            else:
-                b = tl.load(w_rows, mask=more_ok & (k < c)[:, None], other=0.0)
+            b = weights(more_tile, more_ok, tap, k, c, w_pitch, EVEN_C)
             more = multiplied(a, b, more, PRECISION, UPCAST)
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
@@ -89,15 +81,16 @@ def conv_kernel(
         if STATS:
             store_moments(acc, m_ok, start, column, columns, part_ptr, part_pitch, y_ptr, BLOCK_N)
         put_tile(
-            acc, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
-            residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
+            acc, more, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+            residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, EXTRA,
         )  # fmt: skip
-        if EXTRA:
-            put_tile(
-                more, m, m_ok, column + BLOCK_N, columns - BLOCK_N, curved - BLOCK_N, y_pitch, scale_ptr, shift_ptr,
-                residual_ptr, residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED,
-                ALIGNED, EXTRA,
-            )  # fmt: skip
+
+
+@triton.jit
+def weights(w_tile, ok, tap, k, c, w_pitch, EVEN_C: tl.constexpr):
+    """A tap's rows k of w."""
+    rows = w_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
+    return tl.load(rows, mask=ok if EVEN_C else ok & (k < c)[:, None], other=0.0)
 
 
 @triton.jit
@@ -126,6 +119,7 @@ def conv_tma_kernel(
     part = tl.program_id(1)
     column = block * (BLOCK_N + EXTRA)
     acc = tl.zeros((BLOCK_N, BLOCK_M) if TURNED else (BLOCK_M, BLOCK_N), tl.float32)
+    more = acc
     if EXTRA:
         more = tl.zeros((EXTRA, BLOCK_M) if TURNED else (BLOCK_M, EXTRA), tl.float32)
     for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
@@ -140,21 +134,15 @@ def conv_tma_kernel(
     image, y, x = image0 + lane // (BOX_H * BOX_W), y0 + lane // BOX_W % BOX_H, x0 + lane % BOX_W
     m = (image.to(tl.int64) * oh + y) * ow + x
     m_ok = (image < n) & (y < oh) & (x < ow)
-    acc = tl.trans(acc) if TURNED else acc
+    if TURNED:
+        acc, more = tl.trans(acc), tl.trans(more)
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
     else:
         put_tile(
-            acc, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr, shift_ptr, residual_ptr,
-            residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
+            acc, more, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr, shift_ptr, residual_ptr,
+            residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, EXTRA,
         )  # fmt: skip
-        if EXTRA:
-            column += BLOCK_N
-            put_tile(
-                tl.trans(more) if TURNED else more, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr,
-                shift_ptr, residual_ptr, residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL,
-                GROUPED, ALIGNED, EXTRA,
-            )  # fmt: skip
 
 
 @triton.jit
@@ -183,6 +171,6 @@ def finish_kernel(
         column, columns = block * BLOCK_N, oc - block * BLOCK_N
         curved -= column
     put_tile(
-        acc, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
-        residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N,
+        acc, acc, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+        residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, 0,
     )  # fmt: skip

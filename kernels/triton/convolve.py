@@ -227,8 +227,8 @@ class _Call:
         return torch.empty(elements, dtype=torch.float32, device=self.x.data.device)
 
     def _form(self, config: Config) -> str:
-        """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix. Turned, the columns are
-        the first operand's rows, of which a product of Hopper's has 64, and float32 has no turned operands.
+        """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix. Turned, columns are
+        rows of the first operand, of which a product of Hopper's has 64, and float32 has no turned operands.
         """
         item, x = self.x.data.element_size(), self.x
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
