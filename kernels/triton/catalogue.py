@@ -109,8 +109,10 @@ def _groups() -> Iterator[Entry]:
     both = pack([_part(384, 384, 1, 3), _part(384, 384, 3, 1)], BRAIN, "meta")
     y = blank(N, 8, 8, 768, BRAIN)
     halves = [y.channels(0, 384), y.channels(384, 384)]
-    launch = convolution("split", first, blank(N, 8, 8, 384, BRAIN), both, halves, WIDE)[0]
-    yield Entry("split", f"bfloat16 {WIDE}", launch, True)
+    for config in (WIDE, TURNED[0], TURNED[-1]):
+        launch = convolution("split", first, blank(N, 8, 8, 384, BRAIN), both, halves, config)[0]
+        kernel, arches = ("split_tma", HOPPER) if config in ON_HOPPER else ("split", Entry.arches)
+        yield Entry(kernel, f"bfloat16 {config}", launch, True, arches)
 
 
 def _pairs() -> Iterator[Entry]:

@@ -39,12 +39,7 @@ def conv_kernel(
     if WIDE:
         start = start.to(tl.int64)
     if MIXED:
-        field = table_ptr + block * ROW
-        w_offset, w_pitch = tl.multiple_of(tl.load(field), 8), tl.multiple_of(tl.load(field + 1), 8)
-        kw, taps, pad_top, pad_left = tl.load(field + 2), tl.load(field + 3), tl.load(field + 4), tl.load(field + 5)
-        kw, taps, pad_top, pad_left = kw.to(tl.int32), taps.to(tl.int32), pad_top.to(tl.int32), pad_left.to(tl.int32)
-        column, columns = tl.multiple_of(tl.load(field + 6), 8), tl.multiple_of(tl.load(field + 7), 8)
-        curved = tl.load(field + 8)
+        w_offset, w_pitch, kw, taps, pad_top, pad_left, column, columns, curved = fields(table_ptr, block)
     else:
         column = block * (BLOCK_N + EXTRA)
         w_offset, kw, taps, pad_top, pad_left = column.to(tl.int64), KW, KH * KW, PAD_TOP, PAD_LEFT
@@ -87,6 +82,17 @@ def conv_kernel(
 
 
 @triton.jit
+def fields(table_ptr, block):
+    """A column block's row of the table."""
+    field = table_ptr + block * ROW
+    w_offset, w_pitch = tl.multiple_of(tl.load(field), 8), tl.multiple_of(tl.load(field + 1), 8)
+    kw, taps, pad_top, pad_left = tl.load(field + 2), tl.load(field + 3), tl.load(field + 4), tl.load(field + 5)
+    kw, taps, pad_top, pad_left = kw.to(tl.int32), taps.to(tl.int32), pad_top.to(tl.int32), pad_left.to(tl.int32)
+    column, columns = tl.multiple_of(tl.load(field + 6), 8), tl.multiple_of(tl.load(field + 7), 8)
+    return w_offset, w_pitch, kw, taps, pad_top, pad_left, column, columns, tl.load(field + 8)
+
+
+@triton.jit
 def weights(w_tile, ok, tap, k, c, w_pitch, EVEN_C: tl.constexpr):
     """A tap's rows k of w."""
     rows = w_tile + ((tap * c + k).to(tl.int64) * w_pitch)[:, None]
@@ -95,17 +101,18 @@ def weights(w_tile, ok, tap, k, c, w_pitch, EVEN_C: tl.constexpr):
 
 @triton.jit
 def conv_tma_kernel(
-    x_desc, w_desc, more_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, place_ptr,
+    x_desc, w_desc, more_desc, scale_ptr, shift_ptr, residual_ptr, y_ptr, part_ptr, table_ptr, place_ptr,
     n, c, oh, ow, oc, blocks, y_pitch, residual_pitch, part_pitch, places, curved, residual_scale,
     KH: tl.constexpr, KW: tl.constexpr, PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr,
-    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, ALIGNED: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
     SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, TURNED: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
     it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well,
-    and more_desc the same in boxes of EXTRA columns. GROUPED siblings share taps and padding.
+    and more_desc the same in boxes of EXTRA columns. MIXED siblings have as many columns each: weights are [taps of all,
+    c, columns of one].
 
     A box of several rows is a matrix only after a reshape, behind which the compiler for Hopper brings a product's
     first operand to registers. TURNED: x is the second, which stays in shared memory, and the sums are [columns, rows].
@@ -114,21 +121,25 @@ def conv_tma_kernel(
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     across, down = tl.cdiv(ow, BOX_W), tl.cdiv(oh, BOX_H)
     image0, y0, x0 = (tile // (across * down)) * BOX_N, (tile // across) % down * BOX_H, tile % across * BOX_W
-    channels = tl.cdiv(c, BLOCK_K)
-    steps = KH * KW * channels
-    part = tl.program_id(1)
-    column = block * (BLOCK_N + EXTRA)
+    if MIXED:
+        w_offset, w_pitch, kw, taps, pad_top, pad_left, column, columns, curved = fields(table_ptr, block)
+        first, w_column = (w_offset // (c * w_pitch)).to(tl.int32), (w_offset % (c * w_pitch)).to(tl.int32)
+    else:
+        kw, taps, pad_top, pad_left, first, column = KW, KH * KW, PAD_TOP, PAD_LEFT, 0, block * (BLOCK_N + EXTRA)
+        columns, curved, w_column = oc - column, curved - column, column
+    channels, part = tl.cdiv(c, BLOCK_K), tl.program_id(1)
+    steps = taps * channels
     acc = tl.zeros((BLOCK_N, BLOCK_M) if TURNED else (BLOCK_M, BLOCK_N), tl.float32)
     more = acc
     if EXTRA:
         more = tl.zeros((EXTRA, BLOCK_M) if TURNED else (BLOCK_M, EXTRA), tl.float32)
     for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
         tap, k = step // channels, (step % channels) * BLOCK_K
-        a = x_desc.load([image0, y0 + tap // KW - PAD_TOP, x0 + tap % KW - PAD_LEFT, k]).reshape(BLOCK_M, BLOCK_K)
-        b = w_desc.load([tap, k, column]).reshape(BLOCK_K, BLOCK_N)
+        a = x_desc.load([image0, y0 + tap // kw - pad_top, x0 + tap % kw - pad_left, k]).reshape(BLOCK_M, BLOCK_K)
+        b = w_desc.load([first + tap, k, w_column]).reshape(BLOCK_K, BLOCK_N)
         acc = turned(a, b, acc, PRECISION, UPCAST) if TURNED else multiplied(a, b, acc, PRECISION, UPCAST)
         if EXTRA:
-            b = more_desc.load([tap, k, column + BLOCK_N]).reshape(BLOCK_K, EXTRA)
+            b = more_desc.load([first + tap, k, w_column + BLOCK_N]).reshape(BLOCK_K, EXTRA)
             more = turned(a, b, more, PRECISION, UPCAST) if TURNED else multiplied(a, b, more, PRECISION, UPCAST)
     lane = tl.arange(0, BLOCK_M)
     image, y, x = image0 + lane // (BOX_H * BOX_W), y0 + lane // BOX_W % BOX_H, x0 + lane % BOX_W
@@ -140,8 +151,8 @@ def conv_tma_kernel(
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
     else:
         put_tile(
-            acc, more, m, m_ok, column, oc - column, curved - column, y_pitch, scale_ptr, shift_ptr, residual_ptr,
-            residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, EXTRA,
+            acc, more, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+            residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, EXTRA,
         )  # fmt: skip
 
 

@@ -128,6 +128,11 @@ def mixed(groups: Sequence[Group]) -> bool:
     return len({(group.kh, group.kw, group.padding) for group in groups}) > 1
 
 
+def one_matrix(groups: Sequence[Group]) -> bool:
+    """Whether TMA sees the weights as one [taps, c, columns]: of mixed taps, those of as many columns each."""
+    return not mixed(groups) or len({group.pitch for group in groups}) == 1
+
+
 def fitting(config: Config, groups: Sequence[Group]) -> Config:
     """`config` with a tile no wider than the columns that lie side by side, and no larger than scatters unspilled."""
     widest = max(group.channels if mixed(groups) else group.pitch for group in groups)
@@ -233,10 +238,11 @@ class _Call:
         item, x = self.x.data.element_size(), self.x
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
         there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
-        if config.form not in ("tma", "turned") or not (there and aligned and self.spec.stride == (1, 1)) or self.mixed:
+        able = there and aligned and self.spec.stride == (1, 1) and one_matrix(self.packed.groups)
+        if config.form not in ("tma", "turned") or not able:
             return "pointer"
-        able = item == 2 and config.widths[0] >= TURNED and config.widths[1] % TURNED == 0
-        return config.form if able else "tma"
+        whole = item == 2 and config.widths[0] >= TURNED and config.widths[1] % TURNED == 0
+        return config.form if whole else "tma"
 
     def launches(self) -> list[Launch]:
         found = [self._pointer() if self.config.form == "pointer" else self._tma()]
@@ -264,9 +270,12 @@ class _Call:
 
     def _walk(self) -> dict[str, Any]:
         group, config = self.packed.groups[0], self.config
+        taps = {"KH": group.kh, "KW": group.kw, "PAD_TOP": group.padding[0], "PAD_LEFT": group.padding[1]}
+        if self.mixed:  # the table has them; one compiled kernel serves all
+            taps = {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0}
         return {
-            **{"n": self.spec.n, "c": self.spec.c, "oh": self.spec.oh, "ow": self.spec.ow},
-            **{"KH": group.kh, "KW": group.kw, "PAD_TOP": group.padding[0], "PAD_LEFT": group.padding[1]},
+            **{"n": self.spec.n, "c": self.spec.c, "oh": self.spec.oh, "ow": self.spec.ow, **taps},
+            **{"MIXED": self.mixed, "table_ptr": self.table},
             **{"PRECISION": self.precision, "UPCAST": upcast(self.x.data.dtype)},
             **{"BLOCK_N": config.widths[0], "EXTRA": config.widths[1], "BLOCK_K": config.block_k},
         }
@@ -279,15 +288,13 @@ class _Call:
         arguments = {
             **self._ends(),
             **self._walk(),
-            **{"x_ptr": self.x.data, "w_ptr": self.packed.weight, "table_ptr": self.table},
+            **{"x_ptr": self.x.data, "w_ptr": self.packed.weight},
             **{"h": spec.h, "w": spec.w, "x_pitch": self.x.pitch, "w_pitch": self.packed.groups[0].pitch},
             **{"STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
             **{"PADDED": any(spec.padding) or self.mixed, "EVEN_C": spec.c % config.block_k == 0},
-            **{"WIDE": wide(self.rows, self.x.rows), "MIXED": self.mixed, "BLOCK_M": config.block_m},
+            **{"WIDE": wide(self.rows, self.x.rows), "BLOCK_M": config.block_m},
             "STATS": False,
         }
-        if self.mixed:  # the table has them; one compiled kernel serves all
-            arguments |= {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0}
         grid = (triton.cdiv(self.rows, config.block_m) * self.blocks, config.split)
         return Launch(self.name, conv.conv_kernel, grid, arguments, self._options())
 
@@ -297,10 +304,13 @@ class _Call:
         images, height, width = box(n, oh, ow, config.block_m)
         strides = [h * w * x.pitch, w * x.pitch, x.pitch, 1]
         x_desc = TensorDescriptor(x.data, [n, h, w, spec.c], strides, [images, height, width, config.block_k])
-        w_shape, w_strides = [group.kh * group.kw, spec.c, self._columns()], [spec.c * group.pitch, group.pitch, 1]
+        taps, columns = group.kh * group.kw, self._columns()
+        if self.mixed:
+            taps, columns = self.packed.weight.numel() // (spec.c * group.pitch), group.pitch
+        w_shape, w_strides = [taps, spec.c, columns], [spec.c * group.pitch, group.pitch, 1]
         w_desc, more_desc = (
-            TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, columns or config.widths[0]])
-            for columns in config.widths
+            TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, width or config.widths[0]])
+            for width in config.widths
         )
         arguments = {
             **{**self._ends(), **self._walk(), "n": n, "oh": oh, "ow": ow, "TURNED": config.form == "turned"},

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..spec import ConvSpec
 from . import stems
 from .configs import Config, Row, candidates, choose, precision_of
-from .convolve import Group, Packed, Part, convolution, fitting, mixed, pack
+from .convolve import Group, Packed, Part, convolution, fitting, one_matrix, pack
 from .launch import Launch, Map, dense
 
 Timer = Callable[[Callable[[], None]], float]
@@ -40,7 +40,7 @@ def proposals(
     wide = [_fitted(config, groups) for config in (_wide(spec, groups) if hopper else ())]
     best = [_fitted(config, groups) for config in candidates(arch, precision, m, spec.oc, k)]
     best = list(dict.fromkeys(best))[: max(count - len(wide), LEAST)]
-    tma = arch == "sm_90" and spec.stride == (1, 1) and not mixed(groups)
+    tma = arch == "sm_90" and spec.stride == (1, 1) and one_matrix(groups)
     beside = [replace(config, form="tma") for config in best] if tma else []
     return list(dict.fromkeys([_fitted(shipped, groups), *wide, *best, *beside]))
 
@@ -53,14 +53,15 @@ def _wide(spec: ConvSpec, groups: Sequence[Group]) -> list[Config]:
     """Hopper's tiles that fill it and of whose columns few are empty; steps over channels that waste least."""
     rows, flat = spec.n * spec.oh * spec.ow, spec.kh * spec.kw == 1
     block_k = 32 if 0 < spec.c % 64 <= 32 else 64
-    if spec.stride != (1, 1) or mixed(groups):
-        given = [("pointer", tile) for tile in FLAT]
+    if spec.stride != (1, 1) or not one_matrix(groups):
+        form, tiles = "pointer", FLAT
     else:
-        given = [("tma", tile) for tile in FLAT if flat or tile[1] % 64] + [("turned", t) for t in TURNED if not flat]
+        form, tiles = ("tma", FLAT) if flat else ("turned", TURNED)
     found = []
-    for form, (block_m, block_n, warps, stages) in given:
+    for block_m, block_n, warps, stages in tiles:
         columns = -(-spec.oc // block_n) * block_n
-        if columns <= MOST_EMPTY * spec.oc and -(-rows // block_m) * (columns // block_n) >= FEWEST:
+        full = columns <= MOST_EMPTY * spec.oc and -(-rows // block_m) * (columns // block_n) >= FEWEST
+        if full and not (len(groups) > 1 and block_n > 32 * warps):  # scattered, that spills
             found.append(Config(form, block_m, block_n, block_k, 1, warps, stages + (block_k == 32)))
     return found
 

@@ -245,17 +245,31 @@ def test_a_wrong_place_is_seen(lost: str) -> None:
             numerics.assert_exact(take(y), one)
 
 
-@pytest.mark.parametrize("block_n", (64, 48))
+@pytest.mark.parametrize(
+    ("columns", "config", "form"),
+    [
+        ((24, 40), replace(BIG, form="tma"), "pointer"),
+        ((24, 40), replace(BIG, form="pointer", block_n=48), "pointer"),
+        ((40, 40), replace(BIG, form="tma", block_n=48), "tma"),
+        ((72, 72), replace(BIG, form="turned"), "turned"),
+        ((40, 40), replace(BIG, form="tma", block_n=16, split=2), "tma"),
+    ],
+)
 @pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
-def test_parallel_split_is_one_launch(dtype: torch.dtype, block_n: int) -> None:
-    first = ConvSpec(2, 8, 8, 32, 24, 1, 3, (1, 1), (0, 0, 1, 1), dtype=str(dtype).removeprefix("torch."))
-    second = replace(first, oc=40, kh=3, kw=1, padding=(1, 1, 0, 0))
+def test_parallel_split_is_one_launch(dtype: torch.dtype, columns: tuple[int, int], config: Config, form: str) -> None:
+    """Mixed taps go through TMA where both halves have as many columns, one behind the other in one matrix."""
+    first = ConvSpec(2, 8, 8, 32, columns[0], 1, 3, (1, 1), (0, 0, 1, 1), dtype=str(dtype).removeprefix("torch."))
+    second = replace(first, oc=columns[1], kh=3, kw=1, padding=(1, 1, 0, 0))
     a, b = draws(first, exact=True), draws(second, exact=True)
+    b = (b[0], b[1].flip(0), *b[2:])  # not the first half's numbers
     packed = pack([Part(*a[1:], (0, 1), True), Part(*b[1:], (1, 0), True)], dtype, DEVICE)
-    y = empty(2, 64, 8, 8, dtype)
-    halves = [y.channels(0, 24), y.channels(24, 40)]
-    launches = convolution("split", first, put(a[0]), packed, halves, replace(BIG, form="tma", block_n=block_n))
-    assert [launch.kernel for launch in launches] == [conv.conv_kernel], "mixed taps go through pointers"
+    y = empty(2, sum(columns), 8, 8, dtype)
+    halves = [y.channels(0, columns[0]), y.channels(*columns)]
+    launches = convolution("split", first, put(a[0]), packed, halves, config)
+    assert len(launches) == (1 if config.split == 1 else 2)
+    assert launches[0].kernel is (conv.conv_kernel if form == "pointer" else conv.conv_tma_kernel)
+    if form != "pointer":
+        assert launches[0].arguments["TURNED"] is (form == "turned" and dtype is HALF)
     run(launches)
     numerics.assert_exact(take(y), reference.pair(a[0], *a[1:], *b[1:], kind="split"))
 

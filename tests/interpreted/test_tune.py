@@ -40,7 +40,7 @@ def test_the_fastest_that_is_right_wins() -> None:
 
 
 def test_siblings_are_timed_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each group's result in a place of its own, by tiles that scatter; mixed taps only by pointers."""
+    """Each group's result in a place of its own, by tiles that scatter; unlike halves only by pointers."""
     ran: list[Launch] = []
     monkeypatch.setattr(Launch, "run", lambda self, run=Launch.run: ran.append(self) or run(self))
     x, (part,) = arguments()
@@ -54,9 +54,10 @@ def test_siblings_are_timed_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert row.oc == 48, "looked up as one wide convolution"
 
     wide = replace(SPEC, kh=1, padding=(0, 0, 1, 1))
-    taps = [Part(part.weight[:24, :, :1], None, None, (0, 1), True)]
-    taps += [Part(part.weight[24:, :, :, :1], None, None, (1, 0), True)]
-    assert {config.form for config in tune.tried(wide, x, taps, "sm_90", lambda call: 1.0, count=1)} == {"pointer"}
+    for half, forms in ((16, {"pointer"}), (24, {"pointer", "tma"})):
+        taps = [Part(part.weight[:half, :, :1], None, None, (0, 1), True)]
+        taps += [Part(part.weight[half:, :, :, :1], None, None, (1, 0), True)]
+        assert {config.form for config in tune.tried(wide, x, taps, "sm_90", lambda call: 1.0, count=1)} == forms
 
 
 def test_stems_have_tiles_of_their_own() -> None:
@@ -106,8 +107,12 @@ def test_what_ships_comes_first() -> None:
 def test_wide_tiles_are_tried_where_they_fit() -> None:
     """Maps of several rows a box turned, others as they are; steps and columns that waste little; none of one wave."""
     wide = tune._wide(BIG, ())
-    assert {config.form for config in wide} == {"tma", "turned"} and {config.block_k for config in wide} == {32}
-    assert {config.block_n for config in wide if config.form == "turned"} == {64, 128, 192}
+    assert {config.form for config in wide} == {"turned"} and {config.block_k for config in wide} == {32}
+    assert {config.block_n for config in wide} == {64, 128, 192} and {config.block_m for config in wide} == {
+        64,
+        128,
+        256,
+    }
     pointwise = tune._wide(replace(BIG, c=768, kw=1, padding=(0, 0, 0, 0)), ())
     assert {config.form for config in pointwise} == {"tma"} and {config.block_k for config in pointwise} == {64}
     assert {config.form for config in tune._wide(replace(BIG, stride=(2, 2)), ())} == {"pointer"}
