@@ -111,8 +111,8 @@ def conv_tma_kernel(
 ):  # fmt: skip
     """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
     it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well,
-    and more_desc the same in boxes of EXTRA columns. MIXED siblings have as many columns each: weights are [taps of all,
-    c, columns of one].
+    and more_desc the same in boxes of EXTRA columns. MIXED siblings have as many columns each: weights are [all taps, c,
+    columns of one].
 
     A box of several rows is a matrix only after a reshape, behind which the compiler for Hopper brings a product's
     first operand to registers. TURNED: x is the second, which stays in shared memory, and the sums are [columns, rows].
