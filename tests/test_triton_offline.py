@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from dataclasses import replace
@@ -62,6 +63,18 @@ def test_hopper(entry: Entry) -> None:
     assert found.registers > 0 and found.shared_bytes <= 227 * 1024
     if entry.kernel.endswith("_tma"):
         assert found.instructions["UTMALDG"] >= 2 and "LDGSTS" not in found.instructions
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.config.startswith("bfloat16 cached")], ids=name)
+def test_cached_copies_go_through_l1(entry: Entry) -> None:
+    """Triton copies 16 bytes past L1, whatever a load asks for; x by 8 does not, weights still do."""
+    copies = collections.Counter(re.findall(r"cp\.async\.(c[ag])\.", offline.built(entry.launch, "sm_90a").asm["ptx"]))
+    tile = {name: entry.launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
+    threads = 32 * entry.launch.options["num_warps"]
+    x, w = (tile["BLOCK_K"] * tile[side] * 2 // threads for side in ("BLOCK_M", "BLOCK_N"))  # bytes a thread
+    assert copies["ca"] % (x // 8) == copies["cg"] % max(w // 16, 1) == 0 and copies["ca"] > copies["cg"] > 0
+    plain = replace(entry.launch, arguments={**entry.launch.arguments, "CACHED": False})
+    assert "cp.async.ca" not in offline.built(plain, "sm_90a").asm["ptx"]
 
 
 def first_operands(entry: Entry) -> set[str]:

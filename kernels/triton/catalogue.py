@@ -31,6 +31,7 @@ TURNED = (
     *(Config("turned", 64, 192, 64), Config("turned", 128, 192, 64, warps=8)),
 )
 TWO_WIDTHS = (Config("tma", block_n=96), Config("tma", block_n=192, warps=8))  # the products of a tile
+CACHED = (Config("cached", block_n=32, block_k=32, stages=2), Config("cached", 256, 64, 32, warps=8, stages=2))
 ON_HOPPER = (*TURNED, *TWO_WIDTHS)  # only there proposed
 HOPPER = ("sm_90a",)
 
@@ -77,7 +78,7 @@ def _conv_entries(
     )
     label = f"{'tf32' if tf32 else SHORT[dtype]} {config}{' residual' if residual else ''}"
     finish = [Entry("conv_finish", label, launch, False) for launch in launches[1:]]
-    arches = HOPPER if config in ON_HOPPER else ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
+    arches = HOPPER if config in ON_HOPPER + CACHED else ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
     return [Entry(kernel, label, launches[0], dtype is not FLOAT or tf32, arches), *finish]
 
 
@@ -88,7 +89,8 @@ def _convolutions() -> Iterator[Entry]:
     yield from _conv_entries("conv", Config(block_m=64, block_n=64, split=4), BRAIN)
     yield from _conv_entries("conv", EXACT, FLOAT)
     yield from _conv_entries("conv", Config(block_k=32), FLOAT, tf32=True)
-    yield from _conv_entries("conv", Config(block_n=192, warps=8), BRAIN)
+    for config in (Config(block_n=192, warps=8), *CACHED):
+        yield from _conv_entries("conv", config, BRAIN)
     for config in (*THROUGH_TMA[:2], *ON_HOPPER):
         yield from _conv_entries("conv_tma", config, BRAIN)
 

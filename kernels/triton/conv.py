@@ -31,10 +31,14 @@ def conv_kernel(
     KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
-    SPLIT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, STATS: tl.constexpr, CACHED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
+    """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits.
+
+    CACHED: asynchronous copies of 16 bytes pass L1 by, those of 8 do not, and there a tap finds its neighbours' pixels.
+    That x lies on 16 bytes is what the compiler is not to know: the second index of a program is zero.
+    """
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     if WIDE:
         start = start.to(tl.int64)
@@ -52,6 +56,8 @@ def conv_kernel(
     lane_ok = (tl.arange(0, BLOCK_N) < columns)[None, :]
     w_tile = w_ptr + w_offset + tl.arange(0, BLOCK_N)[None, :]
     channels, steps, part = tl.cdiv(c, BLOCK_K), taps * tl.cdiv(c, BLOCK_K), tl.program_id(1)
+    if CACHED:
+        x_ptr += part * 4
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     more = acc
     if EXTRA:
@@ -111,7 +117,7 @@ def conv_tma_kernel(
 ):  # fmt: skip
     """The TMA form, stride 1: one descriptor load a step brings a [BOX_N, BOX_H, BOX_W, BLOCK_K] box of x, zeros where
     it hangs over the map, which is the padding. w_desc is [taps, c, oc], so that channels beyond c are zeros as well,
-    and more_desc the same in boxes of EXTRA columns. MIXED siblings have as many columns each: weights are [all taps, c,
+    and more_desc the same in boxes of EXTRA columns. MIXED siblings have as many columns each: [taps of all, c,
     columns of one].
 
     A box of several rows is a matrix only after a reshape, behind which the compiler for Hopper brings a product's

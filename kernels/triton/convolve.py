@@ -233,9 +233,12 @@ class _Call:
 
     def _form(self, config: Config) -> str:
         """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix. Turned, columns are
-        rows of the first operand, of which a product of Hopper's has 64, and float32 has no turned operands.
+        rows of the first operand, of which a product of Hopper's has 64, and float32 has no turned operands. Copies of
+        four elements have 8 bytes where these have two, and a program has no second index but a split's.
         """
         item, x = self.x.data.element_size(), self.x
+        if config.form == "cached" and item == 2 and config.split == 1:
+            return config.form
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
         there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
         able = there and aligned and self.spec.stride == (1, 1) and one_matrix(self.packed.groups)
@@ -245,7 +248,7 @@ class _Call:
         return config.form if whole else "tma"
 
     def launches(self) -> list[Launch]:
-        found = [self._pointer() if self.config.form == "pointer" else self._tma()]
+        found = [self._tma() if self.config.form in ("tma", "turned") else self._pointer()]
         if self.config.split > 1:
             found.append(self._finish())
         return found
@@ -293,7 +296,7 @@ class _Call:
             **{"STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
             **{"PADDED": any(spec.padding) or self.mixed, "EVEN_C": spec.c % config.block_k == 0},
             **{"WIDE": wide(self.rows, self.x.rows), "BLOCK_M": config.block_m},
-            "STATS": False,
+            **{"STATS": False, "CACHED": config.form == "cached"},
         }
         grid = (triton.cdiv(self.rows, config.block_m) * self.blocks, config.split)
         return Launch(self.name, conv.conv_kernel, grid, arguments, self._options())

@@ -12,7 +12,7 @@ from ..spec import ConvSpec
 from . import stems
 from .configs import Config, Row, candidates, choose, precision_of
 from .convolve import Group, Packed, Part, convolution, fitting, one_matrix, pack
-from .launch import Launch, Map, dense
+from .launch import Launch, Map, dense, power
 
 Timer = Callable[[Callable[[], None]], float]
 # Tiles by what limits an H200: traffic from L2, so wide ones, and columns that networks have. (block_m, block_n, warps,
@@ -22,6 +22,7 @@ FLAT += [(64, 128, 4, 4), (64, 192, 4, 3), (64, 64, 4, 4)]
 TURNED = [(64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3), (64, 128, 4, 4), (128, 128, 8, 3), (256, 128, 8, 3)]
 TURNED += [(128, 192, 8, 3), (64, 192, 4, 3)]
 MOST_EMPTY = 1.35  # columns of the tiles, of those that there are
+NARROW = 64  # columns
 FEWEST = 66  # programs: half of an H200's multiprocessors
 STEM_SUMS = 64  # a thread; with 128 beside its pixels it spills
 TRIED = 12  # wide tiles and the cost model's favourites, these in both forms where TMA can serve
@@ -58,6 +59,10 @@ def _wide(spec: ConvSpec, groups: Sequence[Group]) -> list[Config]:
     else:
         form, tiles = ("tma", FLAT) if flat else ("turned", TURNED)
     found = []
+    if not flat and spec.oc <= NARROW and rows >= 256 * FEWEST:  # a layer whose taps cross from L2 for most of its time
+        # Few stages, since shared memory is L1 that is lost.
+        shapes = ((128, 4, 2), (256, 8, 2), (128, 4, 3))
+        found = [Config("cached", m, power(spec.oc, 16, NARROW), block_k, 1, w, stages) for m, w, stages in shapes]
     for block_m, block_n, warps, stages in tiles:
         columns = -(-spec.oc // block_n) * block_n
         full = columns <= MOST_EMPTY * spec.oc and -(-rows // block_m) * (columns // block_n) >= FEWEST

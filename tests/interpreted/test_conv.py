@@ -60,7 +60,10 @@ def convolved(
     launches = convolution(
         "conv", spec, put(x, 16, 8 + -spec.c % 8), packed, [y], config, residual=old, residual_scale=scale
     )
-    assert launches[0].kernel is (conv.conv_kernel if config.form == "pointer" else conv.conv_tma_kernel)
+    pointers = config.form in ("pointer", "cached")
+    assert launches[0].kernel is (conv.conv_kernel if pointers else conv.conv_tma_kernel)
+    if pointers:
+        assert launches[0].arguments["CACHED"] is (config.form == "cached" and x.dtype is not FLOAT)
     run(launches)
     return take(y)
 
@@ -72,7 +75,10 @@ def expected(spec: ConvSpec, arguments: tuple[Tensor, ...], dtype: torch.dtype =
 
 # TMA skips no pixels: another stride than 1 takes the pointer form.
 FORMS = [
-    (case, form) for case in SHAPES for form in ("pointer", "tma") if form == "pointer" or SHAPES[case][6] == (1, 1)
+    (case, form)
+    for case in SHAPES
+    for form in ("pointer", "cached", "tma")
+    if form != "tma" or SHAPES[case][6] == (1, 1)
 ]
 
 
@@ -126,6 +132,13 @@ def test_what_cannot_be_turned_is_not() -> None:
         launch = launched(one, config)
         assert launch.kernel is conv.conv_tma_kernel and launch.arguments["TURNED"] is wanted
     assert launched(spec_of("strided_3x3", HALF), turned).kernel is conv.conv_kernel
+
+
+def test_a_split_is_not_cached() -> None:
+    """A program's second index, zero without a split, is what hides where x lies."""
+    spec = spec_of("square_5x5", HALF)
+    for split, wanted in ((1, True), (2, False)):
+        assert launched(spec, replace(BIG, form="cached", split=split)).arguments["CACHED"] is wanted
 
 
 def test_pixels_of_a_pointwise_convolution_are_one_row() -> None:
