@@ -13,7 +13,9 @@ The result is rounded once, at the store. A split sums its parts in a fixed orde
    table says where each goes (`tile.scatter_tile`). Where their taps differ (MIXED), another table gives each column
    block its own weights, taps and padding (`tile.FIELDS`).
 5. STATS: the plain result, and in part_ptr the statistics of each of its tiles, for batch norm in training (`norm`).
-6. EXTRA: columns beside BLOCK_N that share a step's x, so that a tile may have 96, 160 or 192 columns.
+6. CACHED: asynchronous copies of 16 bytes pass L1 by, those of 8 do not, and there a tap finds its neighbours' pixels.
+   The compiler is not to know that x lies on 16 bytes, hence a sum with a program's second index, which is zero.
+7. EXTRA: columns beside BLOCK_N that share a step's x, so that a tile may have 96, 160 or 192 columns.
 """
 
 import triton
@@ -34,11 +36,7 @@ def conv_kernel(
     SPLIT: tl.constexpr, STATS: tl.constexpr, CACHED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits.
-
-    CACHED: asynchronous copies of 16 bytes pass L1 by, those of 8 do not, and there a tap finds its neighbours' pixels.
-    That x lies on 16 bytes is what the compiler is not to know: the second index of a program is zero.
-    """
+    """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     if WIDE:
         start = start.to(tl.int64)
