@@ -1,9 +1,9 @@
 """Triton's kernels alone: tiles of a network's convolutions, then the network by them beside Inductor with CUDA graphs.
 
-    python3 benchmarks/gpu/alone.py --out OUT [--model M] [--batches 32,128] [--dtype D] [--seconds 150]
+    python3 benchmarks/gpu/alone.py --out OUT [--model M] [--batches 32,128] [--dtype D] [--seconds 150] [--earlier R]
 
-One process without a build, which needs neither nvcc nor the native module: for a GPU that is lent for minutes.
-OUT/result.json is whole after each part and as the queue's, so that `ship.py` takes it and the queue goes on from it.
+Without the CUDA kernels, neither built nor timed: for a GPU that is lent for minutes. OUT/result.json is whole after
+each part and as the queue's, so that `ship.py` takes it and the queue goes on from it, as this does from R.
 Exit codes: 0 all done, 1 a part failed or time was up, 2 a wrong call.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import work
 from run import finished
-from store import FAILED, OK, Job, Store
+from store import FAILED, OK, Job, Store, to_do
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", default="32,128", help="with commas between")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"))
     parser.add_argument("--seconds", type=float, default=150, help="when the work is ended")
+    parser.add_argument("--earlier", type=Path, action="append", default=[], help="a former run's result.json")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     batches = [int(n) for n in args.batches.split(",") if n.isdigit() and int(n)]
@@ -34,9 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--batches {args.batches!r}; allowed: numbers from 1 on with commas between")
     if args.inside:
         return measured(Store(args.out), args.model, batches, args.dtype)
-    work.link_package(work.PACKAGE / "inception_fast")
+    begin = time.monotonic()
+    store = Store(args.out, args.earlier)
+    store.put(Job("build", 0, 0), work.build("OFF"))
+    if store.results["build"]["status"] != OK:
+        return 1
     given = ["--out", str(args.out), "--model", args.model, "--batches", args.batches, "--dtype", args.dtype]
-    output, ended = finished([sys.executable, __file__, *given, "--inside"], args.seconds)
+    left = max(args.seconds - (time.monotonic() - begin), 1)
+    output, ended = finished([sys.executable, __file__, *given, "--inside"], left)
     print(output if ended else f"{output}\nended after {args.seconds:.0f} s")
     store = Store(args.out)
     done = [store.results.get(name, {}).get("status") == OK for name in parts(args.model, batches, args.dtype)]
@@ -50,18 +57,21 @@ def parts(model: str, batches: Sequence[int], dtype: str) -> list[str]:
 
 
 def measured(store: Store, model: str, batches: Sequence[int], dtype: str) -> int:
-    """Each part's result, kept as it comes; 1 where one failed."""
+    """Each part's result that is not there yet, kept as it comes; 1 where one failed."""
     from tiles import known, tile_rows
     from tiles import measured as rows_in
 
     store.put(Job("machine", 0, 0), work.machine())
     for n in batches:
-        *_, rows = tile_rows(model, n, dtype, cuda=False)
-        kept(store, f"tiles/{model}/{n}/{dtype}", rows)
-        found = rows_in(store.file)
-        with known(found):
-            kept(store, f"network/{model}/{n}/{dtype}/tuned", beside(model, n, dtype, len(found)))
-    return int(any(result["status"] != OK for result in store.results.values()))
+        tiles, network = f"tiles/{model}/{n}/{dtype}", f"network/{model}/{n}/{dtype}/tuned"
+        if to_do(store.results.get(tiles)):
+            *_, rows = tile_rows(model, n, dtype, cuda=False)
+            kept(store, tiles, rows)
+        if to_do(store.results.get(network)):
+            found = rows_in(store.file)
+            with known(found):
+                kept(store, network, beside(model, n, dtype, len(found)))
+    return int(any(store.results[name]["status"] != OK for name in parts(model, batches, dtype)))
 
 
 def kept(store: Store, name: str, rows: Sequence[dict[str, Any]]) -> None:

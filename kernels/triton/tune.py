@@ -18,7 +18,7 @@ Timer = Callable[[Callable[[], None]], float]
 # Tiles by what limits an H200: traffic from L2, so wide ones, and columns that networks have. (block_m, block_n, warps,
 # stages), of which boxes that are no matrix as they come take the second list.
 FLAT = [(128, 64, 4, 4), (128, 96, 4, 3), (128, 128, 8, 3), (128, 160, 8, 3), (128, 192, 8, 3), (128, 256, 8, 3)]
-FLAT += [(64, 128, 4, 4), (64, 192, 4, 3), (64, 64, 4, 4)]
+FLAT += [(64, 128, 4, 4), (64, 192, 4, 3), (64, 64, 4, 4), (128, 80, 4, 4)]
 TURNED = [(64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3), (64, 128, 4, 4), (128, 128, 8, 3), (256, 128, 8, 3)]
 TURNED += [(128, 192, 8, 3), (64, 192, 4, 3)]
 MOST_EMPTY = 1.35  # columns of the tiles, of those that there are

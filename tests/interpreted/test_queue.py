@@ -189,6 +189,7 @@ def test_triton_alone_is_tuned_and_timed_in_one_process(
     assert [row["ratio"] for row in found["results"]["network/small/4/bfloat16/tuned"]["rows"]] == [1.0, 2.0]
     (tile,) = {row.config for row in queue["ship"].tiles_of(found)}
     assert tile.form == "turned"
+    assert alone.main(given) == 0 and len(asked) == 4, "what is there is not measured again"
     right[0] = False
     assert alone.main([*given[:1], str(tmp_path / "red"), *given[2:]]) == 1
     with pytest.raises(SystemExit):
