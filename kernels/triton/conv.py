@@ -62,9 +62,10 @@ def conv_kernel(
         more_ok = (tl.arange(0, EXTRA) < columns - BLOCK_N)[None, :]
         more_tile = w_ptr + w_offset + BLOCK_N + tl.arange(0, EXTRA)[None, :]
         more = tl.zeros((BLOCK_M, EXTRA), tl.float32)
-    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
-        tap, k = step // channels, (step % channels) * BLOCK_K + tl.arange(0, BLOCK_K)
-        r, s = tap // kw, tap % kw
+    first = steps * part // SPLIT
+    r, s, start_k = first // channels // kw, first // channels % kw, first % channels * BLOCK_K
+    for _ in range(first, steps * (part + 1) // SPLIT):
+        tap, k = r * kw + s, start_k + tl.arange(0, BLOCK_K)
         inside = (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
         x_ok = (m_ok & inside if PADDED else m_ok)[:, None]
         x_tile = x_ptr + ((origin + r * w + s).to(tl.int64) * x_pitch)[:, None] + k[None, :]
@@ -74,6 +75,7 @@ def conv_kernel(
         if EXTRA:
             b = weights(more_tile, more_ok, tap, k, c, w_pitch, EVEN_C)
             more = multiplied(a, b, more, PRECISION, UPCAST)
+        r, s, start_k = walked(r, s, start_k, kw, c, KH * KW == 1 and not MIXED, BLOCK_K)
     if SPLIT > 1:
         store_part(acc, m, m_ok, n * oh * ow, block, part_ptr, part_pitch, BLOCK_N)
     else:
@@ -83,6 +85,18 @@ def conv_kernel(
             acc, more, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
             residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED, BLOCK_N, EXTRA,
         )  # fmt: skip
+
+
+@triton.jit
+def walked(r, s, k, kw, c, SINGLE: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The step behind that of tap (r, s) at channel k, without a division. SINGLE: there is one tap."""
+    k += BLOCK_K
+    if not SINGLE:
+        over = k >= c
+        k, s = tl.where(over, 0, k), tl.where(over, s + 1, s)
+        over = s == kw
+        s, r = tl.where(over, 0, s), tl.where(over, r + 1, r)
+    return r, s, k
 
 
 @triton.jit
@@ -127,9 +141,9 @@ def conv_tma_kernel(
     image0, y0, x0 = (tile // (across * down)) * BOX_N, (tile // across) % down * BOX_H, tile % across * BOX_W
     if MIXED:
         w_offset, w_pitch, kw, taps, pad_top, pad_left, column, columns, curved = fields(table_ptr, block)
-        first, w_column = (w_offset // (c * w_pitch)).to(tl.int32), (w_offset % (c * w_pitch)).to(tl.int32)
+        tap0, w_column = (w_offset // (c * w_pitch)).to(tl.int32), (w_offset % (c * w_pitch)).to(tl.int32)
     else:
-        kw, taps, pad_top, pad_left, first, column = KW, KH * KW, PAD_TOP, PAD_LEFT, 0, block * (BLOCK_N + EXTRA)
+        kw, taps, pad_top, pad_left, tap0, column = KW, KH * KW, PAD_TOP, PAD_LEFT, 0, block * (BLOCK_N + EXTRA)
         columns, curved, w_column = oc - column, curved - column, column
     channels, part = tl.cdiv(c, BLOCK_K), tl.program_id(1)
     steps = taps * channels
@@ -137,14 +151,17 @@ def conv_tma_kernel(
     more = acc
     if EXTRA:
         more = tl.zeros((EXTRA, BLOCK_M) if TURNED else (BLOCK_M, EXTRA), tl.float32)
-    for step in range(steps * part // SPLIT, steps * (part + 1) // SPLIT):
-        tap, k = step // channels, (step % channels) * BLOCK_K
-        a = x_desc.load([image0, y0 + tap // kw - pad_top, x0 + tap % kw - pad_left, k]).reshape(BLOCK_M, BLOCK_K)
-        b = w_desc.load([first + tap, k, w_column]).reshape(BLOCK_K, BLOCK_N)
+    first = steps * part // SPLIT
+    r, s, k = first // channels // kw, first // channels % kw, first % channels * BLOCK_K
+    for _ in range(first, steps * (part + 1) // SPLIT):
+        tap = tap0 + r * kw + s
+        a = x_desc.load([image0, y0 + r - pad_top, x0 + s - pad_left, k]).reshape(BLOCK_M, BLOCK_K)
+        b = w_desc.load([tap, k, w_column]).reshape(BLOCK_K, BLOCK_N)
         acc = turned(a, b, acc, PRECISION, UPCAST) if TURNED else multiplied(a, b, acc, PRECISION, UPCAST)
         if EXTRA:
-            b = more_desc.load([first + tap, k, w_column + BLOCK_N]).reshape(BLOCK_K, EXTRA)
+            b = more_desc.load([tap, k, w_column + BLOCK_N]).reshape(BLOCK_K, EXTRA)
             more = turned(a, b, more, PRECISION, UPCAST) if TURNED else multiplied(a, b, more, PRECISION, UPCAST)
+        r, s, k = walked(r, s, k, kw, c, KH * KW == 1 and not MIXED, BLOCK_K)
     lane = tl.arange(0, BLOCK_M)
     image, y, x = image0 + lane // (BOX_H * BOX_W), y0 + lane // BOX_W % BOX_H, x0 + lane % BOX_W
     m = (image.to(tl.int64) * oh + y) * ow + x
