@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     store.put(Job("build", 0, 0), work.build("OFF"))
     if store.results["build"]["status"] != OK:
         return 1
-    given = ["--out", str(args.out), "--model", args.model, "--batches", args.batches, "--dtype", args.dtype]
+    given = ["--out", str(args.out.resolve()), "--model", args.model, "--batches", args.batches, "--dtype", args.dtype]
     left = max(args.seconds - (time.monotonic() - begin), 1)
-    output, ended = finished([sys.executable, __file__, *given, "--inside"], left)
+    output, ended = finished([sys.executable, str(Path(__file__).resolve()), *given, "--inside"], left)
     print(output if ended else f"{output}\nended after {args.seconds:.0f} s")
     store = Store(args.out)
     done = [store.results.get(name, {}).get("status") == OK for name in parts(args.model, batches, args.dtype)]

@@ -180,18 +180,29 @@ def test_triton_alone_is_tuned_and_timed_in_one_process(
     monkeypatch.setattr(queue["networks"], "checked_calls", checked)
     seconds = {"triton": [1e-3] * 3, "graphs": [2e-3] * 3}
     monkeypatch.setattr(sys.modules["timing"], "host_seconds", lambda calls: {name: seconds[name] for name in calls})
-    given = ["--out", str(tmp_path), "--model", "small", "--batches", "2,4", "--inside"]
-    assert alone.main(given) == 0 and asked == [
+    given, left = ["--out", str(tmp_path), "--model", "small", "--batches", "2,4"], list[float]()
+
+    def finished(command: list[str], seconds: float) -> tuple[str, bool]:
+        left.append(seconds)
+        return str(alone.main(command[2:])), command[-1] == "--inside"
+
+    monkeypatch.setattr(alone.work, "build", lambda cuda: {"status": "ok" if cuda == "OFF" and right[0] else "failed"})
+    monkeypatch.setattr(alone, "finished", finished)
+    assert alone.main([*given, "--seconds", "90"]) == 0 and 60 < left[0] <= 90 and asked == [
         ("small", 2, "bfloat16", False), "turned", ("small", 4, "bfloat16", False), "turned"
     ]  # fmt: skip
     found = queue["ship"].read(tmp_path / "result.json")
-    assert list(found["results"]) == alone.parts("small", (2, 4), "bfloat16") and found["machine"] == about
+    assert list(found["results"]) == ["build", *alone.parts("small", (2, 4), "bfloat16")]
+    assert found["machine"] == about
     assert [row["ratio"] for row in found["results"]["network/small/4/bfloat16/tuned"]["rows"]] == [1.0, 2.0]
     (tile,) = {row.config for row in queue["ship"].tiles_of(found)}
     assert tile.form == "turned"
-    assert alone.main(given) == 0 and len(asked) == 4, "what is there is not measured again"
+    earlier = ["--out", str(tmp_path / "next"), "--earlier", str(tmp_path / "result.json"), *given[2:]]
+    assert alone.main(earlier) == 0 and len(asked) == 4, "what is there is not measured again"
     right[0] = False
-    assert alone.main([*given[:1], str(tmp_path / "red"), *given[2:]]) == 1
+    red = [*given[:1], str(tmp_path / "red"), *given[2:]]
+    assert alone.main(red) == 1 and len(asked) == 4, "nothing runs on what does not build"
+    assert alone.main([*red, "--inside"]) == 1 and len(asked) == 8
     with pytest.raises(SystemExit):
         alone.main(["--out", str(tmp_path), "--batches", "32,0"])
 
