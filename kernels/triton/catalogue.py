@@ -93,6 +93,12 @@ def _convolutions() -> Iterator[Entry]:
         yield from _conv_entries("conv", config, BRAIN)
     for config in (*THROUGH_TMA[:2], *ON_HOPPER):
         yield from _conv_entries("conv_tma", config, BRAIN)
+    spec, config = ConvSpec(N, 73, 73, 80, 192, 3, 3, dtype="bfloat16"), Config("rows", 128, 192, 64, warps=8)
+    packed = pack([Part(torch.empty(192, 80, 3, 3, device="meta"), None, None, (0, 0), True)], BRAIN, "meta")
+    (launch,) = convolution(
+        "conv_tma", spec, blank(N, 73, 73, 80, BRAIN), packed, [blank(N, 71, 71, 192, BRAIN)], config
+    )
+    yield Entry("conv_tma", f"bfloat16 {config}", launch, True, HOPPER)
 
 
 def _groups() -> Iterator[Entry]:

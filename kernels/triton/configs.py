@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 SHIPPED = Path(__file__).with_name("configs.json")
 ARCHES = ("sm_80", "sm_90")
-FORMS = ("pointer", "cached", "tma", "turned", "stem")
+FORMS = ("pointer", "cached", "tma", "turned", "rows", "stem")
 PRECISIONS = ("half", "float32", "tf32")
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}
@@ -29,8 +29,8 @@ FULL = 6  # tiles a multiprocessor, as the layers had by which `fitted` judges
 @dataclass(frozen=True)
 class Config:
     """One way to run a convolution. form: "pointer"; "cached", with x through L1; "tma"; "turned", by TMA with x as the
-    product's second operand; or "stem" for one straight from an image. block_n: a power of two or the sum of two;
-    split: programs that share the walk over k.
+    product's second operand; "rows", the same with a row of taps as one; or "stem", straight from an image. block_n: a
+    power of two or the sum of two; split: programs that share the walk over k.
     """
 
     form: str = "pointer"

@@ -30,7 +30,6 @@ SCATTERED = 128 * 192  # sums of a tile whose columns go to several places; 128x
 STEM_PRODUCTS = 1024  # taps * channels that the stem kernel takes
 TURNED = 64  # columns of a product's first operand
 
-
 Workspace = Callable[[int], Tensor]  # float32 elements that only this launch and its finish use
 
 
@@ -242,13 +241,19 @@ class _Call:
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
         there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
         able = there and aligned and self.spec.stride == (1, 1) and one_matrix(self.packed.groups)
-        if config.form not in ("tma", "turned") or not able:
+        if config.form not in ("tma", "turned", "rows") or not able:
             return "pointer"
         whole = item == 2 and config.widths[0] >= TURNED and config.widths[1] % TURNED == 0
-        return config.form if whole else "tma"
+        if not whole or config.form == "tma":
+            return "tma"
+        return "rows" if config.form == "rows" and self._rows_are_taps() else "turned"
+
+    def _rows_are_taps(self) -> bool:
+        """Whether the pixels that a row of taps sees lie side by side, so that their channels are one tap's."""
+        return not any(self.spec.padding[2:]) and self.x.pitch == self.spec.c and not self.mixed and self.spec.kw > 1
 
     def launches(self) -> list[Launch]:
-        found = [self._tma() if self.config.form in ("tma", "turned") else self._pointer()]
+        found = [self._pointer() if self.config.form in ("pointer", "cached") else self._tma()]
         if self.config.split > 1:
             found.append(self._finish())
         return found
@@ -305,18 +310,19 @@ class _Call:
         spec, config, x, group = self.spec, self.config, self.x, self.packed.groups[0]
         n, h, w, oh, ow = self._extents()
         images, height, width = box(n, oh, ow, config.block_m)
-        strides = [h * w * x.pitch, w * x.pitch, x.pitch, 1]
-        x_desc = TensorDescriptor(x.data, [n, h, w, spec.c], strides, [images, height, width, config.block_k])
-        taps, columns = group.kh * group.kw, self._columns()
-        if self.mixed:
-            taps, columns = self.packed.weight.numel() // (spec.c * group.pitch), group.pitch
-        w_shape, w_strides = [taps, spec.c, columns], [spec.c * group.pitch, group.pitch, 1]
+        strides, c = [h * w * x.pitch, w * x.pitch, x.pitch, 1], spec.c
+        taps, columns = self.packed.weight.numel() // (c * group.pitch), group.pitch if self.mixed else self._columns()
+        if config.form == "rows":  # windows of kw pixels that overlap
+            w, c, taps = ow, group.kw * c, group.kh
+        x_desc = TensorDescriptor(x.data, [n, h, w, c], strides, [images, height, width, config.block_k])
+        w_shape, w_strides = [taps, c, columns], [c * group.pitch, group.pitch, 1]
         w_desc, more_desc = (
             TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, width or config.widths[0]])
             for width in config.widths
         )
         arguments = {
-            **{**self._ends(), **self._walk(), "n": n, "oh": oh, "ow": ow, "TURNED": config.form == "turned"},
+            **{**self._ends(), **self._walk(), "n": n, "oh": oh, "ow": ow, "c": c, "TURNED": config.form != "tma"},
+            **({"KW": 1} if config.form == "rows" else {}),
             **{"BOX_N": images, "BOX_H": height, "BOX_W": width},
             **{"x_desc": x_desc, "w_desc": w_desc, "more_desc": more_desc},
         }

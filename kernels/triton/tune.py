@@ -68,6 +68,10 @@ def _wide(spec: ConvSpec, groups: Sequence[Group]) -> list[Config]:
         full = columns <= MOST_EMPTY * spec.oc and -(-rows // block_m) * (columns // block_n) >= FEWEST
         if full and not (len(groups) > 1 and block_n > 32 * warps):  # scattered, that spills
             found.append(Config(form, block_m, block_n, block_k, 1, warps, stages + (block_k == 32)))
+    # Where a row of taps is one, its channels are more whole steps.
+    wide = [c for c in found if c.form == "turned" and c.block_m * c.block_n >= 128 * 128]
+    if spec.kw > 1 and spec.c % 64 and not any(spec.padding[2:]) and len(groups) < 2:
+        found += [replace(c, form="rows", block_k=64, stages=3) for c in wide]
     return found
 
 

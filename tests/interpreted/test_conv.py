@@ -141,6 +141,22 @@ def test_a_split_is_not_cached() -> None:
         assert launched(spec, replace(BIG, form="cached", split=split)).arguments["CACHED"] is wanted
 
 
+@pytest.mark.parametrize(("around", "padding", "taps"), [(0, 0, (3, 1)), (8, 0, (3, 3)), (0, 1, (3, 3))])
+def test_a_row_of_taps_is_one_where_its_pixels_lie_side_by_side(
+    around: int, padding: int, taps: tuple[int, int]
+) -> None:
+    """72 channels are three steps of 32, where 24 are one for each of three taps."""
+    spec = ConvSpec(2, 9, 10, 24, 72, 3, 3, (1, 1), (1, 1, padding, padding), dtype="float16")
+    x, weight, *params = draws(spec, exact=True)
+    packed, y = pack([Part(weight, *params, (1, padding), True)], HALF, DEVICE), empty(2, 72, spec.oh, spec.ow, HALF)
+    config = replace(BIG, form="rows")
+    (launch,) = convolution("conv", spec, put(x, 0, around), packed, [y], config)
+    assert launch.kernel is conv.conv_tma_kernel and launch.arguments["TURNED"]
+    assert (launch.arguments["KH"], launch.arguments["KW"]) == taps
+    run([launch])
+    numerics.assert_exact(take(y), expected(spec, (x, weight, *params), HALF))
+
+
 def test_pixels_of_a_pointwise_convolution_are_one_row() -> None:
     """Boxes hang over once, not once a map; with padding, or taps, an image's rows are what they are."""
     spec = spec_of("pointwise", HALF)
