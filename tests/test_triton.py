@@ -39,6 +39,18 @@ def test_every_class_has_configs() -> None:
             assert max(row.config.shared_bytes(item) for row in rows) <= configs.SHARED_BYTES[arch]
 
 
+@pytest.mark.parametrize(("block_n", "widths"), [(16, (16, 0)), (192, (128, 64)), (80, (64, 16)), (256, (256, 0))])
+def test_a_tile_has_one_or_two_widths(block_n: int, widths: tuple[int, int]) -> None:
+    assert Config(block_n=block_n).widths == widths
+
+
+@pytest.mark.parametrize(("block_n", "split"), [(72, 1), (112, 1), (96, 2), (0, 1)])
+def test_other_widths_are_refused(block_n: int, split: int) -> None:
+    """A rest of 8 columns, one of 48, two products whose parts nobody adds, and none."""
+    with pytest.raises(ValueError, match=rf"{block_n}.*split.*allowed: "):
+        Config(block_n=block_n, split=split)
+
+
 def test_the_nearest_shape_decides() -> None:
     near, far = Config(block_n=64), Config(block_n=128)
     rows = [Row("sm_90", "half", 289, 192, 1344, near), Row("sm_90", "half", 36992, 192, 1344, far)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from dataclasses import replace
@@ -62,6 +63,42 @@ def test_hopper(entry: Entry) -> None:
     assert found.registers > 0 and found.shared_bytes <= 227 * 1024
     if entry.kernel.endswith("_tma"):
         assert found.instructions["UTMALDG"] >= 2 and "LDGSTS" not in found.instructions
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.config.startswith("bfloat16 cached")], ids=name)
+def test_cached_copies_go_through_l1(entry: Entry) -> None:
+    """Triton copies 16 bytes past L1, whatever a load asks for; x by 8 does not, weights still do."""
+    copies = collections.Counter(re.findall(r"cp\.async\.(c[ag])\.", offline.built(entry.launch, "sm_90a").asm["ptx"]))
+    tile = {name: entry.launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
+    threads = 32 * entry.launch.options["num_warps"]
+    x, w = (tile["BLOCK_K"] * tile[side] * 2 // threads for side in ("BLOCK_M", "BLOCK_N"))  # bytes a thread
+    assert copies["ca"] % (x // 8) == copies["cg"] % max(w // 16, 1) == 0 and copies["ca"] > copies["cg"] > 0
+    plain = replace(entry.launch, arguments={**entry.launch.arguments, "CACHED": False})
+    assert "cp.async.ca" not in offline.built(plain, "sm_90a").asm["ptx"]
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.kernel in ("conv", "conv_tma", "split_tma")], ids=name)
+def test_a_step_divides_nothing(entry: Entry) -> None:
+    """Two divisions by the steps of a tap were 27 of the 123 instructions of a step, one behind the other."""
+    before, loop, *_ = offline.built(entry.launch, "sm_90a").asm["ttgir"].split("scf.for", 2)
+    body = loop[: loop.index("scf.yield")]
+    assert re.search(r"arith\.(div|rem)", before) and not re.search(r"arith\.(div|rem)", body)
+
+
+def first_operands(entry: Entry) -> set[str]:
+    """Where the products of a kernel for Hopper find their first operand."""
+    made = offline.built(entry.launch, "sm_90a").asm["ttgir"]
+    return set(re.findall(r"warp_group_dot %[^:]* : (tensor|!ttg\.memdesc)<", made))
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.kernel.endswith("_tma")], ids=name)
+def test_boxes_stay_in_shared_memory(entry: Entry) -> None:
+    """Behind a reshape, which a box of several rows needs, x came to registers first, a product waited for its copy,
+    and one stage of a ring of three was lost. Pixels of a 1x1 are one row, and a turned x is the second operand.
+    """
+    reshaped = entry.launch.arguments["BOX_H"] > 1 or entry.launch.arguments["BOX_N"] > 1
+    kept = entry.launch.arguments["TURNED"] or not reshaped
+    assert first_operands(entry) == ({"!ttg.memdesc"} if kept else {"tensor"})
 
 
 @pytest.mark.parametrize("entry", [e for e in ENTRIES if "sm_80" in e.arches and e.tensor_cores], ids=name)

@@ -51,7 +51,7 @@ def ready_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]
     rows: dict[str, dict[str, Any]] = {}
     for runtime in ("ours", "graphs"):
         begin = time.perf_counter()
-        rows |= _checked({runtime: makers[runtime]}, {"model": model, "batch": n, "dtype": dtype}, truth, dtype)[0]
+        rows |= checked_calls({runtime: makers[runtime]}, {"model": model, "batch": n, "dtype": dtype}, truth, dtype)[0]
         rows[runtime]["ready_s"] = round(time.perf_counter() - begin, 1)
         yield list(rows.values())
 
@@ -64,7 +64,7 @@ def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> 
     calls: dict[str, Callable[[], Any]] = {}
     for names in (FIRST, *([name] for name in later if name in makers)):
         with ended_after(CUDA_SECONDS) if {"separate", "cuda"} & set(names) else contextlib.nullcontext():
-            some, right = _checked({name: makers[name] for name in names if name in makers}, about, truth, dtype)
+            some, right = checked_calls({name: makers[name] for name in names if name in makers}, about, truth, dtype)
             rows, calls = {**rows, **some}, {**calls, **right}
             with torch.no_grad():
                 for runtime, seconds in host_seconds(calls).items() if calls else ():
@@ -122,7 +122,7 @@ def ended_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _checked(
+def checked_calls(
     makers: dict[str, Maker], about: dict[str, Any], truth: Tensor, dtype: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Callable[[], Any]]]:
     with torch.no_grad():

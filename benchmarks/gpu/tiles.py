@@ -29,20 +29,28 @@ from inception_fast.engine.gpu_plan import GpuPlan
 from inception_fast.engine.gpu_runner import GpuCompiled
 from inception_fast.engine.gpu_tune import Wanted, triton_call, wanted
 
-TRIED = 6  # of the cost model's favourites, each in both forms
+TRIED = 6  # wide tiles and the cost model's favourites
 ROUNDS = 5
+NARROW = 32
 LEAST_GAIN = 0.98  # of the first proposal's time: less is noise, and the first stays
 
 
-def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """The best tile of every convolution that the network's plan has and, where the CUDA kernels run, the best of
-    these for it and for its pairs, as rows of the shipped data; all so far.
+def tile_rows(
+    model: str, n: int, dtype: str, part: str = "", cuda: bool = True
+) -> Iterator[list[dict[str, Any]]]:
+    """The best tile of every convolution that the network's plan has and, with `cuda` and where the CUDA kernels run,
+    the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "narrow": only
+    convolutions of at most `NARROW` channels behind the first. Raises ValueError for another.
     """
+    if part not in ("", "narrow"):
+        raise ValueError(f"part {part!r} of a network; allowed: none, narrow")
     arch = configs.arch_of(torch.cuda.get_device_capability())
     plans = plans_of(model, n, dtype)
     every = wanted(task for plan in plans for task in plan.tasks)
+    if part:
+        every = [one for one in every if one.spec.c <= NARROW and not one.stem]
     compile_beside(every, arch)
-    hopper = cuda_here()
+    hopper = cuda and cuda_here()
     rows: list[dict[str, Any]] = []
     fastest: dict[ConvSpec, float] = {}
     for one in every:
@@ -59,7 +67,7 @@ def tile_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         fastest[spec] = min(row["best_ms"], raced.get("cuda_ms", row["best_ms"])) / 1e3
         rows.append({**about, **row, **raced})
         yield rows
-    for spec in chains_of(plans) if hopper else ():
+    for spec in chains_of(plans) if hopper and not part else ():
         halves = [replace(half, residual=False) for half in (spec.first, spec.second)]
         if all(half in fastest for half in halves):
             about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec), "status": "ok"}

@@ -95,16 +95,16 @@ def ran(command: Sequence[str], **environment: str) -> Result:
     return {"status": FAILED if code else OK, "note": note[-400:]} | ({"log": said[-LOG:]} if code else {})
 
 
-def build() -> Result:
+def build(cuda: str = "AUTO") -> Result:
     """The native module where the checkout has it, and the package as links: nothing is installed or fetched. Where the
-    CUDA kernels do not build, all else is built without them.
+    CUDA kernels do not build, or are not asked for ("OFF"), all else is built without them.
     """
     cmake = importlib.util.find_spec("pybind11")
     if cmake is None or cmake.origin is None:
         return {"status": FAILED, "note": "pybind11 is not installed"}
     where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
     options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
-    result = compiled([*options, "-DHOPPER=AUTO"])
+    result = compiled([*options, f"-DHOPPER={cuda}"])
     first = result
     if result["status"] == FAILED:
         result = compiled([*options, "-DHOPPER=OFF"])
@@ -301,12 +301,12 @@ def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
         return timed(peer_rows(model, int(batch), dtype, len(rows)), report)
 
 
-def tiles(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+def tiles(model: str, batch: str, dtype: str, part: str = "", *, report: Report) -> Result:
     from tiles import tile_rows
     from trusted import only
 
     with only(right()):
-        return timed(tile_rows(model, int(batch), dtype), report)
+        return timed(tile_rows(model, int(batch), dtype, part), report)
 
 
 def training(dtype: str, *, report: Report) -> Result:

@@ -26,6 +26,14 @@ WIDE = Config(block_m=128, block_n=128, block_k=64, warps=8)
 TILES = (SMALL, Config(), WIDE, Config(block_m=128, block_n=256, block_k=64, warps=8))
 EXACT = Config(block_m=64, block_n=64, block_k=16)
 THROUGH_TMA = (Config("tma"), Config("tma", block_n=128, warps=8), Config("tma", 64, 256, 32, warps=8))
+TURNED = (
+    *(Config("turned", 256, 64, 32, stages=4), Config("turned", 256, 128, 64, warps=8)),
+    *(Config("turned", 64, 192, 64), Config("turned", 128, 192, 64, warps=8)),
+)
+TWO_WIDTHS = (Config("tma", block_n=96), Config("tma", block_n=192, warps=8))  # the products of a tile
+CACHED = (Config("cached", block_n=32, block_k=32, stages=2), Config("cached", 256, 64, 32, warps=8, stages=2))
+ON_HOPPER = (*TURNED, *TWO_WIDTHS)  # only there proposed
+HOPPER = ("sm_90a",)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def _conv_entries(
     )
     label = f"{'tf32' if tf32 else SHORT[dtype]} {config}{' residual' if residual else ''}"
     finish = [Entry("conv_finish", label, launch, False) for launch in launches[1:]]
-    arches = ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
+    arches = HOPPER if config in ON_HOPPER + CACHED else ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
     return [Entry(kernel, label, launches[0], dtype is not FLOAT or tf32, arches), *finish]
 
 
@@ -81,8 +89,16 @@ def _convolutions() -> Iterator[Entry]:
     yield from _conv_entries("conv", Config(block_m=64, block_n=64, split=4), BRAIN)
     yield from _conv_entries("conv", EXACT, FLOAT)
     yield from _conv_entries("conv", Config(block_k=32), FLOAT, tf32=True)
-    for config in THROUGH_TMA[:2]:
+    for config in (Config(block_n=192, warps=8), *CACHED):
+        yield from _conv_entries("conv", config, BRAIN)
+    for config in (*THROUGH_TMA[:2], *ON_HOPPER):
         yield from _conv_entries("conv_tma", config, BRAIN)
+    spec, config = ConvSpec(N, 73, 73, 80, 192, 3, 3, dtype="bfloat16"), Config("rows", 128, 192, 64, warps=8)
+    packed = pack([Part(torch.empty(192, 80, 3, 3, device="meta"), None, None, (0, 0), True)], BRAIN, "meta")
+    (launch,) = convolution(
+        "conv_tma", spec, blank(N, 73, 73, 80, BRAIN), packed, [blank(N, 71, 71, 192, BRAIN)], config
+    )
+    yield Entry("conv_tma", f"bfloat16 {config}", launch, True, HOPPER)
 
 
 def _groups() -> Iterator[Entry]:
@@ -90,9 +106,9 @@ def _groups() -> Iterator[Entry]:
     spec = ConvSpec(N, 35, 35, 288, 176, 1, 1, dtype="bfloat16")
     packed = pack([_part(oc, 288, 1, 1) for oc in (64, 48, 64)], BRAIN, "meta")
     outputs = [blank(N, 35, 35, oc, BRAIN) for oc in (64, 48, 64)]
-    for config in (*TILES[:-1], Config(block_m=64, block_n=64, split=4), *THROUGH_TMA):
+    for config in (*TILES[:-1], Config(block_m=64, block_n=64, split=4), *THROUGH_TMA, *TWO_WIDTHS):
         launches = convolution("conv_group", spec, blank(N, 35, 35, 288, BRAIN), packed, outputs, config)
-        arches = ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
+        arches = HOPPER if config in ON_HOPPER else ("sm_90a", "sm_100a") if config.form == "tma" else Entry.arches
         kernel = "conv_group_tma" if config.form == "tma" else "conv_group"
         yield Entry(kernel, f"bfloat16 siblings {config}", launches[0], True, arches)
         for launch in launches[1:]:
@@ -101,8 +117,10 @@ def _groups() -> Iterator[Entry]:
     both = pack([_part(384, 384, 1, 3), _part(384, 384, 3, 1)], BRAIN, "meta")
     y = blank(N, 8, 8, 768, BRAIN)
     halves = [y.channels(0, 384), y.channels(384, 384)]
-    launch = convolution("split", first, blank(N, 8, 8, 384, BRAIN), both, halves, WIDE)[0]
-    yield Entry("split", f"bfloat16 {WIDE}", launch, True)
+    for config in (WIDE, TURNED[0], TURNED[-1]):
+        launch = convolution("split", first, blank(N, 8, 8, 384, BRAIN), both, halves, config)[0]
+        kernel, arches = ("split_tma", HOPPER) if config in ON_HOPPER else ("split", Entry.arches)
+        yield Entry(kernel, f"bfloat16 {config}", launch, True, arches)
 
 
 def _pairs() -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 SHIPPED = Path(__file__).with_name("configs.json")
 ARCHES = ("sm_80", "sm_90")
+FORMS = ("pointer", "cached", "tma", "turned", "rows", "stem")
 PRECISIONS = ("half", "float32", "tf32")
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}
@@ -27,8 +28,9 @@ FULL = 6  # tiles a multiprocessor, as the layers had by which `fitted` judges
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run a convolution. form: "pointer" or "tma", or "stem" for one straight from an image; split: programs
-    that share the walk over k.
+    """One way to run a convolution. form: "pointer"; "cached", with x through L1; "tma"; "turned", by TMA with x as the
+    product's second operand; "rows", the same with a row of taps as one; or "stem", straight from an image. block_n: a
+    power of two or the sum of two; split: programs that share the walk over k.
     """
 
     form: str = "pointer"
@@ -40,18 +42,29 @@ class Config:
     stages: int = 3
 
     def __post_init__(self) -> None:
-        if self.form not in ("pointer", "tma", "stem"):
-            raise ValueError(f"form {self.form!r}; allowed: pointer, tma, stem")
-        for name in ("block_m", "block_n", "block_k", "warps"):
+        if self.form not in FORMS:
+            raise ValueError(f"form {self.form!r}; allowed: {', '.join(FORMS)}")
+        for name in ("block_m", "block_k", "warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} {value}; allowed: powers of two")
+        rest = self.widths[1]
+        if rest and (rest < 16 or rest & (rest - 1) or self.split > 1):
+            raise ValueError(
+                f"block_n {self.block_n}, split {self.split}; allowed: powers of two, unsplit sums of two from 16 on"
+            )
         if min(self.block_m, self.block_n, self.block_k) < 16 or min(self.split, self.stages) < 1:
             raise ValueError(f"{self}; allowed: blocks of at least 16, split and stages of at least 1")
 
     def __str__(self) -> str:
         split = f" split{self.split}" if self.split > 1 else ""
         return f"{self.form} {self.block_m}x{self.block_n}x{self.block_k}{split} w{self.warps} s{self.stages}"
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Columns of the tile's two products, or of its one and 0."""
+        wide = 1 << max(self.block_n.bit_length() - 1, 0)
+        return wide, self.block_n - wide
 
     def shared_bytes(self, item: int) -> int:
         """The tiles of x and w that are in flight."""

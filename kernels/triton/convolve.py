@@ -26,9 +26,9 @@ from .launch import Launch, Map, power, upcast, wide
 
 ROW_ELEMENTS = 8  # rows of packed weights begin on 16 bytes, in every dtype
 STEM_CHANNELS = 4  # up to here taps and channels are one axis
-SCATTERED = 128 * 128  # sums of a tile whose columns go to several places; 128x256 spills
+SCATTERED = 128 * 192  # sums of a tile whose columns go to several places; 128x256 spills
 STEM_PRODUCTS = 1024  # taps * channels that the stem kernel takes
-
+TURNED = 64  # columns of a product's first operand
 
 Workspace = Callable[[int], Tensor]  # float32 elements that only this launch and its finish use
 
@@ -127,12 +127,18 @@ def mixed(groups: Sequence[Group]) -> bool:
     return len({(group.kh, group.kw, group.padding) for group in groups}) > 1
 
 
+def one_matrix(groups: Sequence[Group]) -> bool:
+    """Whether TMA sees the weights as one [taps, c, columns]: of mixed taps, those of as many columns each."""
+    return not mixed(groups) or len({group.pitch for group in groups}) == 1
+
+
 def fitting(config: Config, groups: Sequence[Group]) -> Config:
     """`config` with a tile no wider than the columns that lie side by side, and no larger than scatters unspilled."""
     widest = max(group.channels if mixed(groups) else group.pitch for group in groups)
-    if len(groups) > 1:
-        widest = min(widest, SCATTERED // config.block_m)
-    return dataclasses.replace(config, block_n=min(config.block_n, power(widest, 16, 256)))
+    block_n = min(config.block_n, power(widest, 16, 256))
+    while len(groups) > 1 and config.block_m * block_n > SCATTERED:
+        block_n //= 2
+    return dataclasses.replace(config, block_n=block_n)
 
 
 def _column_blocks(groups: Sequence[Group], block_n: int) -> int:
@@ -209,7 +215,7 @@ class _Call:
         self.residual, self.residual_scale = residual, residual_scale
         self.precision = "tf32" if tf32 and x.data.dtype is torch.float32 else "ieee"
         self.grouped, self.mixed = len(outputs) > 1, mixed(packed.groups)
-        self.config = config if self._tma_fits(config) else dataclasses.replace(config, form="pointer")
+        self.config = dataclasses.replace(config, form=self._form(config))
         self.blocks = _column_blocks(packed.groups, self.config.block_n)
         self.rows = spec.n * spec.oh * spec.ow
         self.part_pitch = self.blocks * self.config.block_n
@@ -224,16 +230,30 @@ class _Call:
     def _allocate(self, elements: int) -> Tensor:
         return torch.empty(elements, dtype=torch.float32, device=self.x.data.device)
 
-    def _tma_fits(self, config: Config) -> bool:
-        """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix."""
+    def _form(self, config: Config) -> str:
+        """TMA strides are whole 16 bytes; it cannot skip pixels, and its weights are one matrix. Turned, columns are
+        rows of the first operand, of which a product of Hopper's has 64, and float32 has no turned operands. Copies of
+        four elements have 8 bytes where these have two, and a program has no second index but a split's.
+        """
         item, x = self.x.data.element_size(), self.x
+        if config.form == "cached" and item == 2 and config.split == 1:
+            return config.form
         aligned = x.data.data_ptr() % 16 == 0 and x.pitch * item % 16 == 0 and config.block_n <= 256
         there = not x.data.is_cuda or torch.cuda.get_device_capability(x.data.device) >= (9, 0)
-        return config.form == "tma" and there and aligned and self.spec.stride == (1, 1) and not self.mixed
+        able = there and aligned and self.spec.stride == (1, 1) and one_matrix(self.packed.groups)
+        if config.form not in ("tma", "turned", "rows") or not able:
+            return "pointer"
+        whole = item == 2 and config.widths[0] >= TURNED and config.widths[1] % TURNED == 0
+        if not whole or config.form == "tma":
+            return "tma"
+        return "rows" if config.form == "rows" and self._rows_are_taps() else "turned"
+
+    def _rows_are_taps(self) -> bool:
+        """Whether the pixels that a row of taps sees lie side by side, so that their channels are one tap's."""
+        return not any(self.spec.padding[2:]) and self.x.pitch == self.spec.c and not self.mixed and self.spec.kw > 1
 
     def launches(self) -> list[Launch]:
-        tma = self.config.form == "tma"
-        found = [self._tma() if tma else self._pointer()]
+        found = [self._pointer() if self.config.form in ("pointer", "cached") else self._tma()]
         if self.config.split > 1:
             found.append(self._finish())
         return found
@@ -258,11 +278,14 @@ class _Call:
 
     def _walk(self) -> dict[str, Any]:
         group, config = self.packed.groups[0], self.config
+        taps = {"KH": group.kh, "KW": group.kw, "PAD_TOP": group.padding[0], "PAD_LEFT": group.padding[1]}
+        if self.mixed:  # the table has them; one compiled kernel serves all
+            taps = {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0}
         return {
-            **{"n": self.spec.n, "c": self.spec.c, "oh": self.spec.oh, "ow": self.spec.ow},
-            **{"KH": group.kh, "KW": group.kw, "PAD_TOP": group.padding[0], "PAD_LEFT": group.padding[1]},
+            **{"n": self.spec.n, "c": self.spec.c, "oh": self.spec.oh, "ow": self.spec.ow, **taps},
+            **{"MIXED": self.mixed, "table_ptr": self.table},
             **{"PRECISION": self.precision, "UPCAST": upcast(self.x.data.dtype)},
-            **{"BLOCK_N": config.block_n, "BLOCK_K": config.block_k},
+            **{"BLOCK_N": config.widths[0], "EXTRA": config.widths[1], "BLOCK_K": config.block_k},
         }
 
     def _options(self) -> dict[str, int]:
@@ -273,30 +296,47 @@ class _Call:
         arguments = {
             **self._ends(),
             **self._walk(),
-            **{"x_ptr": self.x.data, "w_ptr": self.packed.weight, "table_ptr": self.table},
+            **{"x_ptr": self.x.data, "w_ptr": self.packed.weight},
             **{"h": spec.h, "w": spec.w, "x_pitch": self.x.pitch, "w_pitch": self.packed.groups[0].pitch},
             **{"STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]},
             **{"PADDED": any(spec.padding) or self.mixed, "EVEN_C": spec.c % config.block_k == 0},
-            **{"WIDE": wide(self.rows, self.x.rows), "MIXED": self.mixed, "BLOCK_M": config.block_m},
-            "STATS": False,
+            **{"WIDE": wide(self.rows, self.x.rows), "BLOCK_M": config.block_m},
+            **{"STATS": False, "CACHED": config.form == "cached"},
         }
-        if self.mixed:  # the table has them; one compiled kernel serves all
-            arguments |= {"KH": 1, "KW": 1, "PAD_TOP": 0, "PAD_LEFT": 0}
         grid = (triton.cdiv(self.rows, config.block_m) * self.blocks, config.split)
         return Launch(self.name, conv.conv_kernel, grid, arguments, self._options())
 
     def _tma(self) -> Launch:
         spec, config, x, group = self.spec, self.config, self.x, self.packed.groups[0]
-        images, height, width = box(spec.n, spec.oh, spec.ow, config.block_m)
-        strides = [spec.h * spec.w * x.pitch, spec.w * x.pitch, x.pitch, 1]
-        shape = [spec.n, spec.h, spec.w, spec.c]
-        x_desc = TensorDescriptor(x.data, shape, strides, [images, height, width, config.block_k])
-        w_shape, w_strides = [group.kh * group.kw, spec.c, self._columns()], [spec.c * group.pitch, group.pitch, 1]
-        w_desc = TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, config.block_n])
-        boxes = {"BOX_N": images, "BOX_H": height, "BOX_W": width}
-        arguments = {**self._ends(), **self._walk(), **boxes, "x_desc": x_desc, "w_desc": w_desc}
-        tiles = triton.cdiv(spec.n, images) * triton.cdiv(spec.oh, height) * triton.cdiv(spec.ow, width)
+        n, h, w, oh, ow = self._extents()
+        images, height, width = box(n, oh, ow, config.block_m)
+        strides, c = [h * w * x.pitch, w * x.pitch, x.pitch, 1], spec.c
+        taps, columns = self.packed.weight.numel() // (c * group.pitch), group.pitch if self.mixed else self._columns()
+        if config.form == "rows":  # windows of kw pixels that overlap
+            w, c, taps = ow, group.kw * c, group.kh
+        x_desc = TensorDescriptor(x.data, [n, h, w, c], strides, [images, height, width, config.block_k])
+        w_shape, w_strides = [taps, c, columns], [c * group.pitch, group.pitch, 1]
+        w_desc, more_desc = (
+            TensorDescriptor(self.packed.weight, w_shape, w_strides, [1, config.block_k, width or config.widths[0]])
+            for width in config.widths
+        )
+        arguments = {
+            **{**self._ends(), **self._walk(), "n": n, "oh": oh, "ow": ow, "c": c, "TURNED": config.form != "tma"},
+            **({"KW": 1} if config.form == "rows" else {}),
+            **{"BOX_N": images, "BOX_H": height, "BOX_W": width},
+            **{"x_desc": x_desc, "w_desc": w_desc, "more_desc": more_desc},
+        }
+        tiles = triton.cdiv(n, images) * triton.cdiv(oh, height) * triton.cdiv(ow, width)
         return Launch(self.name, conv.conv_tma_kernel, (tiles * self.blocks, config.split), arguments, self._options())
+
+    def _extents(self) -> tuple[int, int, int, int, int]:
+        """Images, rows and columns of x, rows and columns of y. A 1x1 without padding sees no neighbours, so all pixels
+        are one row: its boxes hang over once, not once a map, and are matrices as they come.
+        """
+        spec, group = self.spec, self.packed.groups[0]
+        if group.kh * group.kw == 1 and not any(spec.padding) and not wide(self.rows):
+            return 1, 1, self.rows, 1, self.rows
+        return spec.n, spec.h, spec.w, spec.oh, spec.ow
 
     def _finish(self) -> Launch:
         block_m = min(self.config.block_m, 32)

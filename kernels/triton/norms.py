@@ -64,7 +64,7 @@ def conv_with_statistics(
             f"residual {spec.residual}, {len(packed.groups)} groups; statistics are of one convolution's result"
         )
     # Wider tiles with statistics spill; parts of a split have no epilogue.
-    config = dataclasses.replace(config, form="pointer", split=1, block_n=min(config.block_n, WIDEST))
+    config = dataclasses.replace(config, form="pointer", split=1, block_n=min(config.widths[0], WIDEST))
     (one,) = convolve.convolution(name, spec, x, packed, [y], config)
     parts = parts_of(y.rows, spec.oc, config.block_m, y.data)
     arguments = {**one.arguments, "STATS": True, "part_ptr": parts.data, "part_pitch": spec.oc}

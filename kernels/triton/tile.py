@@ -33,6 +33,39 @@ def multiplied(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def turned(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """acc + (a @ b).T, with a as the second operand."""
+    return multiplied(tl.trans(b), tl.trans(a), acc, PRECISION, UPCAST)
+
+
+@triton.jit
+def put_tile(
+    acc, more, m, m_ok, column, columns, curved, y_pitch, scale_ptr, shift_ptr, residual_ptr, residual_pitch,
+    residual_scale, y_ptr, place_ptr, places,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, GROUPED: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK_N: tl.constexpr, EXTRA: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of a tile and, behind it, of EXTRA columns `more`: GROUPED ones go to places of their own, others
+    side by side to y.
+    """
+    if GROUPED:
+        scatter_tile(
+            acc, m, m_ok, column, columns, curved, scale_ptr, shift_ptr, place_ptr, places, y_ptr, ALIGNED, BLOCK_N
+        )  # fmt: skip
+    else:
+        store_tile(
+            acc, m, m_ok, column, columns, RELU, column, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, RESIDUAL, BLOCK_N,
+        )  # fmt: skip
+    if EXTRA:
+        put_tile(
+            more, more, m, m_ok, column + BLOCK_N, columns - BLOCK_N, curved - BLOCK_N, y_pitch, scale_ptr, shift_ptr,
+            residual_ptr, residual_pitch, residual_scale, y_ptr, place_ptr, places, RELU, RESIDUAL, GROUPED, ALIGNED,
+            EXTRA, 0,
+        )  # fmt: skip
+
+
+@triton.jit
 def store_tile(
     acc, m, m_ok, column, columns, relu, y_offset, y_pitch,
     scale_ptr, shift_ptr, residual_ptr, residual_pitch, residual_scale, y_ptr,

@@ -60,7 +60,10 @@ def convolved(
     launches = convolution(
         "conv", spec, put(x, 16, 8 + -spec.c % 8), packed, [y], config, residual=old, residual_scale=scale
     )
-    assert launches[0].kernel is (conv.conv_tma_kernel if config.form == "tma" else conv.conv_kernel)
+    pointers = config.form in ("pointer", "cached")
+    assert launches[0].kernel is (conv.conv_kernel if pointers else conv.conv_tma_kernel)
+    if pointers:
+        assert launches[0].arguments["CACHED"] is (config.form == "cached" and x.dtype is not FLOAT)
     run(launches)
     return take(y)
 
@@ -72,7 +75,10 @@ def expected(spec: ConvSpec, arguments: tuple[Tensor, ...], dtype: torch.dtype =
 
 # TMA skips no pixels: another stride than 1 takes the pointer form.
 FORMS = [
-    (case, form) for case in SHAPES for form in ("pointer", "tma") if form == "pointer" or SHAPES[case][6] == (1, 1)
+    (case, form)
+    for case in SHAPES
+    for form in ("pointer", "cached", "tma")
+    if form != "tma" or SHAPES[case][6] == (1, 1)
 ]
 
 
@@ -83,6 +89,83 @@ def test_integers_are_exact(case: str, dtype: torch.dtype, form: str) -> None:
     arguments = draws(spec, exact=True)
     y = convolved(spec, arguments, replace(BIG, form=form))
     numerics.assert_exact(y, expected(spec, arguments, dtype))
+
+
+# Columns of two products: whole tiles of them, a last tile whose second has none, and one that ends within it.
+@pytest.mark.parametrize(("case", "block_n"), [("square_5x5", 48), ("pointwise", 96), ("ragged_channels", 80)])
+@pytest.mark.parametrize("form", ("pointer", "tma"))
+def test_a_tile_of_two_widths_is_exact(case: str, block_n: int, form: str) -> None:
+    spec = spec_of(case, HALF, residual=True)
+    arguments = draws(spec, exact=True)
+    old = numerics.integers(spec.n, spec.oc, spec.oh, spec.ow, seed=9, dtype=HALF, limit=3)
+    y = convolved(spec, arguments, replace(BIG, form=form, block_n=block_n), old, 2.0)
+    numerics.assert_exact(y, expected(spec, arguments, HALF, residual=old, residual_scale=2.0))
+
+
+@pytest.mark.parametrize("case", [case for case, form in FORMS if form == "tma"])
+@pytest.mark.parametrize(("block_n", "split"), [(64, 1), (192, 1), (64, 2)])
+def test_turned_sums_are_exact(case: str, block_n: int, split: int) -> None:
+    spec = spec_of(case, HALF)
+    arguments = draws(spec, exact=True)
+    config = replace(BIG, form="turned", block_n=block_n, split=split)
+    numerics.assert_exact(convolved(spec, arguments, config), expected(spec, arguments, HALF))
+
+
+def launched(spec: ConvSpec, config: Config) -> Launch:
+    """The first launch on an x of its own."""
+    x, weight, *params = draws(spec, exact=True)
+    packed = pack([Part(weight, *params, (spec.padding[0], spec.padding[2]), spec.relu)], x.dtype, DEVICE)
+    y = empty(spec.n, spec.oc, spec.oh, spec.ow, x.dtype)
+    return convolution("conv", spec, put(x, 0, -spec.c % 8), packed, [y], config)[0]
+
+
+def test_what_cannot_be_turned_is_not() -> None:
+    """Columns are rows of a product's first operand, which has 64, and float32 has no operand that is turned."""
+    turned = replace(BIG, form="turned")
+    spec = spec_of("wide_1x7", HALF)
+    for one, config, wanted in (
+        (spec, turned, True),
+        (spec, replace(turned, block_n=32), False),
+        (replace(spec, oc=256), replace(turned, block_n=96), False),
+        (replace(spec, dtype="float32"), turned, False),
+    ):
+        launch = launched(one, config)
+        assert launch.kernel is conv.conv_tma_kernel and launch.arguments["TURNED"] is wanted
+    assert launched(spec_of("strided_3x3", HALF), turned).kernel is conv.conv_kernel
+
+
+def test_a_split_is_not_cached() -> None:
+    """A program's second index, zero without a split, is what hides where x lies."""
+    spec = spec_of("square_5x5", HALF)
+    for split, wanted in ((1, True), (2, False)):
+        assert launched(spec, replace(BIG, form="cached", split=split)).arguments["CACHED"] is wanted
+
+
+@pytest.mark.parametrize(("around", "padding", "taps"), [(0, 0, (3, 1)), (8, 0, (3, 3)), (0, 1, (3, 3))])
+def test_a_row_of_taps_is_one_where_its_pixels_lie_side_by_side(
+    around: int, padding: int, taps: tuple[int, int]
+) -> None:
+    """72 channels are three steps of 32, where 24 are one for each of three taps."""
+    spec = ConvSpec(2, 9, 10, 24, 72, 3, 3, (1, 1), (1, 1, padding, padding), dtype="float16")
+    x, weight, *params = draws(spec, exact=True)
+    packed, y = pack([Part(weight, *params, (1, padding), True)], HALF, DEVICE), empty(2, 72, spec.oh, spec.ow, HALF)
+    config = replace(BIG, form="rows")
+    (launch,) = convolution("conv", spec, put(x, 0, around), packed, [y], config)
+    assert launch.kernel is conv.conv_tma_kernel and launch.arguments["TURNED"]
+    assert (launch.arguments["KH"], launch.arguments["KW"]) == taps
+    run([launch])
+    numerics.assert_exact(take(y), expected(spec, (x, weight, *params), HALF))
+
+
+def test_pixels_of_a_pointwise_convolution_are_one_row() -> None:
+    """Boxes hang over once, not once a map; with padding, or taps, an image's rows are what they are."""
+    spec = spec_of("pointwise", HALF)
+    boxes = [
+        [launched(one, replace(BIG, form="tma")).arguments[name] for name in ("n", "oh", "ow", "BOX_N", "BOX_H")]
+        for one in (spec, replace(spec, padding=(1, 1, 1, 1)), spec_of("wide_1x7", HALF))
+    ]
+    assert boxes[0] == [1, 1, 2 * 7 * 9, 1, 1]
+    assert boxes[1][:3] == [2, 9, 11] and boxes[2][:3] == [1, 9, 17]
 
 
 @pytest.mark.parametrize("form", ("pointer", "tma"))
@@ -133,13 +216,15 @@ def scattered(
     return outputs, [y.relu() if c[1] else y for y, c in zip(parts, columns, strict=True)], launches
 
 
-@pytest.mark.parametrize("split", (1, 2))
-@pytest.mark.parametrize("form", ("pointer", "tma"))
-@pytest.mark.parametrize(("case", "block_n"), [("ragged", 16), ("ragged", 64), ("whole", 32)])
+SCATTERED = [(*tile, split) for tile in (("ragged", 16), ("ragged", 64), ("whole", 32)) for split in (1, 2)]
+
+
+@pytest.mark.parametrize("form", ("pointer", "tma", "turned"))
+@pytest.mark.parametrize(("case", "block_n", "split"), [*SCATTERED, ("ragged", 48, 1), ("whole", 48, 1)])
 def test_siblings_scatter(case: str, block_n: int, form: str, split: int) -> None:
     """A merged 1x1 whose columns go to three buffers, with and without ReLU."""
     outputs, wanted, launches = scattered(case, HALF, replace(BIG, form=form, block_n=block_n, split=split))
-    assert launches[0].kernel is (conv.conv_tma_kernel if form == "tma" else conv.conv_kernel)
+    assert launches[0].kernel is (conv.conv_kernel if form == "pointer" else conv.conv_tma_kernel)
     assert launches[0].arguments["ALIGNED"] == {"ragged": 1, "whole": 4}[case]
     run(launches)
     for y, one in zip(outputs, wanted, strict=True):
@@ -189,16 +274,31 @@ def test_a_wrong_place_is_seen(lost: str) -> None:
             numerics.assert_exact(take(y), one)
 
 
+@pytest.mark.parametrize(
+    ("columns", "config", "form"),
+    [
+        ((24, 40), replace(BIG, form="tma"), "pointer"),
+        ((24, 40), replace(BIG, form="pointer", block_n=48), "pointer"),
+        ((40, 40), replace(BIG, form="tma", block_n=48), "tma"),
+        ((72, 72), replace(BIG, form="turned"), "turned"),
+        ((40, 40), replace(BIG, form="tma", block_n=16, split=2), "tma"),
+    ],
+)
 @pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
-def test_parallel_split_is_one_launch(dtype: torch.dtype) -> None:
-    first = ConvSpec(2, 8, 8, 32, 24, 1, 3, (1, 1), (0, 0, 1, 1), dtype=str(dtype).removeprefix("torch."))
-    second = replace(first, oc=40, kh=3, kw=1, padding=(1, 1, 0, 0))
+def test_parallel_split_is_one_launch(dtype: torch.dtype, columns: tuple[int, int], config: Config, form: str) -> None:
+    """Mixed taps go through TMA where both halves have as many columns, one behind the other in one matrix."""
+    first = ConvSpec(2, 8, 8, 32, columns[0], 1, 3, (1, 1), (0, 0, 1, 1), dtype=str(dtype).removeprefix("torch."))
+    second = replace(first, oc=columns[1], kh=3, kw=1, padding=(1, 1, 0, 0))
     a, b = draws(first, exact=True), draws(second, exact=True)
+    b = (b[0], b[1].flip(0), *b[2:])  # not the first half's numbers
     packed = pack([Part(*a[1:], (0, 1), True), Part(*b[1:], (1, 0), True)], dtype, DEVICE)
-    y = empty(2, 64, 8, 8, dtype)
-    halves = [y.channels(0, 24), y.channels(24, 40)]
-    launches = convolution("split", first, put(a[0]), packed, halves, replace(BIG, form="tma"))
-    assert [launch.kernel for launch in launches] == [conv.conv_kernel], "mixed taps go through pointers"
+    y = empty(2, sum(columns), 8, 8, dtype)
+    halves = [y.channels(0, columns[0]), y.channels(*columns)]
+    launches = convolution("split", first, put(a[0]), packed, halves, config)
+    assert len(launches) == (1 if config.split == 1 else 2)
+    assert launches[0].kernel is (conv.conv_kernel if form == "pointer" else conv.conv_tma_kernel)
+    if form != "pointer":
+        assert launches[0].arguments["TURNED"] is (form == "turned" and dtype is HALF)
     run(launches)
     numerics.assert_exact(take(y), reference.pair(a[0], *a[1:], *b[1:], kind="split"))
 

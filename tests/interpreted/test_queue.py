@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             call()
         return {name: [1e-3, 2e-3, 3e-3] for name in calls}
 
-    names = ("catalogue", "measure", "training_layers", "networks", "hopper", "cuts", "tiles", "ship")
+    names = ("catalogue", "measure", "training_layers", "networks", "hopper", "cuts", "tiles", "ship", "alone")
     with loaded(*names) as modules:
         for module in modules.values():
             if hasattr(module, "LAYERS"):
@@ -75,7 +76,7 @@ def test_tiles_are_tried(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(measure.tune.tried, "__kwdefaults__", {"tf32": False, "count": 2, "stem": False})
     parts = [list(rows) for rows in measure.tuned_rows("row", "float16")]
     assert [len(rows) for rows in parts] == [1, 2]
-    assert parts[-1][1]["row"][:5] == ["sm_80", "half", 32, 16, 48] and parts[-1][1]["tried"] == 2
+    assert parts[-1][1]["row"][:5] == ["sm_80", "half", 32, 16, 48] and parts[-1][1]["tried"] == 3
 
 
 @pytest.mark.parametrize("form", ["separate", "fused"])
@@ -136,7 +137,7 @@ def test_a_networks_tiles_are_measured_and_then_known(
     monkeypatch.setattr(tiles, "TRIED", 2)
     *_, rows = tiles.tile_rows("small", 2, "float16")
     assert [row["status"] for row in rows] == ["ok"] * 4, rows
-    assert [row["row"][3:5] for row in rows] == [[16, 27], [32, 16], [16, 48], [16, 48]] and rows[1]["tried"] == 2
+    assert [row["row"][3:5] for row in rows] == [[16, 27], [32, 16], [16, 48], [16, 48]] and rows[1]["tried"] == 3
     assert [row["columns"] for row in rows] == [[16], [16, 16], [16], [16]]
     assert [row["row"][5][0] for row in rows] == ["stem", *["pointer"] * 3] and rows[0]["tried"] > 2
     assert all(row["best_ms"] <= row["first_ms"] for row in rows)
@@ -149,6 +150,61 @@ def test_a_networks_tiles_are_measured_and_then_known(
     with tiles.known(known):
         assert configs.tuned("a GPU") == (*shipped, *known)
     assert configs.tuned("a GPU") == shipped
+
+
+def test_triton_alone_is_tuned_and_timed_in_one_process(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it writes is what the queue and `ship.py` read; one runtime that is wrong makes its part red."""
+    alone, about, right = queue["alone"], {"name": "NVIDIA H200", "date": "2026-11-27T01:02:03+00:00"}, [True]
+    row = {"status": "ok", "row": ["sm_90", "half", 64, 32, 64, ["turned", 64, 64, 64, 1, 4, 3], 1e-6]}
+    asked = list[Any]()
+
+    def tile_rows(*given: Any, cuda: bool) -> Iterator[list[dict[str, Any]]]:
+        asked.append((*given, cuda))
+        yield [row]
+
+    def calls(model: str, n: int, dtype: str) -> tuple[dict[str, Any], Tensor]:
+        known = configs.tuned("a GPU")
+        asked.append(known[-1].config.form)
+        return dict.fromkeys(("ours", "triton", "eager", "graphs"), lambda: lambda: None), torch.zeros(1)
+
+    def checked(makers: dict[str, Any], about: dict[str, Any], *rest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        status = "ok" if right[0] else "failed"
+        return {name: {**about, "runtime": name, "status": status} for name in makers}, makers
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(alone.work, "machine", lambda: {"status": "ok", "machine": about})
+    monkeypatch.setattr(queue["tiles"], "tile_rows", tile_rows)
+    monkeypatch.setattr(queue["networks"], "network_calls", calls)
+    monkeypatch.setattr(queue["networks"], "checked_calls", checked)
+    seconds = {"triton": [1e-3] * 3, "graphs": [2e-3] * 3}
+    monkeypatch.setattr(sys.modules["timing"], "host_seconds", lambda calls: {name: seconds[name] for name in calls})
+    given, left = ["--out", str(tmp_path), "--model", "small", "--batches", "2,4"], list[float]()
+
+    def finished(command: list[str], seconds: float) -> tuple[str, bool]:
+        left.append(seconds)
+        return str(alone.main(command[2:])), command[-1] == "--inside"
+
+    monkeypatch.setattr(alone.work, "build", lambda cuda: {"status": "ok" if cuda == "OFF" and right[0] else "failed"})
+    monkeypatch.setattr(alone, "finished", finished)
+    assert alone.main([*given, "--seconds", "90"]) == 0 and 60 < left[0] <= 90 and asked == [
+        ("small", 2, "bfloat16", False), "turned", ("small", 4, "bfloat16", False), "turned"
+    ]  # fmt: skip
+    found = queue["ship"].read(tmp_path / "result.json")
+    assert list(found["results"]) == ["build", *alone.parts("small", (2, 4), "bfloat16")]
+    assert found["machine"] == about
+    assert [row["ratio"] for row in found["results"]["network/small/4/bfloat16/tuned"]["rows"]] == [1.0, 2.0]
+    (tile,) = {row.config for row in queue["ship"].tiles_of(found)}
+    assert tile.form == "turned"
+    earlier = ["--out", str(tmp_path / "next"), "--earlier", str(tmp_path / "result.json"), *given[2:]]
+    assert alone.main(earlier) == 0 and len(asked) == 4, "what is there is not measured again"
+    right[0] = False
+    red = [*given[:1], str(tmp_path / "red"), *given[2:]]
+    assert alone.main(red) == 1 and len(asked) == 4, "nothing runs on what does not build"
+    assert alone.main([*red, "--inside"]) == 1 and len(asked) == 8
+    with pytest.raises(SystemExit):
+        alone.main(["--out", str(tmp_path), "--batches", "32,0"])
 
 
 def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
