@@ -38,7 +38,11 @@ def test_two_short_slices_answer_every_kind_of_question(queue: dict[str, Any]) -
         f"{job}/{FIRST}/{large}/bfloat16{of}"
         for job, of in (("tiles", ""), ("network", "/tuned"), ("profile", "/tuned"))
     ]
-    assert second[1:4] == more and f"tiles/{FIRST}/32/bfloat16" in second
+    walks = [f"walk/{FIRST}/{n}/bfloat16" for n in (1, 8)]
+    both = [name for name in first + second if name.startswith("walk/")]
+    assert both[:2] == walks and f"walk/{queue['catalogue'].MODELS[1]}/1/bfloat16" in both
+    behind = [name for name in second if not name.startswith("walk/")]
+    assert behind[1:4] == more and f"tiles/{FIRST}/32/bfloat16" in second
     for part in slices:
         assert queue["store"].planned_seconds(part) <= SHORT
 

@@ -46,6 +46,34 @@ def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> 
         offline.kernels(Path("x.so"))
 
 
+def test_a_walk_orders_memory_between_blocks_and_no_more_than_that() -> None:
+    """What orders whole units is allowed; one more of either, a wait at the cluster's scope say, is not, nor is any of
+    another kind, nor as many in a kernel whose blocks have nothing to tell each other.
+    """
+    most = {"HGMMA": 56, **offline.MOST_OF_A_WALK}
+    name = offline.label("void inception_fast::hopper::walk_jobs<__half>(inception_fast::hopper::Walk)")[0]
+    walk = offline.Compiled(f"cuda/{name}", "__half", 128, 0, 1024, most)
+    assert walk.complaint == replace(walk, kernel=name).complaint == ""
+    assert replace(walk, kernel="cuda/conv").complaint == "6 MEMBAR.ALL.GPU instructions; allowed: 3"
+    for kind in offline.DEVICE_WIDE:
+        more = {**most, kind: most[kind] + 1}
+        assert replace(walk, instructions=more).complaint == f"{more[kind]} {kind} instructions; allowed: {most[kind]}"
+    assert "spill" in replace(walk, spill_bytes=8).complaint
+    assert replace(walk, instructions={"UTMALDG": 4}).complaint == "no HGMMA instruction"
+
+
+def test_the_built_library_is_as_it_should_be() -> None:
+    """No spill, tensor cores, no fence too many, the walk of either format among all: where nvcc built one."""
+    if loader.missing():
+        pytest.skip(loader.missing())
+    found = offline.kernels(loader.FILE)
+    assert [(one.kernel, one.config, one.complaint) for one in found if one.complaint] == []
+    walks = {one.config: one for one in found if one.kernel == offline.WALK}
+    assert sorted(walks) == ["__half", "__nv_bfloat16"]
+    for one in walks.values():
+        assert {name: one.instructions.get(name, 0) for name in offline.MOST_OF_A_WALK} == offline.MOST_OF_A_WALK
+
+
 def test_the_command_says_how_to_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from inception_fast.engine import gpu_walk
 
 HALF, CPU = torch.float16, torch.device("cpu")
 SMALL = ConvSpec(1, 8, 8, 2048, 320, 1, 1, dtype="bfloat16")
+WIDTHS = (32, 64)
 
 
 @pytest.fixture
@@ -43,35 +45,49 @@ def test_the_kinds_are_those_of_the_header() -> None:
 
 
 def test_a_library_may_have_no_walk(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert here.walk_columns == (32, 64, 128)
+    assert here.walk_columns == WIDTHS
     functions = {**abi.WALK_FUNCTIONS, "hopper_walk_absent": (ctypes.c_int32, ())}
     monkeypatch.setattr(abi, "WALK_FUNCTIONS", functions)
     assert loader.Library(stub_file()).walk_columns == ()
 
 
-def test_the_model_weighs_rounds_steps_and_splits() -> None:
-    """By hand, in us: 10 tiles of 32 columns take 0.8 and 32 steps of 0.075; in 8 parts 4 of them, and 2 with 0.15 for
-    each part of 32 columns.
-    """
-    assert walk.modelled(SMALL, Cut(32), 132) == pytest.approx(3.2e-6)
-    assert walk.modelled(SMALL, Cut(32, 8), 132) == pytest.approx(4.3e-6)
-    assert walk.modelled(SMALL, Cut(64, 8), 4) == pytest.approx((0.8 + 10 * 4 * 0.14 + 2 + 8 * 2 * 0.15) * 1e-6)
-    assert walk.cut(SMALL, (32, 64, 128), 132) == Cut(32)
-    assert walk.cut(SMALL, (64, 128), 132) == Cut(64, 4)
-    assert walk.cut(replace(SMALL, kh=3, kw=3, padding=(1,) * 4), (32, 64, 128), 132) == Cut(32, 8)
+def seconds(spec: ConvSpec, columns: int, splits: int = 1, blocks: int = 132) -> float:
+    return walk.modelled(spec, Cut(columns, splits), blocks)
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        (replace(SMALL, c=64), Cut(32, 1)),  # one step: nothing to split
-        (replace(SMALL, c=960), Cut(32, 1)),  # 15 steps: what the sums of two parts take is more than what 7 do
-        (replace(SMALL, n=64, oc=1024, c=512), Cut(128, 1)),  # every multiprocessor has many: the widest costs least
-        (ConvSpec(1, 17, 17, 192, 192, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"), Cut(32, 1)),
-    ],
-)
-def test_the_model_cuts(spec: ConvSpec, expected: Cut) -> None:
-    assert walk.cut(spec, (32, 64, 128), 132) == expected
+def test_the_model_orders_cuts() -> None:
+    """What takes longer for sure takes longer by it: more rounds of tiles, more steps, a split that saves no round."""
+    assert seconds(SMALL, 32, blocks=10) < seconds(SMALL, 32, blocks=9), "10 tiles in a round, or in two"
+    assert seconds(SMALL, 32, blocks=132) == seconds(SMALL, 32, blocks=10), "blocks without a tile change nothing"
+    assert seconds(replace(SMALL, c=1024), 32) < seconds(SMALL, 32)
+    assert seconds(SMALL, 32) < seconds(SMALL, 64), "both one round, whose steps are shorter where tiles are narrower"
+    assert seconds(SMALL, 32, 2, 10) > seconds(SMALL, 32, 1, 10), "two rounds of half the steps, and the parts"
+    assert seconds(SMALL, 64, 8) > seconds(SMALL, 32, 8), "wider parts are more to add"
+
+
+def test_fewer_rounds_win() -> None:
+    """32 columns are the quicker tile, and lose where those of 64 go into one round less."""
+    deep = replace(SMALL, h=16, w=16, c=64, kh=3, kw=3, padding=(1,) * 4)  # 9 steps, too few to split in three
+    for oc, blocks in ((320, 40), (320, 39), (320, 20), (640, 40)):
+        spec = replace(deep, oc=oc)
+        rounds = {n: math.ceil(4 * math.ceil(oc / n) / blocks) for n in WIDTHS}
+        cut = walk.cut(spec, WIDTHS, blocks)
+        assert cut.splits == 1 and cut.columns == (32 if rounds[32] == rounds[64] else 64), (oc, blocks)
+
+
+def test_k_is_split_only_where_steps_outweigh_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tile and more and more steps: whole at first, from somewhere on in parts, and never longer than whole."""
+    tile, splits = replace(SMALL, oc=32), []
+    for c in range(64, 64 * 400, 64 * 3):
+        spec = replace(tile, c=c)
+        cut = walk.cut(spec, WIDTHS, 132)
+        assert cut.columns == 32 and walk.modelled(spec, cut, 132) <= seconds(spec, 32)
+        splits.append(cut.splits > 1)
+    assert not splits[0] and splits == sorted(splits) and splits[-1]
+    full = replace(tile, c=64 * 400, oc=32 * 132)
+    assert walk.cut(full, (32,), 132).splits == 1, "every block has a tile of its own already"
+    monkeypatch.setattr(walk, "SPLIT_SECONDS", 1.0)
+    assert walk.cut(replace(tile, c=64 * 400), WIDTHS, 132).splits == 1, "a mutant of the model: no split pays"
 
 
 def test_no_part_of_k_is_shorter_than_four_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +172,7 @@ def test_a_chain_with_a_residual_and_split_sums(here: loader.Library, dtype: tor
     first, _ = bench.conv(x, a, 3, 1)
     pool = Pooling(PoolSpec(1, 9, 11, 24, 3, 3, padding=(1, 1, 1, 1), dtype=bench.kind), a, b)
     last, params = bench.conv(b, c, 1, 5, residual=a)
-    jobs = [Job(first, Cut(32, 3)), Job(pool, None, (0,)), Job(last, Cut(128, 2), (1,))]
+    jobs = [Job(first, Cut(32, 3)), Job(pool, None, (0,)), Job(last, Cut(64, 2), (1,))]
     made = walk.launch("chain", here, jobs, CPU)
     seen = []
     for seed in range(3):
@@ -202,7 +218,7 @@ def test_what_cannot_run_is_explained(here: loader.Library) -> None:
     problem = bench.conv(x, y)[0]
     pool = Pooling(PoolSpec(1, 9, 11, 16, 3, 3, dtype="float32"), x, y)
     cases: dict[str, list[Job]] = {
-        "w: job 0: columns 48; allowed: 32, 64, 128": [Job(problem, Cut(48))],
+        "w: job 0: columns 48; allowed: 32, 64": [Job(problem, Cut(48))],
         "w: job 0: needs job 0; allowed: earlier ones": [Job(problem, Cut(32), (0,))],
         "a convolution without a cut; allowed: columns and splits": [Job(problem)],
         "a job that needs 17 others; allowed: up to 16": [Job(problem, Cut(32), tuple(range(17)))],
