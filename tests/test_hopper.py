@@ -69,13 +69,14 @@ def test_the_header_declares_what_is_bound() -> None:
 
 
 def test_what_the_headers_declare_is_exported(tmp_path: Path) -> None:
-    """The library is compiled with everything hidden; a pair that is not found counts as one that was not built."""
+    """The library is compiled with everything hidden; a pair or a walk that is not found counts as not built."""
     folder, file = ROOT / "kernels" / "cuda", tmp_path / "part.so"
-    sources = [folder / f"{name}.cpp" for name in ("conv_api", "conv_reasons", "pair_reasons")]
+    sources = [folder / f"{name}.cpp" for name in ("conv_api", "conv_reasons", "pair_reasons", "walk_api")]
     command = ["c++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *sources, "-o", file]
     subprocess.run(list(map(str, command)), check=True)
     library = ctypes.CDLL(str(file))
     assert library.hopper_conv_configs(None, 0) > 0 and library.hopper_pair_configs(None, 0) > 0
+    assert library.hopper_walk_columns(None, 0) > 0
     for name in ("api.h", "pair_api.h", "walk_api.h"):
         opened, inside = (folder / name).read_text().split("#pragma GCC visibility push(default)")
         assert "hopper_" not in re.sub(r"//.*", "", opened + inside.split("#pragma GCC visibility pop")[1])

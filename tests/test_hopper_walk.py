@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels import reference
-from inception_fast.kernels.cuda import abi, convolve, loader, walk
+from inception_fast.kernels.cuda import abi, check, convolve, loader, walk
 from inception_fast.kernels.cuda.convolve import Problem, Target
 from inception_fast.kernels.cuda.walk import Cut, Job, Pooling
 from inception_fast.kernels.maps import Map, dense
@@ -22,7 +23,7 @@ from torch import Tensor
 import numerics
 from checkout import ROOT
 from hopper_library import launched, stub, stub_file, walking_in_order
-from inception_fast.engine import gpu_walk
+from inception_fast.engine import gpu_hopper, gpu_walk
 
 HALF, CPU = torch.float16, torch.device("cpu")
 SMALL = ConvSpec(1, 8, 8, 2048, 320, 1, 1, dtype="bfloat16")
@@ -249,3 +250,96 @@ def test_what_cannot_run_is_explained(here: loader.Library) -> None:
 )
 def test_needs_that_others_imply_are_left_out(needs: Any, expected: Any) -> None:
     assert gpu_walk.reduced(needs) == expected
+
+
+def test_the_first_walk_is_proved(here: loader.Library) -> None:
+    """By each width in either format, twice each."""
+    assert check.wrong_walks(here, CPU) == ""
+    assert launched() == [(5, "walk", False, 4)] * 8
+    kinds = [type(step) for step in check.STEPS]
+    assert kinds == [ConvSpec, PoolSpec, ConvSpec, PoolSpec, ConvSpec] and len(check.PARTS) == 5
+
+
+def unordered(needs: tuple[int, ...], **fields: Any) -> abi.Job:
+    return FILLED((), **fields)
+
+
+def in_16_bits(job: Job) -> abi.Job:
+    made = DESCRIBED(job)
+    made.conv.output[0].relu &= ~abi.FLOAT32
+    return made
+
+
+def once(self: walk.WalkLaunch) -> None:
+    if "ran" not in vars(self):
+        LAUNCH(self)
+    vars(self)["ran"] = True
+
+
+def other_pool(*args: Any) -> abi.Pool:
+    made = POOL(*args)
+    made.kind = abi.AVERAGE_POOL
+    return made
+
+
+FILLED, DESCRIBED, POOL, PACK, LAUNCH = walk._filled, walk.described, walk._pool, convolve.pack, walk.WalkLaunch.run
+MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "nothing runs": (walk.WalkLaunch, "run", lambda self: None),
+    "only the first run": (walk.WalkLaunch, "run", once),
+    "jobs wait for nothing": (walk, "_filled", unordered),
+    "float32 is forgotten": (walk, "described", in_16_bits),
+    "maxima are means": (walk, "_pool", other_pool),
+    "another order of weights": (convolve, "pack", lambda w, *rest: PACK(w.flip(0), *rest)),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_first_walk_is_noticed(here: loader.Library, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(*MUTANTS[name])
+    assert check.wrong_walks(here, CPU) == (
+        "the first walk gave wrong numbers with 32 columns in bfloat16, 64 columns in bfloat16, 32 columns in float16, "
+        "64 columns in float16"
+    )
+
+
+def test_a_split_whose_parts_are_lost_is_noticed(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the third step alone, in one of two formats: the check names what is wrong and nothing else."""
+    right = here.prepare_walk
+
+    def prepare(jobs: Any, dtype: str, *rest: Any) -> Any:
+        if dtype == "float16":
+            jobs[2].conv.c -= 8  # as if a last part ended early
+        return right(jobs, dtype, *rest)
+
+    monkeypatch.setattr(here, "prepare_walk", prepare)
+    assert check.wrong_walks(here, CPU).endswith("wrong numbers with 32 columns in float16, 64 columns in float16")
+
+
+def test_walks_alone_are_refused_where_the_first_was_wrong(
+    here: loader.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked once a device; a walk that fails is told as well; launches are trusted as before."""
+    asked: list[torch.device] = []
+
+    def found(kernels: Any, device: torch.device) -> str:
+        asked.append(device)
+        if len(asked) > 1:
+            raise RuntimeError("unspecified launch failure")
+        return "the first walk gave wrong numbers with 32 columns in bfloat16"
+
+    gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(loader, "walk_verdicts", {})
+    monkeypatch.setattr(check, "wrong_walks", found)
+    monkeypatch.setattr(check, "refusal", lambda device: "")
+    monkeypatch.setattr(check.loader, "library", stub)
+    monkeypatch.setattr(gpu_hopper.cuda, "library", stub)
+    monkeypatch.setattr(gpu_hopper.hopper_gpu, "measured", lambda device: ("a GPU", ()))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    for _ in range(2):
+        hopper = gpu_hopper.of(gpu, "bfloat16", "cuda", True)
+        assert hopper is not None and hopper.unwalked == "the first walk gave wrong numbers with 32 columns in bfloat16"
+    assert asked == [gpu] and loader.distrusted() == ""
+    assert check.walk_refusal(other) == "GPU 1: the first walk failed: unspecified launch failure"
+    monkeypatch.setattr(loader, "walk_verdicts", {0: ""})
+    hopper = gpu_hopper.of(gpu, "bfloat16", "cuda", True)
+    assert hopper is not None and hopper.unwalked == ""

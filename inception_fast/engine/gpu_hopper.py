@@ -66,12 +66,22 @@ class Work:
 
 
 class Hopper:
-    """What the plans of one module on one device share: the library, the measurements, the packed weights."""
+    """What the plans of one module on one device share: the library, the measurements, the packed weights. `unwalked`:
+    why no plan has a walk.
+    """
 
     def __init__(
-        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = ()
+        self,
+        kernels: Library,
+        device: torch.device,
+        *,
+        always: bool,
+        gpu: str = "",
+        rows: Sequence[Row] = (),
+        unwalked: str = "",
     ) -> None:
         self.kernels, self.device, self.always, self.gpu, self.rows = kernels, device, always, gpu, tuple(rows)
+        self.unwalked = unwalked
         self._packs: dict[tuple[Any, ...], Packed] = {}
 
     @property
@@ -225,7 +235,10 @@ def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | 
     refused = check.refusal(device) if device.type == "cuda" else ""
     if refused and backend == "cuda":
         raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
-    return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
+    if refused:
+        return None
+    unwalked = check.walk_refusal(device) if device.type == "cuda" else ""
+    return Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows, unwalked=unwalked)
 
 
 def overlapping(tasks: Sequence[Any]) -> set[int]:

@@ -114,7 +114,7 @@ class Task:
     hopper: Work | None = None
     member: gpu_walk.Member | None = None  # of a walk that is to come
     walk: gpu_walk.Walk | None = None
-    note: str = ""  # why the Hopper kernels do not run it, where they were asked
+    note: str = ""  # why the Hopper kernels do not run it, or no walk does, where they were asked
 
     @property
     def name(self) -> str:
@@ -201,7 +201,7 @@ class GpuPlan:
                 else self.hopper.take(step, self.plan.buffers)
             )
             if isinstance(found, Work):
-                task.hopper = found
+                task.hopper, task.note = found, gpu_walk.denied(self.hopper, self.plan.buffers)
                 return
             task.note = found
         first = step.first if isinstance(step, PairStep) else step

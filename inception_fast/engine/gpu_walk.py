@@ -70,7 +70,16 @@ def disabled() -> Iterator[None]:
 
 def possible(hopper: Hopper | None, buffers: Sequence[Buffer]) -> bool:
     """Whether a plan over these buffers may have walks at all."""
-    if hopper is None or not hopper.kernels.walk_columns or _disabled.get():
+    return hopper is not None and _asked(hopper, buffers) and not hopper.unwalked
+
+
+def denied(hopper: Hopper | None, buffers: Sequence[Buffer]) -> str:
+    """Why a plan that might have walks has none on this device; empty where that is not so."""
+    return hopper.unwalked if hopper is not None and _asked(hopper, buffers) else ""
+
+
+def _asked(hopper: Hopper, buffers: Sequence[Buffer]) -> bool:
+    if not hopper.kernels.walk_columns or _disabled.get():
         return False
     return all(1 <= buffer.n <= WALK_BATCH for buffer in buffers) and (hopper.always or bool(_rows(hopper)))
 

@@ -45,7 +45,7 @@ class StepReport:
     """One step of the plan, or one call of torch. `nodes` are the captured calls it computes, in whole or in part.
 
     `winograd`, where that was asked for: the tile of each convolution, or why it is a direct sum.
-    `note`: why a step of a GPU plan does not run on the CUDA kernels, where they were to be had.
+    `note`: why a step of a GPU plan does not run on the CUDA kernels, or in a walk of them, where they were to be had.
     """
 
     name: str

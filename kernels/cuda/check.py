@@ -1,19 +1,20 @@
 """Whether the kernels are right on the GPU that is here: a small convolution and a small pair with exact results, by
 every configuration, before anything else runs on the device. What is wrong makes the backend unavailable, with the
-reason.
+reason. A small walk as well: where that is wrong, plans have none, and steps are launches of their own.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..maps import dense
-from ..spec import ConvSpec, PairSpec
-from . import convolve, loader, pair
+from ..maps import Map, dense
+from ..spec import ConvSpec, PairSpec, PoolSpec
+from . import convolve, loader, pair, walk
 from .convolve import Cut, Problem, Target
 from .driver import HOPPER
 from .loader import Library
@@ -24,6 +25,16 @@ PAIR = PairSpec(
     ConvSpec(1, 17, 17, 64, 32, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"),
     ConvSpec(1, 17, 17, 32, 48, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"),
 )
+# A small network, each step of what the one before wrote: tiles that are not whole, on many blocks; a pool of
+# overlapping windows; K in parts; a pool of one window; columns in float32. Sums of integers are exact.
+STEPS = (
+    ConvSpec(1, 9, 9, 64, 96, 3, 3, padding=(1, 1, 1, 1)),
+    PoolSpec(1, 9, 9, 96, 3, 3, (2, 2)),
+    ConvSpec(1, 4, 4, 96, 64, 3, 3, padding=(1, 1, 1, 1)),
+    PoolSpec(1, 4, 4, 64, 4, 4, kind="avg"),
+    ConvSpec(1, 1, 1, 64, 40, 1, 1, relu=False),
+)
+PARTS = (1, 0, 4, 0, 1)  # of K
 _once = threading.Lock()
 
 
@@ -37,6 +48,22 @@ def refusal(device: torch.device) -> str:
         if index not in loader.verdicts:
             loader.verdicts[index] = _found(torch.device("cuda", index))
         return loader.verdicts[index]
+
+
+def walk_refusal(device: torch.device) -> str:
+    """Why plans have no walk on this device, whose kernels are trusted; empty when walks are right there. Runs some at
+    the first call.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with _once:
+        if index not in loader.walk_verdicts:
+            there = torch.device("cuda", index)
+            try:
+                with torch.cuda.device(there):
+                    loader.walk_verdicts[index] = wrong_walks(loader.library(), there)
+            except RuntimeError as error:
+                loader.walk_verdicts[index] = f"GPU {index}: the first walk failed: {error}"
+        return loader.walk_verdicts[index]
 
 
 def _found(device: torch.device) -> str:
@@ -97,3 +124,60 @@ def _run(kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, c
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return y
+
+
+def wrong_walks(kernels: Library, device: torch.device) -> str:
+    """Which walks give another result than the exact one, by each width of tiles in either format; in words."""
+    bad = [
+        f"{columns} columns in {str(dtype).removeprefix('torch.')}"
+        for dtype in (torch.bfloat16, torch.float16)
+        for columns in kernels.walk_columns
+        if not _walks(kernels, device, columns, dtype)
+    ]
+    return f"the first walk gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def _walks(kernels: Library, device: torch.device, columns: int, dtype: torch.dtype) -> bool:
+    """Whether each step of `STEPS` is exact, twice over: what a walk counts with is left as it was found."""
+    maps, wanted, weights = _exact_steps(dtype)
+    places = [dense(one.to(device)) for one in maps]
+    jobs: list[walk.Job] = []
+    for i, (step, parts) in enumerate(zip(STEPS, PARTS, strict=True)):
+        spec, x, y = replace(step, dtype=str(dtype).removeprefix("torch.")), places[i], places[i + 1]
+        needs = (i - 1,) if i else ()
+        if isinstance(spec, PoolSpec):
+            jobs.append(walk.Job(walk.Pooling(spec, x, y), None, needs))
+        else:
+            packed = convolve.pack(weights[i], None, None, dtype, device)
+            problem = Problem(spec, x, packed, (Target(y, spec.relu),))
+            jobs.append(walk.Job(problem, walk.Cut(columns, parts), needs))
+    made = walk.launch("check", kernels, jobs, device)
+    return all(_is_walked(made, places[1:], wanted) for _ in range(2))
+
+
+def _is_walked(made: walk.WalkLaunch, places: list[Map], wanted: list[Tensor]) -> bool:
+    for place in places:
+        place.data.fill_(float("nan"))
+    made.run()
+    return all(torch.equal(place.data.cpu(), right.flatten()) for place, right in zip(places, wanted, strict=True))
+
+
+def _exact_steps(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], dict[int, Tensor]]:
+    """Memory for x and what each step writes, [n, h, w, c]; the exact results; weights of the convolutions."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(-1, 2, (1, STEPS[0].c, STEPS[0].h, STEPS[0].w), generator=generator).double()
+    maps, wanted, weights = [x.to(dtype).permute(0, 2, 3, 1).contiguous()], [], {}
+    for i, spec in enumerate(STEPS):
+        if isinstance(spec, ConvSpec):
+            weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
+            weights[i], x = weight, F.conv2d(x, weight.double(), None, spec.stride, spec.padding[0])
+            x = x.relu() if spec.relu else x
+        else:
+            pool = F.max_pool2d if spec.kind == "max" else F.avg_pool2d
+            x = pool(x, spec.kh, spec.stride)
+        kind = torch.float32 if i == len(STEPS) - 1 else dtype
+        right = x.to(kind).permute(0, 2, 3, 1).contiguous()
+        x = right.permute(0, 3, 1, 2).double()
+        wanted.append(right)
+        maps.append(torch.empty_like(right))
+    return maps, wanted, weights

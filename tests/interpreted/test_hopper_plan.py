@@ -104,6 +104,7 @@ def test_the_check_before_the_first_use_asks_no_form_for_what_it_refuses() -> No
     """On the kernels' own source, every form of them: a GPU runs it before it is given any network."""
     assert {config.form for config in convolve.able(emulated(), check.SPEC)} >= {"halo64", "turns64c2"}
     assert check.wrong(emulated(), DEVICE) == ""
+    assert check.wrong_walks(emulated(), DEVICE) == ""
 
 
 def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: pytest.MonkeyPatch) -> None:

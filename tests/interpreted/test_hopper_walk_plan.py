@@ -18,7 +18,7 @@ import engine_nets
 import numerics
 from hopper_library import emulated, launched, stub, stub_file, walking_in_order
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import gpu_plan, gpu_walk, optimize
+from inception_fast.engine import gpu_hopper, gpu_plan, gpu_walk, optimize
 from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
@@ -279,6 +279,24 @@ def test_a_library_without_a_walk_changes_nothing() -> None:
     plain: Any = loader.Library(stub_file())
     plain.walk_columns = ()
     assert not walks(compiled(made(), 1, Hopper(plain, DEVICE, always=True))[1].plan)
+
+
+def test_where_the_first_walk_was_wrong_plans_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is a launch and its result right; the report says why, for what a walk would have taken and no more."""
+    why = "the first walk gave wrong numbers with 32 columns in float16"
+    refused = Hopper(stub(), DEVICE, always=True, unwalked=why)
+    x, executable, wanted = compiled(made(), 1, refused)
+    assert not walks(executable.plan) and numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
+    notes = {task.name: task.note for task in executable.plan.tasks if task.hopper is not None}
+    assert len(notes) > 3 and set(notes.values()) == {why}
+    _, two, _ = compiled(made(), 2, refused)
+    assert {task.note for task in two.plan.tasks if task.hopper is not None} == {""}, "no walk is asked for there"
+    monkeypatch.setattr(gpu_hopper, "of", lambda *session: refused)
+    session = Session(made(), (x,), {}, "cuda", "float16")
+    session.plan([x])
+    executable, captured = session.executable([x])
+    report = make_report("Net", "cuda", executable, captured, [x])
+    assert why in str(report) and {step.backend for step in report.steps} == {"cuda", "triton"}
 
 
 def test_a_session_reports_the_steps_of_a_walk(monkeypatch: pytest.MonkeyPatch) -> None:
