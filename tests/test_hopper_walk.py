@@ -17,6 +17,7 @@ from inception_fast.kernels.cuda import abi, check, convolve, loader, walk
 from inception_fast.kernels.cuda.convolve import Problem, Target
 from inception_fast.kernels.cuda.walk import Cut, Job, Pooling
 from inception_fast.kernels.maps import Map, dense
+from inception_fast.kernels.plan import Buffer
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
 from torch import Tensor
 
@@ -318,7 +319,7 @@ def test_a_split_whose_parts_are_lost_is_noticed(here: loader.Library, monkeypat
 def test_walks_alone_are_refused_where_the_first_was_wrong(
     here: loader.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked once a device; a walk that fails is told as well; launches are trusted as before."""
+    """Asked once a device, for plans of one image alone; a walk that fails is told as well; launches are trusted."""
     asked: list[torch.device] = []
 
     def found(kernels: Any, device: torch.device) -> str:
@@ -335,11 +336,16 @@ def test_walks_alone_are_refused_where_the_first_was_wrong(
     monkeypatch.setattr(gpu_hopper.cuda, "library", stub)
     monkeypatch.setattr(gpu_hopper.hopper_gpu, "measured", lambda device: ("a GPU", ()))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    one, two = ([Buffer(n, 8, 8, 64, "arena", "bfloat16")] for n in (1, 2))
     for _ in range(2):
+        asked_before = len(asked)
         hopper = gpu_hopper.of(gpu, "bfloat16", "cuda", True)
-        assert hopper is not None and hopper.unwalked == "the first walk gave wrong numbers with 32 columns in bfloat16"
+        assert hopper is not None and not gpu_walk.possible(hopper, two) and len(asked) == asked_before
+        assert not gpu_walk.possible(hopper, one)
+        assert gpu_walk.denied(hopper, one) == "the first walk gave wrong numbers with 32 columns in bfloat16"
+        assert gpu_walk.denied(hopper, two) == ""
     assert asked == [gpu] and loader.distrusted() == ""
     assert check.walk_refusal(other) == "GPU 1: the first walk failed: unspecified launch failure"
     monkeypatch.setattr(loader, "walk_verdicts", {0: ""})
     hopper = gpu_hopper.of(gpu, "bfloat16", "cuda", True)
-    assert hopper is not None and hopper.unwalked == ""
+    assert hopper is not None and gpu_walk.possible(hopper, one) and gpu_walk.denied(hopper, one) == ""

@@ -8,6 +8,7 @@ batches for which starting costs more than computing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -66,23 +67,18 @@ class Work:
 
 
 class Hopper:
-    """What the plans of one module on one device share: the library, the measurements, the packed weights. `unwalked`:
-    why no plan has a walk.
-    """
+    """What the plans of one module on one device share: the library, the measurements, the packed weights."""
 
     def __init__(
-        self,
-        kernels: Library,
-        device: torch.device,
-        *,
-        always: bool,
-        gpu: str = "",
-        rows: Sequence[Row] = (),
-        unwalked: str = "",
+        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = ()
     ) -> None:
         self.kernels, self.device, self.always, self.gpu, self.rows = kernels, device, always, gpu, tuple(rows)
-        self.unwalked = unwalked
         self._packs: dict[tuple[Any, ...], Packed] = {}
+
+    @functools.cached_property
+    def unwalked(self) -> str:
+        """Why no plan has a walk; empty when walks are right on the device. Who never asks for one runs none."""
+        return check.walk_refusal(self.device) if self.device.type == "cuda" else ""
 
     @property
     def bytes(self) -> int:
@@ -235,10 +231,7 @@ def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | 
     refused = check.refusal(device) if device.type == "cuda" else ""
     if refused and backend == "cuda":
         raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
-    if refused:
-        return None
-    unwalked = check.walk_refusal(device) if device.type == "cuda" else ""
-    return Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows, unwalked=unwalked)
+    return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
 
 
 def overlapping(tasks: Sequence[Any]) -> set[int]:

@@ -284,7 +284,8 @@ def test_a_library_without_a_walk_changes_nothing() -> None:
 def test_where_the_first_walk_was_wrong_plans_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step is a launch and its result right; the report says why, for what a walk would have taken and no more."""
     why = "the first walk gave wrong numbers with 32 columns in float16"
-    refused = Hopper(stub(), DEVICE, always=True, unwalked=why)
+    refused = Hopper(stub(), DEVICE, always=True)
+    monkeypatch.setattr(refused, "unwalked", why)
     x, executable, wanted = compiled(made(), 1, refused)
     assert not walks(executable.plan) and numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
     notes = {task.name: task.note for task in executable.plan.tasks if task.hopper is not None}
