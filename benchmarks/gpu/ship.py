@@ -4,8 +4,8 @@
 
 Files the slice's own results under benchmarks/results/<GPU>/ (what it took over from former slices is filed by these),
 and puts all measured rows into the shipped tables, each in place of an older one for the same shape: which shapes run
-on the CUDA kernels and how (kernels/cuda/choices.json), and Triton's tiles and forms (kernels/triton/configs.json).
-Rows of jobs that are red are left out.
+on the CUDA kernels and how, which networks as a walk (kernels/cuda/choices.json), and Triton's tiles and forms
+(kernels/triton/configs.json). Rows of jobs that are red are left out.
 """
 
 from __future__ import annotations
@@ -71,6 +71,19 @@ def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterato
 def cuts_of(document: dict[str, Any]) -> Iterator[choices.Row]:
     for values in rows_of(document, ("hopper", "tiles", "network"), "choice"):
         yield choices.row_of(values)
+    yield from walks_of(document)
+
+
+def walks_of(document: dict[str, Any]) -> Iterator[choices.Row]:
+    """Of each network that was timed with walks and with separate launches: by which plans choose between them."""
+    for name, result in document["results"].items():
+        rows = result.get("rows", [])
+        host = {row["runtime"]: row["host"]["median_ms"] / 1e3 for row in rows if "host" in row}
+        jobs = sum("job" in row for row in rows)
+        if name.split("/")[0] == "walk" and not result.get("red") and jobs and {"walk", "separate"} <= set(host):
+            shape = choices.Shape("walk", choices.precision_of(rows[0]["dtype"]), rows[0]["batch"], jobs, 1, 1)
+            gpu = document["machine"]["name"]
+            yield choices.Row(gpu, shape, "walk", 1, host["walk"], host["separate"])
 
 
 def tiles_of(document: dict[str, Any]) -> Iterator[configs.Row]:

@@ -183,36 +183,40 @@ __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp,
   }
 }
 
-// Products of one step of K, `steps` of 16 channels of it, as a group.
-template <int N, class T>
-__device__ __forceinline__ void multiply_step(float (&d)[N / 2], uint64_t a, uint64_t b, int steps, bool accumulate) {
-  if (steps == 4)
-    multiply_steps<N, T, 4>(d, a, b, accumulate);
-  else if (steps == 2)
-    multiply_steps<N, T, 2>(d, a, b, accumulate);
-  else if (steps == 1)
-    multiply_steps<N, T, 1>(d, a, b, accumulate);
-  else
-    multiply_steps<N, T, 3>(d, a, b, accumulate);
+// Adds STEPS products of 16 channels; chains take turns.
+template <int N, int CHAINS, class T, int STEPS>
+__device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b) {
+#pragma unroll
+  for (int k = 0; k < STEPS; ++k)
+    wgmma<N, T>(d[k % CHAINS], a + 2 * k, b + 2 * k, true); // 32 bytes along K, in units of 16
 }
 
-// The same of two whole steps, which lie `a_step` and `b_step` apart, in one group.
-template <int N, class T>
-__device__ __forceinline__ void multiply_both(float (&d)[N / 2], uint64_t a, uint64_t b, uint64_t a_step,
-                                              uint64_t b_step, bool accumulate) {
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < WALK_DEPTH / K_STEP; ++k)
-    wgmma<N, T>(d, a + 2 * k, b + 2 * k, accumulate || k > 0);
-#pragma unroll
-  for (int k = 0; k < WALK_DEPTH / K_STEP; ++k)
-    wgmma<N, T>(d, a + a_step + 2 * k, b + b_step + 2 * k, true);
-  wgmma_commit();
+// Products of one step of K, `steps` of 16 channels of it, as a group. No branch may stand between fence and commit.
+template <int N, int CHAINS, class T>
+__device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b, int steps) {
+  if (steps == 4) {
+    wgmma_fence();
+    multiply_chained<N, CHAINS, T, 4>(d, a, b);
+    wgmma_commit();
+  } else if (steps == 2) {
+    wgmma_fence();
+    multiply_chained<N, CHAINS, T, 2>(d, a, b);
+    wgmma_commit();
+  } else if (steps == 1) {
+    wgmma_fence();
+    multiply_chained<N, CHAINS, T, 1>(d, a, b);
+    wgmma_commit();
+  } else {
+    wgmma_fence();
+    multiply_chained<N, CHAINS, T, 3>(d, a, b);
+    wgmma_commit();
+  }
 }
 
-// d = the sums of a tile's part of K. With `more`, the other warpgroup waits for its turn.
-template <int N, class T, class Meanwhile>
-__device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
+// d = the sums of a tile's part of K, over CHAINS sums that products take turns in: with few columns a product is done
+// long before the next one may add to its sums. With `more`, the other warpgroup waits for its turn.
+template <int N, int CHAINS, class T, class Meanwhile>
+__device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const Problem &problem, const WalkShared &shared,
                                               const Unit &unit, int warpgroup, int lane, bool more, Place &place,
                                               const Meanwhile &meanwhile) {
   constexpr int WHOLE = WALK_DEPTH / K_STEP;
@@ -225,6 +229,11 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     chunk = end ? 0 : chunk + 1;
     return end ? last_steps : WHOLE;
   };
+#pragma unroll
+  for (int chain = 0; chain < CHAINS; ++chain)
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i)
+      d[chain][i] = 0;
   Barrier *previous = nullptr;
   for (int i = 0; i < count; i += WALK_STEPS) {
     const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + WALK_WEIGHTS / 16;
@@ -232,13 +241,16 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     const int first = next(), second = both ? next() : 0;
     barrier_wait(&shared.full[place.stage], place.parity);
     if (first == WHOLE && second == WHOLE) {
-      multiply_both<N, T>(d, a, b, A_STEP, B_STEP, i > 0);
+      wgmma_fence();
+      multiply_chained<N, CHAINS, T, WHOLE>(d, a, b);
+      multiply_chained<N, CHAINS, T, WHOLE>(d, a + A_STEP, b + B_STEP);
+      wgmma_commit();
       wgmma_wait<1>(); // the products of the stage before this one have ended
     } else {
-      multiply_step<N, T>(d, a, b, first, i > 0);
+      multiply_step<N, CHAINS, T>(d, a, b, first);
       wgmma_wait<1>();
       if (both)
-        multiply_step<N, T>(d, a + A_STEP, b + B_STEP, second, true);
+        multiply_step<N, CHAINS, T>(d, a + A_STEP, b + B_STEP, second);
     }
     if (previous && lane == 0)
       barrier_arrive(previous);
@@ -249,9 +261,18 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
   meanwhile();
   wgmma_wait<0>();
-  settle(d);
+#pragma unroll
+  for (int chain = 0; chain < CHAINS; ++chain)
+    settle(d[chain]);
   if (lane == 0)
     barrier_arrive(previous);
+#pragma unroll
+  for (int half = CHAINS / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int chain = 0; chain < half; ++chain)
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i)
+        d[chain][i] += d[chain + half][i];
 }
 
 // Counts a unit of the job as ended, once all of the warpgroup's stores are made.
@@ -286,7 +307,7 @@ __device__ __forceinline__ void store_wide(const float (&d)[N / 2], const Proble
   }
 }
 
-template <int N, class T>
+template <int N, int CHAINS, class T>
 __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared &shared, const Slot &slot,
                                               int warpgroup, int thread, int i, bool more, Place &place) {
   const Problem &problem = slot.body.problem;
@@ -299,8 +320,9 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
   if (thread == 0)
     traced(walk, i, TAKEN);
-  float d[N / 2];
-  multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
+  float sums[CHAINS][N / 2];
+  float(&d)[N / 2] = sums[0];
+  multiply_unit<N, CHAINS, T>(sums, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   });
@@ -350,9 +372,15 @@ __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared
       if (thread == 0)
         traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {
-      convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      if (slot.body.chains)
+        convolve_unit<32, walk_chains(32), T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      else
+        convolve_unit<32, 1, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     } else {
-      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      if (slot.body.chains)
+        convolve_unit<64, walk_chains(64), T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      else
+        convolve_unit<64, 1, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     }
     sync_warp();
     if (lane == 0)

@@ -33,10 +33,11 @@ EMULATED_BLOCKS = 4  # where there is no GPU
 
 
 class Cut(NamedTuple):
-    """How a convolution is cut: columns of a tile, parts of K."""
+    """How a convolution is cut: columns of a tile, parts of K, and whether products are added up side by side."""
 
     columns: int
     splits: int = 1
+    chains: bool = False
 
 
 class Pooling(NamedTuple):
@@ -122,7 +123,7 @@ def blocks_of(device: torch.device) -> int:
 
 def blank_conv(spec: ConvSpec, columns: tuple[int, ...], cut: Cut, needs: tuple[int, ...] = ()) -> abi.Job:
     """The job on dense maps at an address that every alignment divides: for questions about sizes alone."""
-    return _filled(needs, conv=convolve.blank(spec, columns, cut.splits), columns=cut.columns)
+    return _filled(needs, convolve.blank(spec, columns, cut.splits), cut=cut)
 
 
 def blank_pool(spec: PoolSpec, needs: tuple[int, ...] = ()) -> abi.Job:
@@ -142,19 +143,20 @@ def described(job: Job) -> abi.Job:
     conv = convolve.described(work, job.cut.splits)
     if work.targets[0].y.data.dtype == torch.float32:
         conv.output[0].relu |= abi.FLOAT32
-    return _filled(job.needs, conv=conv, columns=job.cut.columns)
+    return _filled(job.needs, conv, cut=job.cut)
 
 
 def _filled(
-    needs: tuple[int, ...], conv: abi.Conv | None = None, pool: abi.Pool | None = None, columns: int = 0
+    needs: tuple[int, ...], conv: abi.Conv | None = None, pool: abi.Pool | None = None, cut: Cut | None = None
 ) -> abi.Job:
     if len(needs) > abi.NEEDS:
         raise ValueError(f"a job that needs {len(needs)} others; allowed: up to {abi.NEEDS}")
     need = (abi.c_int32 * abi.NEEDS)(*needs)
     if pool is not None:
         return abi.Job(kind=abi.POOL_JOB, needs=len(needs), need=need, pool=pool)
-    assert conv is not None
-    return abi.Job(kind=abi.CONV_JOB, columns=columns, needs=len(needs), need=need, conv=conv)
+    assert conv is not None and cut is not None
+    sizes = {"columns": cut.columns, "chains": int(cut.chains)}
+    return abi.Job(kind=abi.CONV_JOB, needs=len(needs), need=need, conv=conv, **sizes)
 
 
 def _pool(spec: PoolSpec, places: tuple[int, int, int], pitches: tuple[int, int], relu: bool) -> abi.Pool:

@@ -221,12 +221,15 @@ def test_only_measured_steps_leave_triton() -> None:
     mine = [task.hopper for task in some.tasks if task.hopper]
     assert mine and len(mine) < sum(task.hopper is not None for task in always.tasks)
     assert all(work.measured and work.cut.config == stub().configs[1] and work.cut.splits == 2 for work in mine)
-    lost = won._replace(against=9e-6)
+    lost = won._replace(against=7e-6)
     plan = compiled(1, Hopper(stub(), DEVICE, always=False, gpu="NVIDIA H200", rows=[lost]))[1].plan
     assert not any(task.hopper for task in plan.tasks)
-    assert any(task.note == "measured slower: 10.0 us, 9.0 by Triton" for task in plan.tasks)
+    assert any(task.note == "measured slower: 10.0 us, 7.0 by Triton" for task in plan.tasks)
+    near = won._replace(against=9e-6)  # a step that loses by little stays with its neighbours
+    plan = compiled(1, Hopper(stub(), DEVICE, always=False, gpu="NVIDIA H200", rows=[near]))[1].plan
+    assert any(task.hopper for task in plan.tasks)
     for n, taken in ((1, True), (3, False)):  # launches overlap at batch 1, which the measured seconds leave out
-        close = won._replace(against=9.5e-6, shape=shape._replace(m=shape.m * n))
+        close = won._replace(against=7.5e-6, shape=shape._replace(m=shape.m * n))
         plan = compiled(n, Hopper(stub(), DEVICE, always=False, gpu="NVIDIA H200", rows=[close]))[1].plan
         assert any(task.hopper for task in plan.tasks) == taken
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels.cuda import choices
+from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.triton import configs
 from torch import Tensor, nn
 
@@ -228,6 +229,14 @@ def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypa
     assert next(tiles.tile_rows("small", 1, "float16"))[0]["note"] == "none runs"
 
 
+def walk_rows() -> list[dict[str, Any]]:
+    """As `walks.py` reports a network of three jobs."""
+    about = {"model": "other", "batch": 1, "dtype": "float16", "status": "ok"}
+    timed = [{**about, "runtime": name, "host": {"median_ms": ms}} for name, ms in (("walk", 0.25), ("separate", 0.5))]
+    jobs = [{**about, "job": job, "name": "a"} for job in range(3)]
+    return [{**about, "runtime": "ours", "walks": 1}, *timed, {**about, "cut": "no splits", "alone_us": 1.0}, *jobs]
+
+
 def test_measured_cuts_become_what_plans_choose(
     queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +268,9 @@ def test_measured_cuts_become_what_plans_choose(
         "hopper/1/float16": {"status": "ok", "red": True, "rows": rows},
         "tiles/small/2/float16": {"status": "ok", "rows": [tile]},
         "network/small/1/float16": {"status": "ok", "rows": [{"runtime": "ours"}, walk]},
+        "walk/other/1/float16": {"status": "ok", "rows": walk_rows()},
+        "walk/wrong/1/float16": {"status": "failed", "rows": walk_rows()[:1]},
+        "walk/red/1/float16": {"status": "ok", "red": True, "rows": walk_rows()},
     }
     file, about = tmp_path / "result.json", {"name": gpu, "date": "2026-11-27T01:02:03+00:00"}
     file.write_text(json.dumps({"machine": about, "results": results}))
@@ -272,16 +284,17 @@ def test_measured_cuts_become_what_plans_choose(
         before = len(configs.shipped())
         for _ in range(2):  # the second time changes nothing
             assert ship.main([str(file)], tmp_path) == 0
-        assert "3 shapes of the CUDA kernels, faster in 3; 1 tiles of Triton" in capsys.readouterr().out
+        assert "4 shapes of the CUDA kernels, faster in 4; 1 tiles of Triton" in capsys.readouterr().out
         filed = list((tmp_path / "benchmarks" / "results").glob("*/*"))
         assert [str(path.relative_to(tmp_path)) for path in filed] == [
             "benchmarks/results/nvidia-h200/2026-11-27-gpu.json"
         ]
         choices.shipped.cache_clear(), configs.shipped.cache_clear()
-        *others, conv, pair, whole = choices.shipped()
+        *others, conv, pair, whole, alone = choices.shipped()
         assert len(others) == len(choices.read(real))
         assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 2e-3)
         assert whole == choices.row_of(walk["choice"]) and whole in queue["cuts"].measured(file)
+        assert alone == Row(gpu, Shape("walk", "half", 1, 3, 1, 1), "walk", 1, 0.25e-3, 0.5e-3)
         assert len(configs.shipped()) == before and configs.choose("sm_90", "half", 64, 32, 64).form == "tma"
 
         spec = queue["measure"].layer_spec("17_row", 2, "float16")
