@@ -54,7 +54,7 @@ def test_a_walk_orders_memory_between_blocks_and_no_more_than_that() -> None:
     name = offline.label("void inception_fast::hopper::walk_jobs<__half>(inception_fast::hopper::Walk)")[0]
     walk = offline.Compiled(f"cuda/{name}", "__half", 128, 0, 1024, most)
     assert walk.complaint == replace(walk, kernel=name).complaint == ""
-    assert replace(walk, kernel="cuda/conv").complaint == "6 MEMBAR.ALL.GPU instructions; allowed: 3"
+    assert replace(walk, kernel="cuda/conv").complaint == f"{most['MEMBAR.ALL.GPU']} MEMBAR.ALL.GPU instructions; allowed: 3"
     for kind in offline.DEVICE_WIDE:
         more = {**most, kind: most[kind] + 1}
         assert replace(walk, instructions=more).complaint == f"{more[kind]} {kind} instructions; allowed: {most[kind]}"
@@ -70,8 +70,7 @@ def test_the_built_library_is_as_it_should_be() -> None:
     assert [(one.kernel, one.config, one.complaint) for one in found if one.complaint] == []
     walks = {one.config: one for one in found if one.kernel == offline.WALK}
     assert sorted(walks) == ["__half", "__nv_bfloat16"]
-    for one in walks.values():
-        assert {name: one.instructions.get(name, 0) for name in offline.MOST_OF_A_WALK} == offline.MOST_OF_A_WALK
+    assert all(one.instructions["MEMBAR.ALL.GPU"] > offline.MOST_DEVICE_WIDE for one in walks.values())
 
 
 def test_the_command_says_how_to_build(

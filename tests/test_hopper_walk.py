@@ -254,15 +254,15 @@ def test_needs_that_others_imply_are_left_out(needs: Any, expected: Any) -> None
 
 
 def test_the_first_walk_is_proved(here: loader.Library) -> None:
-    """By each width in either format, twice each."""
+    """By each kind of tile in either format, twice each."""
     assert check.wrong_walks(here, CPU) == ""
-    assert launched() == [(5, "walk", False, 4)] * 8
+    assert launched() == [(5, "walk", False, 4)] * 16
     kinds = [type(step) for step in check.STEPS]
     assert kinds == [ConvSpec, PoolSpec, ConvSpec, PoolSpec, ConvSpec] and len(check.PARTS) == 5
 
 
-def unordered(needs: tuple[int, ...], **fields: Any) -> abi.Job:
-    return FILLED((), **fields)
+def unordered(needs: tuple[int, ...], *args: Any, **fields: Any) -> abi.Job:
+    return FILLED((), *args, **fields)
 
 
 def in_16_bits(job: Job) -> abi.Job:
@@ -297,23 +297,24 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_first_walk_is_noticed(here: loader.Library, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(*MUTANTS[name])
-    assert check.wrong_walks(here, CPU) == (
-        "the first walk gave wrong numbers with 32 columns in bfloat16, 64 columns in bfloat16, 32 columns in float16, "
-        "64 columns in float16"
-    )
+    forms = [f"{n} columns{side}" for n in WIDTHS for side in ("", " side by side")]
+    named = ", ".join(f"{form} in {kind}" for kind in ("bfloat16", "float16") for form in forms)
+    assert check.wrong_walks(here, CPU) == f"the first walk gave wrong numbers with {named}"
 
 
 def test_a_split_whose_parts_are_lost_is_noticed(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the third step alone, in one of two formats: the check names what is wrong and nothing else."""
+    """Of the third step alone, by one form of tile in one format: the check names what is wrong and nothing else."""
     right = here.prepare_walk
 
     def prepare(jobs: Any, dtype: str, *rest: Any) -> Any:
-        if dtype == "float16":
+        if dtype == "float16" and jobs[2].chains:
             jobs[2].conv.c -= 8  # as if a last part ended early
         return right(jobs, dtype, *rest)
 
     monkeypatch.setattr(here, "prepare_walk", prepare)
-    assert check.wrong_walks(here, CPU).endswith("wrong numbers with 32 columns in float16, 64 columns in float16")
+    assert check.wrong_walks(here, CPU).endswith(
+        "wrong numbers with 32 columns side by side in float16, 64 columns side by side in float16"
+    )
 
 
 def test_walks_alone_are_refused_where_the_first_was_wrong(

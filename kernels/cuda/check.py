@@ -127,17 +127,17 @@ def _run(kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, c
 
 
 def wrong_walks(kernels: Library, device: torch.device) -> str:
-    """Which walks give another result than the exact one, by each width of tiles in either format; in words."""
+    """Which walks give another result than the exact one, by each kind of tile in either format; in words."""
     bad = [
-        f"{columns} columns in {str(dtype).removeprefix('torch.')}"
+        f"{cut.columns} columns{' side by side' if cut.chains else ''} in {str(dtype).removeprefix('torch.')}"
         for dtype in (torch.bfloat16, torch.float16)
-        for columns in kernels.walk_columns
-        if not _walks(kernels, device, columns, dtype)
+        for cut in (walk.Cut(columns, 1, chains) for columns in kernels.walk_columns for chains in (False, True))
+        if not _walks(kernels, device, cut, dtype)
     ]
     return f"the first walk gave wrong numbers with {', '.join(bad)}" if bad else ""
 
 
-def _walks(kernels: Library, device: torch.device, columns: int, dtype: torch.dtype) -> bool:
+def _walks(kernels: Library, device: torch.device, cut: walk.Cut, dtype: torch.dtype) -> bool:
     """Whether each step of `STEPS` is exact, twice over: what a walk counts with is left as it was found."""
     maps, wanted, weights = _exact_steps(dtype)
     places = [dense(one.to(device)) for one in maps]
@@ -150,7 +150,7 @@ def _walks(kernels: Library, device: torch.device, columns: int, dtype: torch.dt
         else:
             packed = convolve.pack(weights[i], None, None, dtype, device)
             problem = Problem(spec, x, packed, (Target(y, spec.relu),))
-            jobs.append(walk.Job(problem, walk.Cut(columns, parts), needs))
+            jobs.append(walk.Job(problem, cut._replace(splits=parts), needs))
     made = walk.launch("check", kernels, jobs, device)
     return all(_is_walked(made, places[1:], wanted) for _ in range(2))
 

@@ -20,10 +20,11 @@ TENSOR_CORE = "HGMMA"
 # K, outside of its loops; a pipeline's barriers at the cluster's scope would have one an arrival and one a wait.
 DEVICE_WIDE = ("MEMBAR.SC.GPU", "MEMBAR.ALL.GPU", "CCTL.IVALL")
 MOST_DEVICE_WIDE = 3  # of each
-# A walk orders memory between blocks by design, once a tile or piece, never once a step. Fences: a release where each kind
-# of unit ends (tiles of 32 and of 64 columns, pools), split K of either width, the block that ends last. Acquires: the
-# latter three, and a first look and a loop both where x and where a pool waits for what it needs.
-MOST_OF_A_WALK = {"MEMBAR.SC.GPU": 0, "MEMBAR.ALL.GPU": 6, "CCTL.IVALL": 7}
+# A walk orders memory between blocks by design, once a tile or piece, never once a step. Fences: a release where a unit
+# ends and one for its split K, by each kind of tile (32 and 64 columns, one sum or several), one for pools, one for the
+# block that ends last. Acquires: split K's, the last block's, a first look and a loop both where x and where a pool waits.
+WALK_TILES = 4
+MOST_OF_A_WALK = {"MEMBAR.SC.GPU": 0, "MEMBAR.ALL.GPU": 2 * WALK_TILES + 2, "CCTL.IVALL": WALK_TILES + 5}
 WALK = "walk_jobs"
 # Products, loads and stores past the registers, the registers that warps hand to each other, spills.
 CLASSES = (
