@@ -47,9 +47,8 @@ def jobs() -> list[Job]:
     found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
     found += [Job(f"sanitizer/{tool}/few", 100, 200, "exact") for tool in TOOLS]
     found += [Job(f"network/{FIRST}/{n}/{wide}", 60, 200) for n in fewest]
-    found += [Job(f"walk/{FIRST}/{n}/{wide}", 40, 200) for n in (1, 8)]
-    found += [Job(f"walk/{model}/1/{wide}", 50, 200) for model in MODELS[1:]]
-    found += [Job(f"tiles/{FIRST}/{n}/{wide}/narrow", 20, 100) for n in (LARGE, BATCHES[0])]
+    found += [Job(f"tiles/{FIRST}/{n}/{wide}/narrow", 30, 100) for n in (BATCHES[0], LARGE)]
+    found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 200)]
         found += [Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
