@@ -1,4 +1,4 @@
-"""Jobs of a walk for the emulated device: a small network of convolutions and pools in guarded memory, and its truth."""
+"""Jobs of a walk for the emulated device: a small network of convolutions and pools in guarded memory, its truth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class WalkDevice(Device):
     def workspace(self, jobs: Sequence[abi.Job], blocks: int) -> tuple[Tensor, int]:
         """NaN everywhere but in the counters, and how many bytes these take."""
         sizes = abi.WalkSizes()
-        assert not self.lib.hopper_walk_sizes(_array(jobs), len(jobs), blocks, ctypes.byref(sizes)), self.lib.hopper_error()
+        assert not self.lib.hopper_walk_sizes(_array(jobs), len(jobs), blocks, ctypes.byref(sizes)), (
+            self.lib.hopper_error()
+        )
         memory = self.empty(sizes.workspace + 256, dtype=torch.uint8)
         memory = memory[-memory.data_ptr() % 256 :][: sizes.workspace]
         memory[: sizes.counters] = 0

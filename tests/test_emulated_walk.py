@@ -109,7 +109,17 @@ def test_a_tile_of_every_width(device: WalkDevice, columns: int, chains: bool) -
         x = net.image(1, 10, 15, c)
         y, z = net.map(1, 10, 15, 200), net.map(1, 5, 8, 136)
         first = net.conv(x, [(y.part(), True)], columns=columns, chains=chains)
-        net.conv(y.part(), [(z.part(), False)], first, kernel=(3, 3), stride=2, padding=(1, 1), columns=columns, splits=4, chains=chains)
+        net.conv(
+            y.part(),
+            [(z.part(), False)],
+            first,
+            kernel=(3, 3),
+            stride=2,
+            padding=(1, 1),
+            columns=columns,
+            splits=4,
+            chains=chains,
+        )
         net.run(2)
         net.check()
 
@@ -132,7 +142,9 @@ def test_a_trace_tells_when_units_ran(device: WalkDevice) -> None:
     net, blocks = Network(device), 4
     block(net)
     units = device.units(net.jobs, blocks)
-    assert [unit[1] for unit in units] == sorted(unit[1] for unit in units) and {unit[1] for unit in units} == set(range(4))
+    assert [unit[1] for unit in units] == sorted(unit[1] for unit in units) and {unit[1] for unit in units} == set(
+        range(4)
+    )
     trace = device.like(torch.zeros(len(units), 4, dtype=torch.int64))
     workspace, _ = device.workspace(net.jobs, blocks)
     device.launch(net.jobs, net.dtype, workspace, blocks, trace)
@@ -196,7 +208,8 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
         "job 0: c 20; allowed: positive multiples of 8": field(0, "conv.c", 20),
         "job 0: splits 2; allowed: 1 to 1": field(0, "conv.splits", 2),
         "job 0: 1 outputs in float32 with a residual; allowed: one without a residual": lambda job, _: (
-            setattr(job.conv, "residual", 256), setattr(job.conv, "residual_pitch", 16),
+            setattr(job.conv, "residual", 256),
+            setattr(job.conv, "residual_pitch", 16),
             setattr(job.conv.output[0], "relu", 2),
         ),
         "job 0: chains 2; allowed: 0 to 1": field(0, "chains", 2),

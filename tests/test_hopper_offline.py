@@ -54,7 +54,10 @@ def test_a_walk_orders_memory_between_blocks_and_no_more_than_that() -> None:
     name = offline.label("void inception_fast::hopper::walk_jobs<__half>(inception_fast::hopper::Walk)")[0]
     walk = offline.Compiled(f"cuda/{name}", "__half", 128, 0, 1024, most)
     assert walk.complaint == replace(walk, kernel=name).complaint == ""
-    assert replace(walk, kernel="cuda/conv").complaint == f"{most['MEMBAR.ALL.GPU']} MEMBAR.ALL.GPU instructions; allowed: 3"
+    assert (
+        replace(walk, kernel="cuda/conv").complaint
+        == f"{most['MEMBAR.ALL.GPU']} MEMBAR.ALL.GPU instructions; allowed: 3"
+    )
     for kind in offline.DEVICE_WIDE:
         more = {**most, kind: most[kind] + 1}
         assert replace(walk, instructions=more).complaint == f"{more[kind]} {kind} instructions; allowed: {most[kind]}"

@@ -27,7 +27,7 @@ PAIR = PairSpec(
 )
 # A small network, each step of what the one before wrote: tiles that are not whole, on many blocks; a pool of
 # overlapping windows; K in parts; a pool of one window; columns in float32. Sums of integers are exact.
-STEPS = (
+STEPS: tuple[ConvSpec | PoolSpec, ...] = (
     ConvSpec(1, 9, 9, 64, 96, 3, 3, padding=(1, 1, 1, 1)),
     PoolSpec(1, 9, 9, 96, 3, 3, (2, 2)),
     ConvSpec(1, 4, 4, 96, 64, 3, 3, padding=(1, 1, 1, 1)),
@@ -143,13 +143,12 @@ def _walks(kernels: Library, device: torch.device, cut: walk.Cut, dtype: torch.d
     places = [dense(one.to(device)) for one in maps]
     jobs: list[walk.Job] = []
     for i, (step, parts) in enumerate(zip(STEPS, PARTS, strict=True)):
-        spec, x, y = replace(step, dtype=str(dtype).removeprefix("torch.")), places[i], places[i + 1]
-        needs = (i - 1,) if i else ()
-        if isinstance(spec, PoolSpec):
-            jobs.append(walk.Job(walk.Pooling(spec, x, y), None, needs))
+        kind, x, y, needs = str(dtype).removeprefix("torch."), places[i], places[i + 1], (i - 1,) if i else ()
+        if isinstance(step, PoolSpec):
+            jobs.append(walk.Job(walk.Pooling(replace(step, dtype=kind), x, y), None, needs))
         else:
             packed = convolve.pack(weights[i], None, None, dtype, device)
-            problem = Problem(spec, x, packed, (Target(y, spec.relu),))
+            problem = Problem(replace(step, dtype=kind), x, packed, (Target(y, step.relu),))
             jobs.append(walk.Job(problem, cut._replace(splits=parts), needs))
     made = walk.launch("check", kernels, jobs, device)
     return all(_is_walked(made, places[1:], wanted) for _ in range(2))

@@ -116,7 +116,7 @@ def test_a_wrong_walk_is_said_and_not_timed(walks: Any, monkeypatch: pytest.Monk
 
 
 def test_other_cuts_are_other_cuts_of_the_same_numbers(walks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits as long as they cost nothing, none where they cost a second; on the same memory, and constants as before."""
+    """Splits where they cost nothing, none where they cost a second; on the same memory, and constants as before."""
     monkeypatch.setattr(walk, "LEAST_STEPS", 1)
     monkeypatch.setattr(walk, "PART_SECONDS", 0.0)
     (net, x), before_all = walks.network_of("small", 1), gpu_walk.launch
