@@ -59,11 +59,12 @@ def test_the_documented_command_goes_on_from_what_is_filed(queue: dict[str, Any]
     assert done.returncode == 0, done.stderr
     slices = done.stdout.split("slice ")[1:]
     names = [[line.split()[0] for line in part.splitlines()[1:]] for part in slices]
-    assert names[0][:5] == ["build", "machine", *(f"network/{FIRST}/{n}/bfloat16" for n in (32, 128, 1))]
-    again = {f"tiles/{FIRST}/1/bfloat16", f"profile/{FIRST}/128/bfloat16/tuned"}
+    networks = [f"network/{FIRST}/{n}/bfloat16" for n in (32, 128, 1)]
+    assert names[0][:7] == ["build", "machine", "exact/conv", "exact/hopper_device", *networks]
+    again = {f"walk/{FIRST}/1/bfloat16", f"tiles/{FIRST}/128/bfloat16", f"profile/{FIRST}/128/bfloat16/tuned"}
     assert again <= {name for part in names[:2] for name in part}
     left = {name for part in names for name in part}
-    assert not left & {"exact/norm", "exact/hopper_device", "hopper/128/bfloat16", "counters/v3_192/fused"}
+    assert not left & {"exact/norm", "exact/pair", "hopper/128/bfloat16", "counters/v3_192/fused"}
     assert not left & {f"sanitizer/{tool}/few" for tool in queue["catalogue"].TOOLS}
     assert all(float(part.split()[2]) <= SHORT for part in slices)
 
