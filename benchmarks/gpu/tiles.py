@@ -35,9 +35,7 @@ NARROW = 32
 LEAST_GAIN = 0.98  # of the first proposal's time: less is noise, and the first stays
 
 
-def tile_rows(
-    model: str, n: int, dtype: str, part: str = "", cuda: bool = True
-) -> Iterator[list[dict[str, Any]]]:
+def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True) -> Iterator[list[dict[str, Any]]]:
     """The best tile of every convolution that the network's plan has and, with `cuda` and where the CUDA kernels run,
     the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "narrow": only
     convolutions of at most `NARROW` channels behind the first. Raises ValueError for another.

@@ -177,5 +177,3 @@ def traced(launch: walk.WalkLaunch) -> list[tuple[int, list[int]]]:
         launch.library.launch_walk(blob, stream)
     torch.cuda.synchronize()
     return list(zip(job, trace.tolist(), strict=True))
-
-

@@ -6,8 +6,9 @@
 // row and the last kh - 1 rows of an image, are multiplied as well and not stored.
 //
 // Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
-// and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte swizzled by their address, so an operand may begin
-// at any pixel. K is summed in chunks of channels, in each by taps, whatever the batch.
+// and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte
+// swizzled by their address, so an operand may begin at any pixel. K is summed in chunks of channels, in each by taps,
+// whatever the batch.
 //
 // Exact on an H200, and for 5x5 and 3x3 on maps of 35x35 the fastest tiles there; at 32 channels others are faster
 // (CONTRIBUTING).

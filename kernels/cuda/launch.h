@@ -9,7 +9,7 @@ namespace inception_fast::hopper {
 struct LaunchHead {
   uint32_t magic; // whose blob it is
   int32_t device, blocks, threads, shared_bytes, cluster, overlap;
-  uint64_t kernel;     // address in this process
+  uint64_t kernel;         // address in this process
   int32_t cooperative = 0; // 1: all blocks are resident together, or none
 };
 

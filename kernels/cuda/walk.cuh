@@ -5,11 +5,11 @@
 // says. Blocks are all resident, and lists keep the order of jobs, so that somebody can always go on.
 //
 // Roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs to
-// shared memory a few units ahead; threads of two warps bring the weights of tiles, which depend on nothing, into a ring
-// of stages, and four warps wait for what a job needs, then bring x. Each warp serves the stages of its own number: a
-// thread needs some 250 cycles for a copy, whatever it copies, as long as products of a stage take. Two warpgroups take
-// units in turn, one multiplies while the other stores. What they store is ordered before other blocks' copies by a
-// fence of the asynchronous proxy, a barrier and the release of the job's counter.
+// shared memory a few units ahead; threads of two warps bring the weights of tiles, which depend on nothing, into a
+// ring of stages, and four warps wait for what a job needs, then bring x. Each warp serves the stages of its own
+// number: a thread needs some 250 cycles for a copy, whatever it copies, as long as products of a stage take. Two
+// warpgroups take units in turn, one multiplies while the other stores. What they store is ordered before other blocks'
+// copies by a fence of the asynchronous proxy, a barrier and the release of the job's counter.
 #pragma once
 
 #include "conv.cuh"
@@ -43,8 +43,12 @@ __device__ __forceinline__ void traced(const Walk &walk, int i, Mark mark) {
 // What the kernel is given, for a table and a workspace at these addresses.
 inline Walk walk_of(const std::vector<std::vector<Unit>> &lists, int count, uint64_t table, uint64_t workspace) {
   const WalkTable places = walk_table(lists, count, sizeof(Job));
-  return {reinterpret_cast<const Job *>(table), reinterpret_cast<const Unit *>(table + places.units),
-          reinterpret_cast<const int32_t *>(table + places.begin), reinterpret_cast<uint32_t *>(workspace), count, nullptr};
+  return {reinterpret_cast<const Job *>(table),
+          reinterpret_cast<const Unit *>(table + places.units),
+          reinterpret_cast<const int32_t *>(table + places.begin),
+          reinterpret_cast<uint32_t *>(workspace),
+          count,
+          nullptr};
 }
 
 struct WalkShared {
@@ -130,8 +134,7 @@ __device__ __forceinline__ void advance(Course &course) {
 }
 
 // A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
-template <bool WEIGHTS>
-__device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
+template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
   constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
   const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
   Place place{0, 1}, at{0, 0};
@@ -216,9 +219,9 @@ __device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], uint64_
 // d = the sums of a tile's part of K, over CHAINS sums that products take turns in: with few columns a product is done
 // long before the next one may add to its sums. With `more`, the other warpgroup waits for its turn.
 template <int N, int CHAINS, class T, class Meanwhile>
-__device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const Problem &problem, const WalkShared &shared,
-                                              const Unit &unit, int warpgroup, int lane, bool more, Place &place,
-                                              const Meanwhile &meanwhile) {
+__device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const Problem &problem,
+                                              const WalkShared &shared, const Unit &unit, int warpgroup, int lane,
+                                              bool more, Place &place, const Meanwhile &meanwhile) {
   constexpr int WHOLE = WALK_DEPTH / K_STEP;
   constexpr uint64_t A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
   const uint64_t ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
@@ -298,7 +301,8 @@ __device__ __forceinline__ void store_wide(const float (&d)[N / 2], const Proble
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int pixel = first + lane / 4 + 8 * half;
-      float2 y = make_float2(fmaf(d[4 * j + 2 * half], scale.x, shift.x), fmaf(d[4 * j + 2 * half + 1], scale.y, shift.y));
+      float2 y =
+          make_float2(fmaf(d[4 * j + 2 * half], scale.x, shift.x), fmaf(d[4 * j + 2 * half + 1], scale.y, shift.y));
       if (to.relu & 1)
         y = make_float2(y.x < 0 ? 0 : y.x, y.y < 0 ? 0 : y.y);
       if (pixel < problem.pixels)
@@ -321,7 +325,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
   if (thread == 0)
     traced(walk, i, TAKEN);
   float sums[CHAINS][N / 2];
-  float(&d)[N / 2] = sums[0];
+  float (&d)[N / 2] = sums[0];
   multiply_unit<N, CHAINS, T>(sums, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
@@ -344,8 +348,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
 }
 
 // Two warpgroups: products, pools and stores.
-template <class T>
-__device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
+template <class T> __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
   const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - WALK_PRODUCERS / WARPGROUP;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;

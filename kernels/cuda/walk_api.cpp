@@ -40,9 +40,8 @@ void check_conv(Reasons &reasons, const HopperJob &job, int type) {
 
 void check_pool(Reasons &reasons, const HopperPool &pool) {
   const int64_t most = INT32_MAX / 4;
-  const std::pair<const char *, int64_t> sizes[] = {
-      {"n", pool.n},   {"h", pool.h},   {"w", pool.w},   {"c", pool.c},
-      {"kh", pool.kh}, {"kw", pool.kw}, {"oh", pool.oh}, {"ow", pool.ow}};
+  const std::pair<const char *, int64_t> sizes[] = {{"n", pool.n},   {"h", pool.h},   {"w", pool.w},   {"c", pool.c},
+                                                    {"kh", pool.kh}, {"kw", pool.kw}, {"oh", pool.oh}, {"ow", pool.ow}};
   for (const auto &[name, value] : sizes)
     reasons.between((std::string(name) + " of a pool").c_str(), value, 1, most);
   reasons.between("kind of a pool", pool.kind, HOPPER_POOL_MAX, HOPPER_POOL_AVERAGE_PADDED);

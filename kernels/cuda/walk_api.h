@@ -5,9 +5,9 @@
 // it overwrites. A job starts when the jobs that it needs have ended; jobs that do not need each other run at the same
 // time. Nothing else orders them.
 //
-// A pool, with x [n, h, w, c] and y [n, oh, ow, c]: y = act(pool(x) + shift), float32 sums, rounded once. The padding is
-// minus infinity for a maximum, zero for an average; an average divides by the elements of the map in the window, or by
-// those of the padded map. NaN spreads.
+// A pool, with x [n, h, w, c] and y [n, oh, ow, c]: y = act(pool(x) + shift), float32 sums, rounded once. The padding
+// is minus infinity for a maximum, zero for an average; an average divides by the elements of the map in the window, or
+// by those of the padded map. NaN spreads.
 #pragma once
 
 #include "api.h"
@@ -84,9 +84,9 @@ int32_t hopper_walk_launch(const void *blob, uint64_t stream);
 int64_t hopper_walk_units(const HopperJob *jobs, int32_t count, int32_t blocks, int32_t *job, int32_t *block,
                           int64_t capacity);
 
-// Writes to `traced` a blob that launches the same and leaves, in uint64 [units][HOPPER_WALK_MARKS] at `trace` in device
-// memory, the device's nanoseconds at which a unit was taken up, what it needs had ended, its sums were there, and it
-// had ended. A pool has no sums, and of a tile's parts only the one that stores has an end: their places stay.
+// Writes to `traced` a blob that launches the same and leaves, in uint64 [units][HOPPER_WALK_MARKS] at `trace` in
+// device memory, the device's nanoseconds at which a unit was taken up, what it needs had ended, its sums were there,
+// and it had ended. A pool has no sums, and of a tile's parts only the one that stores has an end: their places stay.
 int32_t hopper_walk_traced(const void *blob, uint64_t trace, void *traced);
 
 #pragma GCC visibility pop

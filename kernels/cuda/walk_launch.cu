@@ -65,7 +65,8 @@ int32_t hopper_walk_traced(const void *blob, uint64_t trace, void *traced) {
     WalkBlob made;
     std::memcpy(&made, blob, sizeof made);
     if (made.head.magic != MAGIC || trace % 8 != 0)
-      return fail_with("a trace at " + std::to_string(trace) + "; allowed: multiples of 8, of what hopper_walk_prepare wrote");
+      return fail_with("a trace at " + std::to_string(trace) +
+                       "; allowed: multiples of 8, of what hopper_walk_prepare wrote");
     made.group.trace = reinterpret_cast<uint64_t *>(trace);
     std::memcpy(traced, &made, sizeof made);
     return 0;

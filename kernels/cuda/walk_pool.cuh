@@ -33,7 +33,7 @@ __device__ __forceinline__ void gather_window(float (&sums)[8], const HopperPool
 #pragma unroll
   for (int i = 0; i < 8; ++i)
     sums[i] = start;
-  constexpr int AT_ONCE = 9; // loads that are on their way together
+  constexpr int AT_ONCE = 9;                                    // loads that are on their way together
   int tap = first, h = window.top + first / kw, w = first % kw; // kept up by hand: a division takes long
   while (tap < taps) {
     uint4 value[AT_ONCE];

@@ -14,8 +14,8 @@
 //   its
 //             fence, and being overwritten are faults.
 //   global memory   blocks between forbidden pages; a copy of what a thread stored 16 bytes at a time and has not yet
-//             ordered by its fence_async_global is a fault; tensor maps have to lie inside one. Those that a driver says an
-//             earlier grid uses are closed to a thread until its grid_wait, which returns at once.
+//             ordered by its fence_async_global is a fault; tensor maps have to lie inside one. Those that a driver
+//             says an earlier grid uses are closed to a thread until its grid_wait, which returns at once.
 // A launch ends with a reason, in place of a result, on: a fault above, a deadlock (with what each warp waits for), a
 // thread that ends with copies, products or arrivals open.
 //

@@ -161,7 +161,7 @@ struct Machine {
   std::string error;
   uint64_t switches = 0;
   std::unordered_map<uintptr_t, int> unordered; // of all threads: how many stores of these 16 bytes are not ordered
-  uint64_t early_loads = 0; // copies of the last launch that a thread issued ahead of its grid_wait
+  uint64_t early_loads = 0;                     // copies of the last launch that a thread issued ahead of its grid_wait
 };
 
 Machine &machine();
@@ -182,8 +182,8 @@ void arrive(Cta &cta, uint32_t offset, const char *what);
 void count_bytes(Cta &cta, uint32_t offset, int64_t bytes, const char *what);
 
 bool inside_a_block(const void *address, uint64_t bytes);
-void check_earlier_grid(const void *address, const char *what); // that the thread may use this block now
-void earlier_grid_has_ended();                                  // for all blocks
+void check_earlier_grid(const void *address, const char *what);            // that the thread may use this block now
+void earlier_grid_has_ended();                                             // for all blocks
 void check_ordered(const void *address, uint64_t bytes, const char *what); // that no thread's store is on its way there
 bool in_the_gap_of_a_block(const void *address);
 

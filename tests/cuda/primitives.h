@@ -57,7 +57,7 @@ void store_shared(uint32_t address, const void *value, int bytes);
 void load_shared(uint32_t address, void *value, int bytes);
 void check_global(const void *address, int bytes, const char *what);
 uint64_t switches(); // of fibers so far: a clock
-void yield_once(); // in a loop that waits for memory
+void yield_once();   // in a loop that waits for memory
 
 // Runs kernel() for every thread of the grid. Returns 0, or 1 and last_error() has the reason.
 int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, const std::function<void()> &kernel);
