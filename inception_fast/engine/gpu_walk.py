@@ -109,9 +109,15 @@ def _rows(hopper: Hopper) -> list[Row]:
 
 
 def _won(rows: Sequence[Row], jobs: int, batch: int) -> bool:
-    """Whether the network of the nearest number of jobs, of those measured at this batch or a larger one, won."""
-    able = [row for row in rows if row.shape.m >= batch]
-    nearest = min(able, key=lambda row: (abs(math.log2(row.shape.oc / jobs)), row.shape.m), default=None)
+    """Whether the network of the nearest number of jobs, of those measured at this batch or a larger one, won. One of
+    more than twice or less than half as many says nothing.
+    """
+
+    def apart(row: Row) -> float:
+        return abs(math.log2(row.shape.oc / jobs))
+
+    able = [row for row in rows if row.shape.m >= batch and apart(row) <= choices.REACH]
+    nearest = min(able, key=lambda row: (apart(row), row.shape.m), default=None)
     return nearest is not None and nearest.seconds < nearest.against
 
 

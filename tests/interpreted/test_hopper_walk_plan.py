@@ -260,15 +260,18 @@ def test_members_are_what_the_library_offers() -> None:
 
 
 def test_unnamed_a_walk_is_taken_where_it_won_on_this_gpu() -> None:
-    """The network of the nearest number of jobs decides, of those measured at this batch or beyond."""
+    """The network of the nearest number of jobs decides, of those within a factor of two measured at this batch or
+    beyond.
+    """
     jobs = walks(compiled(made())[1].plan)[0]
     won = Row("a GPU", gpu_walk.shape_of("float16", 1, jobs), "walk", 1, 1e-4, 2e-4)
     lost, other = won._replace(seconds=3e-4), won._replace(gpu="another")
-    far = lost._replace(shape=gpu_walk.shape_of("float16", 1, 4 * jobs))
-    later = won._replace(shape=gpu_walk.shape_of("float16", 8, 4 * jobs))
+    near = won._replace(shape=gpu_walk.shape_of("float16", 1, 2 * jobs))
+    later = won._replace(shape=gpu_walk.shape_of("float16", 8, 2 * jobs))
     for rows, taken in (
-        ([won], True), ([lost], False), ([other], False), ([], False), ([far, won], True), ([later], True),
-        ([won._replace(shape=gpu_walk.shape_of("float16", 1, 4 * jobs)), lost], False),
+        ([won], True), ([lost], False), ([other], False), ([], False), ([near], True), ([later], True),
+        ([near._replace(seconds=3e-4), won], True), ([near, lost], False),
+        ([won._replace(shape=gpu_walk.shape_of("float16", 1, 2 * jobs + 1))], False),
     ):  # fmt: skip
         plan = compiled(made(), 1, Hopper(stub(), DEVICE, always=False, gpu="a GPU", rows=rows))[1].plan
         assert bool(walks(plan)) == taken, rows
