@@ -21,6 +21,8 @@ from typing import Any
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.triton import configs
 
+from inception_fast.engine import gpu_walk
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -81,7 +83,7 @@ def walks_of(document: dict[str, Any]) -> Iterator[choices.Row]:
         host = {row["runtime"]: row["host"]["median_ms"] / 1e3 for row in rows if "host" in row}
         jobs = sum("job" in row for row in rows)
         if name.split("/")[0] == "walk" and not result.get("red") and jobs and {"walk", "separate"} <= set(host):
-            shape = choices.Shape("walk", choices.precision_of(rows[0]["dtype"]), rows[0]["batch"], jobs, 1, 1)
+            shape = gpu_walk.shape_of(rows[0]["dtype"], rows[0]["batch"], jobs)
             gpu = document["machine"]["name"]
             yield choices.Row(gpu, shape, "walk", 1, host["walk"], host["separate"])
 

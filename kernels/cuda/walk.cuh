@@ -194,26 +194,25 @@ __device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], uint
     wgmma<N, T>(d[k % CHAINS], a + 2 * k, b + 2 * k, true); // 32 bytes along K, in units of 16
 }
 
-// Products of one step of K, `steps` of 16 channels of it, as a group. No branch may stand between fence and commit.
+// The same as a group of their own.
+template <int N, int CHAINS, class T, int STEPS>
+__device__ __forceinline__ void multiply_group(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b) {
+  wgmma_fence();
+  multiply_chained<N, CHAINS, T, STEPS>(d, a, b);
+  wgmma_commit();
+}
+
+// Products of one step of K, `steps` of 16 channels of it. No branch may stand between a group's fence and its commit.
 template <int N, int CHAINS, class T>
 __device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b, int steps) {
-  if (steps == 4) {
-    wgmma_fence();
-    multiply_chained<N, CHAINS, T, 4>(d, a, b);
-    wgmma_commit();
-  } else if (steps == 2) {
-    wgmma_fence();
-    multiply_chained<N, CHAINS, T, 2>(d, a, b);
-    wgmma_commit();
-  } else if (steps == 1) {
-    wgmma_fence();
-    multiply_chained<N, CHAINS, T, 1>(d, a, b);
-    wgmma_commit();
-  } else {
-    wgmma_fence();
-    multiply_chained<N, CHAINS, T, 3>(d, a, b);
-    wgmma_commit();
-  }
+  if (steps == 4)
+    multiply_group<N, CHAINS, T, 4>(d, a, b);
+  else if (steps == 2)
+    multiply_group<N, CHAINS, T, 2>(d, a, b);
+  else if (steps == 1)
+    multiply_group<N, CHAINS, T, 1>(d, a, b);
+  else
+    multiply_group<N, CHAINS, T, 3>(d, a, b);
 }
 
 // d = the sums of a tile's part of K, over CHAINS sums that products take turns in: with few columns a product is done

@@ -337,8 +337,6 @@ def test_a_whole_network() -> None:
 
 
 def test_a_walk_runs_on_the_kernels_own_source() -> None:
-    if not emulated().walk_columns:
-        pytest.skip("the emulated library has no walk")
     x, executable, wanted = compiled(made(), 1, Hopper(emulated(), DEVICE, always=True))
     assert walks(executable.plan)
     assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
