@@ -5,7 +5,6 @@ and what other cuts of its convolutions would take.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -161,19 +160,13 @@ def median(values: Sequence[float]) -> float | None:
 
 def traced(launch: walk.WalkLaunch) -> list[tuple[int, list[int]]]:
     """(job, marks) of each unit of one run, the walk's second one with a trace."""
-    library: Any = launch.library._c
     jobs = [walk.described(job) for job in launch.kept[0]]
-    array, blocks = (abi.Job * len(jobs))(*jobs), walk.blocks_of(launch.device)
-    count = library.hopper_walk_units(array, len(jobs), blocks, None, None, 0)
-    job, block = (ctypes.c_int32 * count)(), (ctypes.c_int32 * count)()
-    library.hopper_walk_units(array, len(jobs), blocks, job, block, count)
-    trace = torch.zeros(count, abi.WALK_MARKS, dtype=torch.int64, device=launch.device)
-    blob = ctypes.create_string_buffer(len(launch.blob))
-    if library.hopper_walk_traced(launch.blob, trace.data_ptr(), blob):
-        raise RuntimeError(library.hopper_error().decode())
+    units = launch.library.walk_units(jobs, walk.blocks_of(launch.device))
+    trace = torch.zeros(len(units), abi.WALK_MARKS, dtype=torch.int64, device=launch.device)
+    blob = launch.library.traced_walk(launch.blob, trace.data_ptr())
     stream = torch.cuda.current_stream(launch.device).cuda_stream
     for _ in range(2):
         trace.zero_()
         launch.library.launch_walk(blob, stream)
     torch.cuda.synchronize()
-    return list(zip(job, trace.tolist(), strict=True))
+    return list(zip(units, trace.tolist(), strict=True))

@@ -156,6 +156,19 @@ class Library:
         self._check(self._c.hopper_walk_prepare(*_walk(jobs), kind, table, workspace, blocks, host, blob))
         return host, blob
 
+    def walk_units(self, jobs: Sequence[abi.Job], blocks: int) -> list[int]:
+        """The job of each unit, in the order of a trace."""
+        count = self._counted(self._c.hopper_walk_units(*_walk(jobs), blocks, None, None, 0))
+        job, block = (ctypes.c_int32 * count)(), (ctypes.c_int32 * count)()
+        self._counted(self._c.hopper_walk_units(*_walk(jobs), blocks, job, block, count))
+        return list(job)
+
+    def traced_walk(self, blob: ctypes.Array[ctypes.c_char], trace: int) -> ctypes.Array[ctypes.c_char]:
+        """The same launch, which leaves its marks at the address `trace`: int64 [units, abi.WALK_MARKS]."""
+        traced = ctypes.create_string_buffer(len(blob))
+        self._check(self._c.hopper_walk_traced(blob, trace, traced))
+        return traced
+
     def launch_walk(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:
         self._check(self._c.hopper_walk_launch(blob, stream))
 
