@@ -18,7 +18,6 @@
 
 namespace inception_fast::hopper {
 
-constexpr int WARPGROUP = 128;
 constexpr int THREADS = 3 * WARPGROUP;
 constexpr int GROUP_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
 constexpr int TURN_BARRIER = 3;  // 3 and 4: the warpgroup's turn has come

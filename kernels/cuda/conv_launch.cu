@@ -17,9 +17,10 @@ constexpr uint32_t MAGIC = 0x68636f6e; // what a blob begins with
 using ConvBlob = Blob<Group>;
 
 const void *kernel_of(const HopperConfig &config, int type) {
-  if (config.turns == HALO) {
+  if (is_halo(config.turns)) {
     int tile = 0;
-    while (HALO_TILES[tile].columns != config.columns || 128 * HALO_TILES[tile].parts != config.rows)
+    while (HALO_TILES[tile].columns != config.columns || halo_positions(HALO_TILES[tile]) != config.rows ||
+           HALO_TILES[tile].warpgroups != config.turns)
       ++tile;
     return type == HOPPER_BFLOAT16 ? halo_kernel<__nv_bfloat16>(tile) : halo_kernel<__half>(tile);
   }
@@ -44,8 +45,8 @@ ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfi
   const void *kernel = kernel_of(config, type);
   allow_shared(kernel, config.shared_bytes);
   const int grid = grid_blocks(units, config.cluster, most_blocks(blocks, device));
-  blob.head = {
-      MAGIC, device, grid, THREADS, config.shared_bytes, config.cluster, overlap, reinterpret_cast<uint64_t>(kernel)};
+  blob.head = {MAGIC,          device,  grid,    threads_of(config), config.shared_bytes,
+               config.cluster, overlap, reinterpret_cast<uint64_t>(kernel)};
   return blob;
 }
 

@@ -29,7 +29,9 @@ inline std::vector<HopperConfig> conv_configs() {
         }
   for (const HaloTile &tile : HALO_TILES)
     for (int depth : {64, 32})
-      configs.push_back({128 * tile.parts, tile.columns, depth, HALO_STAGES, 1, HALO, SHARED_LIMIT});
+      for (int cluster : {1, 2})
+        configs.push_back(
+            {halo_positions(tile), tile.columns, depth, HALO_STAGES, cluster, tile.warpgroups, SHARED_LIMIT});
   return configs;
 }
 
@@ -43,9 +45,15 @@ inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) 
   const int64_t row = int64_t{2} * config.depth * problem.pitch;
   const int64_t positions = int64_t{problem.pitch} - 1 + config.rows + problem.last_tap;
   const int64_t bytes = (ceil_div(positions, problem.pitch) * row + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  const int64_t left = SHARED_LIMIT - ALIGNMENT - halo_bytes(0, config.columns, config.depth, 0) - HALO_STAGES * bytes;
+  const int64_t left = SHARED_LIMIT - ALIGNMENT - HALO_STAGES * bytes -
+                       halo_bytes(0, config.columns, config.depth, 0, config.turns);
   const int64_t stages = left < 0 ? 0 : left / stage_bytes(0, config.columns, config.depth);
   return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES))};
+}
+
+// Of a block: one warpgroup fills the ring, the others multiply.
+inline int threads_of(const HopperConfig &config) {
+  return WARPGROUP * (1 + (is_halo(config.turns) ? config.turns : 2));
 }
 
 inline int64_t iterations_of(const HopperConv &conv, const HopperConfig &config) {
@@ -67,7 +75,7 @@ inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
   problem.taps = conv.kh * conv.kw;
   problem.chunks = ceil_div(conv.c, config.depth);
   problem.last_steps = ceil_div(conv.c - (problem.chunks - 1) * config.depth, K_STEP);
-  if (config.turns == HALO) {
+  if (is_halo(config.turns)) {
     const int pixels = 64 / config.depth; // of 128 bytes, on which a copy's target begins
     problem.pitch = ceil_div(conv.ow + conv.kw - 1, pixels) * pixels;
     problem.image_rows = conv.oh + conv.kh - 1;
@@ -103,7 +111,7 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
   MapSpec map;
   map.base = conv.x;
   map.rank = 4;
-  map.im2col = config.turns != HALO;
+  map.im2col = !is_halo(config.turns);
   map.element = element;
   map.swizzle = config.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const uint64_t size[4] = {static_cast<uint64_t>(conv.c), static_cast<uint64_t>(conv.w), static_cast<uint64_t>(conv.h),
@@ -115,7 +123,7 @@ inline MapSpec x_map(const HopperConv &conv, Element element, const HopperConfig
       map.stride[i] = stride;
     stride *= i < 2 ? size[i + 1] : 1;
   }
-  if (config.turns == HALO) { // a row at a time, and beyond its ends as far as the padding goes
+  if (is_halo(config.turns)) { // a row at a time, and beyond its ends as far as the padding goes
     const uint32_t box[4] = {static_cast<uint32_t>(config.depth), static_cast<uint32_t>(problem_of(conv, config).pitch),
                              1, 1};
     std::copy_n(box, 4, map.box);
@@ -190,7 +198,7 @@ inline int64_t fill_problems(const HopperConv *convs, int count, const HopperCon
 
 // What the kernel of a configuration is told beside tensor maps and problems. GROUP is the kernel's Group.
 template <class GROUP> void fill_group(GROUP &group, int count, int64_t units, const HopperConfig &config) {
-  const bool halo = config.turns == HALO;
+  const bool halo = is_halo(config.turns);
   const HaloSizes sizes = halo ? halo_sizes(group.problem, count, config) : HaloSizes{0, config.stages};
   group.units = static_cast<int32_t>(units);
   group.cluster = config.cluster;

@@ -113,7 +113,7 @@ std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int ty
     if (reasons.list.size() > before)
       continue; // what follows computes with these
     check_map(reasons, convs[i], configs[config]);
-    if (configs[config].turns == HALO) {
+    if (is_halo(configs[config].turns)) {
       check_halo(reasons, convs[i]);
       if (reasons.list.size() == before)
         check_fit(reasons, convs[i], configs[config]);

@@ -9,11 +9,17 @@ namespace inception_fast::hopper {
 // load whole groups of 8 rows of weights.
 constexpr int TILE_COLUMNS[] = {32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256};
 
-// Halo tiles: columns, and 64 positions of each of two warpgroups this many times.
+constexpr int WARPGROUP = 128; // threads
+
+// Halo tiles: columns, and 64 positions this many times of each of so many warpgroups. The more there are, the fewer
+// registers each has, and the more of them multiply while one stores.
 struct HaloTile {
-  int columns, parts;
+  int columns, parts, warpgroups;
 };
-constexpr HaloTile HALO_TILES[] = {{32, 4}, {48, 4}, {64, 4}, {64, 2}, {96, 3}, {96, 2}, {128, 2}, {192, 1}};
+constexpr HaloTile HALO_TILES[] = {{32, 4, 2}, {48, 4, 2}, {64, 4, 2},  {64, 2, 2}, {96, 3, 2}, {96, 2, 2}, {128, 2, 2},
+                                   {192, 1, 2}, {64, 2, 3}, {128, 1, 3}, {32, 2, 4}, {48, 2, 4}, {64, 1, 4}};
+
+HOST_DEVICE constexpr int halo_positions(const HaloTile &tile) { return 64 * tile.parts * tile.warpgroups; }
 
 constexpr int MAX_STAGES = 12;
 constexpr int WARP_ROWS = 16;
@@ -43,9 +49,9 @@ HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
 }
 
 // Halo tiles: two stages of rows of x, `stages` of weights, staging memory, columns, two barriers a stage.
-HOST_DEVICE constexpr int halo_bytes(int x_bytes, int columns, int depth, int stages) {
-  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + CONSUMER_WARPS * STAGED_BYTES +
-         2 * columns_bytes(columns) + 2 * (MAX_STAGES + 2) * 8;
+HOST_DEVICE constexpr int halo_bytes(int x_bytes, int columns, int depth, int stages, int warpgroups) {
+  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + 4 * warpgroups * STAGED_BYTES +
+         warpgroups * columns_bytes(columns) + 2 * (MAX_STAGES + 2) * 8;
 }
 
 } // namespace inception_fast::hopper

@@ -20,7 +20,7 @@ constexpr int HALO_KINDS = sizeof(HALO_TILES) / sizeof(HALO_TILES[0]);
 
 template <class T, size_t... I> const void *halo_kernel_at(int index, std::index_sequence<I...>) {
   static const void *const kernels[] = {
-      reinterpret_cast<const void *>(&halo<HALO_TILES[I].columns, HALO_TILES[I].parts, T>)...};
+      reinterpret_cast<const void *>(&halo<HALO_TILES[I].columns, HALO_TILES[I].parts, HALO_TILES[I].warpgroups, T>)...};
   return kernels[index];
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..maps import Map
 from ..spec import ConvSpec
 from . import abi
-from .loader import HALO, Config, Library
+from .loader import Config, Library
 
 ALIGNED = 256  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
@@ -134,7 +134,7 @@ def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -
 
 def splits_of(spec: ConvSpec, config: Config, least: int) -> list[int]:
     """Into how many parts a configuration may cut K so that each has `least` steps; halo tiles do not cut it."""
-    if config.turns == HALO:
+    if config.halo:
         return [1]
     return [splits for splits in SPLITS if splits == 1 or _steps(spec, config) >= least * splits]
 
@@ -147,7 +147,7 @@ def modelled(spec: ConvSpec, cut: Cut) -> float:
     """Seconds by a model, good for an order among cuts, not for a figure."""
     config, splits = cut
     m = spec.n * spec.oh * spec.ow
-    if config.turns == HALO:  # positions of the padded maps, those without an output too
+    if config.halo:  # positions of the padded maps, those without an output too
         m = spec.n * (spec.oh + spec.kh - 1) * (spec.ow + spec.kw - 1)
     units = math.ceil(m / config.rows) * math.ceil(spec.oc / config.columns) * splits
     waves = math.ceil(units / MULTIPROCESSORS)
@@ -161,7 +161,7 @@ def _step_seconds(spec: ConvSpec, config: Config) -> float:
     """Of `depth` channels of a tile at one tap."""
     rows, columns = config.rows, config.columns
     copied = float(rows)
-    if config.turns == HALO:  # whole rows, once for all taps
+    if config.halo:  # whole rows, once for all taps
         copied = (rows + spec.kh * (spec.ow + spec.kw - 1)) / (spec.kh * spec.kw)
     return config.depth * max(
         2 * rows * columns * MULTIPROCESSORS / 7.9e14,  # products

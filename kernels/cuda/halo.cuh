@@ -1,6 +1,6 @@
 // The convolution of conv.cuh at stride 1, by tiles whose rows of x stay in shared memory for all taps.
 //
-// A tile is a run of positions of the padded map (halo_schedule.h), PARTS times 64 of each of two warpgroups. For every
+// A tile is a run of positions of the padded map (halo_schedule.h), PARTS times 64 of each warpgroup. For every
 // `depth` channels the rows that it needs cross from L2 once, and a tap is the same rows from another pixel on: where
 // tiles of conv.cuh copy x kh * kw times, these copy it about twice. Positions without an output, the last kw - 1 of a
 // row and the last kh - 1 rows of an image, are multiplied as well and not stored.
@@ -8,7 +8,8 @@
 // Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
 // and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte
 // swizzled by their address, so an operand may begin at any pixel. K is summed in chunks of channels, in each by taps,
-// whatever the batch.
+// whatever the batch. In a cluster of two blocks, which compute tiles below each other, each loads half of the weights
+// for both.
 //
 // Exact on an H200, and for 5x5 and 3x3 on maps of 35x35 the fastest tiles there; at 32 channels others are faster
 // (CONTRIBUTING).
@@ -24,33 +25,37 @@ struct HaloShared {
   Barrier *full, *empty, *x_full, *x_empty;
 };
 
-template <int N> __device__ __forceinline__ HaloShared halo_shared(const Group &group) {
+template <int N, int WARPGROUPS> __device__ __forceinline__ HaloShared halo_shared(const Group &group) {
   HaloShared shared;
   shared.x = dynamic_shared();
   shared.weights = shared.x + HALO_STAGES * group.x_bytes;
   shared.staged = shared.weights + group.stages * stage_bytes(0, N, group.depth);
-  shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
-  shared.full = reinterpret_cast<Barrier *>(shared.columns + 2 * columns_bytes(N));
+  shared.columns = shared.staged + 4 * WARPGROUPS * STAGED_BYTES;
+  shared.full = reinterpret_cast<Barrier *>(shared.columns + WARPGROUPS * columns_bytes(N));
   shared.empty = shared.full + MAX_STAGES;
   shared.x_full = shared.empty + MAX_STAGES;
   shared.x_empty = shared.x_full + HALO_STAGES;
   return shared;
 }
 
-// One thread: the rows of each tile, a chunk of channels a stage.
-__device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
+// One thread: the rows of each tile, a chunk of channels a stage. Those of a tile past the last lie behind the last
+// image, and are zeros.
+__device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions,
+                                          int cluster_index, int clusters) {
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
-  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
-    const Tile tile = tile_of(group.problem, unit, 1, 0);
+  for (int unit = cluster_index; unit < group.units; unit += clusters) {
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
     const Problem &problem = group.problem[tile.problem];
     const TensorMap *map = &group.x[tile.problem];
     const Rows rows = rows_of(problem, tile.row, positions);
     const int bytes = 2 * group.depth * problem.pitch;
+    const int first_image = rows.first / problem.image_rows;
+    const int first_h = rows.first - first_image * problem.image_rows;
     for (int chunk = 0; chunk < problem.chunks; ++chunk) {
       Barrier *full = &shared.x_full[place.stage];
       barrier_wait(&shared.x_empty[place.stage], place.parity);
       barrier_expect(full, rows.count * bytes);
-      int image = rows.first / problem.image_rows, h = rows.first % problem.image_rows;
+      int image = first_image, h = first_h;
       uint8_t *to = shared.x + place.stage * group.x_bytes;
       for (int i = 0; i < rows.count; ++i, to += bytes) {
         tma_load(to, map, full, chunk * group.depth, -problem.left, h - problem.top, image);
@@ -65,19 +70,26 @@ __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &
 }
 
 // One thread: weights in the order in which they are used, those that stay once.
-template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
-  const int bytes = stage_bytes(0, N, group.depth);
+template <int N>
+__device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared, int cluster_index,
+                                          int clusters) {
+  const int bytes = stage_bytes(0, N, group.depth), rank = rank_of(group), part = N / group.cluster;
   Place place{0, 1};
-  for (int unit = blockIdx.x; unit < group.units; unit += group.stay ? group.units : gridDim.x) {
-    const Tile tile = tile_of(group.problem, unit, 1, 0);
+  for (int unit = cluster_index; unit < group.units; unit += group.stay ? group.units : clusters) {
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
     const Problem &problem = group.problem[tile.problem];
+    const TensorMap *map = &group.weights[tile.problem];
+    const int column = tile.column * N + rank * part;
     for (int chunk = 0; chunk < problem.chunks; ++chunk)
       for (int tap = 0; tap < problem.taps; ++tap) {
         Barrier *full = &shared.full[place.stage];
         barrier_wait(&shared.empty[place.stage], place.parity);
         barrier_expect(full, bytes);
-        tma_load(shared.weights + place.stage * bytes, &group.weights[tile.problem], full, chunk * group.depth,
-                 tile.column * N, tap);
+        uint8_t *to = shared.weights + place.stage * bytes + 2 * group.depth * rank * part;
+        if (group.cluster == 1)
+          tma_load(to, map, full, chunk * group.depth, column, tap);
+        else
+          tma_load_multicast(to, map, full, 3, chunk * group.depth, column, tap);
         advance(place, group.stages);
       }
   }
@@ -96,15 +108,15 @@ __device__ __forceinline__ void multiply_parts(float (&d)[PARTS][N / 2], uint64_
   wgmma_commit();
 }
 
-// Where a consuming warp is in both rings, and how many taps the first warpgroup goes ahead before it lets the second
-// one start: then their epilogues do not meet, and one has the tensor cores while the other stores.
+// Where a consuming warp is in both rings, and how many taps the first half of the warpgroups goes ahead before it lets
+// the others start: then their epilogues do not meet, and one half has the tensor cores while the other stores.
 struct HaloPlace {
   Place x, weights;
   int lead;
 };
 
 // d = the sums of the calling warpgroup's parts of a tile.
-template <int N, int PARTS, class T>
+template <int N, int PARTS, int WARPGROUPS, class T>
 __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
                                               const Problem &problem, int offset, int lane, HaloPlace &place) {
   const int row_bytes = 2 * group.depth, bytes = row_bytes * N, apart = 64 * row_bytes >> 4;
@@ -132,9 +144,9 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
         multiply_parts<N, PARTS, T, 3>(d, a, b, apart, more);
       wgmma_wait<1>(); // the products of the tap before this one have ended
       if (place.lead > 0 && --place.lead == 0)
-        arrive_named(TURN_BARRIER, 2 * WARPGROUP);
-      if (previous && lane == 0 && !group.stay)
-        barrier_arrive(previous);
+        arrive_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
+      if (previous && !group.stay)
+        release(group, previous, lane);
       if (previous_x && lane == 0)
         barrier_arrive(previous_x);
       previous = &shared.empty[place.weights.stage];
@@ -153,36 +165,35 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
 #pragma unroll
   for (int part = 0; part < PARTS; ++part)
     settle(d[part]);
-  if (lane == 0) {
-    if (!group.stay)
-      barrier_arrive(previous);
+  if (!group.stay)
+    release(group, previous, lane);
+  if (lane == 0)
     barrier_arrive(previous_x);
-  }
 }
 
-// The consumers, two warpgroups.
-template <int N, int PARTS, class T>
-__device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared) {
-  constexpr int POSITIONS = 128 * PARTS;
+// The consumers.
+template <int N, int PARTS, int WARPGROUPS, class T>
+__device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared, int cluster_index,
+                                             int clusters) {
+  constexpr int POSITIONS = 64 * PARTS * WARPGROUPS;
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
-  const Problem &starts = group.problem[tile_of(group.problem, blockIdx.x, 1, 0).problem];
   HaloPlace place{{0, 0}, {0, 0}, 0};
-  if (warpgroup == 0)
-    place.lead = halo_lead(starts, group.stages);
+  if (warpgroup < WARPGROUPS / 2)
+    place.lead = halo_lead(group.problem[problem_at(group.problem, cluster_index)], group.stages);
   else
-    sync_named(TURN_BARRIER, 2 * WARPGROUP);
-  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
-    const Tile tile = tile_of(group.problem, unit, 1, 0);
+    sync_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
+  for (int unit = cluster_index; unit < group.units; unit += clusters) {
+    const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
     const Problem &problem = group.problem[tile.problem];
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
     Position at = position_at(problem, first); // of the first row that this lane stores
     float d[PARTS][N / 2];
-    multiply_halo<N, PARTS, T>(d, group, shared, problem, rows_of(problem, tile.row, POSITIONS).offset + mine, lane,
-                               place);
+    multiply_halo<N, PARTS, WARPGROUPS, T>(d, group, shared, problem,
+                                           rows_of(problem, tile.row, POSITIONS).offset + mine, lane, place);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
@@ -195,35 +206,50 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   }
 }
 
-template <int N, int PARTS, class T>
-__global__ void __launch_bounds__(THREADS, 1) halo(const __grid_constant__ Group group) {
-  const HaloShared shared = halo_shared<N>(group);
+// Of each thread that multiplies: what the block gets, less 40 of each of the first warpgroup.
+HOST_DEVICE constexpr int halo_registers(int warpgroups) { return warpgroups == 2 ? 232 : warpgroups == 3 ? 152 : 104; }
+
+template <int N, int PARTS, int WARPGROUPS, class T>
+__global__ void __launch_bounds__(WARPGROUP *(1 + WARPGROUPS), 1) halo(const __grid_constant__ Group group) {
+  const HaloShared shared = halo_shared<N, WARPGROUPS>(group);
+  const int shift = group.cluster - 1; // of 1 or 2
+  const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;
   if (threadIdx.x == 0) {
     for (int i = 0; i < group.stages; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], CONSUMER_WARPS);
+      barrier_init(&shared.empty[i], 4 * WARPGROUPS * group.cluster);
     }
     for (int i = 0; i < HALO_STAGES; ++i) {
       barrier_init(&shared.x_full[i], 1);
-      barrier_init(&shared.x_empty[i], CONSUMER_WARPS);
+      barrier_init(&shared.x_empty[i], 4 * WARPGROUPS);
     }
     fence_barrier_init();
   }
-  sync_block();
+  if (group.cluster == 1) {
+    sync_block();
+  } else {
+    cluster_arrive();
+    cluster_wait();
+  }
   grid_launch_dependents();
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<40>();
     if (threadIdx.x == 0) {
-      load_taps<N>(group, shared); // no earlier grid writes weights
+      load_taps<N>(group, shared, cluster_index, clusters); // no earlier grid writes weights
     } else if (threadIdx.x == 32) {
       grid_wait(); // before x is read
-      load_rows(group, shared, 128 * PARTS);
+      load_rows(group, shared, 64 * PARTS * WARPGROUPS, cluster_index, clusters);
     }
     sync_warp();
   } else {
-    more_registers<232>();
+    more_registers<halo_registers(WARPGROUPS)>();
     grid_wait(); // before a residual is read, and before y is written
-    compute_halo<N, PARTS, T>(group, shared);
+    compute_halo<N, PARTS, WARPGROUPS, T>(group, shared, cluster_index, clusters);
+  }
+  // The other block may still fill this one's stages' barriers: its memory has to outlive that.
+  if (group.cluster != 1) {
+    cluster_arrive();
+    cluster_wait();
   }
 }
 

@@ -11,9 +11,11 @@
 
 namespace inception_fast::hopper {
 
-constexpr int HALO = 2;         // HopperConfig::turns of these tiles
+constexpr int HALO = 2;         // from this on HopperConfig::turns says how many warpgroups share such a tile
 constexpr int HALO_STAGES = 2;  // of rows of x
 constexpr int HALO_PITCH = 256; // most pixels of a row: the box of a tensor map
+
+HOST_DEVICE constexpr bool is_halo(int turns) { return turns >= HALO; }
 
 // First row of x that a tile needs, how many, and the tile's first position in the first of them.
 struct Rows {
@@ -32,7 +34,7 @@ HOST_DEVICE bool weights_stay(const Problem *problems, int count, int stages) {
   return count == 1 && problems[0].column_tiles == 1 && problems[0].taps * problems[0].chunks <= stages;
 }
 
-// Taps that one warpgroup goes ahead of the other: up to half a tile, as far as both rings let it.
+// Taps that half of the warpgroups go ahead of the others: up to half a tile, as far as both rings let it.
 HOST_DEVICE int halo_lead(const Problem &problem, int stages) {
   const int half = (problem.taps * problem.chunks + 1) / 2, rows = problem.taps * HALO_STAGES;
   const int most = rows < stages - 1 ? rows : stages - 1;

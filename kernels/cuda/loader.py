@@ -11,7 +11,7 @@ from typing import NamedTuple
 from . import abi
 
 FILE = Path(__file__).with_name("_hopper.so")
-HALO = 2  # `turns` of tiles of the padded map, whose rows stay in shared memory for all taps
+HALO = 2  # `turns` from here on: warpgroups that share a tile of the padded map, whose rows stay for all taps
 BUILD = "install nvcc of CUDA 12.5 or newer and build the package anew"
 
 
@@ -29,18 +29,21 @@ class Config(NamedTuple):
 
     @property
     def name(self) -> str:
-        if self.turns == HALO:
-            return f"{self.rows}x{self.columns}x{self.depth} halo"
-        alternate = " in turn" if self.turns else ""
         cluster = f" c{self.cluster}" if self.cluster > 1 else ""
+        if self.halo:
+            shared = f" by {self.turns}" if self.turns > HALO else ""
+            return f"{self.rows}x{self.columns}x{self.depth} halo{cluster}{shared}"
+        alternate = " in turn" if self.turns else ""
         return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
 
     @property
     def form(self) -> str:
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
-        if self.turns == HALO:
-            return f"halo{self.depth}"
-        return f"{'turns' if self.turns else 'halves'}{self.depth}c{self.cluster}"
+        return f"{('halves', 'turns', 'halo', 'halo3x', 'halo4x')[self.turns]}{self.depth}c{self.cluster}"
+
+    @property
+    def halo(self) -> bool:
+        return self.turns >= HALO
 
 
 class PairConfig(NamedTuple):

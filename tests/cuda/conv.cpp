@@ -13,23 +13,28 @@ template <int N, bool TURNS, class T> int run(const Group &group, int blocks, in
   return emulated::launch_grid(blocks, THREADS, group.cluster, shared, [&] { conv<N, TURNS, T>(group); });
 }
 
-template <int N, int PARTS, class T> int run_halo(const Group &group, int blocks, int shared) {
-  return emulated::launch_grid(blocks, THREADS, 1, shared, [&] { halo<N, PARTS, T>(group); });
+template <int N, int PARTS, int WARPGROUPS, class T> int run_halo(const Group &group, int blocks, int shared) {
+  return emulated::launch_grid(blocks, WARPGROUP * (1 + WARPGROUPS), group.cluster, shared,
+                               [&] { halo<N, PARTS, WARPGROUPS, T>(group); });
 }
 
 using Run = int (*)(const Group &, int, int);
 
 // The widths that the tests use: one and several parts of 64 columns, whole and not.
 template <class T> Run run_of(const HopperConfig &config) {
-  if (config.turns == HALO)
-    switch (config.rows * 1000 + config.columns) {
-    case 512048:
-      return run_halo<48, 4, T>;
+  if (is_halo(config.turns))
+    switch (config.turns * 1000000 + config.rows * 1000 + config.columns) {
+    case 2512048:
+      return run_halo<48, 4, 2, T>;
+    case 4512048:
+      return run_halo<48, 2, 4, T>;
 #ifndef ONLY_48
-    case 512032:
-      return run_halo<32, 4, T>;
-    case 128192:
-      return run_halo<192, 1, T>;
+    case 2512032:
+      return run_halo<32, 4, 2, T>;
+    case 2128192:
+      return run_halo<192, 1, 2, T>;
+    case 3192128:
+      return run_halo<128, 1, 3, T>;
 #endif
     default:
       return nullptr;
