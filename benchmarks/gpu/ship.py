@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         parser.error(str(error))
     filed = file_result(own(document), root / "benchmarks" / "results")
     about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
-    if cuts:
-        file = root / "kernels" / "cuda" / "choices.json"
-        choices.write(file, merged(choices.read(file), cuts, 2), about)
+    file = root / "kernels" / "cuda" / "choices.json"
+    shipped = choices.read(file)
+    chosen = weighed(merged(shipped, cuts, 2), {row[:2] for row in cuts}, tiles, document["machine"]["name"])
+    if chosen != shipped:
+        choices.write(file, chosen, about)
     if tiles:
         file = root / "kernels" / "triton" / "configs.json"
         rest = {"origin": f"{about['origin']}; rows without seconds are predicted by the cost model of configs.py"}
@@ -97,6 +99,20 @@ def merged(older: Sequence[Any], newer: Sequence[Any], key: int) -> list[Any]:
     """The older rows but those whose first `key` values a newer one has, then the newer, of each the last."""
     last = {row[:key]: row for row in newer}
     return [row for row in older if row[:key] not in last] + list(last.values())
+
+
+def weighed(
+    rows: Sequence[choices.Row], fresh: Collection[Any], tiles: Sequence[configs.Row], gpu: str
+) -> list[choices.Row]:
+    """The rows of CUDA kernels on this GPU against what Triton takes now, but for those measured in the same race."""
+    seconds = {(tile.precision, tile.m, tile.oc, tile.k): tile.seconds for tile in tiles if tile.seconds}
+    found = []
+    for row in rows:
+        shape = row.shape
+        now = seconds.get((shape.precision, shape.m, shape.oc, shape.k))
+        same = row.gpu == gpu and shape.kernel == "conv" and row[:2] not in fresh
+        found.append(row._replace(against=now) if same and now else row)
+    return found
 
 
 def own(document: dict[str, Any]) -> dict[str, Any]:
