@@ -149,17 +149,17 @@ def test_what_is_refused_is_named(device: ConvDevice, change: dict[str, int], re
 
 # (what the source says, what a mistake would make of it): each is caught by a deadlock, a fault or a wrong number.
 MUTANTS = {
-    "a tap's row forgotten": ("halo.cuh", r"window \+= \(problem\.pitch - problem\.kw\) \* row_bytes;", ""),
+    "a tap's row forgotten": ("halo.cuh", r"a = a \+ down;", ""),
     "a stage released before its products end": ("halo.cuh", r"wgmma_wait<1>\(\);", ""),
     "rows released a chunk early": (
         "halo.cuh",
-        r"previous_x = nullptr;\n",
-        "previous_x = &shared.x_empty[place.x.stage];\n",
+        r"\n    place\.used_x = -1;",
+        "\n    place.used_x = place.x.stage;",
     ),
     "one warp does not release": (
         "halo.cuh",
-        r"if \(previous && !group\.stay",
-        "if (previous && threadIdx.x >= 160 && !group.stay",
+        r"if \(!group\.stay && place\.used >= 0",
+        "if (!group.stay && place.used >= 0 && threadIdx.x >= 160",
     ),
     "the second warpgroup's positions": ("halo.cuh", r"\.offset \+ mine", ".offset"),
     "images are not told apart": ("halo.cuh", r"\+\+image;", ";"),

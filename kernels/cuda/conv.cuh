@@ -117,7 +117,7 @@ __device__ __forceinline__ void release(const Group &group, Barrier *empty, int 
 // STEPS steps of a stage as one group. A branch between fence and commit would make the compiler end the group early
 // and put an empty one behind it, and the wait for all but the newest group would then be a wait for everything.
 template <int N, class T, int STEPS>
-__device__ __forceinline__ void multiply_steps(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void multiply_steps(float (&d)[N / 2], Descriptor a, Descriptor b, bool accumulate) {
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < STEPS; ++k)
@@ -125,44 +125,55 @@ __device__ __forceinline__ void multiply_steps(float (&d)[N / 2], uint64_t a, ui
   wgmma_commit();
 }
 
+// The same for a number of steps that is known at run time, up to DEPTH / 16; most stages are whole.
+template <int N, class T, int DEPTH>
+__device__ __forceinline__ void multiply_stage(float (&d)[N / 2], Descriptor a, Descriptor b, int steps,
+                                               bool accumulate) {
+  constexpr int WHOLE = DEPTH / K_STEP;
+  if (steps == WHOLE)
+    multiply_steps<N, T, WHOLE>(d, a, b, accumulate);
+  else if (WHOLE > 2 && steps == 2)
+    multiply_steps<N, T, 2>(d, a, b, accumulate);
+  else if (WHOLE > 3 && steps == 3)
+    multiply_steps<N, T, 3>(d, a, b, accumulate);
+  else
+    multiply_steps<N, T, 1>(d, a, b, accumulate);
+}
+
 // d = the tile's sums over its part of K, for the 64 rows of the calling warpgroup. With `more`, the other warpgroup
-// waits for its turn. `meanwhile` is done while the last products run.
-template <int N, bool TURNS, class T, class Meanwhile>
+// waits for its turn. `meanwhile` is done while the last products run. A step's products of a narrow tile take no
+// longer than a hundred instructions, so the loop has few: sizes are constants, a stage to release is a number and not
+// an address, and the operands' descriptors go on with the ring and are not made anew.
+template <int N, bool TURNS, class T, int DEPTH, class Meanwhile>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
                                          int warpgroup, int lane, bool more, Place &place, const Meanwhile &meanwhile) {
+  constexpr int ROW = 2 * DEPTH, X_BYTES = ROW * tile_rows(TURNS), STAGE = (X_BYTES + ROW * N) / 16;
+  constexpr Swizzle SWIZZLE = DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const Problem &problem = group.problem[tile.problem];
-  const int row_bytes = 2 * group.depth, x_bytes = row_bytes * tile_rows(TURNS), bytes = x_bytes + row_bytes * N;
-  const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const uint32_t ring = shared_address(shared.ring);
-  Step step = step_of(problem, tile.first);
-  Barrier *previous = nullptr;
+  const uint32_t mine = TURNS ? 0 : warpgroup * 64 * ROW;
+  const int weights = (X_BYTES - static_cast<int>(mine)) / 16; // from the rows of x, as descriptors count
+  Descriptor a = matrix_descriptor(ring + mine, 0, 8 * ROW, SWIZZLE) + place.stage * STAGE;
+  const int chunks = problem.chunks, last_steps = problem.last_steps, stages = group.stages;
+  int chunk = step_of(problem, tile.first).chunk, used = -1; // a stage whose products may still run
   for (int i = tile.first; i < tile.last; ++i) {
-    const uint32_t stage = ring + place.stage * bytes;
-    const uint64_t a = matrix_descriptor(stage + (TURNS ? 0 : warpgroup * 64 * row_bytes), 0, 8 * row_bytes, swizzle);
-    const uint64_t b = matrix_descriptor(stage + x_bytes, 0, 8 * row_bytes, swizzle);
-    const int steps = step.chunk + 1 == problem.chunks ? problem.last_steps : group.depth / K_STEP;
+    const bool end = chunk + 1 == chunks;
     barrier_wait(&shared.full[place.stage], place.parity);
-    if (steps == 4)
-      multiply_steps<N, T, 4>(d, a, b, i > tile.first);
-    else if (steps == 2)
-      multiply_steps<N, T, 2>(d, a, b, i > tile.first);
-    else if (steps == 1)
-      multiply_steps<N, T, 1>(d, a, b, i > tile.first);
-    else
-      multiply_steps<N, T, 3>(d, a, b, i > tile.first);
+    multiply_stage<N, T, DEPTH>(d, a, a + weights, end ? last_steps : DEPTH / K_STEP, i > tile.first);
     wgmma_wait<1>(); // the products of the stage before this one have ended
-    if (previous)
-      release(group, previous, lane);
-    previous = &shared.empty[place.stage];
-    advance(problem, step);
-    advance(place, group.stages);
+    if (used >= 0)
+      release(group, &shared.empty[used], lane);
+    used = place.stage;
+    chunk = end ? 0 : chunk + 1;
+    advance(place, stages);
+    a = a + (place.stage == 0 ? STAGE - stages * STAGE : STAGE);
   }
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
   meanwhile();
   wgmma_wait<0>();
   settle(d);
-  release(group, previous, lane);
+  release(group, &shared.empty[used], lane);
 }
 
 // Puts this part's sums into the workspace. The warpgroup that comes last adds up all parts, in their order, and goes
@@ -210,7 +221,7 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
 }
 
 // The consumers, two warpgroups.
-template <int N, bool TURNS, class T>
+template <int N, bool TURNS, class T, int DEPTH>
 __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index,
                                               int clusters) {
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
@@ -232,12 +243,14 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     if (TURNS && unit != cluster_index)
       sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
     float d[N / 2];
-    multiply<N, TURNS, T>(d, group, shared, tile, warpgroup, lane, TURNS && unit + clusters < group.units, place, [&] {
+    const bool more = TURNS && unit + clusters < group.units;
+    const auto meanwhile = [&] {
       if (!TURNS) // where a warp may still store the tile before; else all have met at their turn
         sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
       keep_columns<N>(columns, share, thread);
       sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
-    });
+    };
+    multiply<N, TURNS, T, DEPTH>(d, group, shared, tile, warpgroup, lane, more, place, meanwhile);
     if (tile.row >= problem.row_tiles)
       continue; // the cluster's other block has the last tile
     if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
@@ -286,7 +299,10 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
   } else {
     more_registers<224>();
     grid_wait(); // before a residual is read, and before y or the workspace is written
-    compute_tiles<N, TURNS, T>(group, shared, cluster_index, clusters);
+    if (group.depth == 64)
+      compute_tiles<N, TURNS, T, 64>(group, shared, cluster_index, clusters);
+    else
+      compute_tiles<N, TURNS, T, 32>(group, shared, cluster_index, clusters);
   }
   // The other block may still fill this one's stages' barriers: its memory has to outlive that.
   if (group.cluster != 1) {

@@ -45,8 +45,14 @@ ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfi
   const void *kernel = kernel_of(config, type);
   allow_shared(kernel, config.shared_bytes);
   const int grid = grid_blocks(units, config.cluster, most_blocks(blocks, device));
-  blob.head = {MAGIC,          device,  grid,    threads_of(config), config.shared_bytes,
-               config.cluster, overlap, reinterpret_cast<uint64_t>(kernel)};
+  blob.head = {MAGIC,
+               device,
+               grid,
+               threads_of(config),
+               config.shared_bytes,
+               config.cluster,
+               overlap,
+               reinterpret_cast<uint64_t>(kernel)};
   return blob;
 }
 

@@ -45,8 +45,8 @@ inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) 
   const int64_t row = int64_t{2} * config.depth * problem.pitch;
   const int64_t positions = int64_t{problem.pitch} - 1 + config.rows + problem.last_tap;
   const int64_t bytes = (ceil_div(positions, problem.pitch) * row + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  const int64_t left = SHARED_LIMIT - ALIGNMENT - HALO_STAGES * bytes -
-                       halo_bytes(0, config.columns, config.depth, 0, config.turns);
+  const int64_t left =
+      SHARED_LIMIT - ALIGNMENT - HALO_STAGES * bytes - halo_bytes(0, config.columns, config.depth, 0, config.turns);
   const int64_t stages = left < 0 ? 0 : left / stage_bytes(0, config.columns, config.depth);
   return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES))};
 }

@@ -19,8 +19,8 @@ template <class T, bool TURNS, size_t... I> const void *conv_kernel_at(int index
 constexpr int HALO_KINDS = sizeof(HALO_TILES) / sizeof(HALO_TILES[0]);
 
 template <class T, size_t... I> const void *halo_kernel_at(int index, std::index_sequence<I...>) {
-  static const void *const kernels[] = {
-      reinterpret_cast<const void *>(&halo<HALO_TILES[I].columns, HALO_TILES[I].parts, HALO_TILES[I].warpgroups, T>)...};
+  static const void *const kernels[] = {reinterpret_cast<const void *>(
+      &halo<HALO_TILES[I].columns, HALO_TILES[I].parts, HALO_TILES[I].warpgroups, T>)...};
   return kernels[index];
 }
 

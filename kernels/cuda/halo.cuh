@@ -95,80 +95,99 @@ __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &
   }
 }
 
-// STEPS steps along K of every part of a warpgroup as one group; `apart` is the distance of parts in a descriptor.
-template <int N, int PARTS, class T, int STEPS>
-__device__ __forceinline__ void multiply_parts(float (&d)[PARTS][N / 2], uint64_t a, uint64_t b, int apart,
-                                               bool accumulate) {
+// STEPS steps along K of every part of a warpgroup as one group; APART is the distance of parts in a descriptor.
+template <int N, int PARTS, class T, int APART, int STEPS>
+__device__ __forceinline__ void multiply_parts(float (&d)[PARTS][N / 2], Descriptor a, Descriptor b, bool accumulate) {
   wgmma_fence();
 #pragma unroll
   for (int part = 0; part < PARTS; ++part)
 #pragma unroll
     for (int k = 0; k < STEPS; ++k)
-      wgmma<N, T>(d[part], a + part * apart + 2 * k, b + 2 * k, accumulate || k > 0);
+      wgmma<N, T>(d[part], a + part * APART + 2 * k, b + 2 * k, accumulate || k > 0);
   wgmma_commit();
 }
 
-// Where a consuming warp is in both rings, and how many taps the first half of the warpgroups goes ahead before it lets
-// the others start: then their epilogues do not meet, and one half has the tensor cores while the other stores.
+// Where a consuming warp is in both rings. `lead`: how many taps the first half of the warpgroups goes ahead before it
+// lets the others start: then their epilogues do not meet, and one half has the tensor cores while the other stores.
+// `there`: all weights have been waited for, and stay. `used` and `used_x`: stages whose products may still run, or -1.
 struct HaloPlace {
   Place x, weights;
-  int lead;
+  int lead, used, used_x;
+  bool there;
 };
 
-// d = the sums of the calling warpgroup's parts of a tile.
-template <int N, int PARTS, int WARPGROUPS, class T>
+// Lets go of the stages before the one whose products have just been given out.
+__device__ __forceinline__ void release_used(const Group &group, const HaloShared &shared, const HaloPlace &place,
+                                             int lane) {
+  if (!group.stay && place.used >= 0)
+    release(group, &shared.empty[place.used], lane);
+  if (place.used_x >= 0 && lane == 0)
+    barrier_arrive(&shared.x_empty[place.used_x]);
+}
+
+// d += the products of one chunk of channels, STEPS times 16 of them, at all taps. `a` describes the rows of x from
+// the warpgroup's first position on. The loop's body is a chain of few instructions a step: of narrow tiles a tap's
+// products take no longer than a hundred of them.
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, int STEPS>
+__device__ __forceinline__ void multiply_chunk(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
+                                               const Problem &problem, Descriptor a, bool more, int lane,
+                                               HaloPlace &place) {
+  constexpr int ROW = 2 * DEPTH / 16; // of a pixel, as descriptors count
+  const Descriptor weights = matrix_descriptor(shared_address(shared.weights), 0, 16 * DEPTH,
+                                               DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
+  const int taps = problem.taps, kw = problem.kw, down = (problem.pitch - kw) * ROW, stages = group.stages;
+  for (int tap = 0, column = 0; tap < taps; ++tap) {
+    if (!place.there)
+      barrier_wait(&shared.full[place.weights.stage], place.weights.parity);
+    multiply_parts<N, PARTS, T, 64 * ROW, STEPS>(d, a, weights + place.weights.stage * (N * ROW), more || tap > 0);
+    wgmma_wait<1>(); // the products of the tap before this one have ended
+    release_used(group, shared, place, lane);
+    if (place.lead > 0 && --place.lead == 0)
+      arrive_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
+    place.used = place.weights.stage;
+    place.used_x = -1;
+    advance(place.weights, stages);
+    a = a + ROW;
+    if (++column == kw) {
+      column = 0;
+      a = a + down;
+    }
+  }
+}
+
+// d = the sums of the calling warpgroup's parts of a tile, whose first position is at `offset` in the rows of x.
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH>
 __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
                                               const Problem &problem, int offset, int lane, HaloPlace &place) {
-  const int row_bytes = 2 * group.depth, bytes = row_bytes * N, apart = 64 * row_bytes >> 4;
-  const Swizzle swizzle = group.depth == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
-  const uint32_t x = shared_address(shared.x) + offset * row_bytes, weights = shared_address(shared.weights);
-  Barrier *previous = nullptr, *previous_x = nullptr;
+  const uint32_t x = shared_address(shared.x) + offset * 2 * DEPTH;
+  place.used = place.used_x = -1;
   if (group.stay)
     place.weights = {0, 0}; // the only phase that ends
   for (int chunk = 0; chunk < problem.chunks; ++chunk) {
-    const int steps = chunk + 1 == problem.chunks ? problem.last_steps : group.depth / K_STEP;
-    uint32_t window = x + place.x.stage * group.x_bytes;
+    const int steps = chunk + 1 == problem.chunks ? problem.last_steps : DEPTH / K_STEP;
+    const Descriptor a = matrix_descriptor(x + place.x.stage * group.x_bytes, 0, 16 * DEPTH,
+                                           DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
+    const bool more = chunk > 0;
     barrier_wait(&shared.x_full[place.x.stage], place.x.parity);
-    for (int tap = 0, column = 0; tap < problem.taps; ++tap) {
-      const uint64_t a = matrix_descriptor(window, 0, 8 * row_bytes, swizzle);
-      const uint64_t b = matrix_descriptor(weights + place.weights.stage * bytes, 0, 8 * row_bytes, swizzle);
-      const bool more = tap > 0 || chunk > 0;
-      barrier_wait(&shared.full[place.weights.stage], place.weights.parity);
+    if (steps == 2)
+      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 2>(d, group, shared, problem, a, more, lane, place);
+    else if (steps == 1)
+      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 1>(d, group, shared, problem, a, more, lane, place);
+    if constexpr (DEPTH == 64) {
       if (steps == 4)
-        multiply_parts<N, PARTS, T, 4>(d, a, b, apart, more);
-      else if (steps == 2)
-        multiply_parts<N, PARTS, T, 2>(d, a, b, apart, more);
-      else if (steps == 1)
-        multiply_parts<N, PARTS, T, 1>(d, a, b, apart, more);
-      else
-        multiply_parts<N, PARTS, T, 3>(d, a, b, apart, more);
-      wgmma_wait<1>(); // the products of the tap before this one have ended
-      if (place.lead > 0 && --place.lead == 0)
-        arrive_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
-      if (previous && !group.stay)
-        release(group, previous, lane);
-      if (previous_x && lane == 0)
-        barrier_arrive(previous_x);
-      previous = &shared.empty[place.weights.stage];
-      previous_x = nullptr;
-      advance(place.weights, group.stages);
-      window += row_bytes;
-      if (++column == problem.kw) {
-        column = 0;
-        window += (problem.pitch - problem.kw) * row_bytes;
-      }
+        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 4>(d, group, shared, problem, a, more, lane, place);
+      else if (steps == 3)
+        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 3>(d, group, shared, problem, a, more, lane, place);
     }
-    previous_x = &shared.x_empty[place.x.stage];
+    place.used_x = place.x.stage;
     advance(place.x, HALO_STAGES);
   }
   wgmma_wait<0>();
 #pragma unroll
   for (int part = 0; part < PARTS; ++part)
     settle(d[part]);
-  if (!group.stay)
-    release(group, previous, lane);
-  if (lane == 0)
-    barrier_arrive(previous_x);
+  release_used(group, shared, place, lane);
+  place.there = group.stay;
 }
 
 // The consumers.
@@ -180,7 +199,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
-  HaloPlace place{{0, 0}, {0, 0}, 0};
+  HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1, false};
   if (warpgroup < WARPGROUPS / 2)
     place.lead = halo_lead(group.problem[problem_at(group.problem, cluster_index)], group.stages);
   else
@@ -192,8 +211,11 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
     Position at = position_at(problem, first); // of the first row that this lane stores
     float d[PARTS][N / 2];
-    multiply_halo<N, PARTS, WARPGROUPS, T>(d, group, shared, problem,
-                                           rows_of(problem, tile.row, POSITIONS).offset + mine, lane, place);
+    const int offset = rows_of(problem, tile.row, POSITIONS).offset + mine;
+    if (group.depth == 64)
+      multiply_halo<N, PARTS, WARPGROUPS, T, 64>(d, group, shared, problem, offset, lane, place);
+    else
+      multiply_halo<N, PARTS, WARPGROUPS, T, 32>(d, group, shared, problem, offset, lane, place);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
@@ -210,7 +232,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
 HOST_DEVICE constexpr int halo_registers(int warpgroups) { return warpgroups == 2 ? 232 : warpgroups == 3 ? 152 : 104; }
 
 template <int N, int PARTS, int WARPGROUPS, class T>
-__global__ void __launch_bounds__(WARPGROUP *(1 + WARPGROUPS), 1) halo(const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __grid_constant__ Group group) {
   const HaloShared shared = halo_shared<N, WARPGROUPS>(group);
   const int shift = group.cluster - 1; // of 1 or 2
   const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "descriptor.h"
 #include "tensor_map.h"
 
 #ifdef INCEPTION_FAST_EMULATED
@@ -276,15 +277,6 @@ template <int PENDING> __device__ __forceinline__ void tma_store_wait() {
 
 // Matrix products.
 
-// Where a K-major operand lies. With a swizzle, `stride` is the distance of groups of 8 rows and `lead` is unused; a
-// step of 16 along K adds 32 bytes to the address. Without one, the operand is made of 8 x 16 byte blocks: `lead` is
-// their distance along K and `stride` along the rows.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t lead, uint32_t stride,
-                                                      Swizzle swizzle) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(lead >> 4) << 16 |
-         static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
-}
-
 // Orders earlier accesses to accumulators and shared memory before the wgmmas that follow.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -297,8 +289,8 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
 
 // d = a * b^T + (accumulate ? d : 0) by the calling warpgroup; wgmma.cuh has the layout of d.
 template <int N, class T>
-__device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
-  Wgmma<N, T>::run(d, a, b, accumulate);
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], Descriptor a, Descriptor b, int accumulate) {
+  Wgmma<N, T>::run(d, a.bits(), b.bits(), accumulate);
 }
 
 // Products write their registers after the instruction, of which the compiler knows nothing: behind the wait for them,

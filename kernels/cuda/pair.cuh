@@ -120,8 +120,8 @@ __device__ __forceinline__ void multiply_tap(float (&d)[pass_sums(GROUPS)], cons
   static_assert(FIRST >= -MIDDLE_GUARD && FIRST + COLUMNS <= PIXELS + MIDDLE_GUARD, "a tap stays between the guards");
   const int stage = w.place.stage;
   barrier_wait(&s.full[stage], w.place.parity);
-  const uint64_t a = matrix_descriptor(w.weights + stage * weight_bytes(GROUPS), 0, 8 * WEIGHT_ROW, Swizzle::bytes64);
-  const uint64_t b = matrix_descriptor(rows + static_cast<uint32_t>(FIRST * 16), plane, 128, Swizzle::none);
+  const Descriptor a = matrix_descriptor(w.weights + stage * weight_bytes(GROUPS), 0, 8 * WEIGHT_ROW, Swizzle::bytes64);
+  const Descriptor b = matrix_descriptor(rows + static_cast<uint32_t>(FIRST * 16), plane, 128, Swizzle::none);
   float (&sums)[COLUMNS / 2] = reinterpret_cast<float (&)[COLUMNS / 2]>(d[LOW / 2]);
   wgmma_fence();
 #pragma unroll

@@ -188,7 +188,7 @@ template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkS
 
 // Adds STEPS products of 16 channels; chains take turns.
 template <int N, int CHAINS, class T, int STEPS>
-__device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b) {
 #pragma unroll
   for (int k = 0; k < STEPS; ++k)
     wgmma<N, T>(d[k % CHAINS], a + 2 * k, b + 2 * k, true); // 32 bytes along K, in units of 16
@@ -196,7 +196,7 @@ __device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], uint
 
 // The same as a group of their own.
 template <int N, int CHAINS, class T, int STEPS>
-__device__ __forceinline__ void multiply_group(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_group(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b) {
   wgmma_fence();
   multiply_chained<N, CHAINS, T, STEPS>(d, a, b);
   wgmma_commit();
@@ -204,7 +204,7 @@ __device__ __forceinline__ void multiply_group(float (&d)[CHAINS][N / 2], uint64
 
 // Products of one step of K, `steps` of 16 channels of it. No branch may stand between a group's fence and its commit.
 template <int N, int CHAINS, class T>
-__device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], uint64_t a, uint64_t b, int steps) {
+__device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b, int steps) {
   if (steps == 4)
     multiply_group<N, CHAINS, T, 4>(d, a, b);
   else if (steps == 2)
@@ -222,8 +222,9 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
                                               const WalkShared &shared, const Unit &unit, int warpgroup, int lane,
                                               bool more, Place &place, const Meanwhile &meanwhile) {
   constexpr int WHOLE = WALK_DEPTH / K_STEP;
-  constexpr uint64_t A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
-  const uint64_t ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
+  constexpr int A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
+  constexpr int STAGE = WALK_STAGE_BYTES / 16;
+  Descriptor a = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128) + place.stage * STAGE;
   const int chunks = problem.chunks, last_steps = problem.last_steps, count = unit.tile.last - unit.tile.first;
   int chunk = unit.step.chunk;
   const auto next = [&] { // 16 channels of the step that comes
@@ -236,9 +237,9 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
 #pragma unroll
     for (int i = 0; i < N / 2; ++i)
       d[chain][i] = 0;
-  Barrier *previous = nullptr;
+  int used = -1; // a stage whose products may still run
   for (int i = 0; i < count; i += WALK_STEPS) {
-    const uint64_t a = ring + place.stage * (WALK_STAGE_BYTES / 16), b = a + WALK_WEIGHTS / 16;
+    const Descriptor b = a + WALK_WEIGHTS / 16;
     const bool both = i + 1 < count;
     const int first = next(), second = both ? next() : 0;
     barrier_wait(&shared.full[place.stage], place.parity);
@@ -254,10 +255,11 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
       if (both)
         multiply_step<N, CHAINS, T>(d, a + A_STEP, b + B_STEP, second);
     }
-    if (previous && lane == 0)
-      barrier_arrive(previous);
-    previous = &shared.empty[place.stage];
+    if (used >= 0 && lane == 0)
+      barrier_arrive(&shared.empty[used]);
+    used = place.stage;
     advance(place, WALK_STAGES);
+    a = a + (place.stage == 0 ? STAGE - WALK_STAGES * STAGE : STAGE);
   }
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
@@ -267,7 +269,7 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
   for (int chain = 0; chain < CHAINS; ++chain)
     settle(d[chain]);
   if (lane == 0)
-    barrier_arrive(previous);
+    barrier_arrive(&shared.empty[used]);
 #pragma unroll
   for (int half = CHAINS / 2; half > 0; half /= 2)
 #pragma unroll

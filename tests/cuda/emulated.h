@@ -26,6 +26,7 @@
 // the compiler makes of the code; speed.
 #pragma once
 
+#include "../../kernels/cuda/descriptor.h"
 #include "cuda_types.h"
 #include "primitives.h"
 #include <cstdint>
@@ -102,11 +103,6 @@ inline void tma_store_commit() { emulated::tma_store_commit(); }
 template <int PENDING> inline void tma_store_wait_read() { emulated::tma_store_wait(PENDING); }
 template <int PENDING> inline void tma_store_wait() { emulated::tma_store_wait(PENDING); }
 
-inline uint64_t matrix_descriptor(uint32_t address, uint32_t lead, uint32_t stride, Swizzle swizzle) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(lead >> 4) << 16 |
-         static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
-}
-
 inline void wgmma_fence() { emulated::wgmma_fence(); }
 inline void wgmma_commit() { emulated::wgmma_commit(); }
 template <int PENDING> inline void wgmma_wait() { emulated::wgmma_wait(PENDING); }
@@ -116,9 +112,9 @@ template <class T> constexpr Element element_of();
 template <> constexpr Element element_of<__nv_bfloat16>() { return Element::bfloat16; }
 template <> constexpr Element element_of<__half>() { return Element::float16; }
 
-template <int N, class T> inline void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+template <int N, class T> inline void wgmma(float (&d)[N / 2], Descriptor a, Descriptor b, int accumulate) {
   static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma takes N = 8..256 in steps of 8");
-  emulated::wgmma(N, int(element_of<T>()), d, a, b, accumulate != 0);
+  emulated::wgmma(N, int(element_of<T>()), d, a.bits(), b.bits(), accumulate != 0);
 }
 
 inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
