@@ -71,7 +71,8 @@ class Emulated(Library):
     WIDTHS = (32, 48, 80, 192)
 
     def _configs(self) -> tuple[Config, ...]:
-        return tuple(config for config in super()._configs() if config.columns in self.WIDTHS)
+        three = (3, 128)  # warpgroups and columns
+        return tuple(c for c in super()._configs() if c.columns in self.WIDTHS or (c.turns, c.columns) == three)
 
 
 @cache

@@ -14,7 +14,7 @@ __device__ __forceinline__ uint32_t place(int row, int channel, bool swizzled) {
   return swizzled ? row * 128 + (chunk ^ row % 8) * 16 : chunk * kRows * 16 + row * 16;
 }
 
-__device__ __forceinline__ uint64_t operand(uint32_t address, int shift, bool swizzled) {
+__device__ __forceinline__ Descriptor operand(uint32_t address, int shift, bool swizzled) {
   return swizzled ? matrix_descriptor(address + shift * 128 + 32, 0, 1024, Swizzle::bytes128)
                   : matrix_descriptor(address + shift * 16 + 2 * kRows * 16, kRows * 16, 128, Swizzle::none);
 }

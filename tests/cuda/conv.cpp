@@ -33,6 +33,8 @@ template <class T> Run run_of(const HopperConfig &config) {
       return run_halo<32, 4, 2, T>;
     case 2128192:
       return run_halo<192, 1, 2, T>;
+    case 4512032:
+      return run_halo<32, 2, 4, T>;
     case 3192128:
       return run_halo<128, 1, 3, T>;
 #endif
