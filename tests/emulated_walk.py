@@ -32,7 +32,7 @@ class WalkDevice(Device):
         super().__init__(library)
         for name in ("hopper_walk_columns", "hopper_walk_reasons", "hopper_walk_sizes", "hopper_walk_units"):
             function = getattr(self.lib, name)
-            function.restype, function.argtypes = abi.WALK_FUNCTIONS[name]
+            function.restype, function.argtypes = (abi.WALK_FUNCTIONS | abi.TRACE_FUNCTIONS)[name]
         self.lib.hopper_error.restype = ctypes.c_char_p
         jobs = ctypes.POINTER(abi.Job), ctypes.c_int32
         self.lib.emulated_walk.argtypes = [*jobs, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_uint64]

@@ -60,7 +60,7 @@ def test_the_header_declares_what_is_bound() -> None:
     text = re.sub(r"//.*", "", "".join(headers))
     found = {name: args for name, args in re.findall(r"\b(hopper_\w+)\(([^)]*)\);", text)}
     counts = {name: 0 if args == "void" else args.count(",") + 1 for name, args in found.items()}
-    bound = abi.FUNCTIONS | abi.PAIR_FUNCTIONS | abi.WALK_FUNCTIONS
+    bound = abi.FUNCTIONS | abi.PAIR_FUNCTIONS | abi.WALK_FUNCTIONS | abi.TRACE_FUNCTIONS
     assert counts == {name: len(given) for name, (_, given) in bound.items()}
     constants = dict(re.findall(r"#define (HOPPER_\w+) (\d+)", text))
     sizes = {"HOPPER_ABI": abi.ABI, "HOPPER_GROUP": abi.GROUP, "HOPPER_OUTPUTS": abi.OUTPUTS, "HOPPER_NEEDS": abi.NEEDS,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from inception_fast.kernels.cuda import abi, walk
+from inception_fast.kernels.cuda import walk
 from networks import ended_after, network_of
 from timing import device_seconds, host_seconds, summary
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 import inception_fast as fast
 from inception_fast.engine import gpu_walk
 from inception_fast.measure.compare import calibrate
+from inception_fast.measure.walk_trace import Unit, shares, traced
 
 PATIENCE = 60.0  # to make and prove the network
 REPLAYS = 50  # of a walk alone, one behind the other
@@ -128,27 +129,29 @@ def replayed(launches: Sequence[walk.WalkLaunch]) -> float:
 
 
 def jobs_of(made: gpu_walk.Walk, launch: walk.WalkLaunch) -> list[dict[str, Any]]:
-    """Of each job: its units, and microseconds from the walk's first mark to when its first unit was ready, its last
-    sums were there, its last unit had ended; and of a unit, medians, what it waited for its turn, from ready to sums,
-    from sums to end.
+    """Of each job: its units and its share of the walk's time, and microseconds from the walk's first mark to when its
+    first unit was ready, its last sums were there, its last unit had ended; and of a unit, medians, what it waited for
+    its turn, from ready to sums, from sums to end.
     """
-    marks = traced(launch)
-    start = min(mark for _, unit in marks for mark in unit if mark)
-    by_job: dict[int, list[list[int]]] = {}
-    for job, unit in marks:
-        by_job.setdefault(job, []).append(unit)
+    units = traced(launch)
+    start = min(min(unit.taken, unit.ready) for unit in units)
+    parts = shares(units, len(made.members)).jobs
+    by_job: dict[int, list[Unit]] = {}
+    for unit in units:
+        by_job.setdefault(unit.job, []).append(unit)
     rows = []
     for job, member in enumerate(made.members):
-        units = by_job[job]
-        ready = [u[1] for u in units]
-        summed, ended = [u[2] for u in units if u[2]], [u[3] for u in units if u[3]]
+        mine = by_job[job]
+        ready = [u.ready for u in mine]
+        summed, ended = [u.summed for u in mine if u.summed], [u.ended for u in mine if u.ended]
         row = {
-            "job": job, "name": member.step.name, "needs": list(made.needs[job]), "units": len(units),
+            "job": job, "name": member.step.name, "needs": list(made.needs[job]), "units": len(mine),
             "cut": list(member.cut) if member.cut else None, "spec": str(member.step.spec),
+            "share_us": float(parts[job]) / 1e3,
             "ready_us": (min(ready) - start) / 1e3, "last_ready_us": (max(ready) - start) / 1e3,
             "summed_us": (max(summed) - start) / 1e3 if summed else None, "ended_us": (max(ended) - start) / 1e3,
-            "multiply_us": median([(u[2] - max(u[0], u[1])) / 1e3 for u in units if u[2]]),
-            "store_us": median([(u[3] - (u[2] or u[1])) / 1e3 for u in units if u[3]]),
+            "multiply_us": median([(u.summed - u.begin) / 1e3 for u in mine if u.summed]),
+            "store_us": median([(u.ended - (u.summed or u.ready)) / 1e3 for u in mine if u.ended]),
         }  # fmt: skip
         rows.append(row)
     return rows
@@ -156,17 +159,3 @@ def jobs_of(made: gpu_walk.Walk, launch: walk.WalkLaunch) -> list[dict[str, Any]
 
 def median(values: Sequence[float]) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
-
-
-def traced(launch: walk.WalkLaunch) -> list[tuple[int, list[int]]]:
-    """(job, marks) of each unit of one run, the walk's second one with a trace."""
-    jobs = [walk.described(job) for job in launch.kept[0]]
-    units = launch.library.walk_units(jobs, walk.blocks_of(launch.device))
-    trace = torch.zeros(len(units), abi.WALK_MARKS, dtype=torch.int64, device=launch.device)
-    blob = launch.library.traced_walk(launch.blob, trace.data_ptr())
-    stream = torch.cuda.current_stream(launch.device).cuda_stream
-    for _ in range(2):
-        trace.zero_()
-        launch.library.launch_walk(blob, stream)
-    torch.cuda.synchronize()
-    return list(zip(units, trace.tolist(), strict=True))

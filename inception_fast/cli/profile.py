@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "peak_share": found.flops / (found.call_ms / 1e3) / peak.flops,
         "kinds": found.by_kind(),
         "rows": [layer.as_json() for layer in found.layers],
+        "walks": [walk.as_json() for walk in found.walks],
     }
     if folder is not None:
         write_json(folder / "profile.json", document)
@@ -124,9 +125,9 @@ def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured 
     found = gpu_profiler.profile(fast, x, peak, args.rounds)
     gpu = torch.cuda.get_device_name(x.device)
     needs, lanes = gpu_profiler.schedule(gpu_profiler.tasks_of(fast, x))
-    dearest = max(found.layers, key=lambda layer: layer.ms).layer
-    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest)}
-    return found, peak, trace(found.layers, f"{args.model} on {gpu}", needs, lanes), more
+    dearest = max(found.layers, key=lambda layer: layer.ms)
+    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest.walk or dearest.layer)}
+    return found, peak, trace(found.layers, f"{args.model} on {gpu}", needs, lanes, found.walks), more
 
 
 def _ready(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
@@ -180,6 +181,7 @@ def _show(found: Profile, peak: Peak, top: int) -> None:
         print(f"the dearest {len(dearest)} of {len(found.layers)} layers; --top shows more, --json all")
     for kind, part in found.by_kind().items():
         print(f"{kind:10} {part['steps']:4.0f} steps {part['ms']:9.3f} ms {100 * part['share']:5.1f} %")
+    _show_walks(found)
     threads = f", {peak.threads} threads" if peak.threads else ""
     whole = found.flops / (found.call_ms / 1e3)
     print(
@@ -192,3 +194,16 @@ def _show(found: Profile, peak: Peak, top: int) -> None:
     )
     for reason in dict.fromkeys(found.fallbacks):
         print(f"through torch, not timed apart: {reason}")
+
+
+def _show_walks(found: Profile) -> None:
+    """What the table does not say of launches that are many steps."""
+    for walk in found.walks:
+        rest = {layer.kind: layer.ms for layer in found.layers if layer.walk == walk.layer}
+        print(
+            f"{walk.layer}: {walk.ms:.3f} ms in one launch, shared out to its steps, which overlap, by the units that "
+            f"ran at each moment; {rest['waiting']:.3f} ms with none, {rest['launch']:.3f} ms around them"
+        )
+    for layer in found.layers:
+        if layer.note:
+            print(f"{layer.layer}: one row, without its steps: {layer.note}")

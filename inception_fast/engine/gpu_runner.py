@@ -71,6 +71,12 @@ class GpuCompiled:
             raise ValueError(f"{len(self.native)} native plans; allowed: one")
         return next(iter(self.native.values()))
 
+    @property
+    def segments(self) -> dict[int, Segment]:
+        """The native plans on their memory, as far as calls have come to them; none after `release`."""
+        static = self._static
+        return {} if static is None else static.segments
+
     def shared(self, item: NativeItem) -> dict[int, int]:
         """The buffers of an item's plan that others read or wrote, as numbers of the program's."""
         pairs = enumerate(zip(item.numbers, item.plan.buffers, strict=True))

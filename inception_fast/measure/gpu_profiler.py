@@ -1,29 +1,35 @@
-"""The profile on a GPU: every task timed alone, in order, by events of the device; its peak; and the command lines for
-Nsight's tools, which look at one call between cudaProfilerStart and cudaProfilerStop.
+"""The profile on a GPU: every task timed alone, in order, by events of the device, a walk's time shared out to its
+steps; its peak; and the command lines for Nsight's tools, which look at one call between cudaProfilerStart and -Stop.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.runner import OptimizedModule
-from .profiler import Profile, Work, layers_of, work_of
+from .profiler import Layer, Profile, Work, layer_of, layers_of, work_of
 from .roofline import Peak
 from .timer import summarise
+from .walk_trace import NotTraced, Shares, Tracer, shares
 
 SIDE = 8192  # of the square matrices multiplied
 COPIED = 1 << 30  # bytes copied, beyond every cache
 SECONDS = 0.5  # given to each of the two
+TRACES = 10  # runs that leave marks, at most
 
 
 def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> Profile:
-    """Medians over `rounds` timed calls after two untimed ones.
+    """Medians over `rounds` timed calls after two untimed ones. A walk's time is shared out to its steps as in up to
+    `TRACES` calls more that leave marks; where that cannot be, its row's note says why.
 
     Raises ValueError for fewer than one round and for a module that runs no GPU plan.
     """
@@ -42,9 +48,89 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
             torch.cuda.synchronize()
             calls.append(time.perf_counter() - start)
             runs.append([seconds for _, seconds in fast.time_steps(x)])
-    work = [task_work(plan, task) for plan, task in tasks]
+        traced = traced_walks(fast, x, min(rounds, TRACES))
+    rows = layers_of([task_work(plan, task) for plan, task in tasks], runs, peak)
+    layers: list[Layer] = []
+    for row, (plan, task), found in zip(rows, tasks, map(traced.get, range(len(rows))), strict=True):
+        if found is None or isinstance(found, str):
+            layers.append(replace(row, note=found or ""))
+        else:
+            layers += steps_of_walk(row, [work_of(step, plan.plan.buffers) for step in task.steps], found, peak)
+    walks = tuple(row for position, row in enumerate(rows) if not isinstance(traced.get(position, ""), str))
     reasons = tuple(step.reason for step in report.fallbacks)
-    return Profile(layers_of(work, runs, peak), 1e3 * summarise(calls).median, rounds, reasons)
+    return Profile(tuple(layers), 1e3 * summarise(calls).median, rounds, reasons, walks)
+
+
+def traced_walks(fast: OptimizedModule, x: Tensor, count: int) -> dict[int, list[Shares] | str]:
+    """Of each walk, by its task's position, so many runs inside whole calls, or why it has none."""
+    tracers: dict[int, Tracer] = {}
+    found: dict[int, list[Shares] | str] = {}
+    with contextlib.ExitStack() as inside:
+        for position, launches in _walk_launches(fast, x).items():
+            try:
+                tracers[position] = inside.enter_context(_leaving_marks(launches))
+            except NotTraced as error:
+                found[position] = str(error)
+        for i in range(count + 1 if tracers else 0):
+            for tracer in tracers.values():
+                tracer.clear()
+            fast.time_steps(x)
+            for position, tracer in tracers.items() if i else ():  # the first one warms the marks' memory
+                runs = found.setdefault(position, [])
+                if isinstance(runs, str):
+                    continue
+                try:
+                    runs.append(shares(tracer.units(), tracer.jobs))
+                except NotTraced as error:
+                    found[position] = str(error)
+    return found
+
+
+def _walk_launches(fast: OptimizedModule, x: Tensor) -> dict[int, list[Any]]:
+    """The launches of each walk's task, by its position; none where no call came to it, or its memory was given up."""
+    executable: Any = fast._session.executable(fast._session.signature.leaves((x,), {}))[0]
+    made = executable.segments
+    each = [(task, made[i].launches[j] if i in made else [])
+            for i, plan in executable.native.items() for j, task in enumerate(plan.tasks)]  # fmt: skip
+    return {position: launches for position, (task, launches) in enumerate(each) if task.walk is not None}
+
+
+@contextlib.contextmanager
+def _leaving_marks(launches: list[Any]) -> Iterator[Tracer]:
+    """Inside, a walk's one launch is another that leaves marks, but not in the graph, which has its own."""
+    if not launches:
+        raise NotTraced("the network's memory was given up to others meanwhile")
+    (own,) = launches
+    tracer = Tracer(own)
+    launches[:] = [tracer.launch]
+    try:
+        yield tracer
+    finally:
+        launches[:] = [own]
+
+
+def steps_of_walk(walk: Layer, work: Sequence[Work], runs: Sequence[Shares], peak: Peak) -> list[Layer]:
+    """The rows of a walk's steps in place of its own, by means over these runs, and two of what is left of its time:
+    `waiting`, in which no unit ran, and `launch`, which is outside of the marks. Marks further apart than the time that
+    was measured without them are brought together in proportion.
+    """
+    nanoseconds = 1e6 * walk.ms
+    mean = sum(run.span for run in runs) / len(runs)
+    scale = min(1.0, nanoseconds / mean) if mean else 1.0
+    columns = [[scale * float(part) for part in column] for column in zip(*(run.jobs for run in runs), strict=True)]
+    columns.append([scale * run.waiting for run in runs])
+    columns.append([max(nanoseconds - scale * mean, 0.0)] * len(runs))
+    rest = [Work(f"{walk.layer}: {kind}", kind, (), 0, 0) for kind in ("waiting", "launch")]
+    total = walk.ms / 1e3 / walk.share if walk.share else math.inf
+    found = []
+    for step, column in zip([*work, *rest], columns, strict=True):
+        row = layer_of(step, sum(column) / len(runs) / 1e9, summarise(column).iqr / 1e9, total, peak)
+        found.append(replace(row, walk=walk.layer))
+    for job in range(len(work)):
+        begin, end = (sum(getattr(run, name)[job] for run in runs) / len(runs) for name in ("begins", "ends"))
+        found[job] = replace(found[job], begin_ms=scale * begin / 1e6, end_ms=scale * end / 1e6)
+    found[-1] = replace(found[-1], iqr_ms=walk.iqr_ms)
+    return found
 
 
 def tasks_of(fast: OptimizedModule, x: Tensor) -> list[tuple[Any, Any]]:

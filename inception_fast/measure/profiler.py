@@ -26,7 +26,8 @@ class Layer:
     """One step. `share` is of the time of all steps, `peak_share` of the machine's FLOP a second, `roof_share` how near
     the time is to the fewest seconds that work and traffic allow.
 
-    `bytes` is compulsory traffic: every operand moved once.
+    `bytes` is compulsory traffic: every operand moved once. A step of a walk has its name in `walk`, as `ms` its share
+    of the time that passed, and when its first unit began and its last one ended, from the walk's first mark.
     """
 
     layer: str
@@ -41,6 +42,10 @@ class Layer:
     gbytes: float
     peak_share: float
     roof_share: float
+    walk: str = ""
+    begin_ms: float | None = None
+    end_ms: float | None = None
+    note: str = ""  # why a walk is not shown by its steps
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,12 +53,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Profile:
-    """All steps in their order. `call_ms` is the whole call, so `call_ms - steps_ms` is spent around the steps."""
+    """All steps in their order. `call_ms` is the whole call, so `call_ms - steps_ms` is spent around the steps.
+
+    `walks` are the rows of whole walks of which `layers` has the steps, whose times are the walk's together.
+    """
 
     layers: tuple[Layer, ...]
     call_ms: float
     rounds: int
     fallbacks: tuple[str, ...]
+    walks: tuple[Layer, ...] = ()
 
     @property
     def steps_ms(self) -> float:
@@ -126,18 +135,17 @@ def layers_of(work: Sequence[Work], runs: Sequence[Sequence[float]], peak: Peak)
     """A row for each step, from the seconds that every run measured of each."""
     times = [summarise(column) for column in zip(*runs, strict=True)]
     total = sum(t.median for t in times) or math.inf
-    found = []
-    for step, t in zip(work, times, strict=True):
-        seconds = max(t.median, 1e-9)  # the clock's tick
-        speed = step.flops / seconds
-        found.append(
-            Layer(
-                step.name, step.kind, step.shape, 1e3 * t.median, 1e3 * t.iqr, t.median / total, step.flops,
-                step.bytes, speed / 1e9, step.bytes / seconds / 1e9, speed / peak.flops,
-                peak.roof(step.flops, step.bytes) / seconds,
-            )
-        )  # fmt: skip
-    return tuple(found)
+    return tuple(layer_of(step, t.median, t.iqr, total, peak) for step, t in zip(work, times, strict=True))
+
+
+def layer_of(step: Work, seconds: float, iqr: float, total: float, peak: Peak) -> Layer:
+    """A row of these seconds, of `total` that all steps take."""
+    least = max(seconds, 1e-9)  # the clock's tick
+    speed = step.flops / least
+    return Layer(
+        step.name, step.kind, step.shape, 1e3 * seconds, 1e3 * iqr, seconds / total, step.flops, step.bytes,
+        speed / 1e9, step.bytes / least / 1e9, speed / peak.flops, peak.roof(step.flops, step.bytes) / least,
+    )  # fmt: skip
 
 
 def _bytes(step: Step, buffers: Sequence[Any]) -> int:

@@ -101,7 +101,7 @@ FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_conv_launch": (c_int32, (c_void_p, c_uint64)),
 }
 
-# A library may be built without the pair, and without the walk.
+# A library may be built without the pair, without the walk, and without a walk's traces.
 PAIR_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_pair_configs": (c_int32, (POINTER(PairConfig), c_int32)),
     "hopper_pair_reasons": (c_int32, (POINTER(Pair), c_int32, c_int32, c_char_p, c_int64)),
@@ -118,6 +118,9 @@ WALK_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_walk_blob_bytes": (c_int64, ()),
     "hopper_walk_prepare": (c_int32, (*_JOBS, c_int32, c_uint64, c_uint64, c_int32, c_void_p, c_void_p)),
     "hopper_walk_launch": (c_int32, (c_void_p, c_uint64)),
+}
+
+TRACE_FUNCTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "hopper_walk_units": (c_int64, (*_JOBS, c_int32, POINTER(c_int32), POINTER(c_int32), c_int64)),
     "hopper_walk_traced": (c_int32, (c_void_p, c_uint64, c_void_p)),
 }
@@ -131,6 +134,11 @@ def has_pairs(library: ctypes.CDLL) -> bool:
 def has_walk(library: ctypes.CDLL) -> bool:
     """Gives the walk's functions their types, where the library has them."""
     return _has(library, WALK_FUNCTIONS)
+
+
+def has_traces(library: ctypes.CDLL) -> bool:
+    """Gives the functions of a walk's traces their types, where the library has them."""
+    return _has(library, TRACE_FUNCTIONS)
 
 
 def _has(library: ctypes.CDLL, functions: dict[str, tuple[type, tuple[type, ...]]]) -> bool:

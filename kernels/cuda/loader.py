@@ -76,6 +76,7 @@ class Library:
         self.blob_bytes = int(self._c.hopper_conv_blob_bytes())
         self.pair_configs = self._pair_configs() if abi.has_pairs(self._c) else ()
         self.walk_columns = self._walk_columns() if abi.has_walk(self._c) else ()
+        self.walk_traces = abi.has_traces(self._c)
 
     def config(self, name: str) -> Config:
         """Raises ValueError for a name that no configuration has."""
