@@ -29,11 +29,15 @@ def ran(job: int, begin: int, end: int, waited: int = 0) -> Unit:
 
 
 def counted(units: Sequence[Unit], jobs: int) -> tuple[list[Fraction], int]:
-    """What `shares` says of jobs and of waiting, nanosecond by nanosecond."""
+    """What `shares` says of jobs and of waiting, nanosecond by nanosecond. Who has sums has what it needs."""
     found, waiting = [Fraction(0)] * jobs, 0
     first = min(min(u.taken, u.ready) for u in units)
     for now in range(first, max(max(u.summed, u.ended) for u in units)):
-        running = [u for u in units if max(u.taken, u.ready) <= now < (u.ended if u.ended else u.summed)]
+        running = []
+        for u in units:
+            late = u.ready > (u.summed if u.summed else u.ended)
+            if now >= u.taken and (late or now >= u.ready) and now < (u.ended if u.ended else u.summed):
+                running.append(u)
         for u in running:
             found[u.job] += Fraction(1, len(running))
         waiting += not running
@@ -50,7 +54,7 @@ def drawn(seed: int) -> Case:
     for job in [*range(jobs), *(draw.randrange(jobs) for _ in range(draw.randint(0, 25)))]:
         taken = draw.randint(1, 200)
         ready = max(1, taken + draw.randint(-20, 20))
-        summed = max(taken, ready) + draw.choice((0, 0, 1, draw.randint(1, 60)))
+        summed = (taken if draw.randrange(5) == 0 else max(taken, ready)) + draw.choice((0, 0, 1, draw.randint(1, 60)))
         ended = summed + draw.choice((0, 1, draw.randint(1, 10)))
         kind = draw.randrange(4)
         units.append(Unit(job, taken, ready, summed if kind else 0, 0 if kind == 1 else ended))
@@ -73,6 +77,9 @@ EXACT: dict[str, tuple[Case, list[Any], int]] = {
     "a pool has no sums": (([Unit(0, 3, 2, 0, 8)], 1), [5], 1),
     "a part that another stores": (([Unit(0, 2, 3, 6, 0), Unit(0, 2, 3, 7, 9)], 1), [6], 1),
     "a turn after what it needs": (([Unit(0, 6, 2, 9, 9)], 1), [3], 4),
+    "a mark behind its sums": (([Unit(0, 3, 8, 7, 9)], 1), [6], 0),
+    "a mark behind its end": (([Unit(0, 3, 11, 7, 9)], 1), [6], 0),
+    "a mark behind a part's end": (([Unit(0, 3, 11, 7, 0), ran(1, 5, 12)], 2), [3, 6], 0),
 }
 
 
@@ -106,8 +113,10 @@ def test_the_parts_are_the_whole_whatever_overlaps() -> None:
 
 # What was, and the mistake.
 MUTANTS = {
-    "a unit runs from its turn on": ("return max(self.taken, self.ready)", "return self.taken"),
-    "a unit runs once it is ready": ("return max(self.taken, self.ready)", "return self.ready"),
+    "a unit runs from its turn on": ("return max(self.taken, self.ready) if", "return self.taken if"),
+    "a unit runs once it is ready": ("return max(self.taken, self.ready) if", "return self.ready if"),
+    "a late mark is believed": (" if self.ready <= (self.summed or self.ended) else self.taken", ""),
+    "late is behind the end": ("<= (self.summed or self.ended)", "<= (self.ended or self.summed)"),
     "sums are the end": ("return self.ended or self.summed", "return self.summed or self.ended"),
     "who has no end never ran": ("return self.ended or self.summed", "return self.ended or self.begin"),
     "each unit has all its time": ("scale // count * (later", "scale * (later"),

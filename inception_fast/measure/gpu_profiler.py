@@ -51,14 +51,16 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
         traced = traced_walks(fast, x, min(rounds, TRACES))
     rows = layers_of([task_work(plan, task) for plan, task in tasks], runs, peak)
     layers: list[Layer] = []
-    for row, (plan, task), found in zip(rows, tasks, map(traced.get, range(len(rows))), strict=True):
-        if found is None or isinstance(found, str):
-            layers.append(replace(row, note=found or ""))
+    walks: list[Layer] = []
+    for position, (row, (plan, task)) in enumerate(zip(rows, tasks, strict=True)):
+        found = traced.get(position, "")
+        if isinstance(found, str):
+            layers.append(replace(row, note=found))
         else:
+            walks.append(row)
             layers += steps_of_walk(row, [work_of(step, plan.plan.buffers) for step in task.steps], found, peak)
-    walks = tuple(row for position, row in enumerate(rows) if not isinstance(traced.get(position, ""), str))
     reasons = tuple(step.reason for step in report.fallbacks)
-    return Profile(tuple(layers), 1e3 * summarise(calls).median, rounds, reasons, walks)
+    return Profile(tuple(layers), 1e3 * summarise(calls).median, rounds, reasons, tuple(walks))
 
 
 def traced_walks(fast: OptimizedModule, x: Tensor, count: int) -> dict[int, list[Shares] | str]:

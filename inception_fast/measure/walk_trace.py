@@ -39,8 +39,10 @@ class Unit(NamedTuple):
 
     @property
     def begin(self) -> int:
-        """When it had its turn and what it needs."""
-        return max(self.taken, self.ready)
+        """When it had its turn and what it needs. The latter is for another warp to say, which may come to that late,
+        even behind the sums of a short unit: then from its turn on.
+        """
+        return max(self.taken, self.ready) if self.ready <= (self.summed or self.ended) else self.taken
 
     @property
     def end(self) -> int:

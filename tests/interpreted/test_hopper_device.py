@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import numerics
+from inception_fast.engine import optimize
 from inception_fast.engine.gpu_hopper import Hopper
+from inception_fast.measure import gpu_profiler
+from inception_fast.measure.roofline import Peak
 
 from . import test_hopper_walk_plan as walks
 from .maps import DEVICE, empty, put, take
@@ -241,3 +244,22 @@ def test_a_network_as_a_walk(form: str) -> None:
     first, *others = (executable.run([x.to(DEVICE)])[0] for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
     assert numerics.rel_l2(first.cpu(), expected) <= walks.DEEP
+
+
+@pytest.mark.parametrize("form", ("walk",))
+def test_a_profile_has_the_steps_of_a_walk(form: str) -> None:
+    """By the device's own marks: every step has a share, and together they are the walk's time and work."""
+    if not cuda.library().walk_traces:
+        pytest.skip("the library was built without a walk's traces")
+    x = numerics.random(1, 3, 39, 35).to(DEVICE)
+    fast = optimize(walks.made(), x, dtype=torch.float16, backend="cuda")
+    before = fast(x)
+    found = gpu_profiler.profile(fast, x, Peak(1e15, 4e12, "nothing", "float16", 0), rounds=3)
+    (walk,) = found.walks
+    *steps, waiting, launch = (row for row in found.layers if row.walk)
+    assert not any(row.note for row in found.layers)
+    assert all(0 < row.ms < walk.ms for row in (*steps, waiting)) and launch.ms >= 0
+    assert sum(row.ms for row in (*steps, waiting, launch)) == pytest.approx(walk.ms)
+    assert sum(row.flops for row in steps) == walk.flops
+    assert all(0 <= row.begin_ms < row.end_ms <= walk.ms * 1.0001 for row in steps)  # type: ignore[operator]
+    assert torch.equal(fast(x), before)
