@@ -125,8 +125,9 @@ def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured 
     found = gpu_profiler.profile(fast, x, peak, args.rounds)
     gpu = torch.cuda.get_device_name(x.device)
     needs, lanes = gpu_profiler.schedule(gpu_profiler.tasks_of(fast, x))
-    dearest = max(found.layers, key=lambda layer: layer.ms)
-    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest.walk or dearest.layer)}
+    launches = [*found.walks, *(layer for layer in found.layers if not layer.walk)]
+    dearest = max(launches, key=lambda layer: layer.ms).layer
+    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest)}
     return found, peak, trace(found.layers, f"{args.model} on {gpu}", needs, lanes, found.walks), more
 
 
@@ -169,10 +170,11 @@ def _show(found: Profile, peak: Peak, top: int) -> None:
     for column in table.columns[3:]:
         column.justify = "right"
     dearest = sorted(found.layers, key=lambda layer: -layer.ms)[:top]
+    digits = 4 if found.walks else 3  # a walk's steps take microseconds
     for x in dearest:
         size = "x".join(map(str, (*x.shape[2:], *x.shape[1:2])))
         table.add_row(
-            escape(x.layer), x.kind, size, f"{x.ms:.3f}", f"{100 * x.share:.1f} %", f"{x.gflops:.1f}",
+            escape(x.layer), x.kind, size, f"{x.ms:.{digits}f}", f"{100 * x.share:.1f} %", f"{x.gflops:.1f}",
             f"{100 * x.peak_share:.0f} %", f"{x.bytes / 1e6:.2f}", f"{x.gbytes:.1f}", f"{100 * x.roof_share:.0f} %",
         )  # fmt: skip
     console = Console()
@@ -201,8 +203,8 @@ def _show_walks(found: Profile) -> None:
     for walk in found.walks:
         rest = {layer.kind: layer.ms for layer in found.layers if layer.walk == walk.layer}
         print(
-            f"{walk.layer}: {walk.ms:.3f} ms in one launch, shared out to its steps, which overlap, by the units that "
-            f"ran at each moment; {rest['waiting']:.3f} ms with none, {rest['launch']:.3f} ms around them"
+            f"{walk.layer}: {walk.ms:.4f} ms in one launch, shared out to its steps, which overlap, by the units that "
+            f"ran at each moment; {rest['waiting']:.4f} ms with none, {rest['launch']:.4f} ms around them"
         )
     for layer in found.layers:
         if layer.note:
