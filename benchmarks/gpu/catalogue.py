@@ -47,7 +47,7 @@ def jobs() -> list[Job]:
     found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
     found += [Job(f"sanitizer/{tool}/few", 100, 200, "exact") for tool in TOOLS]
     found += [Job(f"network/{FIRST}/{n}/{wide}", 60, 200) for n in fewest]
-    found += [Job(f"tiles/{FIRST}/{n}/{wide}/narrow", 30, 100) for n in (BATCHES[0], LARGE)]
+    found += [Job(f"tiles/{FIRST}/{n}/{wide}/cuda", 50, 150) for n in (LARGE, fewest[0])]
     found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 200)]

@@ -202,7 +202,8 @@ def waits(job: Job, store: Store) -> bool:
     """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first."""
     _, _, whole = job.name.partition("/")
     tiles, _, tuned = whole.rpartition("/")
-    return tuned == "tuned" and store.results.get(f"tiles/{tiles}", {}).get("status") != OK
+    measured = [store.results.get(f"tiles/{name}", {}).get("status") for name in (tiles, f"{tiles}/cuda")]
+    return tuned == "tuned" and OK not in measured
 
 
 def run_job(job: Job, store: Store, seconds: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from inception_fast.kernels.plan import PairStep
 from inception_fast.kernels.spec import ConvSpec, PairSpec
 from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config, Row
+from inception_fast.kernels.triton.convolve import pack
 from measure import draw
 from networks import network_of
 from store import read_results
@@ -31,23 +32,23 @@ from inception_fast.engine.gpu_tune import Wanted, triton_call, wanted
 
 TRIED = 6  # wide tiles and the cost model's favourites
 ROUNDS = 5
-NARROW = 32
 LEAST_GAIN = 0.98  # of the first proposal's time: less is noise, and the first stays
 
 
 def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True) -> Iterator[list[dict[str, Any]]]:
     """The best tile of every convolution that the network's plan has and, with `cuda` and where the CUDA kernels run,
-    the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "narrow": only
-    convolutions of at most `NARROW` channels behind the first. Raises ValueError for another.
+    the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "cuda": only the CUDA
+    kernels, beside the tile that ships. Raises ValueError for another.
     """
-    if part not in ("", "narrow"):
-        raise ValueError(f"part {part!r} of a network; allowed: none, narrow")
+    alone = part == "cuda"
+    if part and not alone:
+        raise ValueError(f"part {part!r} of a network; allowed: none, cuda")
     arch = configs.arch_of(torch.cuda.get_device_capability())
     plans = plans_of(model, n, dtype)
     every = wanted(task for plan in plans for task in plan.tasks)
-    if part:
-        every = [one for one in every if one.spec.c <= NARROW and not one.stem]
-    compile_beside(every, arch)
+    if alone:
+        every = [one for one in every if not one.stem]
+    compile_beside(every, arch, alone)
     hopper = cuda and cuda_here()
     rows: list[dict[str, Any]] = []
     fastest: dict[ConvSpec, float] = {}
@@ -56,16 +57,18 @@ def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True)
         about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec)}
         about["columns"] = [group.oc for group in one.groups]
         try:
-            row, call = tile_row(one, arch)
+            row, call = shipped_tile(one, arch) if alone else tile_row(one, arch)
         except RuntimeError as problem:
             rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             yield rows
             continue
         raced = cuts.guarded(cuts.conv_row, one, call) if hopper else {}
-        fastest[spec] = min(row["best_ms"], raced.get("cuda_ms", row["best_ms"])) / 1e3
+        times = [ms for ms in (row.get("best_ms"), raced.get("triton_ms"), raced.get("cuda_ms")) if ms is not None]
+        if times:
+            fastest[spec] = min(times) / 1e3
         rows.append({**about, **row, **raced})
         yield rows
-    for spec in chains_of(plans) if hopper and not part else ():
+    for spec in chains_of(plans) if hopper else ():
         halves = [replace(half, residual=False) for half in (spec.first, spec.second)]
         if all(half in fastest for half in halves):
             about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec), "status": "ok"}
@@ -84,6 +87,14 @@ def tile_row(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]
     row = [*kept[:5], list(vars(best).values()), found[best]]
     about = {"status": "ok", "row": row, "config": str(best), "tried": len(found), **times}
     return about, triton_call(one, x, parts, best)
+
+
+def shipped_tile(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """A call of the tile that ships for a convolution, not timed here."""
+    x, parts = one.drawn(draw)
+    groups = pack(parts, getattr(torch, one.spec.dtype), x.device).groups
+    config = tune.proposals(one.spec, arch, groups=groups)[0]
+    return {"status": "ok", "config": str(config)}, triton_call(one, x, parts, config)
 
 
 def plans_of(model: str, n: int, dtype: str) -> list[GpuPlan]:
@@ -105,19 +116,22 @@ def cuda_here() -> bool:
     return bool(fast.backend_status()["cuda"])
 
 
-def compile_beside(every: Sequence[Wanted], arch: str) -> list[str]:
+def compile_beside(every: Sequence[Wanted], arch: str, shipped: bool = False) -> list[str]:
     """Fills Triton's cache by all cores: compiling one after the other takes ten times as long as timing. What failed,
     which fails again, and is reported, where it is timed.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(len(every), os.cpu_count() or 1, 16)
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        done = [pool.submit(_compiled, one, arch) for one in every]
+        done = [pool.submit(_compiled, one, arch, shipped) for one in every]
         return [f"{type(error).__name__}: {error}" for future in done if (error := future.exception())]
 
 
-def _compiled(one: Wanted, arch: str) -> None:
+def _compiled(one: Wanted, arch: str, shipped: bool) -> None:
     torch.set_num_threads(1)
+    if shipped:
+        shipped_tile(one, arch)[1]()
+        return
     tune.tried(one.spec, *one.drawn(draw), arch, lambda call: 0.0, count=TRIED, stem=one.stem)
 
 

@@ -242,10 +242,10 @@ def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Repo
     from tiles import known, measured
     from trusted import only
 
-    rows, forms = measured(earlier) if tiles else [], right()
-    if tiles and not rows:
+    rows, chosen, forms = measured(earlier) if tiles else [], cuts.measured(earlier) if tiles else [], right()
+    if tiles and not rows and not chosen:
         return {"status": FAILED, "note": "no tiles have been measured"}
-    with known(rows), cuts.known(cuts.measured(earlier) if tiles else []), only(forms):
+    with known(rows), cuts.known(chosen), only(forms):
         return timed(network_rows(model, int(batch), dtype, len(rows), bool(forms)), report)
 
 

@@ -134,7 +134,7 @@ def test_a_networks_tiles_are_measured_and_then_known(
 
     monkeypatch.setattr(tiles.fast, "optimize", optimized)
     monkeypatch.setattr(queue["networks"].fast, "create_model", lambda name: Small())
-    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch, shipped: [])
     monkeypatch.setattr(tiles, "TRIED", 2)
     *_, rows = tiles.tile_rows("small", 2, "float16")
     assert [row["status"] for row in rows] == ["ok"] * 4, rows
@@ -220,7 +220,7 @@ def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypa
     spec = tiles.ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
     monkeypatch.setattr(tiles, "plans_of", lambda *about: [])
     monkeypatch.setattr(tiles, "wanted", lambda tasks: [Wanted(spec, (spec,))])
-    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch, shipped: [])
     for seconds, wanted in ((0.99, a), (0.9, b)):
         monkeypatch.setattr(tiles.tune, "tried", lambda *rest, s=seconds, **options: {a: 1.0, b: s})
         ((row,),) = tiles.tile_rows("small", 1, "float16")
@@ -336,7 +336,7 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
         lambda name, lib, problems, cut, **o: launches.append(problems) or real(name, lib, problems, cut, **o),
     )
     monkeypatch.setattr(tiles, "chains_of", lambda plans: [tiles.PairSpec(wide, tall), tiles.PairSpec(wide, wide)])
-    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch: [])
+    monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch, shipped: [])
     monkeypatch.setattr(tiles, "TRIED", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: gpu)
     *_, rows = tiles.tile_rows("small", 2, "float16")
