@@ -113,10 +113,20 @@ def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch:
         assert row["status"] == "ok" and row["median_ms"] > 0 and row["ratio"] > 0, row
         assert row["rel_error"] < 5e-2 and row["batch"] == 2
     monkeypatch.setattr(networks.fast, "backend_status", lambda: {"cuda": True})
-    *_, before, whole = networks.network_rows("inception_v1", 2, "bfloat16", cuda=True)
-    assert [row["runtime"] for row in before] == ["ours", "triton", "eager", "graphs"] and len(whole) == 5
+    batches = list[int]()
+    late, made_by = networks.gpu_hopper.OVERLAP_BATCH, networks.fast.optimize
+    with monkeypatch.context() as watched:
+        watched.setattr(
+            networks.fast,
+            "optimize",
+            lambda *given, **options: batches.append(networks.gpu_hopper.OVERLAP_BATCH) or made_by(*given, **options),
+        )
+        *_, before, whole = networks.network_rows("inception_v1", 2, "bfloat16", cuda=True)
+    assert batches == [late, late, 2, late] and networks.gpu_hopper.OVERLAP_BATCH == late == 1
+    assert [row["runtime"] for row in before] == ["ours", "triton", "eager", "graphs", "early"] and len(whole) == 6
     status = {row["runtime"]: row["status"] for row in whole}
-    assert status == dict(ours="ok", triton="failed", eager="ok", graphs="ok", cuda="failed"), "no GPU is here"
+    wanted = dict(ours="ok", triton="failed", eager="ok", graphs="ok", early="ok", cuda="failed")
+    assert status == wanted, "no GPU is here"
     made_with = dict[str | None, list[bool]]()
     right = networks.fast.optimize
 

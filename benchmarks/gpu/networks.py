@@ -18,26 +18,28 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 from inception_fast.backends import triton_gpu
-from inception_fast.engine import gpu_walk
+from inception_fast.engine import gpu_hopper, gpu_walk
 from inception_fast.engine.plan import lower
 from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 from inception_fast.measure.gpu_profiler import tasks_of
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
-# As it chooses, without the CUDA kernels, all that these take on them, and the same with a launch for each step.
-OURS = ("ours", "triton", "cuda", "separate")
+# As it chooses, without the CUDA kernels, all that these take on them, the same with a launch for each step, and as it
+# chooses with CUDA kernels that start before the one ahead of them has ended, at whatever batch.
+OURS = ("ours", "triton", "cuda", "separate", "early")
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
-FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "separate", "cuda"), "peers": ("xla", "compile")}
+FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "early", "separate", "cuda"), "peers": ("xla", "compile")}
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Ours, ours on Triton alone where there are CUDA kernels too, eager channels_last with cudnn.benchmark, then
-    Inductor with CUDA graphs and freezing as well, then, with `cuda`, all that the CUDA kernels take, at batches that
-    have walks without these first. `tiles`: how many measured ones ours knows.
+    Inductor with CUDA graphs and freezing as well, at batches that have none ours with early starts, then, with `cuda`,
+    all that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
+    knows.
     """
-    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:1])
+    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:2])
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
@@ -144,6 +146,13 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     def ours(backend: str | None = None) -> Callable[[], Tensor]:
         return Network(fast.optimize(net, x, dtype=kind, backend=backend), x)
 
+    def early() -> Callable[[], Tensor]:
+        before, gpu_hopper.OVERLAP_BATCH = gpu_hopper.OVERLAP_BATCH, n
+        try:
+            return ours()
+        finally:
+            gpu_hopper.OVERLAP_BATCH = before
+
     def separate() -> Callable[[], Tensor]:
         with gpu_walk.disabled():
             return ours("cuda")
@@ -163,6 +172,7 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     if fast.backend_status()["cuda"]:
         makers |= {backend: lambda backend=backend: ours(backend) for backend in ("triton", "cuda")}
         makers |= {"separate": separate} if n <= gpu_walk.WALK_BATCH else {}
+        makers |= {"early": early} if n > gpu_hopper.OVERLAP_BATCH else {}
     return makers, truth
 
 
