@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
-from inception_fast.kernels.triton import catalogue, convolve, launch, offline
+from inception_fast.kernels.triton import catalogue, convolve, offline, pools
 from inception_fast.kernels.triton.catalogue import Entry
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.launch import Launch
@@ -53,6 +53,40 @@ def test_a_stems_lanes_are_neighbours_in_an_images_row(entry: Entry) -> None:
     assert f"{layout} = #ttg.blocked<{{sizePerThread = [1, 1], threadsPerWarp = [1, 32]" in made
     assert compiled(entry, "sm_90a").registers <= (96 if entry.launch.arguments["KH"] == 3 else 168)
     assert "scf.for" not in made, "taps are constants"
+
+
+POOLED = {e.config: e.launch for e in ENTRIES if e.kernel in ("pool", "global_pool")}
+
+
+@pytest.mark.parametrize("config", POOLED)
+def test_pools_move_16_bytes_at_a_time(config: str) -> None:
+    """Of a tap that two by two outputs share, once: nine loads an output become four, or 6.25 at stride 2."""
+    made = offline.built(POOLED[config], "sm_90a").asm["ptx"]
+    loads = collections.Counter(re.findall(r"ld\.global[.\w]*", made))
+    shift = 2 if "shift" in config else 0  # 8 channels in float32
+    taps = {"max 3x3 stride 2": 25, "average of one image": 9, "average of 81 taps": 1, "whole map": 8}
+    assert loads == {"ld.global.v4.b32": taps.get(config.removeprefix("bfloat16 "), 16) + shift}
+    whole = config.endswith("whole map")
+    assert whole or set(re.findall(r"st\.global[.\w]*", made)) == {"st.global.v4.b32"}
+    assert made.count("st.global") == (4 if taps.get(config.removeprefix("bfloat16 "), 16) >= 16 else 1)
+
+
+def test_maxima_of_16_bits_stay_there() -> None:
+    """In float32 a maximum of 3x3 took 31 instructions an output, most of them moves of halves."""
+    launched = POOLED["bfloat16 max 3x3 stride 2"]
+    made = offline.built(launched, "sm_90a").asm["ptx"]
+    # Of 8 channels: two columns of five rows of three taps, and four windows of three rows.
+    assert made.count("max.NaN.bf16x2") == 4 * (2 * 5 * 2 + 4 * 2)
+    assert "max.NaN.f32" not in made and not re.search(r"cvt[.\w]*f32", made)
+    plain = replace(launched, arguments={**launched.arguments, "PACKED": False})
+    assert "max.NaN.f32" in offline.built(plain, "sm_90a").asm["ptx"]
+
+
+def test_taps_in_flight_leave_room_for_warps() -> None:
+    """Five blocks of four warps a multiprocessor hide the latency of their loads."""
+    found = {config: offline.compile_launch(launched, "sm_90a") for config, launched in POOLED.items()}
+    assert all(one.registers <= 102 and one.spill_bytes == 0 for one in found.values())
+    assert found["bfloat16 max 3x3 stride 2"].registers <= 64
 
 
 # Kernels without products differ little between the two architectures; one of them is enough.
@@ -137,7 +171,7 @@ def single(kind: str) -> list[Launch]:
     tiny = Config(block_m=32, block_n=32, block_k=32, split=2)
     if kind == "pool":
         spec = PoolSpec(1, 1, 8, 1, 1, 3, padding=(0, 0, 1, 1), kind="avg")
-        return launch.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
+        return pools.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
     oc, groups = (1, 2) if kind == "group" else (1000, 1)
     packed = convolve.pack([catalogue._part(oc, 2048, 1, 1)] * groups, half, "meta")
     outputs = [catalogue.blank(1, 1, 1, oc, half) for _ in range(groups)]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..dispatch import PoolProjectSpec, Spec
 from ..kernels.spec import ConvSpec, PairSpec, PoolSpec
-from ..kernels.triton import configs, convolve, launch, pairs, stems
+from ..kernels.triton import configs, convolve, launch, pairs, pools, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
@@ -205,12 +205,12 @@ class _Call:
         if self.spec.conv_first:
             middle = launch.dense(self._empty(conv.n, conv.oh, conv.ow, conv.oc, torch.float32))
             first = convolve.convolution("conv", conv, x, self.packed[0], [middle], self.choose(conv), tf32=self.tf32)
-            return first + launch.pooled(pool, middle, self.target, self.shift, True)
+            return first + pools.pooled(pool, middle, self.target, self.shift, True)
         middle = launch.dense(self._empty(pool.n, pool.oh, pool.ow, pool.c, self.x.dtype))
         second = convolve.convolution(
             "conv", conv, middle, self.packed[0], [self.target], self.choose(conv), tf32=self.tf32
         )
-        return launch.pooled(pool, x, middle) + second
+        return pools.pooled(pool, x, middle) + second
 
 
 def nhwc(x: Tensor) -> Map:

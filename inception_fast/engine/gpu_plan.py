@@ -36,7 +36,7 @@ from ..kernels.plan import (
     View,
 )
 from ..kernels.spec import ConvSpec
-from ..kernels.triton import convolve, launch, stems
+from ..kernels.triton import convolve, launch, pools, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
@@ -388,7 +388,7 @@ class _Memory:
         if isinstance(step, ImportStep):
             found = launch.imported(self.inputs[step.source], self.map(step.y), step.scale, step.shift)
         elif isinstance(step, PoolStep):
-            found = launch.pooled(step.spec, self.map(step.x), self.map(step.y), step.shift, step.relu)
+            found = pools.pooled(step.spec, self.map(step.x), self.map(step.y), step.shift, step.relu)
         elif isinstance(step, EltwiseStep):
             old = None if step.residual is None else self.map(step.residual)
             found = launch.eltwise(step, self.map(step.x), self.map(step.y), old)

@@ -6,7 +6,7 @@ The maps are meta tensors: they have sizes, no memory, and are never run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,7 +15,8 @@ from ..spec import ConvSpec, PairSpec, PoolSpec
 from . import norms, pairs, stems
 from .configs import Config
 from .convolve import Part, convolution, pack
-from .launch import Launch, Map, eltwise, imported, lrn, normalized, pooled
+from .launch import Launch, Map, eltwise, imported, lrn, normalized
+from .pools import pooled
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 SHORT = {HALF: "float16", BRAIN: "bfloat16", FLOAT: "float32"}
@@ -153,16 +154,21 @@ def _stems() -> Iterator[Entry]:
 
 def _rest() -> Iterator[Entry]:
     big, small, wide = blank(N, 35, 35, 288, BRAIN), blank(N, 17, 17, 288, BRAIN), blank(N, 8, 8, 2048, BRAIN)
+    one, full = blank(1, 35, 35, 288, BRAIN), blank(N, 35, 35, 288, FLOAT)
     shift = torch.empty(288, device="meta")
+    same = PoolSpec(N, 35, 35, 288, 3, 3, (1, 1), (1,) * 4, "avg")
     pools = (
-        ("max 3x3 stride 2", PoolSpec(N, 35, 35, 288, 3, 3, (2, 2), dtype="bfloat16"), big, small, None),
-        ("average 3x3", PoolSpec(N, 35, 35, 288, 3, 3, (1, 1), (1,) * 4, "avg", dtype="bfloat16"), big, big, None),
-        ("average, shift", PoolSpec(N, 35, 35, 288, 3, 3, (1, 1), (1,) * 4, "avg", True), big, big, shift),
+        ("max 3x3 stride 2", PoolSpec(N, 35, 35, 288, 3, 3, (2, 2)), big, small, None),
+        ("average 3x3", same, big, big, None),
+        ("average, shift", replace(same, count_include_pad=True), big, big, shift),
+        ("average of one image", replace(same, n=1), one, one, None),
+        ("average of 81 taps", replace(same, kh=9, kw=9, padding=(4,) * 4), big, big, None),
         ("whole map", PoolSpec(N, 8, 8, 2048, 8, 8, kind="avg"), wide, blank(N, 1, 1, 2048, BRAIN), None),
     )
     for label, spec, x, y, added in pools:
         launch = pooled(spec, x, y, added, added is not None)[0]
         yield Entry(launch.name, f"bfloat16 {label}", launch, False)
+    yield Entry("pool", "float32 average 3x3", pooled(same, full, full)[0], False)
     step = EltwiseStep("", NOWHERE, NOWHERE, shift, shift, True, None, 0.17)  # type: ignore[arg-type]
     yield Entry("eltwise", "bfloat16 all parts", eltwise(step, big, big, big)[0], False)
     image = torch.empty(N, 3, 299, 299, dtype=torch.uint8, device="meta")

@@ -1,4 +1,4 @@
-"""A kernel call as data, and the calls of every kernel but the convolutions'.
+"""A kernel call as data, and the calls of the pointwise kernels.
 
 Maps are NHWC. A `Map` says where a map lies: `data` starts at its first element, `pitch` elements lie between pixels.
 Nothing here synchronises, allocates or picks a stream: `Launch.run` uses the current stream of the current device.
@@ -18,15 +18,11 @@ from torch import Tensor
 from ..maps import Map
 from ..maps import dense as dense
 from ..plan import EltwiseStep, LrnStep, NormalizeStep
-from ..spec import PoolSpec
-from . import pointwise, pool
+from . import pointwise
 
 NARROW = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *NARROW)
 INT32 = 1 << 31
-
-# Of blocks of columns over the last channel, as a multiple of the channels; beyond it blocks are narrower.
-MOST_OVERHANG = 1.2
 
 
 @dataclass(frozen=True)
@@ -77,39 +73,6 @@ def _tiles(rows: int, c: int, elements: int = 4096) -> tuple[int, int, int, tupl
     block_m = power(rows, 1, elements // block_n)
     blocks = triton.cdiv(c, block_n)
     return block_m, block_n, blocks, (triton.cdiv(rows, block_m) * blocks,)
-
-
-def _pool_tiles(rows: int, c: int) -> tuple[int, int, int, tuple[int]]:
-    """As `_tiles`, with the widest blocks of columns of which little hangs over."""
-    block_n = power(c, 16, 128)
-    while block_n > 32 and -(-c // block_n) * block_n > MOST_OVERHANG * c:
-        block_n //= 2
-    block_m = power(rows, 1, 2048 // block_n)
-    blocks = triton.cdiv(c, block_n)
-    return block_m, block_n, blocks, (triton.cdiv(rows, block_m) * blocks,)
-
-
-def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False) -> list[Launch]:
-    """y = act(pool(x) + shift); a window that is the whole map becomes one reduction an image."""
-    if spec.n == 0:
-        return []
-    flags = {"MAX": spec.kind == "max", "SHIFT": shift is not None, "RELU": relu}
-    pointers = {"x_ptr": x.data, "shift_ptr": parameters(shift, y.data), "y_ptr": y.data}
-    pitches = {"x_pitch": x.pitch, "y_pitch": y.pitch}
-    if (spec.kh, spec.kw) == (spec.h, spec.w) and not any(spec.padding) and (spec.oh, spec.ow) == (1, 1):
-        block_n = power(spec.c, 16, 64)
-        grid = (spec.n, triton.cdiv(spec.c, block_n))
-        blocks = {"BLOCK_M": power(spec.h * spec.w, 1, 32), "BLOCK_N": block_n}
-        whole = {**pointers, "pixels": spec.h * spec.w, "c": spec.c, **pitches, **flags, **blocks}
-        return [Launch("global_pool", pool.global_pool_kernel, grid, whole, {"num_warps": 4})]
-    block_m, block_n, blocks_n, grid1 = _pool_tiles(spec.n * spec.oh * spec.ow, spec.c)
-    top, bottom, left, right = spec.padding
-    sizes = {"n": spec.n, "h": spec.h, "w": spec.w, "c": spec.c, "oh": spec.oh, "ow": spec.ow, "blocks": blocks_n}
-    window = {"KH": spec.kh, "KW": spec.kw, "STRIDE_H": spec.stride[0], "STRIDE_W": spec.stride[1]}
-    edges = {"TOP": top, "BOTTOM": bottom, "LEFT": left, "RIGHT": right, "INCLUDE_PAD": spec.count_include_pad}
-    rest = {"WIDE": wide(x.rows, y.rows), "BLOCK_M": block_m, "BLOCK_N": block_n}
-    arguments = {**pointers, **sizes, **pitches, **window, **edges, **flags, **rest}
-    return [Launch("pool", pool.pool_kernel, grid1, arguments, {"num_warps": 4})]
 
 
 def eltwise(step: EltwiseStep, x: Map, y: Map, residual: Map | None = None) -> list[Launch]:

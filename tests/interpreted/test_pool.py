@@ -8,8 +8,9 @@ import torch
 from inception_fast.kernels import reference
 from inception_fast.kernels.plan import EltwiseStep, LrnStep, NormalizeStep, View
 from inception_fast.kernels.spec import PoolSpec
-from inception_fast.kernels.triton import launch
-from inception_fast.kernels.triton.launch import eltwise, imported, interpreting, lrn, normalized, pooled
+from inception_fast.kernels.triton import pools
+from inception_fast.kernels.triton.launch import eltwise, imported, interpreting, lrn, normalized
+from inception_fast.kernels.triton.pools import pooled
 from torch import Tensor
 
 import numerics
@@ -78,7 +79,7 @@ def test_nan_spreads(case: str) -> None:
 
 
 def test_wide_rows_pool_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "wide", lambda *rows: True)
+    monkeypatch.setattr(pools, "wide", lambda *rows: True)
     spec, x = pool_case("max_3x3_stride_2", HALF)
     numerics.assert_exact(pool_of(spec, x), reference.pool(x, (3, 3), (2, 2)))
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from inception_fast.kernels.plan import EltwiseStep, View
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
-from inception_fast.kernels.triton import convolve, launch, norms
+from inception_fast.kernels.triton import convolve, launch, norms, pools
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.launch import Map
 from torch import Tensor
@@ -77,7 +77,7 @@ def test_pixels_beyond_32_bits_are_found(kind: str, far: Tensor) -> None:
         run(convolve.convolution("conv", spec, source, packed, [target], config))
         wanted = F.conv2d(x.double(), weight.double())
     elif kind == "pool":
-        run(launch.pooled(PoolSpec(1, 1, 3, C, 1, 3, (1, 1), (0, 0, 1, 1), dtype="float16"), source, target))
+        run(pools.pooled(PoolSpec(1, 1, 3, C, 1, 3, (1, 1), (0, 0, 1, 1), dtype="float16"), source, target))
         wanted = F.max_pool2d(x.double(), (1, 3), 1, (0, 1))
     elif kind == "eltwise":
         run(launch.eltwise(EltwiseStep("", View(0, 0, C), View(0, 0, C)), source, target))
