@@ -198,25 +198,27 @@ def larger(a, b):
 @triton.jit
 def global_pool_kernel(
     x_ptr, shift_ptr, y_ptr, pixels, c, x_pitch, y_pitch,
-    MAX: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr, WHOLE: tl.constexpr, PACKED: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MAX: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr, STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """[n, pixels, c] to [n, c]: an image by BLOCK_N channels a program, BLOCK_M pixels a step, the loads of STEPS steps
-    together, one tree at the end.
+    together, FULL where that many always are left; one tree at the end.
     """
     image = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k_ok = k < c
-    x_ptr += image * pixels * x_pitch
+    lane = tl.arange(0, BLOCK_M)
+    first = x_ptr + image * pixels * x_pitch + ((lane * x_pitch)[:, None] + k[None, :])
+    step = tl.cast(x_pitch, tl.int64) * BLOCK_M
     acc = tl.full((BLOCK_M, BLOCK_N), float("-inf") if MAX else 0.0, tl.float32)
     for start in range(0, pixels, BLOCK_M * STEPS):
         taps = ()
-        for step in tl.static_range(STEPS):
-            pixel = start + step * BLOCK_M + tl.arange(0, BLOCK_M)
-            at = x_ptr + ((pixel.to(tl.int64) * x_pitch)[:, None] + k[None, :])
-            taps += (tap(at, pixel < pixels, k_ok, False, WHOLE, MAX),)
-        for step in tl.static_range(STEPS):
-            acc = joined(acc, widened(taps[step], PACKED), MAX, False)
+        for i in tl.static_range(STEPS):
+            ok = start + i * BLOCK_M + lane < pixels
+            taps += (tap(first + i * step, ok, k_ok, FULL, WHOLE, MAX),)
+        for i in tl.static_range(STEPS):
+            acc = joined(acc, widened(taps[i], PACKED), MAX, False)
+        first += STEPS * step
     y = tl.reduce(acc, 0, larger) if MAX else tl.sum(acc, 0) / pixels
     if SHIFT:
         y += tl.load(shift_ptr + k, mask=k_ok, other=0.0)

@@ -84,11 +84,12 @@ def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False
 
 
 def _whole_map(spec: PoolSpec, x: Map, y: Map, given: dict[str, Any]) -> Launch:
-    block_n = power(spec.c, 16, 128)
-    block_m = power(spec.h * spec.w, 1, 8)
-    steps = power(_count(spec.h * spec.w, block_m), 1, 8)
-    blocks = {"WHOLE": spec.c % block_n == 0, "STEPS": steps, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    arguments = {"x_ptr": x.data, "y_ptr": y.data, "pixels": spec.h * spec.w, **given, **blocks}
+    pixels = spec.h * spec.w
+    block_m, block_n = power(pixels, 1, 8), power(spec.c, 16, 128)
+    steps = power(_count(pixels, block_m), 1, 8)
+    blocks = {"STEPS": steps, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    exact = {"WHOLE": spec.c % block_n == 0, "FULL": pixels % (steps * block_m) == 0}
+    arguments = {"x_ptr": x.data, "y_ptr": y.data, "pixels": pixels, **given, **exact, **blocks}
     grid = (spec.n, _count(spec.c, block_n))
     return Launch("global_pool", pool.global_pool_kernel, grid, arguments, {"num_warps": WARPS})
 

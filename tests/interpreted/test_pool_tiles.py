@@ -60,6 +60,13 @@ SHAPES: dict[str, tuple[PoolSpec, tuple[int, int]]] = {
     "maximum of a block that hangs over": (most(9, 9, 20), (2, 2)),
     "blocks": (most(9, 7, 288), (2, 2)),
 }
+# A whole map: of one pixel, of fewer than a step has, of whole steps and of more, some of whose channels hang over.
+WHOLE_MAPS = {
+    f"{spec.kind} of a whole {h}x{w}x{c}": spec
+    for h, w, c in ((1, 1, 32), (2, 3, 128), (8, 8, 160), (9, 11, 40))
+    for spec in (avg(h, w, c, 1, 1, NONE), most(h, w, c, 1, 1))
+    for spec in (replace(spec, kh=h, kw=w),)
+}
 
 
 @pytest.fixture(params=(1, NEVER), ids=("shared", "alone"))
@@ -70,8 +77,9 @@ def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def drawn(spec: PoolSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Values below zero as well, and none that are zero: the padding of a maximum would hide."""
-    return numerics.random(spec.n, spec.c, spec.h, spec.w, seed=spec.c + spec.h, dtype=dtype) - 0.5
+    """For maxima more below zero than above it, or zeros in place of their padding would hide."""
+    x = numerics.random(spec.n, spec.c, spec.h, spec.w, seed=spec.c + spec.h, dtype=dtype)
+    return x - 0.5 if spec.kind == "max" else x
 
 
 def pool_of(spec: PoolSpec, x: Tensor, shift: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -99,6 +107,13 @@ def test_every_class_of_shape(name: str, sharing: bool) -> None:
     tile = pools.tile_of(spec, 4)
     assert (tile.rows, tile.columns) == (outputs if sharing else (1, 1))
     check(spec, drawn(spec))
+
+
+@pytest.mark.parametrize("name", WHOLE_MAPS)
+def test_whole_maps(name: str) -> None:
+    spec = WHOLE_MAPS[name]
+    check(spec, drawn(spec))
+    check(replace(spec, dtype="float16"), drawn(spec, torch.float16))
 
 
 @pytest.mark.parametrize("name", ("average, odd map", "maximum inside an odd map", "maximum past the map"))
@@ -194,6 +209,10 @@ MUTANTS = (
     _mutant("a long window leaves its map", "maximum, too many taps", " & (left + s < w)\n", "\n"),
     _mutant("other channels are stored", "a block that hangs over", "m_ok[:, None] & k_ok[None, :]\n    tl.store",
             "m_ok[:, None]\n    tl.store"),
+    _mutant("steps of a whole map do not move", "max of a whole 9x11x40", "    first += STEPS * step\n", ""),
+    _mutant("steps of a whole map are a pixel", "avg of a whole 8x8x160", "first + i * step, ok", "first + i, ok"),
+    _mutant("more than the whole map", "max of a whole 2x3x128", "ok = start + i * BLOCK_M + lane < pixels",
+            "ok = lane < BLOCK_M"),
 )  # fmt: skip
 
 
@@ -208,6 +227,6 @@ def test_mutants_are_caught(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(pools, "pool", spoilt)
     monkeypatch.setattr(pools, "ENOUGH", 1)
     monkeypatch.setattr(maps, "MARGIN", 1 << 16)  # a mistake shall not leave the buffers
-    shape, _ = SHAPES[mutant.test]
+    shape = WHOLE_MAPS[mutant.test] if mutant.test in WHOLE_MAPS else SHAPES[mutant.test][0]
     with pytest.raises(AssertionError):
         check(shape, drawn(shape))
