@@ -82,6 +82,18 @@ def test_maxima_of_16_bits_stay_there() -> None:
     assert "max.NaN.f32" in offline.built(plain, "sm_90a").asm["ptx"]
 
 
+@pytest.mark.parametrize("arch", ("sm_80", "sm_100a"))
+def test_pools_of_other_machines(arch: str) -> None:
+    """Pairs of 16 bits have maxima from sm_80 on."""
+    for launched in POOLED.values():
+        assert offline.compile_launch(launched, arch).spill_bytes == 0
+    half = PoolSpec(32, 9, 9, 64, 3, 3, (2, 2))
+    (launched,) = pools.pooled(
+        half, catalogue.blank(32, 9, 9, 64, torch.float16), catalogue.blank(32, 4, 4, 64, torch.float16)
+    )
+    assert "max.NaN.f16x2" in offline.built(launched, arch).asm["ptx"]
+
+
 def test_taps_in_flight_leave_room_for_warps() -> None:
     """Five blocks of four warps a multiprocessor hide the latency of their loads."""
     found = {config: offline.compile_launch(launched, "sm_90a") for config, launched in POOLED.items()}
@@ -171,7 +183,10 @@ def single(kind: str) -> list[Launch]:
     tiny = Config(block_m=32, block_n=32, block_k=32, split=2)
     if kind == "pool":
         spec = PoolSpec(1, 1, 8, 1, 1, 3, padding=(0, 0, 1, 1), kind="avg")
-        return pools.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
+        (one,) = pools.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
+        whole = PoolSpec(1, 1, 1, 1, 1, 1, kind="avg")
+        (other,) = pools.pooled(whole, catalogue.blank(1, 1, 1, 1, half), catalogue.blank(1, 1, 1, 1, half))
+        return [one, replace(one, arguments={**one.arguments, "WIDE": True}), other]
     oc, groups = (1, 2) if kind == "group" else (1000, 1)
     packed = convolve.pack([catalogue._part(oc, 2048, 1, 1)] * groups, half, "meta")
     outputs = [catalogue.blank(1, 1, 1, oc, half) for _ in range(groups)]

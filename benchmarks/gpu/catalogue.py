@@ -8,7 +8,7 @@ BATCHES = (32, 128, 1, 256, 8)
 DTYPES = ("bfloat16", "float16")
 MODELS = ("inception_v3", "inception_v4", "inception_resnet_v2")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("conv", "pair", "pool", "norm", "promises", "backend", "gpu_plan", "hopper_device")
+TESTS = ("conv", "pair", "pool", "pool_tiles", "norm", "promises", "backend", "gpu_plan", "hopper_device")
 # Layers by what they cost in the networks: (map, c, oc, kernel, stride, padding (top, bottom, left, right)).
 LAYERS = {
     "stem_3x3s2": (299, 3, 32, (3, 3), 2, (0, 0, 0, 0)),
