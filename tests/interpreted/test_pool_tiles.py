@@ -48,7 +48,7 @@ SHAPES: dict[str, tuple[PoolSpec, tuple[int, int]]] = {
     "one row of outputs": (avg(3, 9, 32, 3, 1, (0, 0, 1, 1)), (1, 2)),
     "one column of outputs": (avg(9, 3, 32, 3, 1, (1, 1, 0, 0)), (2, 1)),
     "no overlap": (avg(8, 8, 32, 2, 2, NONE), (1, 1)),
-    "too many taps for one loop": (avg(4, 5, 32, 7, 1, (3, 3, 3, 3)), (1, 1)),
+    "too many taps for one loop": (avg(7, 6, 32, 7, 1, (3, 3, 3, 3)), (1, 1)),
     "maximum inside an odd map": (most(11, 9, 32), (2, 2)),
     "maximum inside an even map": (most(10, 8, 32), (2, 2)),
     "maximum in lopsided padding": (most(9, 8, 32, padding=(0, 1, 1, 0)), (2, 2)),
@@ -59,7 +59,7 @@ SHAPES: dict[str, tuple[PoolSpec, tuple[int, int]]] = {
     "a map of one output": (avg(4, 3, 32, 3, 2, NONE), (1, 1)),
     "a block that hangs over": (avg(5, 5, 72, 3), (2, 2)),
     "maximum of a block that hangs over": (most(9, 9, 20), (2, 2)),
-    "blocks": (most(9, 7, 288), (2, 2)),
+    "blocks": (most(9, 7, 96), (2, 2)),
 }
 # A whole map: of one pixel, of fewer than a step has, of whole steps and of more, some of whose channels hang over.
 WHOLE_MAPS = {
