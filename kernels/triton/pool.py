@@ -17,24 +17,29 @@ UNROLLED = tl.constexpr(32)  # most taps of a loop without branches
 
 @triton.jit
 def pool_kernel(
-    x_ptr, shift_ptr, y_ptr, n, h, w, c, oh, ow, across, positions, x_pitch, y_pitch,
+    x_ptr, shift_ptr, y_ptr, n, h, w, oh, ow, across, positions,
+    C: tl.constexpr, X_PITCH: tl.constexpr, Y_PITCH: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     TOP: tl.constexpr, BOTTOM: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SURE_H: tl.constexpr,
     SURE_W: tl.constexpr, MAX: tl.constexpr, INCLUDE_PAD: tl.constexpr, EVEN: tl.constexpr, SHIFT: tl.constexpr,
-    RELU: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
-    BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RELU: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M positions by one of BLOCKS blocks of BLOCK_N channels a program. A position is ROWS by COLUMNS outputs,
+    """BLOCK_M positions by BLOCK_N channels a program. A position is ROWS by COLUMNS outputs,
     whose taps are loaded once for all of them; there are `across` in a row, `positions` in an image. The last ones of
     an axis are moved back onto the map, so that two write the same values where ROWS or COLUMNS do not divide it.
 
     The first SURE_H rows and SURE_W columns of a position's taps never lie beyond the map's end, EVEN windows all count
-    the same, WHOLE blocks have all their channels, WIDE maps need 64 bits for a position or inside an image.
+    the same, WIDE maps need 64 bits for a position or inside an image. Channels and pitches, which are the layer's
+    and not the map's, are constants: so a tap's column is no arithmetic, but part of its load.
     """
+    BLOCKS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    WHOLE: tl.constexpr = C % BLOCK_N == 0
     block, start = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
-    x_step, y_step = x_pitch, y_pitch
+    x_line, y_line = w * X_PITCH, ow * Y_PITCH
     if WIDE:
-        start, x_step, y_step = start.to(tl.int64), tl.cast(x_pitch, tl.int64), tl.cast(y_pitch, tl.int64)
+        start = start.to(tl.int64)
+        x_line, y_line = tl.cast(w, tl.int64) * X_PITCH, tl.cast(ow, tl.int64) * Y_PITCH
     m = start * BLOCK_M + tl.arange(0, BLOCK_M)
     image, position = m // positions, m % positions
     m_ok = image < n
@@ -43,8 +48,8 @@ def pool_kernel(
     ox = tl.minimum(position % across * COLUMNS, ow - COLUMNS)
     top, left = oy * STRIDE_H - TOP, ox * STRIDE_W - LEFT
     k = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_ok = k < c
-    corner = x_ptr + ((image * (h * w) * x_pitch + (top * w + left) * x_step)[:, None] + k[None, :])
+    k_ok = k < C
+    corner = x_ptr + (((image * h + top) * x_line + left * X_PITCH)[:, None] + k[None, :])
     if SHIFT:
         shift = tl.load(shift_ptr + k, mask=k_ok, other=0.0)[None, :]
     if (KH + (ROWS - 1) * STRIDE_H) * (KW + (COLUMNS - 1) * STRIDE_W) <= UNROLLED:
@@ -53,12 +58,12 @@ def pool_kernel(
             for s in tl.static_range(KW + (COLUMNS - 1) * STRIDE_W):
                 ok = there(there(m_ok, top, h, r, TOP, SURE_H), left, w, s, LEFT, SURE_W)
                 sure = ((r >= TOP) & (r < SURE_H)) & ((s >= LEFT) & (s < SURE_W))
-                taps += (tap(corner + (r * w + s) * x_step, ok, k_ok, sure, WHOLE, MAX),)
+                taps += (tap(corner + r * x_line + s * X_PITCH, ok, k_ok, sure, WHOLE, MAX),)
         found = windows(taps, KH, KW, STRIDE_H, STRIDE_W, ROWS, COLUMNS, MAX, PACKED)
     else:
         tl.static_assert(ROWS == 1 and COLUMNS == 1, "taps of several outputs are unrolled")
-        found = (walked(corner, top, left, m_ok, k_ok, h, w, x_step, KH, KW, MAX, WHOLE, PACKED),)
-    first = y_ptr + ((image * (oh * ow) * y_pitch + (oy * ow + ox) * y_step)[:, None] + k[None, :])
+        found = (walked(corner, top, left, m_ok, k_ok, h, w, x_line, X_PITCH, KH, KW, MAX, WHOLE, PACKED),)
+    first = y_ptr + (((image * oh + oy) * y_line + ox * Y_PITCH)[:, None] + k[None, :])
     for i in tl.static_range(ROWS):
         for j in tl.static_range(COLUMNS):
             acc = found[i * COLUMNS + j]
@@ -69,7 +74,7 @@ def pool_kernel(
                 acc = acc.to(tl.float32) + shift
             if RELU:
                 acc = rectified(acc)
-            put(first + (i * ow + j) * y_step, acc, m_ok, k_ok, WHOLE)
+            put(first + i * y_line + j * Y_PITCH, acc, m_ok, k_ok, WHOLE)
 
 
 @triton.jit
@@ -94,7 +99,7 @@ def tap(at, ok, k_ok, SURE: tl.constexpr, WHOLE: tl.constexpr, MAX: tl.constexpr
 
 @triton.jit
 def walked(
-    corner, top, left, m_ok, k_ok, h, w, x_step,
+    corner, top, left, m_ok, k_ok, h, w, x_line, X_PITCH: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, MAX: tl.constexpr, WHOLE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The windows of many taps, one output a position, tap by tap."""
@@ -104,7 +109,7 @@ def walked(
         row = fill
         for s in range(KW):
             ok = m_ok & (top + r >= 0) & (top + r < h) & (left + s >= 0) & (left + s < w)
-            x = widened(tap(corner + (r * w + s) * x_step, ok, k_ok, False, WHOLE, MAX), PACKED)
+            x = widened(tap(corner + r * x_line + s * X_PITCH, ok, k_ok, False, WHOLE, MAX), PACKED)
             row = joined(row, x, MAX, False)
         acc = joined(acc, row, MAX, False)
     return acc
@@ -197,8 +202,8 @@ def larger(a, b):
 
 @triton.jit
 def global_pool_kernel(
-    x_ptr, shift_ptr, y_ptr, pixels, c, x_pitch, y_pitch,
-    MAX: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+    x_ptr, shift_ptr, y_ptr, pixels, C: tl.constexpr, X_PITCH: tl.constexpr, Y_PITCH: tl.constexpr,
+    MAX: tl.constexpr, SHIFT: tl.constexpr, RELU: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr, STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """[n, pixels, c] to [n, c]: an image by BLOCK_N channels a program, BLOCK_M pixels a step, the loads of STEPS steps
@@ -206,22 +211,22 @@ def global_pool_kernel(
     """
     image = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_ok = k < c
+    k_ok = k < C
+    WHOLE: tl.constexpr = C % BLOCK_N == 0
     lane = tl.arange(0, BLOCK_M)
-    first = x_ptr + image * pixels * x_pitch + ((lane * x_pitch)[:, None] + k[None, :])
-    step = tl.cast(x_pitch, tl.int64) * BLOCK_M
+    first = x_ptr + image * pixels * X_PITCH + ((lane * X_PITCH)[:, None] + k[None, :])
     acc = tl.full((BLOCK_M, BLOCK_N), float("-inf") if MAX else 0.0, tl.float32)
     for start in range(0, pixels, BLOCK_M * STEPS):
         taps = ()
         for i in tl.static_range(STEPS):
             ok = start + i * BLOCK_M + lane < pixels
-            taps += (tap(first + i * step, ok, k_ok, FULL, WHOLE, MAX),)
+            taps += (tap(first + i * BLOCK_M * X_PITCH, ok, k_ok, FULL, WHOLE, MAX),)
         for i in tl.static_range(STEPS):
             acc = joined(acc, widened(taps[i], PACKED), MAX, False)
-        first += STEPS * step
+        first += STEPS * BLOCK_M * X_PITCH
     y = tl.reduce(acc, 0, larger) if MAX else tl.sum(acc, 0) / pixels
     if SHIFT:
         y += tl.load(shift_ptr + k, mask=k_ok, other=0.0)
     if RELU:
         y = rectified(y)
-    tl.store(y_ptr + image * y_pitch + k, y.to(y_ptr.dtype.element_ty), mask=k_ok)
+    tl.store(y_ptr + image * Y_PITCH + k, y.to(y_ptr.dtype.element_ty), mask=k_ok)

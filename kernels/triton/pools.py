@@ -70,16 +70,16 @@ def pooled(spec: PoolSpec, x: Map, y: Map, shift: Any = None, relu: bool = False
         return []
     packed = x.data.dtype in NARROW and not interpreting()  # the interpreter knows no PTX
     flags = {"MAX": spec.kind == "max", "SHIFT": shift is not None, "RELU": relu, "PACKED": packed}
-    given = {"shift_ptr": parameters(shift, y.data), "c": spec.c, "x_pitch": x.pitch, "y_pitch": y.pitch, **flags}
+    given = {"shift_ptr": parameters(shift, y.data), "C": spec.c, "X_PITCH": x.pitch, "Y_PITCH": y.pitch, **flags}
     if (spec.kh, spec.kw) == (spec.h, spec.w) and not any(spec.padding) and (spec.oh, spec.ow) == (1, 1):
         return [_whole_map(spec, x, y, given)]
     tile = tile_of(spec, x.data.element_size())
     across = _count(spec.ow, tile.columns)
-    positions, blocks = _count(spec.oh, tile.rows) * across, _count(spec.c, tile.channels)
+    positions = _count(spec.oh, tile.rows) * across
     sizes = {"n": spec.n, "h": spec.h, "w": spec.w, "oh": spec.oh, "ow": spec.ow}
-    counts = {"across": across, "positions": positions, "BLOCKS": blocks}
+    counts = {"across": across, "positions": positions}
     arguments = {"x_ptr": x.data, "y_ptr": y.data, **given, **sizes, **counts, **_window(spec, x, y, tile)}
-    grid = (_count(spec.n * positions, tile.pixels) * blocks,)
+    grid = (_count(spec.n * positions, tile.pixels) * _count(spec.c, tile.channels),)
     return [Launch("pool", pool.pool_kernel, grid, arguments, {"num_warps": WARPS})]
 
 
@@ -87,9 +87,9 @@ def _whole_map(spec: PoolSpec, x: Map, y: Map, given: dict[str, Any]) -> Launch:
     pixels = spec.h * spec.w
     block_m, block_n = power(pixels, 1, 8), power(spec.c, 16, 128)
     steps = power(_count(pixels, block_m), 1, 8)
-    blocks = {"STEPS": steps, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    exact = {"WHOLE": spec.c % block_n == 0, "FULL": pixels % (steps * block_m) == 0}
-    arguments = {"x_ptr": x.data, "y_ptr": y.data, "pixels": pixels, **given, **exact, **blocks}
+    full = pixels % (steps * block_m) == 0
+    blocks = {"FULL": full, "STEPS": steps, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    arguments = {"x_ptr": x.data, "y_ptr": y.data, "pixels": pixels, **given, **blocks}
     grid = (spec.n, _count(spec.c, block_n))
     return Launch("global_pool", pool.global_pool_kernel, grid, arguments, {"num_warps": WARPS})
 
@@ -112,7 +112,7 @@ def _window(spec: PoolSpec, x: Map, y: Map, tile: Tile) -> dict[str, Any]:
     return {
         **{"KH": spec.kh, "KW": spec.kw, "STRIDE_H": down, "STRIDE_W": step},
         **{"TOP": top, "BOTTOM": bottom, "LEFT": left, "RIGHT": right, "SURE_H": sure[0], "SURE_W": sure[1]},
-        **{"INCLUDE_PAD": spec.count_include_pad, "EVEN": even, "WHOLE": spec.c % tile.channels == 0},
+        **{"INCLUDE_PAD": spec.count_include_pad, "EVEN": even},
         "WIDE": wide(x.rows, y.rows, (x.h + high) * (x.w + span) * x.pitch, y.h * y.w * y.pitch),
         **{"ROWS": tile.rows, "COLUMNS": tile.columns, "BLOCK_M": tile.pixels, "BLOCK_N": tile.channels},
     }
