@@ -19,6 +19,7 @@ from inception_fast import dispatch
 from inception_fast.cli import main
 
 ENTRIES = list(catalogue.entries())
+N = catalogue.N
 
 
 def name(entry: Entry) -> str:
@@ -69,6 +70,15 @@ def test_pools_move_16_bytes_at_a_time(config: str) -> None:
     whole = config.endswith("whole map")
     assert whole or set(re.findall(r"st\.global[.\w]*", made)) == {"st.global.v4.b32"}
     assert made.count("st.global") == (4 if taps.get(config.removeprefix("bfloat16 "), 16) >= 16 else 1)
+
+
+@pytest.mark.parametrize(("c", "width"), ((24, "v4"), (40, "v4"), (20, "v2")))
+def test_pools_move_what_channels_allow(c: int, width: str) -> None:
+    """Of what is no constant the compiler knows whether 16 divides it, not 8 or 4: these were 2 bytes at a time."""
+    spec, x = PoolSpec(N, 9, 9, c, 3, 3, (1, 1), (1,) * 4, "avg"), catalogue.blank(N, 9, 9, c, torch.bfloat16)
+    (launched,) = pools.pooled(spec, x, x)
+    moved = re.findall(r"(?:ld|st)\.global[.\w]*", offline.built(launched, "sm_90a").asm["ptx"])
+    assert set(moved) == {f"ld.global.{width}.b32", f"st.global.{width}.b32"}
 
 
 def test_maxima_of_16_bits_stay_there() -> None:
