@@ -30,20 +30,21 @@ CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
 OURS = ("ours", "triton", "cuda", "separate", "early")
 # What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
 # should they do what no test has seen, nothing else could run in the same process.
-FIRST, LATER = ("ours", "triton", "eager"), {"network": ("graphs", "early", "separate", "cuda"), "peers": ("xla", "compile")}
+FIRST = ("ours", "triton")
+LATER = {"network": ("graphs", "early", "eager", "separate", "cuda"), "peers": ("eager", "xla", "compile")}
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Ours, ours on Triton alone where there are CUDA kernels too, eager channels_last with cudnn.benchmark, then
-    Inductor with CUDA graphs and freezing as well, at batches that have none ours with early starts, then, with `cuda`,
-    all that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
+    """Ours, ours on Triton alone where there are CUDA kernels too, then Inductor with CUDA graphs and freezing as well,
+    at batches that have none ours with early starts, eager channels_last with cudnn.benchmark, then, with `cuda`, all
+    that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
     knows.
     """
-    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:2])
+    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:3])
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """Ours and eager, then XLA as well, then Inductor's max-autotune with CUDA graphs and freezing."""
+    """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing."""
     return _raced(model, n, dtype, tiles, LATER["peers"])
 
 
