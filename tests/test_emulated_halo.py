@@ -32,7 +32,7 @@ def device(library: ConvDevice) -> Iterator[ConvDevice]:
 # (columns, warpgroups, depth, cluster): tiles of 512, 128 and 192 positions.
 CUTS = (
     (48, HALO, 64, 1), (48, HALO, 32, 1), (32, HALO, 64, 1), (32, HALO, 32, 1), (192, HALO, 64, 1),
-    (48, HALO, 32, 2), (192, HALO, 64, 2), (48, 4, 32, 1), (48, 4, 64, 2), (128, 3, 64, 1), (128, 3, 32, 2),
+    (48, 4, 32, 1), (48, 4, 64, 1), (128, 3, 64, 1), (128, 3, 32, 1),
 )  # fmt: skip
 # Rows that end inside a tile, tiles that span images, one image of several tiles, windows over every border, paddings
 # that differ by side, K that ends inside a chunk, windows as large as the map, rows of one pixel, an odd padded row.
@@ -55,7 +55,7 @@ GEOMETRIES = {
 def test_every_walk_is_exact_by_every_cut(device: ConvDevice, name: str) -> None:
     conv, configs = case(device, GEOMETRIES[name], torch.bfloat16).conv, [device.config(*cut) for cut in CUTS]
     fitting = [config for config in configs if not device.reasons([conv], config)]
-    assert len(fitting) >= {"wide": 4, "5x5": len(CUTS) - 1}.get(name, len(CUTS))
+    assert len(fitting) >= {"wide": 3, "5x5": len(CUTS) - 1}.get(name, len(CUTS))
     for config in fitting:
         assert_exact(device, [GEOMETRIES[name]], config, torch.bfloat16)
 
@@ -78,13 +78,13 @@ GROUP = [
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 200], ids="{} blocks".format)
-@pytest.mark.parametrize("cut", [CUTS[0], CUTS[1], CUTS[5], CUTS[8]], ids=str)
+@pytest.mark.parametrize("cut", [CUTS[0], CUTS[1], CUTS[5]], ids=str)
 def test_a_group_is_one_launch(device: ConvDevice, cut: tuple[int, int, int, int], blocks: int) -> None:
     """Tiles of four convolutions, shared out among fewer blocks than tiles, and more."""
     assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, blocks)
 
 
-@pytest.mark.parametrize("cut", [*CUTS[1:3], (48, HALO, 32, 2), (48, 4, 32, 2)], ids=str)
+@pytest.mark.parametrize("cut", [*CUTS[1:3], (48, 4, 32, 1), (128, 3, 32, 1)], ids=str)
 def test_no_timing_changes_a_bit(library: ConvDevice, cut: tuple[int, int, int, int]) -> None:
     assert_no_timing_matters(library, GROUP, library.config(*cut))
 
@@ -169,11 +169,9 @@ MUTANTS = {
     "padding is stored": ("halo_schedule.h", r"at\.w < problem\.ow && ", ""),
     "the rows between images are stored": ("halo_schedule.h", r" && at\.h < problem\.oh", ""),
     "weights that stay are waited for again": ("halo.cuh", r"place\.weights = \{0, 0\};", ""),
-    "weights that stay are one tile's": ("halo.cuh", r"group\.stay \? group\.units : clusters", "clusters"),
+    "weights that stay are one tile's": ("halo.cuh", r"group\.stay \? group\.units : gridDim\.x", "gridDim.x"),
     "weights stay that do not fit": ("halo_schedule.h", r" <= stages;", " <= stages + 99;"),
-    "each block loads all weights": ("halo.cuh", r"part = N / group\.cluster", "part = N"),
-    "both blocks load the same weights": ("halo.cuh", r"tile\.column \* N \+ rank \* part", "tile.column * N"),
-    "the other block's warps are not waited for": ("halo.cuh", r"4 \* WARPGROUPS \* group\.cluster", "4 * WARPGROUPS"),
+    "not all warps are waited for": ("halo.cuh", r"empty\[i\], 4 \* WARPGROUPS", "empty[i], 8"),
     "a lead that the ring does not hold": ("halo_schedule.h", r"half < most \? half : most", "half + stages"),
 }
 
@@ -202,7 +200,7 @@ def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], na
         with device.memory():
             device.configure(mode)
             try:
-                for cut in ((48, HALO), (48, HALO, 32, 2), (48, 4, 32, 2)):
+                for cut in ((48, HALO), (48, 4, 32)):
                     assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, 2)
                 for shape in STAYING:
                     assert_exact(device, [shape], device.config(48, HALO, 32), torch.bfloat16, 1)

@@ -3,9 +3,9 @@
     python benchmarks/gpu/ship.py OUT/result.json
 
 Files the slice's own results under benchmarks/results/<GPU>/ (what it took over from former slices is filed by these),
-and puts all measured rows into the shipped tables, each in place of an older one for the same shape: which shapes run
-on the CUDA kernels and how, which networks as a walk (kernels/cuda/choices.json), and Triton's tiles and forms
-(kernels/triton/configs.json). Rows of jobs that are red are left out.
+and puts the rows measured there into the shipped tables, each in place of an older one for the same shape: which
+shapes run on the CUDA kernels and how, which networks as a walk (kernels/cuda/choices.json), and Triton's tiles and
+forms (kernels/triton/configs.json). Rows of jobs that are red are left out.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     parser.add_argument("result", type=Path, help="the result.json of a slice")
     args = parser.parse_args(argv)
     try:
-        document = read(args.result)
+        document = own(read(args.result))
         cuts, tiles = list(cuts_of(document)), list(tiles_of(document))
     except ValueError as error:
         parser.error(str(error))
-    filed = file_result(own(document), root / "benchmarks" / "results")
+    filed = file_result(document, root / "benchmarks" / "results")
     about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
     file = root / "kernels" / "cuda" / "choices.json"
     shipped = choices.read(file)

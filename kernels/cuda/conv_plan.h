@@ -29,9 +29,7 @@ inline std::vector<HopperConfig> conv_configs() {
         }
   for (const HaloTile &tile : HALO_TILES)
     for (int depth : {64, 32})
-      for (int cluster : {1, 2})
-        configs.push_back(
-            {halo_positions(tile), tile.columns, depth, HALO_STAGES, cluster, tile.warpgroups, SHARED_LIMIT});
+      configs.push_back({halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, SHARED_LIMIT});
   return configs;
 }
 

@@ -16,9 +16,8 @@ constexpr int WARPGROUP = 128; // threads
 struct HaloTile {
   int columns, parts, warpgroups;
 };
-constexpr HaloTile HALO_TILES[] = {{32, 4, 2}, {48, 4, 2},  {64, 4, 2},  {64, 2, 2}, {96, 3, 2},
-                                   {96, 2, 2}, {128, 2, 2}, {192, 1, 2}, {64, 2, 3}, {128, 1, 3},
-                                   {32, 2, 4}, {48, 2, 4},  {64, 1, 4}};
+constexpr HaloTile HALO_TILES[] = {{32, 4, 2},  {48, 4, 2},  {64, 4, 2}, {64, 2, 2},  {96, 3, 2}, {96, 2, 2},
+                                   {128, 2, 2}, {192, 1, 2}, {64, 2, 3}, {128, 1, 3}, {32, 2, 4}, {48, 2, 4}};
 
 HOST_DEVICE constexpr int halo_positions(const HaloTile &tile) { return 64 * tile.parts * tile.warpgroups; }
 

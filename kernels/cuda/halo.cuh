@@ -8,11 +8,9 @@
 // Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
 // and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte
 // swizzled by their address, so an operand may begin at any pixel. K is summed in chunks of channels, in each by taps,
-// whatever the batch. In a cluster of two blocks, which compute tiles below each other, each loads half of the weights
-// for both.
+// whatever the batch.
 //
-// Exact on an H200, and for 5x5 and 3x3 on maps of 35x35 the fastest tiles there; at 32 channels others are faster
-// (CONTRIBUTING).
+// On an H200 the fastest tiles there are for the 5x5 and most of the 3x3 of v3 (CONTRIBUTING).
 #pragma once
 
 #include "conv.cuh"
@@ -38,13 +36,11 @@ template <int N, int WARPGROUPS> __device__ __forceinline__ HaloShared halo_shar
   return shared;
 }
 
-// One thread: the rows of each tile, a chunk of channels a stage. Those of a tile past the last lie behind the last
-// image, and are zeros.
-__device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions,
-                                          int cluster_index, int clusters) {
+// One thread: the rows of each tile, a chunk of channels a stage.
+__device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
-  for (int unit = cluster_index; unit < group.units; unit += clusters) {
-    const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
+  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     const TensorMap *map = &group.x[tile.problem];
     const Rows rows = rows_of(problem, tile.row, positions);
@@ -70,26 +66,19 @@ __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &
 }
 
 // One thread: weights in the order in which they are used, those that stay once.
-template <int N>
-__device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared, int cluster_index,
-                                          int clusters) {
-  const int bytes = stage_bytes(0, N, group.depth), rank = rank_of(group), part = N / group.cluster;
+template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
+  const int bytes = stage_bytes(0, N, group.depth);
   Place place{0, 1};
-  for (int unit = cluster_index; unit < group.units; unit += group.stay ? group.units : clusters) {
-    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
+  for (int unit = blockIdx.x; unit < group.units; unit += group.stay ? group.units : gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
-    const TensorMap *map = &group.weights[tile.problem];
-    const int column = tile.column * N + rank * part;
     for (int chunk = 0; chunk < problem.chunks; ++chunk)
       for (int tap = 0; tap < problem.taps; ++tap) {
         Barrier *full = &shared.full[place.stage];
         barrier_wait(&shared.empty[place.stage], place.parity);
         barrier_expect(full, bytes);
-        uint8_t *to = shared.weights + place.stage * bytes + 2 * group.depth * rank * part;
-        if (group.cluster == 1)
-          tma_load(to, map, full, chunk * group.depth, column, tap);
-        else
-          tma_load_multicast(to, map, full, 3, chunk * group.depth, column, tap);
+        tma_load(shared.weights + place.stage * bytes, &group.weights[tile.problem], full, chunk * group.depth,
+                 tile.column * N, tap);
         advance(place, group.stages);
       }
   }
@@ -119,9 +108,11 @@ struct HaloPlace {
 // Lets go of the stages before the one whose products have just been given out.
 __device__ __forceinline__ void release_used(const Group &group, const HaloShared &shared, const HaloPlace &place,
                                              int lane) {
+  if (lane != 0)
+    return;
   if (!group.stay && place.used >= 0)
-    release(group, &shared.empty[place.used], lane);
-  if (place.used_x >= 0 && lane == 0)
+    barrier_arrive(&shared.empty[place.used]);
+  if (place.used_x >= 0)
     barrier_arrive(&shared.x_empty[place.used_x]);
 }
 
@@ -192,8 +183,7 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
 
 // The consumers.
 template <int N, int PARTS, int WARPGROUPS, class T>
-__device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared, int cluster_index,
-                                             int clusters) {
+__device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared) {
   constexpr int POSITIONS = 64 * PARTS * WARPGROUPS;
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
@@ -201,11 +191,11 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
   HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1, false};
   if (warpgroup < WARPGROUPS / 2)
-    place.lead = halo_lead(group.problem[problem_at(group.problem, cluster_index)], group.stages);
+    place.lead = halo_lead(group.problem[problem_at(group.problem, blockIdx.x)], group.stages);
   else
     sync_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
-  for (int unit = cluster_index; unit < group.units; unit += clusters) {
-    const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
+  for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
@@ -234,12 +224,10 @@ HOST_DEVICE constexpr int halo_registers(int warpgroups) { return warpgroups == 
 template <int N, int PARTS, int WARPGROUPS, class T>
 __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __grid_constant__ Group group) {
   const HaloShared shared = halo_shared<N, WARPGROUPS>(group);
-  const int shift = group.cluster - 1; // of 1 or 2
-  const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;
   if (threadIdx.x == 0) {
     for (int i = 0; i < group.stages; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], 4 * WARPGROUPS * group.cluster);
+      barrier_init(&shared.empty[i], 4 * WARPGROUPS);
     }
     for (int i = 0; i < HALO_STAGES; ++i) {
       barrier_init(&shared.x_full[i], 1);
@@ -247,31 +235,21 @@ __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __
     }
     fence_barrier_init();
   }
-  if (group.cluster == 1) {
-    sync_block();
-  } else {
-    cluster_arrive();
-    cluster_wait();
-  }
+  sync_block();
   grid_launch_dependents();
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<40>();
     if (threadIdx.x == 0) {
-      load_taps<N>(group, shared, cluster_index, clusters); // no earlier grid writes weights
+      load_taps<N>(group, shared); // no earlier grid writes weights
     } else if (threadIdx.x == 32) {
       grid_wait(); // before x is read
-      load_rows(group, shared, 64 * PARTS * WARPGROUPS, cluster_index, clusters);
+      load_rows(group, shared, 64 * PARTS * WARPGROUPS);
     }
     sync_warp();
   } else {
     more_registers<halo_registers(WARPGROUPS)>();
     grid_wait(); // before a residual is read, and before y is written
-    compute_halo<N, PARTS, WARPGROUPS, T>(group, shared, cluster_index, clusters);
-  }
-  // The other block may still fill this one's stages' barriers: its memory has to outlive that.
-  if (group.cluster != 1) {
-    cluster_arrive();
-    cluster_wait();
+    compute_halo<N, PARTS, WARPGROUPS, T>(group, shared);
   }
 }
 

@@ -29,17 +29,19 @@ class Config(NamedTuple):
 
     @property
     def name(self) -> str:
-        cluster = f" c{self.cluster}" if self.cluster > 1 else ""
         if self.halo:
             shared = f" by {self.turns}" if self.turns > HALO else ""
-            return f"{self.rows}x{self.columns}x{self.depth} halo{cluster}{shared}"
+            return f"{self.rows}x{self.columns}x{self.depth} halo{shared}"
         alternate = " in turn" if self.turns else ""
+        cluster = f" c{self.cluster}" if self.cluster > 1 else ""
         return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
 
     @property
     def form(self) -> str:
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
-        return f"{('halves', 'turns', 'halo', 'halo3x', 'halo4x')[self.turns]}{self.depth}c{self.cluster}"
+        if self.halo:
+            return f"halo{f'{self.turns}x' if self.turns > HALO else ''}{self.depth}"
+        return f"{'turns' if self.turns else 'halves'}{self.depth}c{self.cluster}"
 
     @property
     def halo(self) -> bool:

@@ -37,8 +37,7 @@ def absent() -> str:
 pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "runs here")
 
 # Tests of one form name it first: a process that a form ends is begun anew without that form's other tests.
-HALO_FORMS = [f"{kind}{depth}c{cluster}" for kind in ("halo", "halo3x", "halo4x") for cluster in (1, 2)
-              for depth in (64, 32)]  # fmt: skip
+HALO_FORMS = [f"{kind}{depth}" for kind in ("halo", "halo3x", "halo4x") for depth in (64, 32)]
 FORMS = [f"{kind}{depth}c{cluster}" for kind in ("halves", "turns") for cluster in (1, 2) for depth in (64, 32)]
 FORMS += HALO_FORMS
 PAIR_FORMS = ("pair3c1", "pair4c1", "pair3c2", "pair4c2")
