@@ -28,8 +28,8 @@ from ..kernels.plan import Buffer, ConvStep, PairStep, PoolStep, Step, View
 from ..kernels.spec import ConvSpec, PairSpec
 from .segment import views
 
-# Up to here launches of a stream may overlap: on an H200 v3 takes 1.31 ms so and 1.36 without at batch 32, at 128 as long
-# (benchmarks/results/nvidia-h200/2026-11-26-gpu-12.json, "early" beside "ours").
+# Up to here launches of a stream may overlap: on an H200 v3 takes 1.31 ms so and 1.36 without at batch 32, at 128 as
+# long (benchmarks/results/nvidia-h200/2026-11-26-gpu-12.json, "early" beside "ours").
 OVERLAP_BATCH = 32
 # What that is worth a launch, which rows of measurements, timed alone, leave out: in chains of small convolutions on an
 # H200 0.4 to 1.3 us (benchmarks/results/nvidia-h200/2026-11-26-gpu.json, probe/hopper).
