@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import EARLY, KERNELS, LATE, MODES, EmulationError, Mode, build, spoilt
+from emulated import EARLY, KERNELS, LATE, MODES, RANDOM, EmulationError, Mode, build, spoilt
 from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN, HALO = True, False, 2
@@ -106,8 +106,12 @@ def test_weights_do_not_wait_for_the_earlier_grid(device: ConvDevice) -> None:
     assert device.lib.emulated_early_loads() > 8, "a tile has nine taps"
 
 
-# Of several tiles, with weights that all fit the ring, and that do not: two chunks of nine taps.
-STAYING = (Shape(3, 25, 22, 32, ((24, RELU),), (3, 3)), Shape(2, 25, 22, 40, ((24, RELU),), (3, 3)))
+# Of several tiles, with weights that all fit the ring; that do not, two chunks of nine taps; that do in three chunks.
+STAYING = (
+    Shape(3, 25, 22, 32, ((24, RELU),), (3, 3)),
+    Shape(2, 25, 22, 40, ((24, RELU),), (3, 3)),
+    Shape(2, 25, 22, 72, ((24, RELU),), (1, 3)),
+)
 
 
 def loads_of(shape: Shape, depth: int) -> int:
@@ -118,7 +122,7 @@ def loads_of(shape: Shape, depth: int) -> int:
     return each if each <= 12 else each * -(-last // 512)
 
 
-@pytest.mark.parametrize("shape", STAYING, ids=["stay", "pass"])
+@pytest.mark.parametrize("shape", STAYING, ids=["stay", "pass", "stay in chunks"])
 def test_weights_that_fit_are_loaded_once_a_block(library: ConvDevice, shape: Shape) -> None:
     for mode in MODES:
         with library.memory():
@@ -153,13 +157,13 @@ MUTANTS = {
     "a stage released before its products end": ("halo.cuh", r"wgmma_wait<1>\(\);", ""),
     "rows released a chunk early": (
         "halo.cuh",
-        r"\n    place\.used_x = -1;",
-        "\n    place.used_x = place.x.stage;",
+        r"release_rows\(shared, place, lane\);\n    if",
+        "place.used_x = place.x.stage;\n release_rows(shared, place, lane);\n if",
     ),
     "one warp does not release": (
         "halo.cuh",
-        r"if \(!group\.stay && place\.used >= 0",
-        "if (!group.stay && place.used >= 0 && threadIdx.x >= 160",
+        r"if \(place\.used >= 0 && lane",
+        "if (place.used >= 0 && threadIdx.x >= 160 && lane",
     ),
     "the second warpgroup's positions": ("halo.cuh", r"\.offset \+ mine", ".offset"),
     "images are not told apart": ("halo.cuh", r"\+\+image;", ";"),
@@ -168,7 +172,11 @@ MUTANTS = {
     "a row of x too few": ("halo_schedule.h", r"last - first \+ 1,", "last - first,"),
     "padding is stored": ("halo_schedule.h", r"at\.w < problem\.ow && ", ""),
     "the rows between images are stored": ("halo_schedule.h", r" && at\.h < problem\.oh", ""),
-    "weights that stay are waited for again": ("halo.cuh", r"place\.weights = \{0, 0\};", ""),
+    "weights that stay are not waited for": ("halo.cuh", r"barrier_wait\(&shared\.full\[stage\], 0\);", ""),
+    "the next chunk's weights that stay": ("halo.cuh", r"b = b \+ apart\)", "b = b)"),
+    "the next tap's weights that stay": ("halo.cuh", r"b = b \+ N \* ROW;", ""),
+    "others never start where weights stay": ("halo.cuh", r"STAY && place\.lead > 0", "false"),
+    "others start a tile later where weights stay": ("halo.cuh", r" \|\| chunk \+ 1 == HALO_STAGES\)", ")"),
     "weights that stay are one tile's": ("halo.cuh", r"group\.stay \? group\.units : gridDim\.x", "gridDim.x"),
     "weights stay that do not fit": ("halo_schedule.h", r" <= stages;", " <= stages + 99;"),
     "not all warps are waited for": ("halo.cuh", r"empty\[i\], 4 \* WARPGROUPS", "empty[i], 8"),
@@ -196,7 +204,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
 def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
     device = ConvDevice(mutants[name].result())
     noticed = 0
-    for mode in (Mode(EARLY, LATE), Mode(LATE, LATE, schedule=1, seed=3)):
+    for mode in (Mode(EARLY, LATE), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, EARLY, schedule=1, seed=2)):
         with device.memory():
             device.configure(mode)
             try:

@@ -203,7 +203,7 @@ template <class GROUP> void fill_group(GROUP &group, int count, int64_t units, c
   group.stages = sizes.stages;
   group.depth = config.depth;
   group.x_bytes = static_cast<int32_t>(sizes.x_bytes);
-  group.stay = halo && weights_stay(group.problem, count, sizes.stages);
+  group.stay = halo && config.columns <= STAYING_COLUMNS && weights_stay(group.problem, count, sizes.stages);
 }
 
 std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int type, int config);

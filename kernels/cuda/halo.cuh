@@ -98,46 +98,56 @@ __device__ __forceinline__ void multiply_parts(float (&d)[PARTS][N / 2], Descrip
 
 // Where a consuming warp is in both rings. `lead`: how many taps the first half of the warpgroups goes ahead before it
 // lets the others start: then their epilogues do not meet, and one half has the tensor cores while the other stores.
-// `there`: all weights have been waited for, and stay. `used` and `used_x`: stages whose products may still run, or -1.
+// `used` and `used_x`: stages whose products may still run, or -1.
 struct HaloPlace {
   Place x, weights;
   int lead, used, used_x;
-  bool there;
 };
 
-// Lets go of the stages before the one whose products have just been given out.
-__device__ __forceinline__ void release_used(const Group &group, const HaloShared &shared, const HaloPlace &place,
-                                             int lane) {
-  if (lane != 0)
-    return;
-  if (!group.stay && place.used >= 0)
-    barrier_arrive(&shared.empty[place.used]);
-  if (place.used_x >= 0)
+template <int DEPTH> __device__ __forceinline__ Descriptor rows_descriptor(uint32_t address) {
+  return matrix_descriptor(address, 0, 16 * DEPTH, DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
+}
+
+// Lets the second half of the warpgroups start.
+template <int WARPGROUPS> __device__ __forceinline__ void let_others_start() {
+  arrive_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
+}
+
+// Lets go of the rows of x before those whose products have just been given out.
+__device__ __forceinline__ void release_rows(const HaloShared &shared, HaloPlace &place, int lane) {
+  if (place.used_x >= 0 && lane == 0)
     barrier_arrive(&shared.x_empty[place.used_x]);
+  place.used_x = -1;
 }
 
 // d += the products of one chunk of channels, STEPS times 16 of them, at all taps. `a` describes the rows of x from
-// the warpgroup's first position on. The loop's body is a chain of few instructions a step: of narrow tiles a tap's
-// products take no longer than a hundred of them.
-template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, int STEPS>
+// the warpgroup's first position on, `b` where weights are: those of this chunk where they STAY, else those of stage 0.
+// The loop's body is a chain of few instructions: of narrow tiles a tap's products take no longer than a hundred of
+// them.
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, bool STAY, int STEPS>
 __device__ __forceinline__ void multiply_chunk(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
-                                               const Problem &problem, Descriptor a, bool more, int lane,
+                                               const Problem &problem, Descriptor a, Descriptor b, bool more, int lane,
                                                HaloPlace &place) {
   constexpr int ROW = 2 * DEPTH / 16; // of a pixel, as descriptors count
-  const Descriptor weights = matrix_descriptor(shared_address(shared.weights), 0, 16 * DEPTH,
-                                               DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
   const int taps = problem.taps, kw = problem.kw, down = (problem.pitch - kw) * ROW, stages = group.stages;
   for (int tap = 0, column = 0; tap < taps; ++tap) {
-    if (!place.there)
+    if constexpr (STAY) {
+      multiply_parts<N, PARTS, T, 64 * ROW, STEPS>(d, a, b, more || tap > 0);
+      b = b + N * ROW;
+    } else {
       barrier_wait(&shared.full[place.weights.stage], place.weights.parity);
-    multiply_parts<N, PARTS, T, 64 * ROW, STEPS>(d, a, weights + place.weights.stage * (N * ROW), more || tap > 0);
+      multiply_parts<N, PARTS, T, 64 * ROW, STEPS>(d, a, b + place.weights.stage * (N * ROW), more || tap > 0);
+    }
     wgmma_wait<1>(); // the products of the tap before this one have ended
-    release_used(group, shared, place, lane);
-    if (place.lead > 0 && --place.lead == 0)
-      arrive_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
-    place.used = place.weights.stage;
-    place.used_x = -1;
-    advance(place.weights, stages);
+    release_rows(shared, place, lane);
+    if constexpr (!STAY) {
+      if (place.lead > 0 && --place.lead == 0)
+        let_others_start<WARPGROUPS>();
+      if (place.used >= 0 && lane == 0)
+        barrier_arrive(&shared.empty[place.used]);
+      place.used = place.weights.stage;
+      advance(place.weights, stages);
+    }
     a = a + ROW;
     if (++column == kw) {
       column = 0;
@@ -147,68 +157,87 @@ __device__ __forceinline__ void multiply_chunk(float (&d)[PARTS][N / 2], const G
 }
 
 // d = the sums of the calling warpgroup's parts of a tile, whose first position is at `offset` in the rows of x.
-template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH>
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, bool STAY>
 __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
                                               const Problem &problem, int offset, int lane, HaloPlace &place) {
   const uint32_t x = shared_address(shared.x) + offset * 2 * DEPTH;
+  const int apart = STAY ? problem.taps * stage_bytes(0, N, DEPTH) / 16 : 0; // weights of a chunk from the next one's
+  Descriptor b = rows_descriptor<DEPTH>(shared_address(shared.weights));
   place.used = place.used_x = -1;
-  if (group.stay)
-    place.weights = {0, 0}; // the only phase that ends
-  for (int chunk = 0; chunk < problem.chunks; ++chunk) {
+  for (int chunk = 0; chunk < problem.chunks; ++chunk, b = b + apart) {
     const int steps = chunk + 1 == problem.chunks ? problem.last_steps : DEPTH / K_STEP;
-    const Descriptor a = matrix_descriptor(x + place.x.stage * group.x_bytes, 0, 16 * DEPTH,
-                                           DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64);
+    const Descriptor a = rows_descriptor<DEPTH>(x + place.x.stage * group.x_bytes);
     const bool more = chunk > 0;
     barrier_wait(&shared.x_full[place.x.stage], place.x.parity);
     if (steps == 2)
-      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 2>(d, group, shared, problem, a, more, lane, place);
+      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, STAY, 2>(d, group, shared, problem, a, b, more, lane, place);
     else if (steps == 1)
-      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 1>(d, group, shared, problem, a, more, lane, place);
+      multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, STAY, 1>(d, group, shared, problem, a, b, more, lane, place);
     if constexpr (DEPTH == 64) {
       if (steps == 4)
-        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 4>(d, group, shared, problem, a, more, lane, place);
+        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, STAY, 4>(d, group, shared, problem, a, b, more, lane, place);
       else if (steps == 3)
-        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, 3>(d, group, shared, problem, a, more, lane, place);
+        multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, STAY, 3>(d, group, shared, problem, a, b, more, lane, place);
     }
     place.used_x = place.x.stage;
     advance(place.x, HALO_STAGES);
+    if (STAY && place.lead > 0 && (chunk + 1 == problem.chunks || chunk + 1 == HALO_STAGES)) {
+      place.lead = 0; // as far ahead as the stages of x let it, or a whole tile
+      let_others_start<WARPGROUPS>();
+    }
   }
   wgmma_wait<0>();
 #pragma unroll
   for (int part = 0; part < PARTS; ++part)
     settle(d[part]);
-  release_used(group, shared, place, lane);
-  place.there = group.stay;
+  release_rows(shared, place, lane);
+  if (!STAY && lane == 0)
+    barrier_arrive(&shared.empty[place.used]);
+}
+
+// What a warpgroup keeps of the columns of all tiles, and a wait for all weights: where these stay there is one tile of
+// columns.
+template <int N>
+__device__ __forceinline__ void keep_all(const Group &group, const HaloShared &shared, uint32_t columns, int warpgroup,
+                                         int thread) {
+  const Problem &problem = group.problem[0];
+  keep_columns<N>(columns, load_columns<N>(problem, 0, thread), thread);
+  for (int stage = 0; stage < problem.taps * problem.chunks; ++stage)
+    barrier_wait(&shared.full[stage], 0);
+  sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
 }
 
 // The consumers.
-template <int N, int PARTS, int WARPGROUPS, class T>
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, bool STAY>
 __device__ __forceinline__ void compute_halo(const Group &group, const HaloShared &shared) {
   constexpr int POSITIONS = 64 * PARTS * WARPGROUPS;
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
-  HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1, false};
+  HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1};
+  if constexpr (STAY)
+    keep_all<N>(group, shared, columns, warpgroup, thread);
   if (warpgroup < WARPGROUPS / 2)
     place.lead = halo_lead(group.problem[problem_at(group.problem, blockIdx.x)], group.stages);
   else
     sync_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
-    const Tile tile = tile_of(group.problem, unit, 1, 0);
+    const Tile tile = STAY ? Tile{0, unit, 0, 0, 0, 0} : tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
-    const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
+    ColumnsShare share;
+    if constexpr (!STAY)
+      share = load_columns<N>(problem, tile.column * N, thread);
     const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
     Position at = position_at(problem, first); // of the first row that this lane stores
     float d[PARTS][N / 2];
     const int offset = rows_of(problem, tile.row, POSITIONS).offset + mine;
-    if (group.depth == 64)
-      multiply_halo<N, PARTS, WARPGROUPS, T, 64>(d, group, shared, problem, offset, lane, place);
-    else
-      multiply_halo<N, PARTS, WARPGROUPS, T, 32>(d, group, shared, problem, offset, lane, place);
-    sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
-    keep_columns<N>(columns, share, thread);
-    sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+    multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, offset, lane, place);
+    if constexpr (!STAY) {
+      sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
+      keep_columns<N>(columns, share, thread);
+      sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
+    }
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
       const auto rows = [&](int r) { return pixel_of(problem, behind(problem, at, r - lane / 8)); };
@@ -216,6 +245,16 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
       at = behind(problem, at, 64);
     }
   }
+}
+
+template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH>
+__device__ __forceinline__ void compute_any(const Group &group, const HaloShared &shared) {
+  if constexpr (N <= STAYING_COLUMNS)
+    if (group.stay) {
+      compute_halo<N, PARTS, WARPGROUPS, T, DEPTH, true>(group, shared);
+      return;
+    }
+  compute_halo<N, PARTS, WARPGROUPS, T, DEPTH, false>(group, shared);
 }
 
 // Of each thread that multiplies: what the block gets, less 40 of each of the first warpgroup.
@@ -249,7 +288,10 @@ __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __
   } else {
     more_registers<halo_registers(WARPGROUPS)>();
     grid_wait(); // before a residual is read, and before y is written
-    compute_halo<N, PARTS, WARPGROUPS, T>(group, shared);
+    if (group.depth == 64)
+      compute_any<N, PARTS, WARPGROUPS, T, 64>(group, shared);
+    else
+      compute_any<N, PARTS, WARPGROUPS, T, 32>(group, shared);
   }
 }
 

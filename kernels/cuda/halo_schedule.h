@@ -11,9 +11,10 @@
 
 namespace inception_fast::hopper {
 
-constexpr int HALO = 2;         // from this on HopperConfig::turns says how many warpgroups share such a tile
-constexpr int HALO_STAGES = 2;  // of rows of x
-constexpr int HALO_PITCH = 256; // most pixels of a row: the box of a tensor map
+constexpr int HALO = 2;             // from this on HopperConfig::turns says how many warpgroups share such a tile
+constexpr int STAYING_COLUMNS = 64; // most columns of a tile whose weights may stay
+constexpr int HALO_STAGES = 2;      // of rows of x
+constexpr int HALO_PITCH = 256;     // most pixels of a row: the box of a tensor map
 
 HOST_DEVICE constexpr bool is_halo(int turns) { return turns >= HALO; }
 
