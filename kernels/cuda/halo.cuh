@@ -222,16 +222,25 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     place.lead = halo_lead(group.problem[problem_at(group.problem, blockIdx.x)], group.stages);
   else
     sync_named(GROUP_BARRIER + WARPGROUPS, WARPGROUPS * WARPGROUP);
+  const int mine = warpgroup * 64 * PARTS, stored = mine + warp * WARP_ROWS + lane / 8; // of a tile's positions
+  // Where there is one problem, its tiles lie at equal distances.
+  Position begin{}, own{}, apart{};
+  if constexpr (STAY) {
+    begin = position_at(group.problem[0], blockIdx.x * POSITIONS);
+    own = position_at(group.problem[0], blockIdx.x * POSITIONS + stored);
+    apart = position_at(group.problem[0], gridDim.x * POSITIONS);
+  }
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
     const Tile tile = STAY ? Tile{0, unit, 0, 0, 0, 0} : tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     ColumnsShare share;
-    if constexpr (!STAY)
+    if constexpr (!STAY) {
       share = load_columns<N>(problem, tile.column * N, thread);
-    const int mine = warpgroup * 64 * PARTS, first = tile.row * POSITIONS + mine + warp * WARP_ROWS + lane / 8;
-    Position at = position_at(problem, first); // of the first row that this lane stores
+      own = position_at(problem, tile.row * POSITIONS + stored);
+    }
+    Position at = own; // of the first row that this lane stores
     float d[PARTS][N / 2];
-    const int offset = rows_of(problem, tile.row, POSITIONS).offset + mine;
+    const int offset = (STAY ? begin.w : rows_of(problem, tile.row, POSITIONS).offset) + mine;
     multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, offset, lane, place);
     if constexpr (!STAY) {
       sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
@@ -243,6 +252,10 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
       const auto rows = [&](int r) { return pixel_of(problem, behind(problem, at, r - lane / 8)); };
       store_tile<N, T>(d[part], problem, columns, staged, rows, tile.column * N, lane);
       at = behind(problem, at, 64);
+    }
+    if constexpr (STAY) {
+      begin = moved(problem, begin, apart);
+      own = moved(problem, own, apart);
     }
   }
 }
