@@ -40,7 +40,8 @@ def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = Fa
     that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
     knows.
     """
-    return _raced(model, n, dtype, tiles, LATER["network"] if cuda else LATER["network"][:3])
+    later = [name for name in LATER["network"] if cuda or name not in ("separate", "cuda")]
+    return _raced(model, n, dtype, tiles, later)
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
