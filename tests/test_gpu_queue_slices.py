@@ -124,6 +124,10 @@ def test_a_network_waits_for_its_tiles(queue: dict[str, Any], tmp_path: Path) ->
     ran.clear()
     assert queue["run"].run_slice(jobs, store, 200, run, lambda: 0.0) == []
     assert ran == ["build", "machine", "tiles/m/1/x", "network/m/1/x/tuned"]
+    cuts = queue["store"].Store(tmp_path / "cuts")
+    assert queue["run"].waits(jobs[3], cuts)
+    cuts.put(job("tiles/m/1/x/cuda", 1, 2), {"status": "ok"})
+    assert not queue["run"].waits(jobs[3], cuts), "cuts of the CUDA kernels alone are measured tiles as well"
 
 
 def test_a_profile_is_a_row_a_layer(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,6 +347,15 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
     assert "c 12" in rows[1]["cuda"] and rows[0]["triton_ms"] == rows[0]["cuda_ms"] == 2.0
     assert rows[5]["separate_ms"] == 4.0 and "1x3 then 1x3" in rows[6]["cuda"]
 
+    every.append(Wanted(odd, (odd,), True))  # a stem, which these kernels never run
+    monkeypatch.setattr(tiles.tune, "tried", lambda *given, **options: pytest.fail("Triton's tiles are raced"))
+    *_, alone = tiles.tile_rows("small", 2, "float16", "cuda")
+    assert [row.get("choice") for row in alone] == [row.get("choice") for row in rows] and len(alone) == 7
+    assert not any("row" in row for row in alone) and alone[5]["separate_ms"] == 4.0
+    assert alone[1]["status"] == "ok" and alone[1]["config"], "a tile of Triton's that these do not run, and not timed"
+    with pytest.raises(ValueError, match="part 'narrow' of a network; allowed: none, cuda"):
+        next(tiles.tile_rows("small", 2, "float16", "narrow"))
+
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "ok", "rows": rows}}}))
     found = cuts.measured(file)
