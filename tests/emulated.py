@@ -111,7 +111,7 @@ class Device:
         self.lib.emulated_allocate.argtypes = [ctypes.c_uint64, ctypes.c_int]
         self.lib.emulated_free.argtypes = [ctypes.c_void_p]
         self.lib.emulated_error.restype = ctypes.c_char_p
-        self.lib.emulated_switches.restype = ctypes.c_uint64
+        self.lib.emulated_switches.restype = self.lib.emulated_prefetches.restype = ctypes.c_uint64
         self.blocks: list[int] = []
 
     def configure(self, mode: Mode) -> None:

@@ -71,6 +71,18 @@ def test_columns_are_scattered_and_residuals_added(device: ConvDevice, dtype: to
     assert_exact(device, [shape], device.config(48, turns, 64, 2), dtype)
 
 
+@pytest.mark.parametrize("turns", [0, 1])
+@pytest.mark.parametrize(("columns", "pieces"), [(48, 3), (80, 5), (192, 12)])
+def test_a_residual_is_asked_for_before_the_products(device: ConvDevice, columns: int, pieces: int, turns: int) -> None:
+    """Every 16 columns of every pixel once, none beside them, which the guarded memory would show."""
+    shape = Shape(3, 5, 7, 40, ((104, RELU),))
+    assert_exact(device, [shape], device.config(columns, turns), torch.bfloat16)
+    assert device.lib.emulated_prefetches() == 0
+    assert_exact(device, [replace(shape, residual_scale=0.5)], device.config(columns, turns), torch.bfloat16)
+    whole, rest = divmod(104, columns)
+    assert device.lib.emulated_prefetches() == 105 * (whole * pieces + -(-rest // 16))
+
+
 @pytest.mark.parametrize("splits", [2, 5, 18])
 @pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 2), (192, 0, 64, 1)], ids=str)
 def test_parts_of_k_are_added(device: ConvDevice, splits: int, cut: tuple[int, int, int, int]) -> None:

@@ -238,6 +238,9 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     }
     const Problem &problem = group.problem[tile.problem];
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
+    const int first = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
+    const auto rows = [&](int r) { return first + r < problem.pixels ? first + r : -1; };
+    prefetch_residual<N>(problem, rows, tile.column * N, lane);
     // A parity tells a phase from the next one, not from the one after that: a warpgroup must not wait for its stages
     // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
     if (TURNS && unit != cluster_index)
@@ -255,8 +258,6 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       continue; // the cluster's other block has the last tile
     if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
       continue;
-    const int first = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
-    const auto rows = [&](int r) { return first + r < problem.pixels ? first + r : -1; };
     store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
   }
 }

@@ -63,6 +63,25 @@ __device__ __forceinline__ uint32_t staged_address(uint32_t base, int row, int g
   return base + row * (STAGED_COLUMNS * 2) + ((group ^ (row & 7)) << 4);
 }
 
+// Begins to bring the residual of the warp's 16 rows and the tile's N columns into the level 2 cache: memory takes a
+// microsecond, which products hide where this comes ahead of them. 16 columns a lane and step.
+template <int N, class Rows>
+__device__ __forceinline__ void prefetch_residual(const Problem &problem, const Rows &rows, int column, int lane) {
+  constexpr int PIECES = (N + 15) / 16;
+  if (!problem.residual)
+    return;
+#pragma unroll
+  for (int i = 0; i < PIECES / 2 + PIECES % 2; ++i) {
+    const int piece = 32 * i + lane, pixel = piece < 16 * PIECES ? rows(piece / PIECES) : -1;
+    const int own = column + 16 * (piece % PIECES);
+    if (pixel >= 0 && own < problem.oc)
+      prefetch_global(reinterpret_cast<const void *>(
+          problem.residual +
+          2 * (static_cast<uint64_t>(static_cast<uint32_t>(pixel)) * static_cast<uint32_t>(problem.residual_pitch) +
+               static_cast<uint32_t>(own))));
+  }
+}
+
 // The residual of 64 columns of a tile, from its FIRST on, as it is staged: 8 columns a lane, of four rows.
 template <int N, int FIRST>
 __device__ __forceinline__ void load_residual(uint4 (&values)[4], const Problem &problem, const int (&pixel)[4],
@@ -123,6 +142,8 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
 #pragma unroll
     for (int pass = 0; pass < 4; ++pass)
       store_shared_16(staged_address(staged, pass * 4 + lane / 8, group), residual[pass]);
+    if constexpr (NEXT < N) // as soon as there are registers for it
+      load_residual<N, NEXT>(residual, problem, pixel, column, group);
     sync_warp();
   }
   uint4 target = make_uint4(0, 0, 0, 0);
@@ -144,8 +165,6 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
       if (at + i < GROUPS)
         store_matrices(staged_address(staged, lane % 16, at + i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
   }
-  if constexpr (RESIDUAL && NEXT < N) // here, where the registers of these columns' sums are free
-    load_residual<N, NEXT>(residual, problem, pixel, column, group);
   sync_warp();
   store_rows(staged, target, pixel, lane);
   sync_warp(); // the next columns, or the next tile's, may overwrite these

@@ -152,6 +152,10 @@ inline uint4 load_global_16(const void *from) {
   emulated::check_global(from, 16, "a load");
   return *static_cast<const uint4 *>(from);
 }
+inline void prefetch_global(const void *from) {
+  emulated::check_global(from, 1, "a prefetch");
+  emulated::prefetched_global();
+}
 inline void store_global_16(void *to, uint4 value) {
   emulated::check_global(to, 16, "a store");
   emulated::stored_global(to);

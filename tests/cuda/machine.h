@@ -162,6 +162,7 @@ struct Machine {
   uint64_t switches = 0;
   std::unordered_map<uintptr_t, int> unordered; // of all threads: how many stores of these 16 bytes are not ordered
   uint64_t early_loads = 0;                     // copies of the last launch that a thread issued ahead of its grid_wait
+  uint64_t prefetches = 0;                      // of the last launch, into the level 2 cache
 };
 
 Machine &machine();

@@ -76,6 +76,8 @@ void check_global(const void *address, int bytes, const char *what) {
   check_earlier_grid(address, what);
 }
 
+void prefetched_global() { ++machine().prefetches; }
+
 void stored_global(const void *address) {
   Fiber &fiber = self();
   fiber.unordered.push_back(uintptr_t(address) / 16);
@@ -169,6 +171,8 @@ void emulated_configure(int copies, int products, int schedule, int resident, in
 const char *emulated_error(void) { return machine().error.c_str(); }
 
 uint64_t emulated_early_loads(void) { return machine().early_loads; }
+
+uint64_t emulated_prefetches(void) { return machine().prefetches; }
 
 uint64_t emulated_switches(void) { return machine().switches; }
 }

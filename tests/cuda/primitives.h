@@ -35,6 +35,7 @@ bool barrier_try(void *barrier, uint32_t parity);
 void barrier_wait(void *barrier, uint32_t parity);
 void fence_async_shared();
 void fence_async_global();
+void prefetched_global();
 void stored_global(const void *address); // 16 bytes, by an ordinary store of this thread
 void wait_for_count(const uint32_t *counter, uint32_t value);
 

@@ -332,7 +332,7 @@ int launch_grid(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, cons
   m.due.clear();
   m.current = nullptr;
   m.error.clear();
-  m.early_loads = 0;
+  m.early_loads = m.prefetches = 0;
   m.unordered.clear();
   ::gridDim = grid;
   ::blockDim = block;
