@@ -34,7 +34,8 @@ def conv_row(one: Wanted, triton: Callable[[], Tensor]) -> dict[str, Any]:
     why = hopper_gpu.spec_reasons(cuda.library(), spec)
     if why:
         return {"cuda": "; ".join(why)}
-    found = tune.tried(cuda.library(), spec, *draw(spec), _quick)
+    x, *params = draw(spec)
+    found = tune.tried(cuda.library(), spec, x, *params, _quick, residual=one.old(x.device))
     made = scattered(one, *one.drawn(draw), found)
     if not made:
         return {"cuda": f"none of {len(found)} cuts scatters to {[group.oc for group in one.groups]} columns"}
@@ -48,7 +49,9 @@ def conv_row(one: Wanted, triton: Callable[[], Tensor]) -> dict[str, Any]:
     cut: Cut = best[list(calls).index(name)]
     won = (cut.config.name, cut.splits, times[name], times["triton"])
     choice = [torch.cuda.get_device_name(), *hopper_gpu.shape_of(spec), *won]
-    return {"cuda": name, "cuda_ms": times[name] * 1e3, "triton_ms": times["triton"] * 1e3, "choice": choice}
+    others = {name: times[name] * 1e3 for name in calls}
+    about = {"residual": one.residual, "cuda_ms": times[name] * 1e3, "triton_ms": times["triton"] * 1e3}
+    return {"cuda": name, **about, "cuts_ms": others, "choice": choice}
 
 
 def pair_row(spec: PairSpec, separate: float) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True)
 def tile_row(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:
     """The best tile's row, and a call of it. Raises RuntimeError where none runs."""
     spec, (x, parts) = one.spec, one.drawn(draw)
-    found = tune.tried(spec, x, parts, arch, _seconds, count=TRIED, stem=one.stem)
+    found = tune.tried(spec, x, parts, arch, _seconds, count=TRIED, stem=one.stem, residual=one.old(x.device))
     first, best = next(iter(found)), min(found, key=found.__getitem__)
     best = best if found[best] < LEAST_GAIN * found[first] else first
     kept = tune.row_of(spec, arch, best, found[best])
@@ -132,7 +132,8 @@ def _compiled(one: Wanted, arch: str, shipped: bool) -> None:
     if shipped:
         shipped_tile(one, arch)[1]()
         return
-    tune.tried(one.spec, *one.drawn(draw), arch, lambda call: 0.0, count=TRIED, stem=one.stem)
+    x, parts = one.drawn(draw)
+    tune.tried(one.spec, x, parts, arch, lambda call: 0.0, count=TRIED, stem=one.stem, residual=one.old(x.device))
 
 
 def _seconds(call: Any) -> float:

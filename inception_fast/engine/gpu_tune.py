@@ -22,6 +22,7 @@ from ..kernels.cuda import abi, choices
 from ..kernels.cuda import convolve as hopper
 from ..kernels.cuda import tune as hopper_tune
 from ..kernels.cuda.convolve import Cut, Problem, Target
+from ..kernels.maps import dense
 from ..kernels.plan import ConvStep, PairStep
 from ..kernels.spec import ConvSpec
 from ..kernels.triton import configs, tune
@@ -38,12 +39,13 @@ KEPT = 4  # cuts of siblings as one wide convolution that are timed again as the
 
 class Wanted(NamedTuple):
     """A convolution as tiles and cuts are looked up for it, with all of its columns, and the groups of columns that its
-    launch computes, each for a place of its own. A `stem` reads the caller's image.
+    launch computes, each for a place of its own. A `stem` reads the caller's image; one with a `residual` adds to it.
     """
 
     spec: ConvSpec
     groups: tuple[ConvSpec, ...]
     stem: bool = False
+    residual: bool = False
 
     def drawn(self, draw: Draw) -> tuple[Tensor, list[Part]]:
         """x, for a stem float32 images, and the groups' weights."""
@@ -53,6 +55,14 @@ class Wanted(NamedTuple):
             parts.append(Part(weight, scale, shift, (group.padding[0], group.padding[2]), group.relu))
         x = draw(self.spec)[0]
         return x.float().contiguous() if self.stem else x, parts
+
+    def old(self, device: torch.device) -> Tensor | None:
+        """The residual [n, oh, ow, oc], each time the same one; None where there is none."""
+        if not self.residual:
+            return None
+        spec, generator = self.spec, torch.Generator(device).manual_seed(1)
+        values = torch.randn(spec.n, spec.oh, spec.ow, spec.oc, device=device, generator=generator)
+        return values.to(DTYPES[spec.dtype])
 
 
 def tune_model(
@@ -78,7 +88,8 @@ def tune_model(
         assert isinstance(executable, GpuCompiled)
         found |= {one.spec: one for one in wanted(task for plan in executable.native.values() for task in plan.tasks)}
     for i, one in enumerate(found.values(), 1):
-        times = tune.tried(one.spec, *one.drawn(lambda spec: _draws(spec, device)), arch, _seconds, stem=one.stem)
+        drawn = one.drawn(lambda spec: _draws(spec, device))
+        times = tune.tried(one.spec, *drawn, arch, _seconds, stem=one.stem, residual=one.old(device))
         best = min(times, key=times.__getitem__)
         row = tune.row_of(one.spec, arch, best, times[best])
         keep(file, row)
@@ -95,7 +106,7 @@ def raced(wanted: Wanted, against: float, device: torch.device) -> choices.Row |
     if not dispatch.backend_status()["cuda"] or hopper_gpu.reasons(spec):
         return None
     gpu = torch.cuda.get_device_name(device)
-    found = hopper_tune.tried(cuda.library(), spec, *_draws(spec, device), _seconds)
+    found = hopper_tune.tried(cuda.library(), spec, *_draws(spec, device), _seconds, residual=wanted.old(device))
     if len(wanted.groups) > 1:
         x, parts = wanted.drawn(lambda spec: _draws(spec, device))
         found = {cut: _seconds(call) for cut, call in scattered(wanted, x, parts, found).items()}
@@ -135,13 +146,15 @@ def cuda_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], cut: Cut) -> Cal
     """A prepared launch of the CUDA kernels with all destinations, and the memory of its results."""
     source, problems = hopper_gpu.nhwc(x), []
     y, places = tune.results(wanted.spec, [group.oc for group in wanted.groups], x.device)
+    residual = wanted.old(x.device)
+    old = None if residual is None else dense(residual)
     for block in _blocks(wanted):
         groups = [wanted.groups[i] for i in block]
         weight, scale, shift = (torch.cat(rows) for rows in zip(*(parts[i][:3] for i in block), strict=True))
         packed = hopper.pack(weight, scale, shift, x.dtype, x.device)
-        spec = dataclasses.replace(groups[0], oc=sum(group.oc for group in groups))
+        spec = dataclasses.replace(groups[0], oc=sum(group.oc for group in groups), residual=wanted.residual)
         targets = tuple(Target(places[i], wanted.groups[i].relu) for i in block)
-        problems.append(Problem(spec, source, packed, targets))
+        problems.append(Problem(spec, source, packed, targets, old))
     launch = hopper.group("tuned", cuda.library(), problems, cut)
 
     def call() -> Tensor:
@@ -154,7 +167,7 @@ def cuda_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], cut: Cut) -> Cal
 def triton_call(wanted: Wanted, x: Tensor, parts: Sequence[Part], config: Config) -> Callable[[], Tensor]:
     """The prepared launches of a tile with all destinations, and the memory of its results."""
     packed = pack(parts, DTYPES[wanted.spec.dtype], x.device)
-    y, made = tune.prepared(wanted.spec, x, packed, wanted.stem)
+    y, made = tune.prepared(wanted.spec, x, packed, wanted.stem, residual=wanted.old(x.device))
     launches = made(config)
 
     def call() -> Tensor:
@@ -172,7 +185,9 @@ def choice(spec: ConvSpec, gpu: str, found: dict[Cut, float], against: float) ->
 
 
 def wanted(tasks: Iterable[Task]) -> list[Wanted]:
-    """The distinct convolutions that tiles are looked up for; siblings count as one wide convolution."""
+    """The distinct convolutions that tiles are looked up for; siblings count as one wide convolution, and one that has
+    a residual somewhere has it.
+    """
     found: dict[ConvSpec, Wanted] = {}
     for task in tasks:
         step = task.step
@@ -183,7 +198,9 @@ def wanted(tasks: Iterable[Task]) -> list[Wanted]:
                 dataclasses.replace(spec, oc=o.view.channels, relu=o.relu) for spec, outputs in plain for o in outputs
             )
             spec = dataclasses.replace(plain[0][0], oc=sum(group.oc for group in groups))
-            found.setdefault(spec, Wanted(spec, groups, task.entry is not None))
+            old = len(groups) == 1 and both[0].residual is not None
+            if spec not in found or old:
+                found[spec] = Wanted(spec, groups, task.entry is not None, old)
     return list(found.values())
 
 

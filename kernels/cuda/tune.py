@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,21 +29,22 @@ def proposals(kernels: Library, spec: ConvSpec, count: int | None = None) -> lis
 
 def tried(
     kernels: Library, spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, timer: Timer, *,
-    count: int | None = TRIED,
+    count: int | None = TRIED, residual: Tensor | None = None,
 ) -> dict[Cut, float]:  # fmt: skip
-    """Seconds of every proposal that gives what the first one gives; x is [n, c, h, w].
+    """Seconds of every proposal that gives what the first one gives; x is [n, c, h, w], a residual [n, oh, ow, oc].
 
     Raises RuntimeError when none runs.
     """
     source = dense(x.permute(0, 2, 3, 1).contiguous())
     packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
+    spec, old = replace(spec, residual=residual is not None), None if residual is None else dense(residual)
     y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
     found: dict[Cut, float] = {}
     problems, wanted = [], None
     for cut in proposals(kernels, spec, count):
         y.fill_(float("nan"))
         try:
-            problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),))
+            problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old)
             launch: Launch = convolve.group("tuned", kernels, [problem], cut)
             launch.run()
             wanted = y.float() if wanted is None else wanted

@@ -95,27 +95,31 @@ def results(spec: ConvSpec, channels: Sequence[int], device: torch.device) -> tu
 
 
 def prepared(
-    spec: ConvSpec, x: Tensor, packed: Packed, stem: bool, tf32: bool = False
+    spec: ConvSpec, x: Tensor, packed: Packed, stem: bool, tf32: bool = False, residual: Tensor | None = None
 ) -> tuple[Tensor, Callable[[Config], list[Launch]]]:
-    """Memory for the results, and what makes a config's launches. A `stem` reads the caller's x as it lies."""
+    """Memory for the results, and what makes a config's launches. A `stem` reads the caller's x as it lies; a residual
+    is [n, oh, ow, oc].
+    """
     y, outputs = results(spec, [group.channels for group in packed.groups], x.device)
     if stem:
         return y, lambda config: stems.convolution("tuned", spec, x, packed, outputs[0], config=config, tf32=tf32)
     source = dense(x.permute(0, 2, 3, 1).contiguous())
-    return y, lambda config: convolution("tuned", spec, source, packed, outputs, config, tf32=tf32)
+    old = None if residual is None else dense(residual)
+    return y, lambda config: convolution("tuned", spec, source, packed, outputs, config, residual=old, tf32=tf32)
 
 
 def tried(
     spec: ConvSpec, x: Tensor, parts: Sequence[Part], arch: str, timer: Timer, *,
-    tf32: bool = False, count: int = TRIED, stem: bool = False,
+    tf32: bool = False, count: int = TRIED, stem: bool = False, residual: Tensor | None = None,
 ) -> dict[Config, float]:  # fmt: skip
     """Seconds of every proposal that fits the device and gives what the first one gives; x is [n, c, h, w], `spec` that
-    of all parts as one convolution, each part's result goes to a place of its own.
+    of all parts as one convolution, each part's result goes to a place of its own; a single one may add to a residual
+    [n, oh, ow, oc].
 
     Raises RuntimeError when none runs.
     """
     packed = pack(parts, getattr(torch, spec.dtype), x.device)
-    y, made = prepared(spec, x, packed, stem, tf32)
+    y, made = prepared(spec, x, packed, stem, tf32, residual)
     found: dict[Config, float] = {}
     problems, wanted = [], None
     for config in stem_proposals(spec, tf32) if stem else proposals(spec, arch, tf32, count, packed.groups):

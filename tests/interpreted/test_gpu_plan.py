@@ -297,6 +297,7 @@ def test_tiles_are_looked_up_for_every_convolution() -> None:
     found = gpu_tune.wanted(compiled.plan.tasks)
     assert found and {one.spec for one in found} == {replace(spec, residual=False) for spec in looked_up}
     assert [one.spec.c for one in found if one.stem] == [3]
+    assert [one.spec for one in found if one.residual] == [replace(s, residual=False) for s in looked_up if s.residual]
     cut = {one.spec.oc: [(group.oc, group.kh, group.kw, group.relu) for group in one.groups] for one in found}
     assert cut[32] == [(16, 1, 3, True), (16, 3, 1, True)], "a split's two convolutions, of taps of their own"
     assert cut[44] == [(24, 1, 1, True), (12, 1, 1, True), (8, 1, 1, False)], "siblings; a pool follows the last"

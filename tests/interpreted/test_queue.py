@@ -74,7 +74,7 @@ def test_tiles_are_tried(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     measure = queue["measure"]
     monkeypatch.setattr(measure, "BATCHES", (1, 2))
     monkeypatch.setattr(measure.tune, "TRIED", 2)
-    monkeypatch.setattr(measure.tune.tried, "__kwdefaults__", {"tf32": False, "count": 2, "stem": False})
+    monkeypatch.setattr(measure.tune.tried, "__kwdefaults__", {**measure.tune.tried.__kwdefaults__, "count": 2})
     parts = [list(rows) for rows in measure.tuned_rows("row", "float16")]
     assert [len(rows) for rows in parts] == [1, 2]
     assert parts[-1][1]["row"][:5] == ["sm_80", "half", 32, 16, 48] and parts[-1][1]["tried"] == 3
@@ -374,6 +374,15 @@ def test_a_cut_that_disagrees_with_triton_is_not_timed(queue: dict[str, Any], mo
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
     call = gpu_tune.triton_call(one, *one.drawn(queue["measure"].draw), configs.Config(block_m=64))
     assert cuts.conv_row(one, call)["cuda_ms"] == 2.0
+    added = Wanted(spec, (spec,), residual=True)
+    plain, sums = (
+        gpu_tune.triton_call(which, *added.drawn(queue["measure"].draw), configs.Config(block_m=64))
+        for which in (Wanted(spec, (spec,)), added)
+    )
+    row = cuts.conv_row(added, sums)
+    assert row["residual"] and row["cuda_ms"] == 2.0 and len(row["cuts_ms"]) == 2
+    with pytest.raises(RuntimeError, match="is off Triton's result"):
+        cuts.conv_row(added, plain)
     monkeypatch.setattr(gpu_tune.hopper, "pack", lambda weight, *rest: right(weight.flip(0), *rest))
     with pytest.raises(RuntimeError, match="is off Triton's result"):
         cuts.conv_row(one, call)

@@ -60,6 +60,17 @@ def test_siblings_are_timed_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None
         assert {config.form for config in tune.tried(wide, x, taps, "sm_90", lambda call: 1.0, count=1)} == forms
 
 
+def test_a_residual_is_timed_with_its_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Launch] = []
+    monkeypatch.setattr(Launch, "run", lambda self, run=Launch.run: ran.append(self) or run(self))
+    wanted = gpu_tune.Wanted(SPEC, (SPEC,), residual=True)
+    old = wanted.old(DEVICE)
+    assert old is not None and old.shape == (1, 9, 9, 48) and torch.equal(old, wanted.old(DEVICE))  # type: ignore
+    assert tune.tried(SPEC, *arguments(), "sm_90", lambda call: 1.0, count=2, residual=old)
+    assert all(launch.arguments["RESIDUAL"] and launch.arguments["residual_ptr"] is not None for launch in ran)
+    assert gpu_tune.Wanted(SPEC, (SPEC,)).old(DEVICE) is None
+
+
 def test_stems_have_tiles_of_their_own() -> None:
     spec = ConvSpec(2, 19, 19, 3, 24, 3, 3, (2, 2), dtype="float16")
     x, weight = numerics.random(2, 3, 19, 19).to(DEVICE), numerics.random(24, 3, 3, 3, seed=1)
