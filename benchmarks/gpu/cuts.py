@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from hopper import fused_call, pair_truth
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import choices, pair, tune
-from inception_fast.kernels.cuda.choices import Row
+from inception_fast.kernels.cuda import abi, choices, pair, tune
+from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.convolve import Cut
-from inception_fast.kernels.spec import PairSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from journal import broken_context
 from measure import CHECKED, LAYER_BUDGET, checked, draw
 from store import read_results
@@ -24,6 +24,17 @@ from inception_fast.backends import hopper_gpu
 from inception_fast.engine.gpu_tune import Wanted, scattered
 
 QUICK, ROUNDS = 3, 11  # of all, then of the best
+
+
+def shape_of(spec: ConvSpec, kernel: str = "conv") -> Shape | None:
+    """By which a row is looked up; None in a format that has none."""
+    return hopper_gpu.shape_of(spec, kernel) if spec.dtype in abi.TYPES else None
+
+
+def shipped_seconds() -> dict[Shape | None, float]:
+    """The time of every shape that ships with a row measured on this GPU, by these kernels or Triton's."""
+    gpu = torch.cuda.get_device_name()
+    return {row.shape: min(row.seconds, row.against) for row in choices.shipped() if row.gpu == gpu}
 
 
 def conv_row(one: Wanted, triton: Callable[[], Tensor]) -> dict[str, Any]:

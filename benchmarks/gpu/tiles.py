@@ -14,7 +14,7 @@ from typing import Any
 import cuts
 import torch
 from inception_fast.kernels.plan import PairStep
-from inception_fast.kernels.spec import ConvSpec, PairSpec
+from inception_fast.kernels.spec import PairSpec
 from inception_fast.kernels.triton import configs, tune
 from inception_fast.kernels.triton.configs import Config, Row
 from inception_fast.kernels.triton.convolve import pack
@@ -33,25 +33,28 @@ from inception_fast.engine.gpu_tune import Wanted, triton_call, wanted
 TRIED = 6  # wide tiles and the cost model's favourites
 ROUNDS = 5
 LEAST_GAIN = 0.98  # of the first proposal's time: less is noise, and the first stays
+PARTS = ("", "cuda", "new")
 
 
 def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True) -> Iterator[list[dict[str, Any]]]:
     """The best tile of every convolution that the network's plan has and, with `cuda` and where the CUDA kernels run,
     the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "cuda": only the CUDA
-    kernels, beside the tile that ships. Raises ValueError for another.
+    kernels, beside the tile that ships; "new": these for shapes without a shipped row of their own. Raises ValueError
+    for another.
     """
-    alone = part == "cuda"
-    if part and not alone:
-        raise ValueError(f"part {part!r} of a network; allowed: none, cuda")
+    if part not in PARTS:
+        raise ValueError(f"part {part!r} of a network; allowed: none, {', '.join(filter(None, PARTS))}")
+    alone, done = bool(part), cuts.shipped_seconds() if part == "new" else {}
     arch = configs.arch_of(torch.cuda.get_device_capability())
     plans = plans_of(model, n, dtype)
     every = wanted(task for plan in plans for task in plan.tasks)
     if alone:
         every = [one for one in every if not one.stem]
+    fastest = {one.spec: seconds for one in every if (seconds := done.get(cuts.shape_of(one.spec))) is not None}
+    every = [one for one in every if one.spec not in fastest]
     compile_beside(every, arch, alone)
     hopper = cuda and cuda_here()
     rows: list[dict[str, Any]] = []
-    fastest: dict[ConvSpec, float] = {}
     for one in every:
         spec = one.spec
         about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec)}
@@ -69,6 +72,8 @@ def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True)
         rows.append({**about, **row, **raced})
         yield rows
     for spec in chains_of(plans) if hopper else ():
+        if cuts.shape_of(spec.second, "pair") in done:
+            continue
         halves = [replace(half, residual=False) for half in (spec.first, spec.second)]
         if all(half in fastest for half in halves):
             about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec), "status": "ok"}

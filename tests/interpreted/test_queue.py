@@ -353,8 +353,17 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
     assert [row.get("choice") for row in alone] == [row.get("choice") for row in rows] and len(alone) == 7
     assert not any("row" in row for row in alone) and alone[5]["separate_ms"] == 4.0
     assert alone[1]["status"] == "ok" and alone[1]["config"], "a tile of Triton's that these do not run, and not timed"
-    with pytest.raises(ValueError, match="part 'narrow' of a network; allowed: none, cuda"):
+    with pytest.raises(ValueError, match="part 'narrow' of a network; allowed: none, cuda, new"):
         next(tiles.tile_rows("small", 2, "float16", "narrow"))
+    there = [choices.row_of([*row["choice"][:-2], 3e-3, 1.5e-3]) for row in (rows[0], rows[5])]
+    monkeypatch.setattr(choices, "shipped", lambda: (*there[:1], there[1]._replace(gpu="another")))
+    *_, new = tiles.tile_rows("small", 2, "float16", "new")
+    left = [rows[i]["shape"] for i in (1, 3, 5, 6)]
+    assert [row["shape"] for row in new] == left, "a row of this GPU serves both directions, and a split as wide"
+    assert new[2]["separate_ms"] == 1.5 + 1.5, "the times of their row"
+    monkeypatch.setattr(choices, "shipped", lambda: tuple(there))
+    *_, new = tiles.tile_rows("small", 2, "float16", "new")
+    assert [row["shape"] for row in new] == left[:2]
 
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "ok", "rows": rows}}}))
