@@ -34,10 +34,12 @@ class ConvDevice(Device):
         self.configs = (abi.Config * self.lib.hopper_conv_configs(None, 0))()
         self.lib.hopper_conv_configs(self.configs, len(self.configs))
 
-    def config(self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1) -> int:
-        """The index of the configuration."""
+    def config(self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1, rows: int = 0) -> int:
+        """The index of the configuration; the first of them where `rows` are not named."""
         wanted = (columns, turns, depth, cluster)
-        keys = [(one.columns, one.turns, one.depth, one.cluster) for one in self.configs]
+        keys = [
+            (one.columns, one.turns, one.depth, one.cluster) if rows in (0, one.rows) else () for one in self.configs
+        ]
         return keys.index(wanted)
 
     def reasons(self, convs: Sequence[abi.Conv], config: int, dtype: torch.dtype = torch.bfloat16) -> list[str]:

@@ -71,8 +71,11 @@ class Emulated(Library):
     WIDTHS = (32, 48, 80, 192)
 
     def _configs(self) -> tuple[Config, ...]:
-        three = (3, 128)  # warpgroups and columns
-        return tuple(c for c in super()._configs() if c.columns in self.WIDTHS or (c.turns, c.columns) == three)
+        others = (("halo3x", 128), ("twos", 96))  # forms that have no tile of these widths, and their columns
+        return tuple(
+            c for c in super()._configs()
+            if c.columns in self.WIDTHS or any(c.form.startswith(form) and c.columns == n for form, n in others)
+        )  # fmt: skip
 
 
 @cache

@@ -51,11 +51,12 @@ GEOMETRIES = {
 }
 # (columns, turns, depth, cluster): tiles narrower and wider than a warp stores at a time, and whole multiples.
 CUTS = ((48, 0, 64, 1), (48, 1, 64, 1), (80, 0, 32, 1), (32, 1, 32, 2), (80, 0, 64, 2), (192, 1, 64, 2))
+TWOS = tuple((96, 1, depth, cluster, 128) for depth in (64, 32) for cluster in (1, 2))  # of 128 pixels in turn
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_every_walk_is_exact_by_every_cut(device: ConvDevice, name: str) -> None:
-    for cut in CUTS:
+    for cut in (*CUTS, *TWOS):
         assert_exact(device, [GEOMETRIES[name]], device.config(*cut), torch.bfloat16)
 
 
@@ -104,6 +105,23 @@ GROUP = [
 def test_a_group_is_one_launch(device: ConvDevice, cut: tuple[int, int, int, int], blocks: int) -> None:
     """Tiles of four convolutions, shared out among fewer blocks than tiles, and more."""
     assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, blocks)
+
+
+PLAIN_GROUP = [*GROUP[:2], replace(WIDE, splits=5), replace(GROUP[2], residual_scale=None), GROUP[3]]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 200], ids="{} blocks".format)
+@pytest.mark.parametrize("cut", TWOS, ids=str)
+def test_two_and_two_take_tiles_in_turn(library: ConvDevice, cut: tuple[int, ...], blocks: int) -> None:
+    """Each with 64 of a tile's 128 rows; columns that are scattered, K in parts, whatever comes early or late."""
+    config = library.config(*cut)
+    with library.memory():
+        library.configure(Mode())
+        assert_exact(library, PLAIN_GROUP, config, torch.float16, blocks)
+        conv = case(library, replace(GROUP[0], residual_scale=1.0), torch.float16).conv
+        assert library.reasons([conv], config) == ["a residual of tiles of 128 pixels in turn; allowed: none"]
+    if blocks == 2:
+        assert_no_timing_matters(library, PLAIN_GROUP, config)
 
 
 @pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 1), (48, 0, 64, 2), (48, 1, 64, 2)], ids=str)
@@ -163,8 +181,8 @@ MUTANTS = {
     "a stage released before its products end": (r"wgmma_wait<1>\(\);", ""),
     "the second turn starts at the first's stage": (r"skip\(place, group\.stages, [^;]*;", ""),
     "one warp does not release": (r"if \(lane == 0\)\n", "if (lane == 0 && threadIdx.x >= 160)\n"),
-    "rows past the last are stored": (r"first \+ r < problem\.pixels \? first \+ r : -1", "first + r"),
-    "columns are kept while a warp still stores": (r"if \(!TURNS\)[^\n]*\n\s*sync_named[^;]*;", ""),
+    "rows past the last are stored": (r"pixel < problem\.pixels \? pixel : -1", "pixel"),
+    "columns are kept while a warp still stores": (r"if \(WAY == HALVES\)[^\n]*\n\s*sync_named[^;]*;", ""),
     "columns are read before they are kept": (r"(keep_columns[^;]*;)\s*sync_named[^;]*;", r"\1"),
     "columns go to the first output alone": (r"output = output_of\(problem, eight\)", "output = 0"),
     "ReLU by the first output's word": (r"problem\.output\[output\]\.relu", "problem.output[0].relu"),
@@ -178,29 +196,43 @@ MUTANTS = {
 }
 
 
+# Of tiles that two and two take in turn.
+TWOS_MUTANTS = {
+    "both multiply the first 64 rows": (r"warpgroup % sharers\(WAY\) \* 64 \* ROW", "0"),
+    "both store the first 64 rows": (r"warpgroup % sharers\(WAY\) \* 64 \+ warp", "warp"),
+    "each takes a turn of its own": (r"mine = warpgroup / sharers\(WAY\)", "mine = warpgroup % sharers(WAY)"),
+    "the turn comes when one of the two is done": (r"consumers\(WAY\) \* WARPGROUP", "3 * WARPGROUP"),
+    "a stage is free when one of the two is done": (r"4 \* sharers\(WAY\) \* group", "4 * group"),
+    "one flag for both parts of K": (r"shared\.last\[warpgroup\]", "shared.last[0]"),
+    "both add to the first part's sums": (r"const int part = warpgroup % sharers\(WAY\)", "const int part = 0"),
+}
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> Iterator[dict[str, Future[Path]]]:
     """The library with each mistake, two compiled at a time."""
     texts = {name: (KERNELS / name).read_text() for name in ("conv.cuh", "epilogue.cuh", "halo.cuh")}
 
     def made(name: str) -> Path:
-        wrong = {file: re.sub(*MUTANTS[name], text) for file, text in texts.items()}
+        change, only = (MUTANTS[name], "-DONLY_48") if name in MUTANTS else (TWOS_MUTANTS[name], "-DONLY_TWOS")
+        wrong = {file: re.sub(*change, text) for file, text in texts.items()}
         assert wrong != texts, "the kernel no longer says this"
-        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, wrong, "-DONLY_48")
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, wrong, only)
 
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(made, name) for name in MUTANTS}
+        yield {name: pool.submit(made, name) for name in (*MUTANTS, *TWOS_MUTANTS)}
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", (*MUTANTS, *TWOS_MUTANTS))
 def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
     device = ConvDevice(mutants[name].result())
+    cuts, group = (((48, 0, 64, 1), (48, 1, 64, 1)), GROUP) if name in MUTANTS else (TWOS[:1], PLAIN_GROUP)
     for mode in (Mode(), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, RANDOM, schedule=1, seed=5)):
-        for cut in ((48, 0, 64, 1), (48, 1, 64, 1)):
+        for cut in cuts:
             with device.memory():
                 device.configure(mode)
                 try:
-                    assert_exact(device, GROUP, device.config(*cut), torch.bfloat16, 2)
+                    assert_exact(device, group, device.config(*cut), torch.bfloat16, 2)
                 except (AssertionError, EmulationError):
                     return
     pytest.fail("the tests would not notice this")

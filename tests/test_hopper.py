@@ -437,7 +437,7 @@ def test_a_race_is_kept_where_the_kernels_run(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
     monkeypatch.setattr(dispatch, "backend_status", lambda: status)
     monkeypatch.setattr(hopper_gpu, "reasons", lambda spec: [])
-    monkeypatch.setattr(tune, "tried", lambda *words: found)
+    monkeypatch.setattr(tune, "tried", lambda *words, **options: found)
     monkeypatch.setattr(gpu_tune, "_draws", lambda *words: ())
     alone = gpu_tune.Wanted(SPEC, (SPEC,))
     kept = gpu_tune.raced(alone, 2e-5, torch.device("cpu"))

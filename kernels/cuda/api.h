@@ -23,7 +23,7 @@ extern "C" {
 
 #pragma GCC visibility push(default) // the library hides everything else
 
-#define HOPPER_ABI 3
+#define HOPPER_ABI 4
 #define HOPPER_GROUP 8   // convolutions of one launch
 #define HOPPER_OUTPUTS 8 // destinations of one convolution
 
@@ -63,8 +63,9 @@ typedef struct {
   int32_t depth;   // channels of a stage
   int32_t stages;  // of the ring
   int32_t cluster; // blocks that share the weights of a tile column by multicast
-  int32_t turns;   // 0: two warpgroups halve a tile; 1: they take tiles in turn, one multiplies while the other stores;
-                   // 2, 3, 4: so many share a run of pixels of the padded map, whose rows stay for all taps (halo)
+  int32_t turns;   // 0: two warpgroups halve a tile; 1: they take tiles in turn, one multiplies while the other stores,
+                   // and where a tile has 128 pixels two and two do; 2, 3, 4: so many share a run of pixels of the
+                   // padded map, whose rows stay for all taps (halo)
   int32_t shared_bytes;
 } HopperConfig;
 

@@ -4,11 +4,11 @@
 // float32, a result is rounded once. K is summed in the order of taps, then channels, whatever the tile; parts of a
 // split K are added in their order, so the same launch gives the same bits.
 //
-// Three warpgroups. Two threads of the first fill a ring of stages by TMA: `rows` windows at one tap, which the unit's
-// im2col mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128-
-// or 64-byte swizzled. The other two multiply: together, 64 rows each of a tile of 128, or in turns (TURNS), each a
-// tile of 64 rows, so that one multiplies while the other stores (epilogue.cuh). In a cluster of two blocks, which
-// compute tiles below each other, each block loads half of the weights for both.
+// Two threads of the first warpgroup fill a ring of stages by TMA: `rows` windows at one tap, which the unit's im2col
+// mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128- or
+// 64-byte swizzled. The others multiply, 64 rows each: two of them a tile of 128 (HALVES), or in turn, so that some
+// multiply while others store (epilogue.cuh): each a tile of 64 (TURNS), or two and two a tile of 128 (TWOS). In a
+// cluster of two blocks, which compute tiles below each other, each block loads half of the weights for both.
 #pragma once
 
 #include "conv_sizes.h"
@@ -18,9 +18,23 @@
 
 namespace inception_fast::hopper {
 
-constexpr int THREADS = 3 * WARPGROUP;
-constexpr int GROUP_BARRIER = 1; // named barriers of one warpgroup each, 1 and 2
-constexpr int TURN_BARRIER = 3;  // 3 and 4: the warpgroup's turn has come
+constexpr int GROUP_BARRIER = 1; // named barriers of one warpgroup each, up to 4
+constexpr int TURN_BARRIER = 5;  // 5 and 6: the turn of the one or two warpgroups has come
+
+HOST_DEVICE constexpr int conv_threads(int way) { return WARPGROUP * (1 + consumers(way)); }
+// Of each thread: what the block gets is dealt anew.
+HOST_DEVICE constexpr int given_registers(int way) { return 65536 / conv_threads(way) / 8 * 8; }
+HOST_DEVICE constexpr int loading_registers(int way) { return way == TWOS ? 32 : 56; }
+HOST_DEVICE constexpr int multiplying_registers(int way) { return way == TWOS ? 112 : 224; }
+HOST_DEVICE constexpr bool registers_suffice(int way) {
+  return loading_registers(way) + consumers(way) * multiplying_registers(way) <=
+         (1 + consumers(way)) * given_registers(way);
+}
+static_assert(registers_suffice(HALVES) && registers_suffice(TURNS) && registers_suffice(TWOS),
+              "a warpgroup that asks for more than the others gave up waits for ever");
+// Warpgroups that share a tile.
+HOST_DEVICE constexpr int sharers(int way) { return way == TURNS ? 1 : 2; }
+
 struct Group {
   TensorMap x[MAX_PROBLEMS], weights[MAX_PROBLEMS];
   Problem problem[MAX_PROBLEMS];
@@ -35,18 +49,18 @@ struct Group {
 // The ring at the start of shared memory, then what follows it.
 struct Shared {
   uint8_t *ring;
-  uint8_t *staged;  // [CONSUMER_WARPS][STAGED_BYTES]
-  uint8_t *columns; // [2][columns_bytes(N)]
+  uint8_t *staged;  // [4 * consumers][STAGED_BYTES]
+  uint8_t *columns; // [consumers][columns_bytes(N)]
   Barrier *full, *empty;
-  uint32_t *last; // [2]: whether a warpgroup came last to a tile of split K
+  uint32_t *last; // [consumers]: whether a warpgroup came last to a tile of split K
 };
 
-template <int N, bool TURNS> __device__ __forceinline__ Shared shared_parts(const Group &group) {
+template <int N, int WAY> __device__ __forceinline__ Shared shared_parts(const Group &group) {
   Shared shared;
   shared.ring = dynamic_shared();
-  shared.staged = shared.ring + group.stages * stage_bytes(tile_rows(TURNS), N, group.depth);
-  shared.columns = shared.staged + CONSUMER_WARPS * STAGED_BYTES;
-  shared.full = reinterpret_cast<Barrier *>(shared.columns + 2 * columns_bytes(N));
+  shared.staged = shared.ring + group.stages * stage_bytes(tile_rows(WAY), N, group.depth);
+  shared.columns = shared.staged + 4 * consumers(WAY) * STAGED_BYTES;
+  shared.full = reinterpret_cast<Barrier *>(shared.columns + consumers(WAY) * columns_bytes(N));
   shared.empty = shared.full + MAX_STAGES;
   shared.last = reinterpret_cast<uint32_t *>(shared.empty + MAX_STAGES);
   return shared;
@@ -57,9 +71,9 @@ __device__ __forceinline__ int rank_of(const Group &group) { return group.cluste
 
 // The producers, two threads: one brings x, one the weights, each its own bytes of a stage. Weights do not come from an
 // earlier grid, so the second one fills the ring while the first still waits for that grid to end.
-template <int N, bool TURNS, bool WEIGHTS>
+template <int N, int WAY, bool WEIGHTS>
 __device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters) {
-  constexpr int ROWS = tile_rows(TURNS);
+  constexpr int ROWS = tile_rows(WAY);
   const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
   const int rank = rank_of(group), part = N / group.cluster; // rows of weights that this block loads
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
@@ -144,14 +158,14 @@ __device__ __forceinline__ void multiply_stage(float (&d)[N / 2], Descriptor a, 
 // waits for its turn. `meanwhile` is done while the last products run. A step's products of a narrow tile take no
 // longer than a hundred instructions, so the loop has few: sizes are constants, a stage to release is a number and not
 // an address, and the operands' descriptors go on with the ring and are not made anew.
-template <int N, bool TURNS, class T, int DEPTH, class Meanwhile>
+template <int N, int WAY, class T, int DEPTH, class Meanwhile>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
                                          int warpgroup, int lane, bool more, Place &place, const Meanwhile &meanwhile) {
-  constexpr int ROW = 2 * DEPTH, X_BYTES = ROW * tile_rows(TURNS), STAGE = (X_BYTES + ROW * N) / 16;
+  constexpr int ROW = 2 * DEPTH, X_BYTES = ROW * tile_rows(WAY), STAGE = (X_BYTES + ROW * N) / 16;
   constexpr Swizzle SWIZZLE = DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const Problem &problem = group.problem[tile.problem];
   const uint32_t ring = shared_address(shared.ring);
-  const uint32_t mine = TURNS ? 0 : warpgroup * 64 * ROW;
+  const uint32_t mine = warpgroup % sharers(WAY) * 64 * ROW;
   const int weights = (X_BYTES - static_cast<int>(mine)) / 16; // from the rows of x, as descriptors count
   Descriptor a = matrix_descriptor(ring + mine, 0, 8 * ROW, SWIZZLE) + place.stage * STAGE;
   const int chunks = problem.chunks, last_steps = problem.last_steps, stages = group.stages;
@@ -169,7 +183,7 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
     a = a + (place.stage == 0 ? STAGE - stages * STAGE : STAGE);
   }
   if (more)
-    arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+    arrive_named(TURN_BARRIER + 1 - warpgroup / sharers(WAY), consumers(WAY) * WARPGROUP);
   meanwhile();
   wgmma_wait<0>();
   settle(d);
@@ -179,12 +193,12 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
 // Puts this part's sums into the workspace. The warpgroup that comes last adds up all parts, in their order, and goes
 // on with the result; the others get false. counter_add, between two barriers of the warpgroup, orders the writes of
 // all its threads before the reads of all threads of the one that comes last: no thread needs a fence of its own.
-template <int N, bool TURNS>
+template <int N, int WAY>
 __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &problem, const Shared &shared,
                                           const Tile &tile, int warpgroup, int thread) {
   const int64_t index = static_cast<int64_t>(tile.row) * problem.column_tiles + tile.column;
-  const int part = TURNS ? 0 : warpgroup;
-  constexpr int64_t TILE = tile_rows(TURNS) * N;
+  const int part = warpgroup % sharers(WAY);
+  constexpr int64_t TILE = tile_rows(WAY) * N;
   float4 *partial = reinterpret_cast<float4 *>(problem.partial) + (index * problem.splits * TILE + part * 64 * N) / 4;
   uint32_t *counter = reinterpret_cast<uint32_t *>(problem.counter) + 2 * index + part;
   float4 *mine = partial + tile.split * (TILE / 4) + thread;
@@ -220,56 +234,60 @@ __device__ __forceinline__ bool add_parts(float (&d)[N / 2], const Problem &prob
   return true;
 }
 
-// The consumers, two warpgroups.
-template <int N, bool TURNS, class T, int DEPTH>
+// The consumers.
+template <int N, int WAY, class T, int DEPTH>
 __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &shared, int cluster_index,
                                               int clusters) {
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - 1;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
+  const int mine = warpgroup / sharers(WAY); // turns, where tiles are taken in turn
   Place place{0, 0};
   int turn = 0;
   for (int unit = cluster_index; unit < group.units; unit += clusters, turn ^= 1) {
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
-    if (TURNS && turn != warpgroup) {
+    if (WAY != HALVES && turn != mine) {
       skip(place, group.stages, tile.last - tile.first);
       continue;
     }
     const Problem &problem = group.problem[tile.problem];
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
-    const int first = tile.row * tile_rows(TURNS) + (TURNS ? 0 : warpgroup * 64) + warp * WARP_ROWS;
-    const auto rows = [&](int r) { return first + r < problem.pixels ? first + r : -1; };
-    prefetch_residual<N>(problem, rows, tile.column * N, lane);
+    const auto rows = [&](int r) {
+      const int pixel = tile.row * tile_rows(WAY) + warpgroup % sharers(WAY) * 64 + warp * WARP_ROWS + r;
+      return pixel < problem.pixels ? pixel : -1;
+    };
+    if constexpr (WAY != TWOS)
+      prefetch_residual<N>(problem, rows, tile.column * N, lane);
     // A parity tells a phase from the next one, not from the one after that: a warpgroup must not wait for its stages
     // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
-    if (TURNS && unit != cluster_index)
-      sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
+    if (WAY != HALVES && unit != cluster_index)
+      sync_named(TURN_BARRIER + mine, consumers(WAY) * WARPGROUP);
     float d[N / 2];
-    const bool more = TURNS && unit + clusters < group.units;
+    const bool more = WAY != HALVES && unit + clusters < group.units;
     const auto meanwhile = [&] {
-      if (!TURNS) // where a warp may still store the tile before; else all have met at their turn
+      if (WAY == HALVES) // where a warp may still store the tile before; else all have met at their turn
         sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
       keep_columns<N>(columns, share, thread);
       sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
     };
-    multiply<N, TURNS, T, DEPTH>(d, group, shared, tile, warpgroup, lane, more, place, meanwhile);
+    multiply<N, WAY, T, DEPTH>(d, group, shared, tile, warpgroup, lane, more, place, meanwhile);
     if (tile.row >= problem.row_tiles)
       continue; // the cluster's other block has the last tile
-    if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, shared, tile, warpgroup, thread))
+    if (problem.splits > 1 && !add_parts<N, WAY>(d, problem, shared, tile, warpgroup, thread))
       continue;
-    store_tile<N, T>(d, problem, columns, staged, rows, tile.column * N, lane);
+    store_tile<N, T, WAY == TWOS>(d, problem, columns, staged, rows, tile.column * N, lane);
   }
 }
 
-template <int N, bool TURNS, class T>
-__global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group group) {
-  const Shared shared = shared_parts<N, TURNS>(group);
+template <int N, int WAY, class T>
+__global__ void __launch_bounds__(conv_threads(WAY), 1) conv(const __grid_constant__ Group group) {
+  const Shared shared = shared_parts<N, WAY>(group);
   const int shift = group.cluster - 1; // of 1 or 2
   const int cluster_index = blockIdx.x >> shift, clusters = gridDim.x >> shift;
   grid_launch_dependents();
   if (threadIdx.x == 0) {
-    const int warps = (TURNS ? 4 : 8) * group.cluster;
+    const int warps = 4 * sharers(WAY) * group.cluster;
     for (int i = 0; i < group.stages; ++i) {
       barrier_init(&shared.full[i], 2);
       barrier_init(&shared.empty[i], warps);
@@ -290,20 +308,20 @@ __global__ void __launch_bounds__(THREADS, 1) conv(const __grid_constant__ Group
     cluster_wait();
   }
   if (threadIdx.x < WARPGROUP) {
-    fewer_registers<56>();
+    fewer_registers<loading_registers(WAY)>();
     if (threadIdx.x == 0) {
-      load_tiles<N, TURNS, true>(group, shared, cluster_index, clusters);
+      load_tiles<N, WAY, true>(group, shared, cluster_index, clusters);
     } else if (threadIdx.x == 32) {
-      load_tiles<N, TURNS, false>(group, shared, cluster_index, clusters);
+      load_tiles<N, WAY, false>(group, shared, cluster_index, clusters);
     }
     sync_warp();
   } else {
-    more_registers<224>();
+    more_registers<multiplying_registers(WAY)>();
     grid_wait(); // before a residual is read, and before y or the workspace is written
     if (group.depth == 64)
-      compute_tiles<N, TURNS, T, 64>(group, shared, cluster_index, clusters);
+      compute_tiles<N, WAY, T, 64>(group, shared, cluster_index, clusters);
     else
-      compute_tiles<N, TURNS, T, 32>(group, shared, cluster_index, clusters);
+      compute_tiles<N, WAY, T, 32>(group, shared, cluster_index, clusters);
   }
   // The other block may still fill this one's stages' barriers: its memory has to outlive that.
   if (group.cluster != 1) {

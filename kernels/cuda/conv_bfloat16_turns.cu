@@ -2,8 +2,8 @@
 
 namespace inception_fast::hopper {
 
-template <> const void *conv_kernel<__nv_bfloat16, true>(int index) {
-  return conv_kernel_at<__nv_bfloat16, true>(index, std::make_index_sequence<TILE_WIDTHS>());
+template <> const void *conv_kernel<__nv_bfloat16, TURNS>(int index) {
+  return conv_kernel_at<__nv_bfloat16, TURNS>(index, std::make_index_sequence<TILE_WIDTHS>());
 }
 
 } // namespace inception_fast::hopper

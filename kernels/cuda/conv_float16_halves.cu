@@ -2,8 +2,8 @@
 
 namespace inception_fast::hopper {
 
-template <> const void *conv_kernel<__half, false>(int index) {
-  return conv_kernel_at<__half, false>(index, std::make_index_sequence<TILE_WIDTHS>());
+template <> const void *conv_kernel<__half, HALVES>(int index) {
+  return conv_kernel_at<__half, HALVES>(index, std::make_index_sequence<TILE_WIDTHS>());
 }
 
 } // namespace inception_fast::hopper

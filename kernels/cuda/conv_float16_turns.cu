@@ -2,8 +2,8 @@
 
 namespace inception_fast::hopper {
 
-template <> const void *conv_kernel<__half, true>(int index) {
-  return conv_kernel_at<__half, true>(index, std::make_index_sequence<TILE_WIDTHS>());
+template <> const void *conv_kernel<__half, TURNS>(int index) {
+  return conv_kernel_at<__half, TURNS>(index, std::make_index_sequence<TILE_WIDTHS>());
 }
 
 } // namespace inception_fast::hopper

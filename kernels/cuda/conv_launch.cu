@@ -16,6 +16,17 @@ constexpr uint32_t MAGIC = 0x68636f6e; // what a blob begins with
 
 using ConvBlob = Blob<Group>;
 
+template <class T> const void *tile_kernel(const HopperConfig &config) {
+  const int way = way_of(config.rows, config.turns);
+  const int *columns = way == TWOS ? TWOS_COLUMNS : TILE_COLUMNS;
+  int index = 0;
+  while (columns[index] != config.columns)
+    ++index;
+  return way == HALVES  ? conv_kernel<T, HALVES>(index)
+         : way == TURNS ? conv_kernel<T, TURNS>(index)
+                        : conv_kernel<T, TWOS>(index);
+}
+
 const void *kernel_of(const HopperConfig &config, int type) {
   if (is_halo(config.turns)) {
     int tile = 0;
@@ -24,12 +35,7 @@ const void *kernel_of(const HopperConfig &config, int type) {
       ++tile;
     return type == HOPPER_BFLOAT16 ? halo_kernel<__nv_bfloat16>(tile) : halo_kernel<__half>(tile);
   }
-  int index = 0;
-  while (TILE_COLUMNS[index] != config.columns)
-    ++index;
-  if (type == HOPPER_BFLOAT16)
-    return config.turns ? conv_kernel<__nv_bfloat16, true>(index) : conv_kernel<__nv_bfloat16, false>(index);
-  return config.turns ? conv_kernel<__half, true>(index) : conv_kernel<__half, false>(index);
+  return type == HOPPER_BFLOAT16 ? tile_kernel<__nv_bfloat16>(config) : tile_kernel<__half>(config);
 }
 
 ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfig &config, uint64_t workspace,

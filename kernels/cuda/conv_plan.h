@@ -19,14 +19,19 @@ static_assert(MAX_PROBLEMS == HOPPER_GROUP && MAX_OUTPUTS == HOPPER_OUTPUTS, "th
 // Every configuration, in the order of its index.
 inline std::vector<HopperConfig> conv_configs() {
   std::vector<HopperConfig> configs;
+  const auto add = [&](int columns, int way) {
+    for (int depth : {64, 32})
+      for (int cluster : {1, 2}) {
+        const int stages = ring_stages(way, columns, depth);
+        configs.push_back({tile_rows(way), columns, depth, stages, cluster, way != HALVES,
+                           ALIGNMENT + shared_bytes(way, columns, depth, stages)});
+      }
+  };
   for (int columns : TILE_COLUMNS)
-    for (int turns : {0, 1})
-      for (int depth : {64, 32})
-        for (int cluster : {1, 2}) {
-          const int rows = tile_rows(turns), stages = ring_stages(rows, columns, depth);
-          configs.push_back(
-              {rows, columns, depth, stages, cluster, turns, ALIGNMENT + shared_bytes(rows, columns, depth, stages)});
-        }
+    for (int way : {HALVES, TURNS})
+      add(columns, way);
+  for (int columns : TWOS_COLUMNS)
+    add(columns, TWOS);
   for (const HaloTile &tile : HALO_TILES)
     for (int depth : {64, 32})
       configs.push_back({halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, SHARED_LIMIT});
@@ -51,7 +56,7 @@ inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) 
 
 // Of a block: one warpgroup fills the ring, the others multiply.
 inline int threads_of(const HopperConfig &config) {
-  return WARPGROUP * (1 + (is_halo(config.turns) ? config.turns : 2));
+  return WARPGROUP * (1 + (is_halo(config.turns) ? config.turns : consumers(way_of(config.rows, config.turns))));
 }
 
 inline int64_t iterations_of(const HopperConv &conv, const HopperConfig &config) {

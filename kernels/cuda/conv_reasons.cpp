@@ -51,6 +51,11 @@ void check_map(Reasons &reasons, const HopperConv &conv, const HopperConfig &con
   reasons.between("splits", conv.splits, 1, std::min<int64_t>(iterations_of(conv, config), MAX_SPLITS));
 }
 
+void check_twos(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
+  if (!is_halo(config.turns) && way_of(config.rows, config.turns) == TWOS)
+    reasons.require(conv.residual == 0, "a residual of tiles of 128 pixels in turn", "none");
+}
+
 void check_halo(Reasons &reasons, const HopperConv &conv) {
   reasons.require(
       conv.stride_h == 1 && conv.stride_w == 1,
@@ -113,6 +118,7 @@ std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int ty
     if (reasons.list.size() > before)
       continue; // what follows computes with these
     check_map(reasons, convs[i], configs[config]);
+    check_twos(reasons, convs[i], configs[config]);
     if (is_halo(configs[config].turns)) {
       check_halo(reasons, convs[i]);
       if (reasons.list.size() == before)

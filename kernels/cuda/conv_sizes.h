@@ -11,6 +11,16 @@ constexpr int TILE_COLUMNS[] = {32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256
 
 constexpr int WARPGROUP = 128; // threads
 
+// Ways in which a block's warpgroups share tiles: two halve one of 128 rows; two take tiles of 64 rows in turn, so that
+// one multiplies while the other stores; two and two take tiles of 128 rows in turn, which ask for fewer operands a
+// product: 112 registers each leave room for so many columns, and none for a residual.
+constexpr int HALVES = 0, TURNS = 1, TWOS = 2;
+constexpr int TWOS_COLUMNS[] = {96, 112, 128};
+
+HOST_DEVICE constexpr int tile_rows(int way) { return way == TURNS ? 64 : 128; }
+HOST_DEVICE constexpr int consumers(int way) { return way == TWOS ? 4 : 2; } // warpgroups that multiply
+HOST_DEVICE constexpr int way_of(int rows, int turns) { return turns == 0 ? HALVES : rows == 64 ? TURNS : TWOS; }
+
 // Halo tiles: columns, and 64 positions this many times of each of so many warpgroups. The more there are, the fewer
 // registers each has, and the more of them multiply while one stores.
 struct HaloTile {
@@ -25,26 +35,23 @@ constexpr int MAX_STAGES = 12;
 constexpr int WARP_ROWS = 16;
 constexpr int STAGED_COLUMNS = 64; // columns that a warp stores at a time
 constexpr int STAGED_BYTES = WARP_ROWS * STAGED_COLUMNS * 2;
-constexpr int CONSUMER_WARPS = 8;
 constexpr int ALIGNMENT = 1024;          // of the ring, by the largest swizzle
 constexpr int SHARED_LIMIT = 227 * 1024; // of a block on sm_90
-
-HOST_DEVICE constexpr int tile_rows(bool turns) { return turns ? 64 : 128; }
 
 HOST_DEVICE constexpr int stage_bytes(int rows, int columns, int depth) { return 2 * depth * (rows + columns); }
 
 // What a warpgroup keeps of the columns of its tile: scale and shift, and 16 bytes about each 8 of them.
 HOST_DEVICE constexpr int columns_bytes(int columns) { return 8 * columns + 2 * columns; }
 
-// The ring, staging memory, two warpgroups' columns, two barriers a stage, two flags.
-HOST_DEVICE constexpr int shared_bytes(int rows, int columns, int depth, int stages) {
-  return stages * stage_bytes(rows, columns, depth) + CONSUMER_WARPS * STAGED_BYTES + 2 * columns_bytes(columns) +
-         2 * MAX_STAGES * 8 + 8;
+// The ring, the warpgroups' staging memory and columns, two barriers a stage, a flag each.
+HOST_DEVICE constexpr int shared_bytes(int way, int columns, int depth, int stages) {
+  return stages * stage_bytes(tile_rows(way), columns, depth) +
+         consumers(way) * (4 * STAGED_BYTES + columns_bytes(columns) + 4) + 2 * MAX_STAGES * 8;
 }
 
-HOST_DEVICE constexpr int ring_stages(int rows, int columns, int depth) {
+HOST_DEVICE constexpr int ring_stages(int way, int columns, int depth) {
   const int fit =
-      (SHARED_LIMIT - ALIGNMENT - shared_bytes(rows, columns, depth, 0)) / stage_bytes(rows, columns, depth);
+      (SHARED_LIMIT - ALIGNMENT - shared_bytes(way, columns, depth, 0)) / stage_bytes(tile_rows(way), columns, depth);
   return fit < MAX_STAGES ? fit : MAX_STAGES;
 }
 

@@ -10,9 +10,11 @@
 namespace inception_fast::hopper {
 
 constexpr int TILE_WIDTHS = sizeof(TILE_COLUMNS) / sizeof(TILE_COLUMNS[0]);
+constexpr int TWOS_WIDTHS = sizeof(TWOS_COLUMNS) / sizeof(TWOS_COLUMNS[0]);
 
-template <class T, bool TURNS, size_t... I> const void *conv_kernel_at(int index, std::index_sequence<I...>) {
-  static const void *const kernels[] = {reinterpret_cast<const void *>(&conv<TILE_COLUMNS[I], TURNS, T>)...};
+template <class T, int WAY, size_t... I> const void *conv_kernel_at(int index, std::index_sequence<I...>) {
+  static const void *const kernels[] = {reinterpret_cast<const void *>(
+      &conv<(WAY == TWOS ? TWOS_COLUMNS[I % TWOS_WIDTHS] : TILE_COLUMNS[I]), WAY, T>)...};
   return kernels[index];
 }
 
@@ -30,12 +32,14 @@ template <class T> const void *halo_kernel(int index);
 template <> const void *halo_kernel<__nv_bfloat16>(int index);
 template <> const void *halo_kernel<__half>(int index);
 
-// The kernel for tiles of TILE_COLUMNS[index] columns.
-template <class T, bool TURNS> const void *conv_kernel(int index);
+// The kernel for tiles of TILE_COLUMNS[index] columns, or TWOS_COLUMNS[index].
+template <class T, int WAY> const void *conv_kernel(int index);
 
-template <> const void *conv_kernel<__nv_bfloat16, false>(int index);
-template <> const void *conv_kernel<__nv_bfloat16, true>(int index);
-template <> const void *conv_kernel<__half, false>(int index);
-template <> const void *conv_kernel<__half, true>(int index);
+template <> const void *conv_kernel<__nv_bfloat16, HALVES>(int index);
+template <> const void *conv_kernel<__nv_bfloat16, TURNS>(int index);
+template <> const void *conv_kernel<__nv_bfloat16, TWOS>(int index);
+template <> const void *conv_kernel<__half, HALVES>(int index);
+template <> const void *conv_kernel<__half, TURNS>(int index);
+template <> const void *conv_kernel<__half, TWOS>(int index);
 
 } // namespace inception_fast::hopper

@@ -132,7 +132,7 @@ __device__ __forceinline__ void store_rows(uint32_t staged, uint4 target, const 
 }
 
 // The warp's sums of the columns from the tile's FIRST on. `residual` holds that of the first 64 of them.
-template <int N, int FIRST, class T, bool RESIDUAL>
+template <int N, int FIRST, class T, bool RESIDUAL, bool LEAN>
 __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
                                             uint32_t staged, const int (&pixel)[4], int column, int lane,
                                             uint4 (&residual)[4]) {
@@ -149,7 +149,7 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
   uint4 target = make_uint4(0, 0, 0, 0);
   if (group < GROUPS)
     target = load_shared_16(columns + 8 * N + 2 * FIRST + 16 * group);
-  constexpr int AT_ONCE = RESIDUAL ? 4 : GROUPS; // with a residual, as many as registers allow
+  constexpr int AT_ONCE = RESIDUAL || LEAN ? 4 : GROUPS; // as many as registers allow
 #pragma unroll
   for (int at = 0; at < GROUPS; at += AT_ONCE) {
     uint32_t low[AT_ONCE], high[AT_ONCE];
@@ -169,12 +169,13 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
   store_rows(staged, target, pixel, lane);
   sync_warp(); // the next columns, or the next tile's, may overwrite these
   if constexpr (NEXT < N)
-    store_parts<N, NEXT, T, RESIDUAL>(d, problem, columns, staged, pixel, column, lane, residual);
+    store_parts<N, NEXT, T, RESIDUAL, LEAN>(d, problem, columns, staged, pixel, column, lane, residual);
 }
 
 // The sums of the calling warp's 16 rows to the outputs of their columns, N from `column` on. `columns` is where
-// keep_columns put what these have in common, `staged` the warp's staging memory, both shared addresses.
-template <int N, class T, class Rows>
+// keep_columns put what these have in common, `staged` the warp's staging memory, both shared addresses. LEAN: there is
+// no residual, and there are few registers.
+template <int N, class T, bool LEAN = false, class Rows>
 __device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
                                            uint32_t staged, const Rows &rows, int column, int lane) {
   lane = renewed(lane);
@@ -183,11 +184,11 @@ __device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Proble
   for (int pass = 0; pass < 4; ++pass)
     pixel[pass] = rows(pass * 4 + lane / 8);
   uint4 residual[4] = {};
-  if (problem.residual) {
+  if (!LEAN && problem.residual) {
     load_residual<N, 0>(residual, problem, pixel, column, lane % 8);
-    store_parts<N, 0, T, true>(d, problem, columns, staged, pixel, column, lane, residual);
+    store_parts<N, 0, T, true, LEAN>(d, problem, columns, staged, pixel, column, lane, residual);
   } else {
-    store_parts<N, 0, T, false>(d, problem, columns, staged, pixel, column, lane, residual);
+    store_parts<N, 0, T, false, LEAN>(d, problem, columns, staged, pixel, column, lane, residual);
   }
 }
 

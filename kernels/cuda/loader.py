@@ -41,7 +41,8 @@ class Config(NamedTuple):
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
         if self.halo:
             return f"halo{f'{self.turns}x' if self.turns > HALO else ''}{self.depth}"
-        return f"{'turns' if self.turns else 'halves'}{self.depth}c{self.cluster}"
+        kind = "halves" if not self.turns else "turns" if self.rows == 64 else "twos"
+        return f"{kind}{self.depth}c{self.cluster}"
 
     @property
     def halo(self) -> bool:

@@ -335,7 +335,7 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     traced(walk, i, SUMMED);
   Shared parts{};
   parts.last = shared.last;
-  if (problem.splits > 1 && !add_parts<N, true>(d, problem, parts, tile, warpgroup, thread))
+  if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, parts, tile, warpgroup, thread))
     return;
   const int from = tile.row * WALK_ROWS + warp * WARP_ROWS;
   const auto rows = [&](int r) { return from + r < problem.pixels ? from + r : -1; };

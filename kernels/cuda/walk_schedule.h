@@ -18,6 +18,7 @@ constexpr int WALK_WEIGHTS = WALK_STEPS * WALK_X_BYTES;  // where the weights of
 constexpr int WALK_STAGE_BYTES = WALK_WEIGHTS + WALK_STEPS * 2 * WALK_WIDEST * WALK_DEPTH;
 constexpr int X_WARPS = 3, WEIGHT_WARPS = 3; // that bring these; divide the stages
 constexpr int WALK_PRODUCERS = 256;          // threads that multiply nothing
+constexpr int CONSUMER_WARPS = 4 * consumers(TURNS);
 constexpr int WALK_THREADS = WALK_PRODUCERS + 32 * CONSUMER_WARPS;
 constexpr int WALK_SLOTS = 4;     // units whose description a block holds
 constexpr int POOL_THREADS = 128; // that compute a unit of a pool, each an item of 8 channels of a pixel

@@ -9,8 +9,8 @@ using namespace inception_fast::hopper;
 
 namespace {
 
-template <int N, bool TURNS, class T> int run(const Group &group, int blocks, int shared) {
-  return emulated::launch_grid(blocks, THREADS, group.cluster, shared, [&] { conv<N, TURNS, T>(group); });
+template <int N, int WAY, class T> int run(const Group &group, int blocks, int shared) {
+  return emulated::launch_grid(blocks, conv_threads(WAY), group.cluster, shared, [&] { conv<N, WAY, T>(group); });
 }
 
 template <int N, int PARTS, int WARPGROUPS, class T> int run_halo(const Group &group, int blocks, int shared) {
@@ -41,20 +41,28 @@ template <class T> Run run_of(const HopperConfig &config) {
     default:
       return nullptr;
     }
+#ifndef ONLY_48
+  if (way_of(config.rows, config.turns) == TWOS)
+    return config.columns == 96 ? run<96, TWOS, T> : nullptr;
+#endif
+#ifdef ONLY_TWOS
+  return nullptr;
+#else
   switch (config.columns) {
   case 48:
-    return config.turns ? run<48, true, T> : run<48, false, T>;
+    return config.turns ? run<48, TURNS, T> : run<48, HALVES, T>;
 #ifndef ONLY_48
   case 32:
-    return config.turns ? run<32, true, T> : run<32, false, T>;
+    return config.turns ? run<32, TURNS, T> : run<32, HALVES, T>;
   case 80:
-    return config.turns ? run<80, true, T> : run<80, false, T>;
+    return config.turns ? run<80, TURNS, T> : run<80, HALVES, T>;
   case 192:
-    return config.turns ? run<192, true, T> : run<192, false, T>;
+    return config.turns ? run<192, TURNS, T> : run<192, HALVES, T>;
 #endif
   default:
     return nullptr;
   }
+#endif
 }
 
 int complain(const std::string &text) {

@@ -1,0 +1,9 @@
+#include "conv_table.cuh"
+
+namespace inception_fast::hopper {
+
+template <> const void *conv_kernel<__nv_bfloat16, TWOS>(int index) {
+  return conv_kernel_at<__nv_bfloat16, TWOS>(index, std::make_index_sequence<TWOS_WIDTHS>());
+}
+
+} // namespace inception_fast::hopper
