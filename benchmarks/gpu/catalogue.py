@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from store import Job
 
 BATCHES = (32, 128, 1, 256, 8)
@@ -42,16 +44,20 @@ def jobs() -> list[Job]:
     it. With "build" each fits a slice of 400 seconds.
     """
     wide, fewest = DTYPES[0], BATCHES[:3]
+    first = [f"{FIRST}/{n}/{wide}" for n in BATCHES]
+    large = [f"{model}/{LARGE}/{wide}" for model in MODELS]
+    cut = list(dict.fromkeys([f"{FIRST}/{fewest[0]}/{wide}", *large]))
     found = [Job("build", 40, 400), Job("machine", 10, 60)]
     found += [Job(f"exact/{name}", 100, 240 if name == "hopper_device" else 300, "exact") for name in TESTS]
-    found += [Job(f"ready/{FIRST}/{n}/{wide}", 100, 300, "exact") for n in fewest]
     found += [Job(f"sanitizer/{tool}/few", 100, 200, "exact") for tool in TOOLS]
-    found += [Job(f"network/{FIRST}/{n}/{wide}", 60, 200) for n in fewest]
-    found += [Job(f"tiles/{FIRST}/{n}/{wide}/cuda", 50, 150) for n in (LARGE, fewest[0])]
+    found.append(Job("exact/hopper_device/few", 30, 100, asked=True))
+    found += [Job(f"tiles/{name}/cuda", 60, 200, "cuts", 20) for name in cut]
+    found += [Job(f"tiles/{name}/new", 60, 200, "cuts", 20, asked=True) for name in cut]
+    found += beside("network/{}", list(dict.fromkeys([*first, *large])), "networks")
+    found += beside("network/{}/tuned", cut, "networks")
     found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
-        found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"network/{FIRST}/{n}/{wide}/tuned", 60, 200)]
-        found += [Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
+        found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
     found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 20, 100)]
     found += [Job(f"counters/{PAIRS[0]}/{form}", 10, 200) for form in ("separate", "fused")]
     found += [Job(f"hopper/{fewest[0]}/{wide}", 90, 350), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 350)]
@@ -60,22 +66,28 @@ def jobs() -> list[Job]:
     found += [Job(f"layers/{n}/{dtype}", 150, 350) for dtype in DTYPES for n in BATCHES]
     found += [Job(f"training/{dtype}", 200, 350) for dtype in DTYPES]
     found += [Job(f"sanitizer/{tool}", 240, 500, "sanitizer in full") for tool in TOOLS]
-    found += _networks(done={f"{FIRST}/{n}/{wide}" for n in fewest})
+    names = {job.name for job in found}
+    found += [job for job in _networks() if job.name not in names]
     found += [Job(f"tune/{name}/{wide}", 200, 350) for name in LAYERS if name != "stem_3x3s2"]
     found += [Job(f"counters/{pair}/{form}", 10, 200) for pair in PAIRS[1:] for form in ("separate", "fused")]
     return found
 
 
-def _networks(done: set[str]) -> list[Job]:
-    """Every network at every batch that is not `done`: what can be made at once, then times, then tiles and peers."""
+def beside(name: str, networks: Sequence[str], together: str) -> list[Job]:
+    """Networks that are made side by side and timed in turn."""
+    return [Job(name.format(network), 100, 300, together, 12) for network in networks]
+
+
+def _networks() -> list[Job]:
+    """Every network at every batch: what can be made at once, then times, then tiles and peers."""
     found: list[Job] = []
     for dtype in DTYPES:
         for model in MODELS:
-            names = [name for n in BATCHES if (name := f"{model}/{n}/{dtype}") not in done]
+            names = [f"{model}/{n}/{dtype}" for n in BATCHES]
             found += [Job(f"ready/{name}", 120, 400, f"{model} {dtype}") for name in names]
-            found += [Job(f"network/{name}", 60, 300) for name in names]
+            found += beside("network/{}", names, f"networks {model} {dtype}")
             if dtype == DTYPES[0]:
-                for name in names:
-                    found += [Job(f"tiles/{name}", 120, 400), Job(f"network/{name}/tuned", 60, 300)]
+                found += [Job(f"tiles/{name}", 120, 400) for name in names]
+                found += beside("network/{}/tuned", names, f"tuned {model}")
             found += [Job(f"peers/{name}", 360, 520) for name in names]
     return found

@@ -18,68 +18,90 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 from inception_fast.backends import triton_gpu
-from inception_fast.engine import gpu_hopper, gpu_walk
+from inception_fast.engine import gpu_walk
 from inception_fast.engine.plan import lower
 from inception_fast.measure.compare import BUDGET, PEER_SHARE, calibrate
 from inception_fast.measure.gpu_profiler import tasks_of
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
-# As it chooses, without the CUDA kernels, all that these take on them, the same with a launch for each step, and as it
-# chooses with CUDA kernels that start before the one ahead of them has ended, at whatever batch.
-OURS = ("ours", "triton", "cuda", "separate", "early")
-# What takes minutes to build comes after the others, and is timed beside them; so do the CUDA kernels, after which,
-# should they do what no test has seen, nothing else could run in the same process.
-FIRST = ("ours", "triton")
-LATER = {"network": ("graphs", "early", "eager", "separate", "cuda"), "peers": ("eager", "xla", "compile")}
+# As it chooses, without the CUDA kernels, all that these take on them, and the same with a launch for each step.
+OURS = ("ours", "triton", "cuda", "separate")
+# In this order. The CUDA kernels come last: should they do what no test has seen, nothing else could run in the same
+# process.
+RACED = {
+    "network": ("ours", "triton", "graphs", "unfrozen", "eager", "separate", "cuda"),
+    "peers": ("ours", "triton", "eager", "xla", "compile"),
+}
+LAST = ("separate", "cuda")
+ALL_CUDA = 32  # images, up to which a launch's start counts, so that more of them can pay than single layers say
+INSTEAD = {"unfrozen": ("graphs",), "eager": ("graphs", "unfrozen")}  # only where none of those is right
+# Where Inductor's freezing gives wrong logits in bfloat16: on an H200 torch 2.11 gives -2.8 for -0.4
+# (benchmarks/results/nvidia-h200/2026-11-26-gpu-13.json).
+FROZEN_WRONG = ("inception_resnet_v2",)
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Ours, ours on Triton alone where there are CUDA kernels too, then Inductor with CUDA graphs and freezing as well,
-    at batches that have none ours with early starts, eager channels_last with cudnn.benchmark, then, with `cuda`, all
-    that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
-    knows.
+    """Ours, ours on Triton alone where there are CUDA kernels too, Inductor with CUDA graphs and freezing, without the
+    latter where that is wrong, eager channels_last with cudnn.benchmark where both are, then, with `cuda`, all that the
+    CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours knows.
     """
-    later = [name for name in LATER["network"] if cuda or name not in ("separate", "cuda")]
-    return _raced(model, n, dtype, tiles, later)
+    return _raced(model, n, dtype, tiles, [name for name in RACED["network"] if cuda or name not in LAST])
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
     """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing."""
-    return _raced(model, n, dtype, tiles, LATER["peers"])
+    return _raced(model, n, dtype, tiles, RACED["peers"])
 
 
 def ready_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """Ours and Inductor, made and right, not timed: other jobs run beside this one."""
     makers, truth = network_calls(model, n, dtype)
     rows: dict[str, dict[str, Any]] = {}
-    for runtime in ("ours", "graphs"):
+    for runtime in ("ours", "graphs" if "graphs" in makers else "unfrozen"):
         begin = time.perf_counter()
         rows |= checked_calls({runtime: makers[runtime]}, {"model": model, "batch": n, "dtype": dtype}, truth, dtype)[0]
         rows[runtime]["ready_s"] = round(time.perf_counter() - begin, 1)
         yield list(rows.values())
 
 
-def _raced(model: str, n: int, dtype: str, tiles: int, later: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """All rows so far: of those that are made quickly, then with one more each time."""
+def _raced(model: str, n: int, dtype: str, tiles: int, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far: with one more as each is made, then with their times, then with the CUDA kernels' too, for which
+    all are timed again.
+    """
     makers, truth = network_calls(model, n, dtype)
     about = {"model": model, "batch": n, "dtype": dtype, "tiles": tiles}
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for names in (FIRST, *([name] for name in later if name in makers)):
-        with ended_after(CUDA_SECONDS) if {"separate", "cuda"} & set(names) else contextlib.nullcontext():
-            some, right = checked_calls({name: makers[name] for name in names if name in makers}, about, truth, dtype)
-            rows, calls = {**rows, **some}, {**calls, **right}
-            with torch.no_grad():
-                for runtime, seconds in host_seconds(calls).items() if calls else ():
-                    rows[runtime] |= summary(seconds)
-        choice = walk_choice(rows, calls)
-        if choice is not None:
-            rows["cuda"]["choice"] = choice
-        ours = rows["ours"].get("median_ms")
-        for row in rows.values():
-            row["ratio"] = row["median_ms"] / ours if ours and "median_ms" in row else None
-        yield list(rows.values())
+    for part in ([name for name in names if name not in LAST], [name for name in names if name in LAST]):
+        made = 0
+        for name in part:
+            if name not in makers or (name in INSTEAD and _right(rows, INSTEAD[name])):
+                continue
+            with ended_after(CUDA_SECONDS) if name in LAST else contextlib.nullcontext():
+                some, right = checked_calls({name: makers[name]}, about, truth, dtype)
+            rows, calls, made = {**rows, **some}, {**calls, **right}, made + 1
+            yield list(rows.values())
+        if made:
+            _timed(rows, calls)
+            yield list(rows.values())
+
+
+def _right(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> bool:
+    return any(rows.get(name, {}).get("status") == "ok" for name in names)
+
+
+def _timed(rows: dict[str, dict[str, Any]], calls: dict[str, Callable[[], Any]]) -> None:
+    """Gives each row its times beside all others."""
+    with torch.no_grad():
+        for runtime, seconds in host_seconds(calls).items() if calls else ():
+            rows[runtime] |= summary(seconds)
+    choice = walk_choice(rows, calls)
+    if choice is not None:
+        rows["cuda"]["choice"] = choice
+    ours = rows["ours"].get("median_ms")
+    for row in rows.values():
+        row["ratio"] = row["median_ms"] / ours if ours and "median_ms" in row else None
 
 
 class Network:
@@ -148,13 +170,6 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     def ours(backend: str | None = None) -> Callable[[], Tensor]:
         return Network(fast.optimize(net, x, dtype=kind, backend=backend), x)
 
-    def early() -> Callable[[], Tensor]:
-        before, gpu_hopper.OVERLAP_BATCH = gpu_hopper.OVERLAP_BATCH, n
-        try:
-            return ours()
-        finally:
-            gpu_hopper.OVERLAP_BATCH = before
-
     def separate() -> Callable[[], Tensor]:
         with gpu_walk.disabled():
             return ours("cuda")
@@ -168,13 +183,16 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
         "ours": ours,
         "eager": lambda: lambda: peer(given),
         "graphs": lambda: compiled(peer, given, "reduce-overhead"),
+        "unfrozen": lambda: compiled(peer, given, "reduce-overhead", freezing=False),
         "xla": through_xla,
         "compile": lambda: compiled(peer, given, "max-autotune"),
     }
     if fast.backend_status()["cuda"]:
-        makers |= {backend: lambda backend=backend: ours(backend) for backend in ("triton", "cuda")}
+        kinds = ("triton", "cuda") if n <= ALL_CUDA else ("triton",)
+        makers |= {backend: lambda backend=backend: ours(backend) for backend in kinds}
         makers |= {"separate": separate} if n <= gpu_walk.WALK_BATCH else {}
-        makers |= {"early": early} if n > gpu_hopper.OVERLAP_BATCH else {}
+    if model in FROZEN_WRONG and dtype == "bfloat16":
+        del makers["graphs"]
     return makers, truth
 
 
@@ -186,12 +204,15 @@ def network_of(model: str, n: int) -> tuple[nn.Module, Tensor]:
     return net, torch.randn(n, 3, size, size, device=DEVICE)
 
 
-def compiled(peer: nn.Module, x: Tensor, mode: str) -> Callable[[], Tensor]:
+def compiled(peer: nn.Module, x: Tensor, mode: str, *, freezing: bool = True) -> Callable[[], Tensor]:
     """By Inductor, with CUDA graphs. Its result is a graph's own memory, hence the copy."""
     import torch._inductor.config as inductor
 
-    inductor.freezing = True
+    if not freezing:
+        torch._dynamo.reset()  # else what was compiled of the same module with freezing would be taken
     made = torch.compile(peer, mode=mode, dynamic=False)
+    with inductor.patch(freezing=freezing):
+        made(x)
     return lambda: made(x).clone()
 
 

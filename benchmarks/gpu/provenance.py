@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "triton", "jax", "jaxlib", "timm", "numpy", "nvidia-cudnn-cu13", "nvidia-cublas")
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".json")
+NATIVE = (".cpp", ".h", ".cu", ".cuh")
 
 
 def machine() -> tuple[dict[str, Any], str]:
@@ -34,8 +37,13 @@ def machine() -> tuple[dict[str, Any], str]:
     about |= {"python": platform.python_version(), "versions": versions, "cores": os.cpu_count()}
     about["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     about |= {"commit": printed("git", "rev-parse", "HEAD") or None, "sources": sources()}
+    return about | {"nvcc": nvcc()}, ""
+
+
+def nvcc() -> str | None:
+    """The release of CUDA's compiler; None where there is none."""
     release = re.search(r"release (\S+),", printed("nvcc", "--version"))
-    return about | {"nvcc": release[1] if release else None}, ""
+    return release[1] if release else None
 
 
 def smi(fields: str) -> tuple[dict[str, Any], str]:
@@ -70,8 +78,26 @@ def printed(*command: str) -> str:
 
 def sources() -> str:
     """A digest of every source of the kernels, the package and this queue."""
-    found = hashlib.sha256()
     folders = ("kernels", "inception_fast", "benchmarks/gpu")
-    for file in sorted(f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in SOURCES):
+    return digest(f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in SOURCES)
+
+
+def native_sources() -> str:
+    """A digest of what is compiled, and of how."""
+    compiled = (f for f in (ROOT / "kernels").rglob("*") if f.suffix in NATIVE)
+    return digest([*compiled, *(ROOT / folder / "CMakeLists.txt" for folder in (".", "kernels/cuda"))])
+
+
+def digest(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for file in sorted(files):
         found.update(f"{file.relative_to(ROOT)} ".encode() + file.read_bytes())
     return found.hexdigest()[:16]
+
+
+def written(file: Path, document: dict[str, Any]) -> None:
+    """Beside the file, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    new.write_text(json.dumps(document))
+    new.replace(file)

@@ -61,6 +61,7 @@ LEFT = 3
 ALWAYS = ("build", "machine")  # in each slice: machines are fresh
 SLICE = 570.0  # seconds: of the ten minutes that machines lend, a reserve for the end
 LOG = 6000  # characters of what a failed job printed
+BESIDE = 6  # timed jobs at once: each compiles by several cores, and holds a network on the GPU
 # What is red is not timed: the exact tests that a kind of job stands on, by their names.
 KERNELS = ("conv", "pair", "pool", "gpu_plan")
 STANDS_ON = {
@@ -128,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def named(job: Job, patterns: Sequence[str]) -> bool:
-    """Whether a job is asked for: by one of the patterns, or without any."""
-    return not patterns or any(fnmatch.fnmatch(job.name, pattern) for pattern in patterns)
+    """Whether a job is asked for: by one of the patterns, or without any, where it need not be asked for."""
+    return any(fnmatch.fnmatch(job.name, pattern) for pattern in patterns) if patterns else not job.asked
 
 
 def listed(jobs: Sequence[Job], seconds: float) -> None:
@@ -187,7 +188,7 @@ def results(
     if len(jobs) == 1:
         yield jobs[0], attempted(jobs[0])
     elif jobs:
-        with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(BESIDE if jobs[0].alone else len(jobs)) as pool:
             futures = {pool.submit(attempted, job): job for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
@@ -203,7 +204,9 @@ def waits(job: Job, store: Store) -> bool:
     """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first."""
     _, _, whole = job.name.partition("/")
     tiles, _, tuned = whole.rpartition("/")
-    measured = [store.results.get(f"tiles/{name}", {}).get("status") for name in (tiles, f"{tiles}/cuda")]
+    measured = [
+        store.results.get(f"tiles/{name}", {}).get("status") for name in (tiles, f"{tiles}/cuda", f"{tiles}/new")
+    ]
     return tuned == "tuned" and OK not in measured
 
 

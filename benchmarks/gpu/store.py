@@ -21,13 +21,16 @@ CUT_OFF = "cut off with its slice"
 @dataclass(frozen=True)
 class Job:
     """A piece of work that fits a slice. `seconds`: about how long; `limit`: when it is ended. Neighbours that are
-    `together` run at once, since they measure no time.
+    `together` run at once; what they measure takes `alone` of that, one after the other. `asked`: only where `--only`
+    names it, for it is a part of another.
     """
 
     name: str
     seconds: float
     limit: float
     together: str = ""
+    alone: float = 0.0
+    asked: bool = False
 
 
 class Store:
@@ -175,28 +178,33 @@ def grouped(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 def plan_slices(jobs: Sequence[Job], seconds: float) -> list[list[Job]]:
-    """The jobs in order, dealt to slices of `seconds`, each of which starts with the first: machines are fresh. A group
-    takes as long as its longest.
+    """The jobs in order, dealt to slices of `seconds`, each of which starts with the first: machines are fresh.
 
     Raises ValueError for a job that fits none.
     """
     first, *rest = jobs
     slices, left = [[first]], seconds - first.seconds
     for group in grouped(rest):
-        job = max(group, key=lambda one: one.seconds)
-        if first.seconds + job.seconds > seconds:
-            needed = first.seconds + job.seconds
+        needed = group_seconds(group)
+        if first.seconds + needed > seconds:
+            whole = first.seconds + needed
             raise ValueError(
-                f"{job.name} takes about {needed:.0f} s with {first.name}; allowed: slices of at least that"
+                f"{group[0].name} takes about {whole:.0f} s with {first.name}; allowed: slices of at least that"
             )
-        if job.seconds > left:
+        if needed > left:
             slices.append([first])
             left = seconds - first.seconds
         slices[-1] += group
-        left -= job.seconds
+        left -= needed
     return slices
 
 
+def group_seconds(group: Sequence[Job]) -> float:
+    """About as long as its longest, and what the others measure."""
+    longest = max(group, key=lambda job: job.seconds)
+    return longest.seconds + sum(job.alone for job in group if job is not longest)
+
+
 def planned_seconds(jobs: Sequence[Job]) -> float:
-    """About how long the jobs take, each group as long as its longest."""
-    return sum(max(job.seconds for job in group) for group in grouped(jobs))
+    """About how long the jobs take, group by group."""
+    return sum(group_seconds(group) for group in grouped(jobs))

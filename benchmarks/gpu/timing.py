@@ -1,4 +1,4 @@
-"""Times on a GPU: rounds in shuffled order, medians and quartiles."""
+"""Times on a GPU, had alone: rounds in shuffled order, medians and quartiles."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from turns import alone
 
 Call = Callable[[], Any]
 BACKLOG_CYCLES = 4_000_000  # about 2 ms of a busy device, in which the host gets ahead of it: eager launches take 0.9
 FLUSH_BYTES = 256 << 20
 
 
-def device_seconds(calls: Mapping[str, Call], rounds: int = 25, seed: int = 0) -> dict[str, list[float]]:
-    """Seconds on the device, caches flushed before each call. A backlog keeps launches out of the figure."""
+def device_seconds(
+    calls: Mapping[str, Call], rounds: int = 25, seed: int = 0, backlog: int = BACKLOG_CYCLES
+) -> dict[str, list[float]]:
+    """Seconds on the device, caches flushed before each call. A backlog of cycles keeps launches out of the figure."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    return _rounds(calls, rounds, seed, lambda call: _by_events(call, flush))
+    return _rounds(calls, rounds, seed, lambda call: _by_events(call, flush, backlog))
 
 
 def host_seconds(calls: Mapping[str, Call], rounds: int = 15, seed: int = 0) -> dict[str, list[float]]:
@@ -31,21 +34,22 @@ def _rounds(
 ) -> dict[str, list[float]]:
     order, shuffled = list(calls), random.Random(seed)
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    for _ in range(rounds):
-        shuffled.shuffle(order)
-        for name in order:
-            found[name].append(measure(calls[name]))
+    with alone():
+        for call in calls.values():
+            for _ in range(3):
+                call()
+        torch.cuda.synchronize()
+        for _ in range(rounds):
+            shuffled.shuffle(order)
+            for name in order:
+                found[name].append(measure(calls[name]))
     return found
 
 
-def _by_events(call: Call, flush: torch.Tensor) -> float:
+def _by_events(call: Call, flush: torch.Tensor, backlog: int) -> float:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     flush.zero_()
-    torch.cuda._sleep(BACKLOG_CYCLES)
+    torch.cuda._sleep(backlog)
     begin.record()
     call()
     end.record()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import provenance
+import turns
 from each import each
 from store import FAILED, OK, UNAVAILABLE, beside, read_results
 
@@ -55,6 +56,8 @@ PYTEST = [
     "faulthandler_timeout=120",
 ]
 HOPPER_TESTS = "hopper_device"
+FEW_HOPPER = "two_destinations or (twos and (1x7 or 1x1 or 3x3s2 or 8x8))"  # of what is newest
+BUILT = ROOT / "build" / "gpu" / "built.json"  # what the natives were built from, and by what
 # Seconds that a test may take: at a barrier that nobody reaches a Hopper kernel traps after 4; Triton's tests compile,
 # beside other jobs that compile.
 PATIENCE, COMPILING = 40.0, 150.0
@@ -102,6 +105,12 @@ def build(cuda: str = "AUTO") -> Result:
     cmake = importlib.util.find_spec("pybind11")
     if cmake is None or cmake.origin is None:
         return {"status": FAILED, "note": "pybind11 is not installed"}
+    if built_before():
+        link_package(PACKAGE / "inception_fast")
+        return {
+            "status": OK,
+            "note": f"with the CUDA kernels, built before by nvcc {json.loads(BUILT.read_text())['nvcc']}",
+        }
     where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
     options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
     result = compiled([*options, f"-DHOPPER={cuda}"])
@@ -112,8 +121,26 @@ def build(cuda: str = "AUTO") -> Result:
         return first
     link_package(PACKAGE / "inception_fast")
     built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
+    if built and first is result:
+        provenance.written(BUILT, {**natives(), "nvcc": provenance.nvcc()})
     why = "without the CUDA kernels: no nvcc" if first is result else "without the CUDA kernels, which do not build"
     return {**first, "status": OK, "note": "with the CUDA kernels" if built and first is result else why}
+
+
+def natives() -> dict[str, str]:
+    """What the natives depend on: their sources and the interpreter."""
+    return {"sources": provenance.native_sources(), "python": str(sys.implementation.cache_tag)}
+
+
+def built_before() -> bool:
+    """Whether both natives lie there, built of these sources for this interpreter, here or elsewhere."""
+    try:
+        said = json.loads(BUILT.read_text())
+    except (OSError, ValueError):
+        return False
+    kernels = ROOT / "kernels"
+    there = [kernels / "cuda" / "_hopper.so", *kernels.glob(f"cpu/_native.{sys.implementation.cache_tag}-*.so")]
+    return len(there) == 2 and there[0].exists() and {key: said.get(key) for key in natives()} == natives()
 
 
 def compiled(options: Sequence[str]) -> Result:
@@ -149,13 +176,16 @@ def machine() -> Result:
     return {"status": FAILED, "note": problem} if problem else {"status": OK, "machine": about}
 
 
-def exact(name: str, *, report: Report) -> Result:
-    """The tests that the interpreter runs elsewhere, compiled and on the device, a row each."""
+def exact(name: str, extent: str = "", *, report: Report) -> Result:
+    """The tests that the interpreter runs elsewhere, compiled and on the device, a row each; "few": of the CUDA kernels
+    those that reach what is newest.
+    """
     why = no_hopper() if name == HOPPER_TESTS else ""
     if why:
         return {"status": UNAVAILABLE, "note": why}
     hopper = name == HOPPER_TESTS
     command = [*PYTEST, f"tests/interpreted/test_{name}.py", *(["--forms"] if hopper else [])]
+    command += ["-k", FEW_HOPPER] if extent == "few" else []
     rows: list[dict[str, Any]] = []
     for rows in each(command, DETERMINISTIC, PATIENCE if hopper else COMPILING):
         report(rows)
@@ -208,8 +238,9 @@ def right() -> set[str] | None:
     """The forms of the Hopper kernels that the device's tests found right; None where these did not run."""
     from trusted import right_forms
 
-    found = read_results(earlier).get(f"exact/{HOPPER_TESTS}")
-    return None if found is None else right_forms(found.get("rows", []))
+    found = read_results(earlier)
+    names = [name for name in (f"exact/{HOPPER_TESTS}", f"exact/{HOPPER_TESTS}/few") if name in found]
+    return right_forms([row for name in names for row in found[name].get("rows", [])]) if names else None
 
 
 def probe(name: str) -> Result:
@@ -266,7 +297,8 @@ def profile(model: str, batch: str, dtype: str, tiles: str = "") -> Result:
     with tempfile.TemporaryDirectory() as folder:
         home = {"HOME": keep(Path(folder) / "home")} if tiles else {}
         asked = ["--device", "cuda", "--batch", batch, "--dtype", dtype, "--out", folder]
-        result = ran([sys.executable, "-P", "-m", "inception_fast", "profile", model, *asked], **home)
+        with turns.alone():
+            result = ran([sys.executable, "-P", "-m", "inception_fast", "profile", model, *asked], **home)
         if result["status"] != OK:
             return result
         found = json.loads((Path(folder) / "profile.json").read_text())
@@ -407,6 +439,8 @@ def main(argv: Sequence[str]) -> int:
 
     if target != os.devnull:
         end_with_parent()
+        if work is not build:
+            turns.join()
     result = work(*arguments, report=report) if work in IN_PARTS else work(*arguments)
     if target != os.devnull:
         write(result)
