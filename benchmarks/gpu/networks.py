@@ -27,13 +27,13 @@ CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
 # As it chooses, without the CUDA kernels, all that these take on them, and the same with a launch for each step.
 OURS = ("ours", "triton", "cuda", "separate")
-# In this order. The CUDA kernels come last: should they do what no test has seen, nothing else could run in the same
-# process.
-RACED = {
-    "network": ("ours", "triton", "graphs", "unfrozen", "eager", "separate", "cuda"),
-    "peers": ("ours", "triton", "eager", "xla", "compile"),
-}
+# Made and timed part by part, with all before: what tells most first, for any part may be the last of a slice, and the
+# CUDA kernels last, since nothing else could run in the same process should they do what no test has seen.
 LAST = ("separate", "cuda")
+RACED = {
+    "network": (("ours", "graphs", "unfrozen"), ("triton", "eager"), LAST),
+    "peers": (("ours", "eager"), ("xla",), ("triton", "compile")),
+}
 ALL_CUDA = 32  # images, up to which a launch's start counts, so that more of them can pay than single layers say
 INSTEAD = {"unfrozen": ("graphs",), "eager": ("graphs", "unfrozen")}  # only where none of those is right
 # Where Inductor's freezing gives wrong logits in bfloat16: on an H200 torch 2.11 gives -2.8 for -0.4
@@ -42,11 +42,12 @@ FROZEN_WRONG = ("inception_resnet_v2",)
 
 
 def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Ours, ours on Triton alone where there are CUDA kernels too, Inductor with CUDA graphs and freezing, without the
-    latter where that is wrong, eager channels_last with cudnn.benchmark where both are, then, with `cuda`, all that the
-    CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours knows.
+    """Ours, Inductor with CUDA graphs and freezing, without the latter where that is wrong, ours on Triton alone where
+    there are CUDA kernels too, eager channels_last with cudnn.benchmark where Inductor is wrong, then, with `cuda`, all
+    that the CUDA kernels take, at batches that have walks without these first. `tiles`: how many measured ones ours
+    knows.
     """
-    return _raced(model, n, dtype, tiles, [name for name in RACED["network"] if cuda or name not in LAST])
+    return _raced(model, n, dtype, tiles, [part for part in RACED["network"] if cuda or part != LAST])
 
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
@@ -65,24 +66,24 @@ def ready_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]
         yield list(rows.values())
 
 
-def _raced(model: str, n: int, dtype: str, tiles: int, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """All rows so far: with one more as each is made, then with their times, then with the CUDA kernels' too, for which
-    all are timed again.
-    """
+def _raced(
+    model: str, n: int, dtype: str, tiles: int, parts: Sequence[Sequence[str]]
+) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far: with one more as each is made, and with all times anew after each part."""
     makers, truth = network_calls(model, n, dtype)
     about = {"model": model, "batch": n, "dtype": dtype, "tiles": tiles}
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for part in ([name for name in names if name not in LAST], [name for name in names if name in LAST]):
-        made = 0
+    for part in parts:
+        before = len(rows)
         for name in part:
             if name not in makers or (name in INSTEAD and _right(rows, INSTEAD[name])):
                 continue
             with ended_after(CUDA_SECONDS) if name in LAST else contextlib.nullcontext():
                 some, right = checked_calls({name: makers[name]}, about, truth, dtype)
-            rows, calls, made = {**rows, **some}, {**calls, **right}, made + 1
+            rows, calls = {**rows, **some}, {**calls, **right}
             yield list(rows.values())
-        if made:
+        if len(rows) > before:
             _timed(rows, calls)
             yield list(rows.values())
 
