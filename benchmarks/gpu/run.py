@@ -12,15 +12,17 @@ another slice, 2 a wrong call.
 To go on from filed results where the kernels have changed since, name what has to run again; as of 2026-11-26:
 
     F=benchmarks/results/nvidia-h200/2026-11-26-gpu
-    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400 --earlier $F-12.json --earlier $F-10.json \\
-        --earlier $F-9.json --earlier $F-5.json --earlier $F-4.json --earlier $F-3.json --earlier $F-2.json \\
-        --earlier $F.json --again exact/hopper_device --again exact/pool --again 'walk/*' --again 'network/*' \\
-        --again 'profile/*' --again 'tiles/*'
+    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400 --earlier $F-14.json --earlier $F-13.json \\
+        --earlier $F-12.json --earlier $F-10.json --earlier $F-9.json --earlier $F-5.json --earlier $F-4.json \\
+        --earlier $F-3.json --earlier $F-2.json --earlier $F.json --again exact/hopper_device --again 'walk/*' \\
+        --again 'network/*' --again 'profile/*' --again 'tiles/*/cuda'
 
 and each slice after it with --earlier and the result.json of the one before, without --again. The same call with
 --dry-run lists what is left in slices of that length.
 
-Compiled kernels of Triton and of torch.compile are kept under build/gpu, for later slices on the same machine.
+Compiled kernels of Triton and of torch.compile are kept under build/gpu, for later slices on the same machine. Natives
+may come from another: `python benchmarks/gpu/work.py build /dev/null` there, under the same version of Python, and the
+two libraries below kernels/ with build/gpu/built.json are taken as they are while their sources stay.
 """
 
 from __future__ import annotations
