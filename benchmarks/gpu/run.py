@@ -69,6 +69,7 @@ KERNELS = ("conv", "pair", "pool", "gpu_plan")
 STANDS_ON = {
     "hopper": (),  # leaves out the forms of its kernels that were wrong by itself
     "layers": ("conv",),
+    "marks": (),
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,

@@ -253,6 +253,35 @@ def probe(name: str) -> Result:
     return {"status": OK, "rows": list(probe_rows(ROOT / "build" / "gpu" / name))}
 
 
+def marks(batch: str, dtype: str, *, report: Report) -> Result:
+    """Where the cycles of a block go, by the kernels built with marks."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    file = marked_library()
+    if isinstance(file, dict):
+        return file
+    from marks import library_of, mark_rows
+
+    return timed(mark_rows(library_of(file), int(batch), dtype), report)
+
+
+def marked_library() -> Path | Result:
+    """The library with marks of these sources, built now where it is not there; why it could not be."""
+    file = ROOT / "build" / "gpu" / f"marks-{provenance.native_sources()}.so"
+    if not file.exists():
+        folder = ROOT / "build" / "gpu" / "cmake"
+        result = ran(
+            ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1), "--target", "hopper_marks"]
+        )
+        if result["status"] != OK:
+            return result
+        new = file.with_name(f".{file.name}.{os.getpid()}")
+        shutil.copyfile(folder / "kernels" / "cuda" / "_hopper_marks.so", new)
+        new.replace(file)
+    return file
+
+
 def layers(batch: str, dtype: str, *, report: Report) -> Result:
     from measure import layer_rows
 
@@ -414,7 +443,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, ready, network, peers, tiles, training, tune, walk)
+IN_PARTS = (exact, hopper, layers, marks, ready, network, peers, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }

@@ -14,6 +14,7 @@
 #include "conv_sizes.h"
 #include "epilogue.cuh"
 #include "hopper.cuh"
+#include "marks.cuh"
 #include "schedule.h"
 
 namespace inception_fast::hopper {
@@ -77,7 +78,9 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
   const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
   const int rank = rank_of(group), part = N / group.cluster; // rows of weights that this block loads
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
+  Marks marks(WEIGHTS, blockIdx.x == 0);
   for (int unit = cluster_index; unit < group.units; unit += clusters) {
+    marks.at(TILE);
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
     const Problem &problem = group.problem[tile.problem];
     const TensorMap *x = &group.x[tile.problem], *weights = &group.weights[tile.problem];
@@ -90,10 +93,13 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
     }
     if (!WEIGHTS && unit == cluster_index)
       grid_wait(); // before x is read
+    marks.at(READY);
     for (int i = tile.first; i < tile.last; ++i) {
       uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
       Barrier *full = &shared.full[place.stage];
+      marks.waits();
       barrier_wait(&shared.empty[place.stage], place.parity);
+      marks.goes_on();
       const int c = step.chunk * group.depth, column = tile.column * N + rank * part;
       if constexpr (!WEIGHTS) {
         barrier_expect(full, x_bytes);
@@ -115,6 +121,8 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
       }
       advance(place, group.stages);
     }
+    marks.spent();
+    marks.at(END);
   }
 }
 
@@ -160,7 +168,8 @@ __device__ __forceinline__ void multiply_stage(float (&d)[N / 2], Descriptor a, 
 // an address, and the operands' descriptors go on with the ring and are not made anew.
 template <int N, int WAY, class T, int DEPTH, class Meanwhile>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, const Shared &shared, const Tile &tile,
-                                         int warpgroup, int lane, bool more, Place &place, const Meanwhile &meanwhile) {
+                                         int warpgroup, int lane, bool more, Place &place, Marks &marks,
+                                         const Meanwhile &meanwhile) {
   constexpr int ROW = 2 * DEPTH, X_BYTES = ROW * tile_rows(WAY), STAGE = (X_BYTES + ROW * N) / 16;
   constexpr Swizzle SWIZZLE = DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   const Problem &problem = group.problem[tile.problem];
@@ -172,7 +181,9 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
   int chunk = step_of(problem, tile.first).chunk, used = -1; // a stage whose products may still run
   for (int i = tile.first; i < tile.last; ++i) {
     const bool end = chunk + 1 == chunks;
+    marks.waits();
     barrier_wait(&shared.full[place.stage], place.parity);
+    marks.goes_on();
     multiply_stage<N, T, DEPTH>(d, a, a + weights, end ? last_steps : DEPTH / K_STEP, i > tile.first);
     wgmma_wait<1>(); // the products of the stage before this one have ended
     if (used >= 0)
@@ -184,9 +195,12 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
   }
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup / sharers(WAY), consumers(WAY) * WARPGROUP);
+  marks.spent();
+  marks.at(ISSUED);
   meanwhile();
   wgmma_wait<0>();
   settle(d);
+  marks.at(SUMS);
   release(group, &shared.empty[used], lane);
 }
 
@@ -245,6 +259,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
   const int mine = warpgroup / sharers(WAY); // turns, where tiles are taken in turn
   Place place{0, 0};
   int turn = 0;
+  Marks marks(2 + warpgroup, blockIdx.x == 0 && thread == 0);
   for (int unit = cluster_index; unit < group.units; unit += clusters, turn ^= 1) {
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank_of(group));
     if (WAY != HALVES && turn != mine) {
@@ -252,6 +267,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       continue;
     }
     const Problem &problem = group.problem[tile.problem];
+    marks.at(TILE);
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     const auto rows = [&](int r) {
       const int pixel = tile.row * tile_rows(WAY) + warpgroup % sharers(WAY) * 64 + warp * WARP_ROWS + r;
@@ -263,6 +279,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
     if (WAY != HALVES && unit != cluster_index)
       sync_named(TURN_BARRIER + mine, consumers(WAY) * WARPGROUP);
+    marks.at(TURN);
     float d[N / 2];
     const bool more = WAY != HALVES && unit + clusters < group.units;
     const auto meanwhile = [&] {
@@ -271,12 +288,13 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       keep_columns<N>(columns, share, thread);
       sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
     };
-    multiply<N, WAY, T, DEPTH>(d, group, shared, tile, warpgroup, lane, more, place, meanwhile);
+    multiply<N, WAY, T, DEPTH>(d, group, shared, tile, warpgroup, lane, more, place, marks, meanwhile);
     if (tile.row >= problem.row_tiles)
       continue; // the cluster's other block has the last tile
     if (problem.splits > 1 && !add_parts<N, WAY>(d, problem, shared, tile, warpgroup, thread))
       continue;
     store_tile<N, T, WAY == TWOS>(d, problem, columns, staged, rows, tile.column * N, lane);
+    marks.at(STORED);
   }
 }
 

@@ -1,0 +1,121 @@
+"""Where the time of a block of the Hopper convolutions goes, by what its threads leave in a build with marks."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inception_fast.kernels.cuda import convolve
+from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
+from inception_fast.kernels.cuda.loader import Library
+from inception_fast.kernels.maps import dense
+from inception_fast.kernels.spec import ConvSpec
+from measure import draw
+from timing import FLUSH_BYTES
+from turns import alone
+
+# As in kernels/cuda/marks.cuh.
+TILE, READY, END, TURN, SPENT, ISSUED, SUMS, STORED = range(1, 9)
+THREADS = ("x", "weights", "first", "second", "third", "fourth")  # that load, and warpgroups that multiply
+MARKS = 2048
+# Products of a 1x1 with and without a residual, of few and of many channels, and of a 3x3, by every way of sharing
+# tiles. (h, c, oc, k, residual): cuts.
+SHAPES: dict[tuple[int, int, int, int, bool], tuple[str, ...]] = {
+    (17, 384, 1088, 1, True): ("64x224x64 s5 c2 in turn", "64x224x64 s5 in turn", "128x224x64 s4"),
+    (17, 1088, 320, 1, False): ("128x112x64 s6 in turn", "128x160x64 s5", "64x160x64 s7 in turn"),
+    (17, 1024, 896, 1, False): ("128x128x64 s5 in turn", "64x256x64 s5 in turn", "128x256x64 s4"),
+    (35, 256, 256, 3, False): ("128x128x64 s5 in turn", "64x256x64 s5 in turn", "128x256x64 s4"),
+}
+# What a thread does between a mark and the next one, by the later's kind.
+LOADING = {READY: "sets up", END: "loads"}
+MULTIPLYING = {TURN: "waits for its turn", ISSUED: "issues products", SUMS: "waits for sums", STORED: "stores"}
+
+
+def mark_rows(library: Library, batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """A row for each cut and thread: medians of cycles a tile; all so far."""
+    rows: list[dict[str, Any]] = []
+    for (size, c, oc, k, residual), names in SHAPES.items():
+        spec = ConvSpec(batch, size, size, c, oc, k, k, (1, 1), (k // 2,) * 4, residual=residual, dtype=dtype)
+        for name in names:
+            about = {"runtime": "ours", "shape": str(spec), "config": name}
+            try:
+                found = marked(library, spec, name)
+            except (RuntimeError, ValueError) as problem:
+                rows.append({**about, "status": "failed", "note": str(problem)[:400]})
+            else:
+                rows += [{**about, "status": "ok", **row} for row in summaries(found)]
+            yield rows
+
+
+def marked(library: Library, spec: ConvSpec, name: str) -> np.ndarray[Any, Any]:
+    """[thread, mark, (kind, cycles)] of a launch with cold caches, behind one that warms nothing but the code."""
+    x, weight, scale, shift = draw(spec)
+    source = dense(x.permute(0, 2, 3, 1).contiguous())
+    packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
+    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
+    old = dense(torch.randn_like(y)) if spec.residual else None
+    problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old)
+    launch = convolve.group("marks", library, [problem], Cut(library.config(name)))
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=x.device)
+    found = np.zeros((len(THREADS), MARKS, 2), np.uint32)
+    with alone():
+        for _ in range(2):
+            taken(library, None)
+            flush.zero_()
+            launch.run()
+            torch.cuda.synchronize()
+        taken(library, found)
+    return found
+
+
+def taken(library: Library, to: np.ndarray[Any, Any] | None) -> None:
+    """The marks of the last launch, which are gone then. Raises RuntimeError where there are none to be had."""
+    call = ctypes.CDLL(str(library.file)).hopper_marks
+    call.argtypes = (ctypes.c_void_p,)
+    if call(None if to is None else to.ctypes.data):
+        raise RuntimeError("the marks cannot be read")
+
+
+def summaries(found: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+    """Of each thread that left marks, its tiles, and the median cycles of each part of one, the first tile left out."""
+    for who, marks in zip(THREADS, found.tolist(), strict=True):
+        parts: dict[str, list[int]] = {}
+        tiles, before = -1, 0
+        for kind, cycles in marks:
+            if kind == 0:
+                break
+            if kind == SPENT:
+                if tiles > 0:
+                    parts.setdefault("waits for stages", []).append(cycles)
+                continue
+            tiles += kind == TILE
+            name = (LOADING | MULTIPLYING).get(kind, "goes on")
+            if tiles > 0:
+                parts.setdefault(name, []).append((cycles - before) % (1 << 32))
+            before = cycles
+        if tiles >= 0:
+            medians = {name: statistics.median(values) for name, values in parts.items()}
+            yield {"thread": who, "tiles": tiles + 1, "cycles": medians}
+
+
+def library_of(file: Path) -> Library:
+    """Raises RuntimeError for one that was built without marks."""
+    library = Library(file)
+    if not hasattr(ctypes.CDLL(str(file)), "hopper_marks"):
+        raise RuntimeError(f"{file} leaves no marks; allowed: the target hopper_marks")
+    return library
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """For people: a line a row."""
+    return [
+        f"{row['config']:26} {row['thread']:8} {row['tiles']:4} tiles  "
+        + ", ".join(f"{name} {cycles:.0f}" for name, cycles in row["cycles"].items())
+        for row in rows
+        if row["status"] == "ok"
+    ]
