@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from queue_modules import FOLDER, loaded
 
@@ -49,7 +51,7 @@ with turns.alone():
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[dict[str, Any]]:
-    with loaded("store", "catalogue", "run", "work", "provenance", "turns") as modules:
+    with loaded("store", "catalogue", "run", "work", "provenance", "turns", "timing", "networks") as modules:
         yield modules
 
 
@@ -82,6 +84,82 @@ def test_a_turn_ends_with_its_process(tmp_path: Path) -> None:
     holder.wait(10)
     holder.stdout.close()
     assert waiting.wait(30) == 0 and len(json.loads(file.read_text())) == 4
+
+
+@pytest.fixture
+def turn(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """True at the end while somebody has the turn."""
+    held = [False]
+
+    @contextlib.contextmanager
+    def alone() -> Iterator[None]:
+        held.append(True)
+        try:
+            yield
+        finally:
+            held.append(False)
+
+    for module in (queue["turns"], queue["timing"], queue["networks"]):
+        monkeypatch.setattr(module, "alone", alone)
+    return held
+
+
+def test_times_are_taken_in_turn(queue: dict[str, Any], turn: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that warm as well: they would disturb who measures."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen = list[bool]()
+    queue["timing"].host_seconds({"it": lambda: seen.append(turn[-1])}, rounds=2)
+    assert seen == [True] * 5 and not turn[-1]
+
+
+def test_a_profile_has_the_gpu_alone(queue: dict[str, Any], turn: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures in a process of its own, which has not joined."""
+    seen = list[bool]()
+    monkeypatch.setattr(queue["work"], "ran", lambda command, **home: seen.append(turn[-1]) or {"status": "failed"})
+    assert queue["work"].profile("inception_v3", "1", "bfloat16") == {"status": "failed"} and seen == [True]
+
+
+def test_kernels_that_hang_lose_their_turn(
+    queue: dict[str, Any], turn: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer runs while a network's CUDA kernels are made, and while it is timed, not while the turn is waited for."""
+    networks, log = queue["networks"], list[str]()
+
+    @contextlib.contextmanager
+    def ended_after(seconds: float) -> Iterator[None]:
+        assert seconds == networks.CUDA_SECONDS
+        log.append("timer in its turn" if turn[-1] else "timer")
+        yield
+        log.append("over")
+
+    def checked_calls(makers: dict[str, Any], *about: Any) -> Any:
+        (name,) = makers
+        log.append(name)
+        return {name: {"runtime": name, "status": "ok", "dtype": "bfloat16", "batch": 1}}, {}
+
+    monkeypatch.setattr(networks, "ended_after", ended_after)
+    monkeypatch.setattr(networks, "checked_calls", checked_calls)
+    monkeypatch.setattr(networks, "network_calls", lambda *about: (dict.fromkeys(("ours", "graphs", "cuda")), None))
+    list(networks.network_rows("m", 1, "bfloat16", cuda=True))
+    assert log == ["ours", "graphs", "timer in its turn", "over", "timer", "cuda", "over", "timer in its turn", "over"]
+
+
+def test_inductor_freezes_only_when_told(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    frozen, modes = list[bool](), list[str]()
+
+    def compile_(module: Any, mode: str, dynamic: bool) -> Any:
+        modes.append(mode)
+        return lambda x: frozen.append(inductor.freezing) or x
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    before = inductor.freezing
+    for freezing in (True, False):
+        call = queue["networks"].compiled(torch.nn.Identity(), torch.zeros(1), "reduce-overhead", freezing=freezing)
+        assert frozen.pop() == freezing and inductor.freezing == before and float(call()) == 0
+        frozen.clear()
+    assert modes == ["reduce-overhead"] * 2
 
 
 def test_who_has_not_joined_is_not_held_up(queue: dict[str, Any]) -> None:
@@ -212,6 +290,7 @@ def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
         "a library is gone": library.unlink,
         "a module of another Python": lambda: (tmp_path / "kernels" / "cpu" / module).unlink(),
         "a torn file": lambda: work.BUILT.write_text("{"),
+        "another interpreter's": lambda: work.BUILT.write_text(json.dumps({**work.natives(), "python": "cpython-3"})),
     }
     for what, change in changes.items():
         change()

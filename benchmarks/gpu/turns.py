@@ -14,6 +14,7 @@ from pathlib import Path
 
 FILE = Path(__file__).resolve().parents[2] / "build" / "gpu" / "turn"
 _open: int | None = None  # the lock's descriptor, in a process that has joined
+_inside = False
 
 
 def join(file: Path = FILE) -> None:
@@ -26,12 +27,17 @@ def join(file: Path = FILE) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, no other process that has joined prepares or measures; a process that has not joined is not held up."""
-    if _open is None:
+    """Inside, no other process that has joined prepares or measures; a process that has not joined is not held up. One
+    inside of another is a part of it.
+    """
+    global _inside
+    if _open is None or _inside:
         yield
         return
     fcntl.flock(_open, fcntl.LOCK_EX)  # gives the shared lock up first
+    _inside = True
     try:
         yield
     finally:
+        _inside = False
         fcntl.flock(_open, fcntl.LOCK_SH)

@@ -20,6 +20,10 @@ from .loader import Config, Library
 
 ALIGNED = 256  # of workspaces; stands in for addresses where only shapes matter
 MULTIPROCESSORS = 132
+CLOCK = 1.98e9  # cycles a second of an H200
+SHARED = 128  # bytes a cycle of a multiprocessor's shared memory
+MEMORY = 3.6e12  # bytes a second of the device's, as convolutions reach it
+LAUNCH = 3e-6
 SPLITS = (1, 2, 3, 4, 6, 8)
 
 
@@ -144,30 +148,41 @@ def _steps(spec: ConvSpec, config: Config) -> int:
 
 
 def modelled(spec: ConvSpec, cut: Cut) -> float:
-    """Seconds by a model, good for an order among cuts, not for a figure."""
+    """Seconds on an H200 by a model of what a multiprocessor's shared memory and the device's memory give: of 238 timed
+    cuts at batch 128 a seventh off (benchmarks/results/nvidia-h200/2026-11-26-gpu-13.json and -14.json).
+    """
     config, splits = cut
     m = spec.n * spec.oh * spec.ow
+    rows = m
     if config.halo:  # positions of the padded maps, those without an output too
-        m = spec.n * (spec.oh + spec.kh - 1) * (spec.ow + spec.kw - 1)
-    units = math.ceil(m / config.rows) * math.ceil(spec.oc / config.columns) * splits
-    waves = math.ceil(units / MULTIPROCESSORS)
-    # A step costs its products, and never less than the latency that the ring of stages leaves.
-    alone = math.ceil(_steps(spec, config) / splits) * max(_step_seconds(spec, config), 0.6e-6 / config.stages)
+        rows = spec.n * (spec.oh + spec.kh - 1) * (spec.ow + spec.kw - 1)
+    units = math.ceil(rows / config.rows) * math.ceil(spec.oc / config.columns) * splits
+    steps = math.ceil(_steps(spec, config) / splits)
+    tiles = math.ceil(units / MULTIPROCESSORS) * (steps * _step_seconds(spec, config) + _tile_seconds(config))
+    moved = 2 * (spec.n * spec.h * spec.w * spec.c + m * spec.oc * (1 + spec.residual))
     finish = 0.0 if splits == 1 else 1.0e-6 + 8 * m * spec.oc * splits / 3e12
-    return waves * alone + finish
+    return max(tiles, moved / MEMORY) + LAUNCH + finish
 
 
 def _step_seconds(spec: ConvSpec, config: Config) -> float:
-    """Of `depth` channels of a tile at one tap."""
-    rows, columns = config.rows, config.columns
-    copied = float(rows)
+    """Of `depth` channels of a tile at one tap. Each 16 of them are a product for each 64 rows, which reads its rows
+    and all columns from shared memory, where copies wrote them.
+    """
+    blocks = config.rows / 64
+    copied = float(config.rows)
     if config.halo:  # whole rows, once for all taps
-        copied = (rows + spec.kh * (spec.ow + spec.kw - 1)) / (spec.kh * spec.kw)
-    return config.depth * max(
-        2 * rows * columns * MULTIPROCESSORS / 7.9e14,  # products
-        2 * (rows + rows / 64 * columns) / 2.2e11,  # a warpgroup's operands from shared memory
-        2 * (copied + columns / config.cluster) * MULTIPROCESSORS / 7e12,  # both from L2
-    )
+        copied = (config.rows + spec.kh * (spec.ow + spec.kw - 1)) / (spec.kh * spec.kw)
+    products = blocks * config.columns / 2
+    moved = 32 * (config.rows + blocks * config.columns + copied + config.columns) / SHARED
+    return config.depth / 16 * max(products, moved) / CLOCK
+
+
+def _tile_seconds(config: Config) -> float:
+    """What a tile takes beside its steps: to change turns, or to store while nothing multiplies."""
+    if config.turns == 1:
+        return 1.2e-6
+    warpgroups = config.turns if config.halo else 2
+    return 0.3e-6 + 0.9e-6 * config.columns * config.rows / (64 * 64 * warpgroups)
 
 
 def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1) -> abi.Conv:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ import inception_fast
 import numerics
 from hopper_library import emulated, launched, stub_file
 from inception_fast.cli import main
-from inception_fast.engine import gpu_segment
 from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_segment import Segment
 from inception_fast.engine.runner import OptimizedModule
@@ -184,39 +182,3 @@ def test_marks_of_the_kernels_own_source_are_shared_out() -> None:
     assert sum(found.jobs) + found.waiting == found.span
     overlapping = sum(end - begin for begin, end in zip(found.begins, found.ends, strict=True))
     assert overlapping > found.span, "nothing ran beside anything"
-
-
-def test_the_host_is_ahead_before_the_first_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its launches would count as the first step's time, and those of all steps that take less than theirs."""
-    log: list[Any] = []
-
-    class Mark:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            log.append("mark")
-
-        def synchronize(self) -> None:
-            log.append("end")
-
-        def elapsed_time(self, other: Mark) -> float:
-            return 2.0
-
-    class Step:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self) -> None:
-            log.append(self.name)
-
-    monkeypatch.setattr(torch.cuda, "Event", Mark)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(cycles))
-    monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: None)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: None)
-    segment = object.__new__(Segment)
-    steps = [Step("a"), Step("b")]
-    segment.plan = SimpleNamespace(device=torch.device("cuda"), tasks=steps)  # type: ignore[assignment]
-    segment.launches = [[step] for step in steps]
-    assert segment._timed() == [("a", 2e-3), ("b", 2e-3)]
-    assert log == [2 * gpu_segment.LAUNCH_CYCLES, "mark", "a", "mark", "b", "mark", "end"]
