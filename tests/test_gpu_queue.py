@@ -17,7 +17,7 @@ import pytest
 from checkout import ROOT
 from queue_modules import FOLDER, living, loaded
 
-NAMES = ("store", "catalogue", "run", "work", "provenance")
+NAMES = ("store", "catalogue", "run", "work", "natives", "provenance")
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +229,8 @@ def test_slices_too_short_are_refused() -> None:
 
 
 def test_the_package_is_linked_as_it_is_installed(queue: dict[str, Any], tmp_path: Path) -> None:
-    queue["work"].link_package(tmp_path / "inception_fast")
-    queue["work"].link_package(tmp_path / "inception_fast")
+    queue["natives"].link_package(tmp_path / "inception_fast")
+    queue["natives"].link_package(tmp_path / "inception_fast")
     program = "import inception_fast, inception_fast.kernels.spec as s; print(inception_fast.__file__, s.__name__)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True,
@@ -241,7 +241,7 @@ def test_the_package_is_linked_as_it_is_installed(queue: dict[str, Any], tmp_pat
 
 def test_tests_meet_the_linked_package_and_not_the_checkout(queue: dict[str, Any], tmp_path: Path) -> None:
     """They start in the checkout, whose inception_fast has no kernels in it."""
-    queue["work"].link_package(tmp_path / "linked" / "inception_fast")
+    queue["natives"].link_package(tmp_path / "linked" / "inception_fast")
     decoy = tmp_path / "checkout" / "inception_fast"
     decoy.mkdir(parents=True)
     (decoy / "__init__.py").write_text("raise SystemExit('the checkout was imported')")
@@ -350,7 +350,7 @@ def test_the_log_of_a_command_outlives_its_job(queue: dict[str, Any], capsys: py
 
 
 def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    work, asked = queue["work"], list[Any]()
+    natives, asked = queue["natives"], list[Any]()
 
     def built(broken: tuple[str, ...]) -> dict[str, Any]:
         def compiled(options: Any) -> dict[str, Any]:
@@ -358,11 +358,12 @@ def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypat
             wrong = any(option in broken for option in options)
             return {"status": "failed", "note": "ptxas", "log": "ptxas"} if wrong else {"status": "ok", "note": ""}
 
-        monkeypatch.setattr(work, "compiled", compiled)
-        return work.build()
+        monkeypatch.setattr(natives, "compiled", compiled)
+        return natives.build()
 
     linked: list[Path] = []
-    monkeypatch.setattr(work, "link_package", linked.append)
+    monkeypatch.setattr(natives, "built_before", lambda: False)
+    monkeypatch.setattr(natives, "link_package", linked.append)
     found = built(("-DHOPPER=AUTO",))
     assert found["status"] == "ok" and "do not build" in found["note"] and found["log"] == "ptxas" and len(linked) == 1
     assert asked == ["-DHOPPER=AUTO", "-DHOPPER=OFF"]

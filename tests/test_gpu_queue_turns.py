@@ -51,7 +51,7 @@ with turns.alone():
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[dict[str, Any]]:
-    with loaded("store", "catalogue", "run", "work", "provenance", "turns", "timing", "networks") as modules:
+    with loaded("store", "catalogue", "run", "work", "provenance", "turns", "timing", "networks", "natives") as modules:
         yield modules
 
 
@@ -252,7 +252,7 @@ def test_a_few_of_the_cuda_kernels_tests(
 def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
     queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    work, provenance, steps = queue["work"], queue["provenance"], list[str]()
+    natives, provenance, steps = queue["natives"], queue["provenance"], list[str]()
     for place in ("cpu", "cuda"):
         (tmp_path / "kernels" / place).mkdir(parents=True)
     for name in ("CMakeLists.txt", "kernels/cuda/CMakeLists.txt", "kernels/cuda/conv.cuh"):
@@ -268,7 +268,7 @@ def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
         ("BUILT", tmp_path / "build" / "built.json"),
         ("link_package", lambda package: None),
     ):
-        monkeypatch.setattr(work, name, value)
+        monkeypatch.setattr(natives, name, value)
 
     def compiled(options: Any) -> dict[str, Any]:
         steps.append(options[-1])
@@ -277,23 +277,27 @@ def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
             library.write_text("")
         return {"status": "ok"}
 
-    monkeypatch.setattr(work, "compiled", compiled)
+    monkeypatch.setattr(natives, "compiled", compiled)
     with_cuda = False
-    assert "no nvcc" in work.build()["note"] and not work.BUILT.exists(), "without the CUDA kernels it is no whole"
+    assert "no nvcc" in natives.build()["note"] and not natives.BUILT.exists(), (
+        "without the CUDA kernels it is no whole"
+    )
     with_cuda = True
-    assert work.build()["note"] == "with the CUDA kernels" and work.BUILT.exists()
+    assert natives.build()["note"] == "with the CUDA kernels" and natives.BUILT.exists()
     steps.clear()
-    assert work.build() == {"status": "ok", "note": "with the CUDA kernels, built before by nvcc 13.0"} and not steps
+    assert natives.build() == {"status": "ok", "note": "with the CUDA kernels, built before by nvcc 13.0"} and not steps
     changes = {
         "a source": lambda: (tmp_path / "kernels/cuda/conv.cuh").write_text("2"),
         "how": lambda: (tmp_path / "CMakeLists.txt").write_text("2"),
         "a library is gone": library.unlink,
         "a module of another Python": lambda: (tmp_path / "kernels" / "cpu" / module).unlink(),
-        "a torn file": lambda: work.BUILT.write_text("{"),
-        "another interpreter's": lambda: work.BUILT.write_text(json.dumps({**work.natives(), "python": "cpython-3"})),
+        "a torn file": lambda: natives.BUILT.write_text("{"),
+        "another interpreter's": lambda: natives.BUILT.write_text(
+            json.dumps({**natives.sources(), "python": "cpython-3"})
+        ),
     }
     for what, change in changes.items():
         change()
-        assert work.build()["note"] == "with the CUDA kernels" and steps == ["-DHOPPER=AUTO"], what
+        assert natives.build()["note"] == "with the CUDA kernels" and steps == ["-DHOPPER=AUTO"], what
         steps.clear()
-        assert "built before" in work.build()["note"] and not steps, what
+        assert "built before" in natives.build()["note"] and not steps, what

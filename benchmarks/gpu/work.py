@@ -6,12 +6,10 @@ A long job writes what it has after each part, as failed, so that its rows outli
 from __future__ import annotations
 
 import collections
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,14 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import natives
 import provenance
 import turns
+from commands import LOG, Result, ran, spoken
 from each import each
+from natives import build
 from store import FAILED, OK, UNAVAILABLE, beside, read_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PACKAGE = ROOT / "build" / "gpu" / "package"
 METRICS = (
     "gpu__time_duration.sum",
     "l1tex__t_sector_hit_rate.pct",
@@ -57,7 +57,6 @@ PYTEST = [
 ]
 HOPPER_TESTS = "hopper_device"
 FEW_HOPPER = "two_destinations or (twos and (1x7 or 1x1 or 3x3s2 or 8x8))"  # of what is newest
-BUILT = ROOT / "build" / "gpu" / "built.json"  # what the natives were built from, and by what
 # Seconds that a test may take: at a barrier that nobody reaches a Hopper kernel traps after 4; Triton's tests compile,
 # beside other jobs that compile.
 PATIENCE, COMPILING = 40.0, 150.0
@@ -67,107 +66,11 @@ FEW = (
     "scatter or splits_sum or stem_reads or one_launch or what_tma_cannot or behind_a_1x1 or lrn or normalize "
     "or statistics_are or large_mean or two_destinations or nan_reaches"
 )
-LOG = 6000  # characters of what a failed command printed
 
 # The tests ask torch for deterministic algorithms, for which cuBLAS wants this.
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
-Result = dict[str, Any]
 Report = Callable[[Sequence[dict[str, Any]]], None]
-
-
-def spoken(command: Sequence[str], **environment: str) -> tuple[int, str]:
-    """The exit code of a command and what it printed, which is printed here too: it outlives a job that is ended."""
-    said: list[str] = []
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-            said.append(line)
-    return process.returncode, "".join(said)
-
-
-def ran(command: Sequence[str], **environment: str) -> Result:
-    """ok, or failed with the end of what the command printed; unavailable where there is no such command."""
-    if shutil.which(command[0]) is None:
-        return {"status": UNAVAILABLE, "note": f"no {command[0]} here"}
-    code, said = spoken(command, **environment)
-    note = said.strip().splitlines()[-1] if said.strip() else ""
-    return {"status": FAILED if code else OK, "note": note[-400:]} | ({"log": said[-LOG:]} if code else {})
-
-
-def build(cuda: str = "AUTO") -> Result:
-    """The native module where the checkout has it, and the package as links: nothing is installed or fetched. Where the
-    CUDA kernels do not build, or are not asked for ("OFF"), all else is built without them.
-    """
-    cmake = importlib.util.find_spec("pybind11")
-    if cmake is None or cmake.origin is None:
-        return {"status": FAILED, "note": "pybind11 is not installed"}
-    if built_before():
-        link_package(PACKAGE / "inception_fast")
-        return {
-            "status": OK,
-            "note": f"with the CUDA kernels, built before by nvcc {json.loads(BUILT.read_text())['nvcc']}",
-        }
-    where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
-    options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
-    result = compiled([*options, f"-DHOPPER={cuda}"])
-    first = result
-    if result["status"] == FAILED:
-        result = compiled([*options, "-DHOPPER=OFF"])
-    if result["status"] != OK:
-        return first
-    link_package(PACKAGE / "inception_fast")
-    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
-    if built and first is result:
-        provenance.written(BUILT, {**natives(), "nvcc": provenance.nvcc()})
-    why = "without the CUDA kernels: no nvcc" if first is result else "without the CUDA kernels, which do not build"
-    return {**first, "status": OK, "note": "with the CUDA kernels" if built and first is result else why}
-
-
-def natives() -> dict[str, str]:
-    """What the natives depend on: their sources and the interpreter."""
-    return {"sources": provenance.native_sources(), "python": str(sys.implementation.cache_tag)}
-
-
-def built_before() -> bool:
-    """Whether both natives lie there, built of these sources for this interpreter, here or elsewhere."""
-    try:
-        said = json.loads(BUILT.read_text())
-    except (OSError, ValueError):
-        return False
-    kernels = ROOT / "kernels"
-    there = [kernels / "cuda" / "_hopper.so", *kernels.glob(f"cpu/_native.{sys.implementation.cache_tag}-*.so")]
-    return len(there) == 2 and there[0].exists() and {key: said.get(key) for key in natives()} == natives()
-
-
-def compiled(options: Sequence[str]) -> Result:
-    """Configured, built and installed into the checkout; the first step that failed."""
-    folder = ROOT / "build" / "gpu" / "cmake"
-    ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-    result: Result = {}
-    for step in (
-        ["cmake", "-S", ".", "-B", str(folder), *ninja, *options],
-        ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
-        ["cmake", "--install", str(folder)],
-    ):
-        result = ran(step)
-        if result["status"] != OK:
-            break
-    return result
-
-
-def link_package(package: Path) -> None:
-    """The package as an installation has it: kernels/ inside of inception_fast/."""
-    package.mkdir(parents=True, exist_ok=True)
-    wanted = {child.name: child for child in (ROOT / "inception_fast").iterdir() if child.name != "__pycache__"}
-    wanted["kernels"] = ROOT / "kernels"
-    for stale in package.iterdir():
-        stale.unlink()
-    for name, target in wanted.items():
-        (package / name).symlink_to(target)
 
 
 def machine() -> Result:
@@ -258,28 +161,12 @@ def marks(batch: str, dtype: str, *, report: Report) -> Result:
     why = no_hopper()
     if why:
         return {"status": UNAVAILABLE, "note": why}
-    file = marked_library()
+    file = natives.with_marks()
     if isinstance(file, dict):
         return file
     from marks import library_of, mark_rows
 
     return timed(mark_rows(library_of(file), int(batch), dtype), report)
-
-
-def marked_library() -> Path | Result:
-    """The library with marks of these sources, built now where it is not there; why it could not be."""
-    file = ROOT / "build" / "gpu" / f"marks-{provenance.native_sources()}.so"
-    if not file.exists():
-        folder = ROOT / "build" / "gpu" / "cmake"
-        result = ran(
-            ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1), "--target", "hopper_marks"]
-        )
-        if result["status"] != OK:
-            return result
-        new = file.with_name(f".{file.name}.{os.getpid()}")
-        shutil.copyfile(folder / "kernels" / "cuda" / "_hopper_marks.so", new)
-        new.replace(file)
-    return file
 
 
 def layers(batch: str, dtype: str, *, report: Report) -> Result:
