@@ -26,7 +26,7 @@ def marks() -> Iterator[Any]:
 
 def test_both_sides_count_alike(marks: Any) -> None:
     text = HEADER.read_text()
-    names = re.search(r"enum MarkKind : uint32_t \{ TILE = 1, ([^}]*) \}", text)
+    names = re.search(r"enum class Passed : uint32_t \{ TILE = 1, ([^}]*) \}", text)
     assert names is not None
     kinds = ["TILE", *names[1].split(", ")]
     assert [getattr(marks, name) for name in kinds] == list(range(1, len(kinds) + 1))
@@ -81,7 +81,7 @@ def test_a_cut_that_does_not_run_has_a_row_that_says_so(marks: Any, monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("source", ["launch.cu", "conv_bfloat16_twos.cu"])
+@pytest.mark.parametrize("source", ["launch.cu", "conv_bfloat16_twos.cu", "walk_launch.cu"])
 def test_a_build_with_marks_compiles(source: str, tmp_path: Path) -> None:
     """The other one, without, is what everything else compiles."""
     command = ["nvcc", "-std=c++17", "-DINCEPTION_FAST_MARKS", "-gencode=arch=compute_90a,code=sm_90a", "-c"]

@@ -80,7 +80,7 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
   Marks marks(WEIGHTS, blockIdx.x == 0);
   for (int unit = cluster_index; unit < group.units; unit += clusters) {
-    marks.at(TILE);
+    marks.at(Passed::TILE);
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
     const Problem &problem = group.problem[tile.problem];
     const TensorMap *x = &group.x[tile.problem], *weights = &group.weights[tile.problem];
@@ -93,7 +93,7 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
     }
     if (!WEIGHTS && unit == cluster_index)
       grid_wait(); // before x is read
-    marks.at(READY);
+    marks.at(Passed::READY);
     for (int i = tile.first; i < tile.last; ++i) {
       uint8_t *stage = shared.ring + place.stage * (x_bytes + weight_bytes);
       Barrier *full = &shared.full[place.stage];
@@ -122,7 +122,7 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
       advance(place, group.stages);
     }
     marks.spent();
-    marks.at(END);
+    marks.at(Passed::END);
   }
 }
 
@@ -196,11 +196,11 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const Group &group, 
   if (more)
     arrive_named(TURN_BARRIER + 1 - warpgroup / sharers(WAY), consumers(WAY) * WARPGROUP);
   marks.spent();
-  marks.at(ISSUED);
+  marks.at(Passed::ISSUED);
   meanwhile();
   wgmma_wait<0>();
   settle(d);
-  marks.at(SUMS);
+  marks.at(Passed::SUMS);
   release(group, &shared.empty[used], lane);
 }
 
@@ -267,7 +267,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
       continue;
     }
     const Problem &problem = group.problem[tile.problem];
-    marks.at(TILE);
+    marks.at(Passed::TILE);
     const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
     const auto rows = [&](int r) {
       const int pixel = tile.row * tile_rows(WAY) + warpgroup % sharers(WAY) * 64 + warp * WARP_ROWS + r;
@@ -279,7 +279,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     // before the other has seen all stages of the tile ahead. It also leaves the tensor cores to one of them at a time.
     if (WAY != HALVES && unit != cluster_index)
       sync_named(TURN_BARRIER + mine, consumers(WAY) * WARPGROUP);
-    marks.at(TURN);
+    marks.at(Passed::TURN);
     float d[N / 2];
     const bool more = WAY != HALVES && unit + clusters < group.units;
     const auto meanwhile = [&] {
@@ -294,7 +294,7 @@ __device__ __forceinline__ void compute_tiles(const Group &group, const Shared &
     if (problem.splits > 1 && !add_parts<N, WAY>(d, problem, shared, tile, warpgroup, thread))
       continue;
     store_tile<N, T, WAY == TWOS>(d, problem, columns, staged, rows, tile.column * N, lane);
-    marks.at(STORED);
+    marks.at(Passed::STORED);
   }
 }
 

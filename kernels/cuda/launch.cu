@@ -107,7 +107,7 @@ std::vector<const void *> &inception_fast::hopper::all_marks() {
 extern "C" __attribute__((visibility("default"))) int32_t hopper_marks(void *to) {
   return guarded(1, [&] {
     for (const void *symbol : all_marks()) {
-      static Mark found[MARKED_THREADS][MARKS];
+      static PassedAt found[MARKED_THREADS][MARKS];
       void *there = nullptr;
       check(cudaGetSymbolAddress(&there, symbol), "cudaGetSymbolAddress");
       check(cudaMemcpy(found, there, sizeof found, cudaMemcpyDeviceToHost), "cudaMemcpy");

@@ -13,16 +13,16 @@ namespace inception_fast::hopper {
 // Places, and, of SPENT, cycles in place of one: how long the thread has waited for stages since its last mark. Who
 // fills the ring: TILE, then READY ahead of the first copy, then SPENT and END. Who multiplies: TILE, TURN when its
 // turn has come, then SPENT and ISSUED behind the last products, SUMS when they have ended, STORED.
-enum MarkKind : uint32_t { TILE = 1, READY, END, TURN, SPENT, ISSUED, SUMS, STORED };
+enum class Passed : uint32_t { TILE = 1, READY, END, TURN, SPENT, ISSUED, SUMS, STORED };
 constexpr int MARKED_THREADS = 6; // x, weights, four warpgroups
 constexpr int MARKS = 2048;       // of a thread
 
 #if defined(INCEPTION_FAST_MARKS) && defined(__CUDACC__)
 
-struct Mark {
+struct PassedAt {
   uint32_t kind, cycles;
 };
-static __device__ Mark device_marks[MARKED_THREADS][MARKS]; // of the kernels of one source file
+static __device__ PassedAt device_marks[MARKED_THREADS][MARKS]; // of the kernels of one source file
 
 std::vector<const void *> &all_marks(); // of every source file
 static const bool marks_are_known = (all_marks().push_back(device_marks), true);
@@ -31,17 +31,17 @@ class Marks {
 public:
   __device__ __forceinline__ Marks(int who, bool marks) : to_(device_marks[who]), left_(marks ? MARKS - 1 : 0) {}
 
-  __device__ __forceinline__ void at(MarkKind kind) {
+  __device__ __forceinline__ void at(Passed kind) {
     if (left_ > 0)
       put(kind, cycle());
-    if (kind == END || kind == STORED)
+    if (kind == Passed::END || kind == Passed::STORED)
       put_end();
   }
   __device__ __forceinline__ void waits() { begin_ = cycle(); }
   __device__ __forceinline__ void goes_on() { spent_ += cycle() - begin_; }
   __device__ __forceinline__ void spent() {
     if (left_ > 0)
-      put(SPENT, spent_);
+      put(Passed::SPENT, spent_);
     spent_ = 0;
   }
 
@@ -51,8 +51,8 @@ private:
     asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
     return now;
   }
-  __device__ __forceinline__ void put(uint32_t kind, uint32_t cycles) {
-    *to_++ = {kind, cycles};
+  __device__ __forceinline__ void put(Passed kind, uint32_t cycles) {
+    *to_++ = {static_cast<uint32_t>(kind), cycles};
     --left_;
   }
   __device__ __forceinline__ void put_end() { // what an earlier launch left begins behind this
@@ -60,7 +60,7 @@ private:
       *to_ = {0, 0};
   }
 
-  Mark *to_;
+  PassedAt *to_;
   int left_;
   uint32_t begin_ = 0, spent_ = 0;
 };
@@ -70,7 +70,7 @@ private:
 class Marks {
 public:
   HOST_DEVICE Marks(int, bool) {}
-  HOST_DEVICE void at(MarkKind) {}
+  HOST_DEVICE void at(Passed) {}
   HOST_DEVICE void waits() {}
   HOST_DEVICE void goes_on() {}
   HOST_DEVICE void spent() {}
