@@ -14,6 +14,7 @@ import pytest
 import torch
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.cuda.choices import Row, Shape
+from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import configs
 from torch import Tensor, nn
 
@@ -210,14 +211,14 @@ def test_triton_alone_is_tuned_and_timed_in_one_process(
 
 def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
     """They get as far as asking for a GPU; on one, they compile."""
-    spec = queue["tiles"].ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
+    spec = ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
     found = queue["tiles"].compile_beside([Wanted(spec, (spec,))], "sm_80")
     assert found == [] if torch.cuda.is_available() else "NVIDIA" in found[0] or "CUDA" in found[0], found
 
 
 def test_tiles_that_gain_nothing_leave_the_first(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiles, (a, b) = queue["tiles"], (configs.Config(), configs.Config(block_n=32))
-    spec = tiles.ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
+    spec = ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
     monkeypatch.setattr(tiles, "plans_of", lambda *about: [])
     monkeypatch.setattr(tiles, "wanted", lambda tasks: [Wanted(spec, (spec,))])
     monkeypatch.setattr(tiles, "compile_beside", lambda specs, arch, shipped: [])
