@@ -330,7 +330,7 @@ def test_every_kind_of_job_is_known(queue: dict[str, Any]) -> None:
         given = {"report": None} if queue["work"].WORK[kind] in queue["work"].IN_PARTS else {}
         inspect.signature(queue["work"].WORK[kind]).bind(*arguments, **given)
     kinds = {job.name.split("/")[0] for job in jobs}
-    untimed = {"build", "machine", "exact", "ready", "sanitizer", "probe"}
+    untimed = {"build", "machine", "exact", "sanitizer", "probe"}
     assert kinds - untimed == set(queue["run"].STANDS_ON)
     timed = [job for job in jobs if job.name.split("/")[0] not in untimed]
     assert all(bool(job.together) == (0 < job.alone < job.seconds) for job in timed), "together, but timed in turn"

@@ -25,7 +25,7 @@ from installs import Built, Install, build_editable, build_sdist, build_wheel, c
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 
 (VERSION,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
-BUILD_YARDSTICKS = 45  # a build of the CPU's kernels takes 25 to 30 of them, on fast machines and on slow ones
+BUILD_YARDSTICKS = 45  # a build of the CPU's kernels took 25 to 30 of them where this was set, on two slow cores
 CUDA_BUILD_SECONDS, CUDA_BUILD_BYTES = 300.0, 8 * 10**9  # on two cores; the CPU's kernels are in it
 IMPORT_SECONDS = 0.3
 WAYS = ("wheel", "sdist", "editable")

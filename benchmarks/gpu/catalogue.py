@@ -80,12 +80,11 @@ def beside(name: str, networks: Sequence[str], together: str) -> list[Job]:
 
 
 def _networks() -> list[Job]:
-    """Every network at every batch: what can be made at once, then times, then tiles and peers."""
+    """Every network at every batch, then with tiles of its own, then beside all its peers."""
     found: list[Job] = []
     for dtype in DTYPES:
         for model in MODELS:
             names = [f"{model}/{n}/{dtype}" for n in BATCHES]
-            found += [Job(f"ready/{name}", 120, 400, f"{model} {dtype}") for name in names]
             found += beside("network/{}", names, f"networks {model} {dtype}")
             if dtype == DTYPES[0]:
                 found += [Job(f"tiles/{name}", 120, 400) for name in names]

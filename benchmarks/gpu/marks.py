@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,3 @@ def library_of(file: Path) -> Library:
     if not hasattr(ctypes.CDLL(str(file)), "hopper_marks"):
         raise RuntimeError(f"{file} leaves no marks; allowed: the target hopper_marks")
     return library
-
-
-def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """For people: a line a row."""
-    return [
-        f"{row['config']:26} {row['thread']:8} {row['tiles']:4} tiles  "
-        + ", ".join(f"{name} {cycles:.0f}" for name, cycles in row["cycles"].items())
-        for row in rows
-        if row["status"] == "ok"
-    ]

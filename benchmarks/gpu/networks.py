@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,17 +53,6 @@ def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = Fa
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
     """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing."""
     return _raced(model, n, dtype, tiles, RACED["peers"])
-
-
-def ready_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """Ours and Inductor, made and right, not timed: other jobs run beside this one."""
-    makers, truth = network_calls(model, n, dtype)
-    rows: dict[str, dict[str, Any]] = {}
-    for runtime in ("ours", "graphs" if "graphs" in makers else "unfrozen"):
-        begin = time.perf_counter()
-        rows |= checked_calls({runtime: makers[runtime]}, {"model": model, "batch": n, "dtype": dtype}, truth, dtype)[0]
-        rows[runtime]["ready_s"] = round(time.perf_counter() - begin, 1)
-        yield list(rows.values())
 
 
 def _raced(

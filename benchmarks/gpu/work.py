@@ -138,7 +138,7 @@ def hopper(batch: str, dtype: str, *, report: Report) -> Result:
 
 
 def right() -> set[str] | None:
-    """The forms of the Hopper kernels that the device's tests found right; None where these did not run."""
+    """The forms of the Hopper kernels that the device's tests, all or a few, found right; None where none ran."""
     from trusted import right_forms
 
     found = read_results(earlier)
@@ -173,13 +173,6 @@ def layers(batch: str, dtype: str, *, report: Report) -> Result:
     from measure import layer_rows
 
     return timed(layer_rows(int(batch), dtype), report)
-
-
-def ready(model: str, batch: str, dtype: str, *, report: Report) -> Result:
-    """Compiles what `network` times, beside other jobs, and says whether it is right."""
-    from networks import ready_rows
-
-    return timed(ready_rows(model, int(batch), dtype), report)
 
 
 def network(model: str, batch: str, dtype: str, tiles: str = "", *, report: Report) -> Result:
@@ -330,7 +323,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, marks, ready, network, peers, tiles, training, tune, walk)
+IN_PARTS = (exact, hopper, layers, marks, network, peers, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }
