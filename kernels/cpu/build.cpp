@@ -291,6 +291,7 @@ void Builder::pair(const ConvSpec &a, const ConvSpec &b, ViewSpec x, ViewSpec be
   expect_map(middle, "intermediate", a.n, op.first.oh, op.first.ow, a.oc);
   middle.buffer = LOCAL;
   op.second = conv_op(b, middle);
+  op.first.strips = op.second.strips = true;
   std::vector<Range> ranges = ranges_of(op.second, outputs);
   std::vector<View> writes;
   for (const Range &range : ranges)

@@ -140,7 +140,7 @@ struct Cursor {
 template <int64_t unit>
 inline void copy_taps(const ConvOp &op, const Stage &stage, int64_t image, int64_t y, int64_t x, int64_t kh, int64_t kw,
                       bf16 *slot) {
-  int64_t channels = op.c / op.groups, packed = packed_channels<bf16>(op), k = 0;
+  int64_t channels = op.c / op.groups, packed = packed_channels(op), k = 0;
   auto place = [&](int64_t at) { return slot + at / SLOT * stage.plane + at % SLOT; };
   for (int64_t tap = 0; tap < kh * kw; ++tap, k += packed) {
     int64_t iy = y + tap / kw, ix = x + tap % kw, c = 0;

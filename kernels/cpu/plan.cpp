@@ -15,7 +15,7 @@
 
 namespace inception_fast::cpu {
 
-alignas(64) const float ZEROS[CHUNK] = {};
+alignas(64) const float ZEROS[2 * CHUNK] = {};
 
 const std::vector<const Tier *> &runnable_tiers() {
   static const std::vector<const Tier *> tiers = [] {

@@ -15,7 +15,6 @@ struct Isa {
   static constexpr bool dots = false;
 
   static V set(float x) { return _mm256_set1_ps(x); }
-  static V set(bf16 x) { return widen(_mm256_set1_epi32(x.bits)); }
   static V zero() { return _mm256_setzero_ps(); }
   static V load(const float *p) { return _mm256_loadu_ps(p); }
   static V load(const bf16 *p) { return widen(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p))); }

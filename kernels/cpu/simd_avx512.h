@@ -15,7 +15,6 @@ struct Avx512 {
   static constexpr bool dots = false;
 
   static V set(float x) { return _mm512_set1_ps(x); }
-  static V set(bf16 x) { return widen(_mm512_set1_epi32(x.bits)); }
   static V zero() { return _mm512_setzero_ps(); }
   static V load(const float *p) { return _mm512_loadu_ps(p); }
   static V load(const bf16 *p) { return widen(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p))); }

@@ -58,6 +58,7 @@ struct ConvOp {
   int64_t y_map, y_row, y_start; // pixels of y from image to image and from row to row, and before the first
   bool columns;                  // tiles walk the map down its columns
   bool by_panel;                 // threads share out the panels first, else the pixels
+  bool strips;                   // may be called on strips of its maps, as a part of a pair
   bool skip;                     // taps on padding alone are left out: all weights are finite
   bool tiled;                    // the weights are laid out for the tile unit
   int32_t row_taps;
@@ -161,6 +162,6 @@ bool amx_multiplies(); // whether the tile unit's products are right; only where
 // A chunk is at most this long: sequential float sums of this length stay within the fp32 budget, and a panel's chunk
 // of weights stays in a 32 KiB level 1 cache. In bfloat16 twice as many weights have the room, and pairs the steps.
 constexpr int32_t CHUNK = 288;
-extern const float ZEROS[CHUNK];
+extern const float ZEROS[2 * CHUNK];
 
 } // namespace inception_fast::cpu

@@ -217,6 +217,16 @@ void one_conv(Scene &scene, Rng &rng, const ConvOptions &o) {
   conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng), o.special), s, o);
 }
 
+// A kernel of one row on maps of more pixels than a block of tiles, which walk down their columns.
+void conv_in_columns(Scene &scene, Rng &rng) {
+  ConvSpec s{};
+  s.n = rng.between(1, 2), s.h = rng.between(15, 29), s.w = rng.between(15, 29), s.c = pick(rng, {3, 8, 15, 16, 21});
+  s.oc = pick(rng, {1, 9, 16, 17}), s.kh = 1, s.kw = pick(rng, {3, 4, 7}), s.groups = 1;
+  s.stride = {rng.one_in(4) ? 2 : 1, rng.one_in(4) ? 2 : 1};
+  s.padding = {rng.one_in(4), 0, rng.between(1, s.kw - 1), rng.between(0, s.kw - 1)};
+  conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng)), s, {});
+}
+
 PoolSpec any_pool(Rng &rng, int n, int h, int w, int c, bool maximum) {
   PoolSpec s{};
   s.n = n, s.h = h, s.w = w, s.c = c;
@@ -376,6 +386,7 @@ const Test TESTS[] = {
     {"train_conv", "convolutions of bfloat16, for training", nullptr, 1, alone<TrainedConv, false>},
     {"train_tiles", "those of float32 by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
+    {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
 };
 
 } // namespace

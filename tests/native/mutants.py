@@ -25,8 +25,12 @@ class Mutant:
         return source.replace(self.old, self.new)
 
 
-def _conv(name: str, old: str, new: str, test: str = "conv") -> Mutant:
-    return Mutant(name, "conv.h", old, new, test)
+def _conv(name: str, old: str, new: str, test: str = "conv", seeds: int = 30) -> Mutant:
+    return Mutant(name, "conv.h", old, new, test, seeds=seeds)
+
+
+def _operands(name: str, old: str, new: str, test: str = "conv", seeds: int = 30) -> Mutant:
+    return Mutant(name, "operands.h", old, new, test, seeds=seeds)
 
 
 def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30) -> Mutant:
@@ -57,26 +61,36 @@ def _train(name: str, file: str, old: str, new: str, test: str = "train_conv", t
 
 
 MUTANTS = (
-    _conv(
+    _operands(
         "padding one pixel late", "uint32_t(t.x[r] + kw) < uint32_t(op.w)", "uint32_t(t.x[r] + kw) <= uint32_t(op.w)"
     ),
-    _conv("no padding below", "t.y_high + kh < op.h", "t.y_high + kh <= op.h"),
-    _conv("no padding on the right", "t.x_high + op.kw <= op.w", "t.x_high + op.kw <= op.w + 1"),
-    _conv("input is dense", "* op.h + iy) * op.w + ix) * op.x.pitch", "* op.h + iy) * op.w + ix) * op.c"),
-    _conv("one image", "(image + op.y_image) * op.y_map + oy", "op.y_image * op.y_map + oy"),
-    _conv("taps of a slice are neighbours", "x_inside && op.x.pitch == channels && ", "x_inside && "),
-    Mutant(
-        "odd taps of pairs are neighbours",
-        "conv.h",
-        "== channels && packed == channels;",
-        "== channels;",
-        "conv",
-        seeds=120,
-    ),
-    _conv(
+    _operands("no padding below", "t.y_high + kh < op.h", "t.y_high + kh <= op.h"),
+    _operands("no padding on the right", "t.x_high + op.kw <= op.w", "t.x_high + op.kw <= op.w + 1"),
+    _operands("input is dense", "op.x.offset, op.w, op.x.pitch}", "op.x.offset, op.w, op.c}"),
+    _operands("one image", "(image + op.y_image) * op.y_map + oy", "op.y_image * op.y_map + oy"),
+    _operands("taps of a slice are neighbours", "x_inside && x.pitch == channels && ", "x_inside && ", seeds=120),
+    _operands("odd taps of pairs are neighbours", "== channels && packed == channels;", "== channels;", seeds=120),
+    _operands(
         "odd taps are packed without a gap", "int64_t(tap) * packed + chunk.c0", "int64_t(tap) * channels + chunk.c0"
     ),
-    _conv("padding is skipped beside infinities", "*segment) || !op.skip", "*segment)", "specials"),
+    _operands("padding is skipped beside infinities", "*segment) || !op.skip", "*segment)", "specials"),
+    _operands("rows are widened up to the first tap", "- op.top + op.kh, 0, op.h)", "- op.top + 1, 0, op.h)"),
+    _operands("rows are widened from the last tap on", "o0 * op.stride_h - op.top,", "o0 * op.stride_h,", "shared"),
+    _operands(
+        "columns are widened up to the first tap", "- op.left + op.kw, 0, op.w)", "- op.left + 1, 0, op.w)", "columns"
+    ),
+    _operands(
+        "columns are widened from the last tap on", "o0 * op.stride_w - op.left,", "o0 * op.stride_w,", "columns"
+    ),
+    _operands("one image is widened", "image1 * op.h + within", "image0 * op.h + within"),
+    _operands("a pair widens the first image", "box.bottom + op.x_image * op.h", "box.bottom", "pair", 60),
+    _operands(
+        "widened columns begin at the left",
+        "(box.top * columns + box.left) * pitch",
+        "box.top * columns * pitch",
+        "columns",
+    ),
+    _operands("a slice is widened as it lies", "x.pitch == op.c && pitch == op.c", "pitch == op.c"),
     _conv("a tile on padding is left out", "begin[0] == begin[1] && !job.first && !job.last", "begin[0] == begin[1]"),
     _conv("the last chunk alone counts", "if (!job.first) {", "if (false) {", "deep"),
     Mutant("no ReLU", "sink.h", "if (sink.relu)", "if (false)", "conv"),
