@@ -25,7 +25,8 @@ TIERS = (*cpu.tiers(), *cpu.EMULATED)
 
 # x [n, c, h, w], oc, kernel, stride, padding and the risk: one channel more than pairs, columns beyond a vector; taps
 # of one row that are neighbours; padding that whole tiles lie on; channels beyond what is packed at a time; more than a
-# chunk of K; a stride that leaves rows out; padding as wide as the kernel; few pixels, shared out by panels; one pixel.
+# chunk of K; a stride that leaves rows out; padding as wide as the kernel; few pixels, shared out by panels; one pixel;
+# an image.
 CASES = {
     "odd": ((1, 17, 5, 6), 33, (3, 3), (1, 1), (1, 1)),
     "row": ((3, 24, 7, 9), 40, (1, 7), (1, 1), (0, 3)),
@@ -36,6 +37,7 @@ CASES = {
     "uneven": ((2, 20, 9, 11), 12, (2, 3), (1, 3), (1, 2)),
     "many": ((16, 130, 3, 3), 100, (1, 3), (1, 1), (0, 1)),
     "pixel": ((1, 16, 1, 1), 3, (1, 1), (1, 1), (0, 0)),
+    "image": ((2, 3, 13, 11), 20, (3, 3), (2, 2), (0, 0)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 each_tier = pytest.mark.parametrize("tier", TIERS)
@@ -228,7 +230,11 @@ def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert all(trains_directly(s, "avx512_bf16") for s in taken)
     assert not any(trains_directly(s, "avx512_bf16") for s in left)
-    assert not any(trains_directly(s, tier) for s in taken for tier in TIERS if tier != "avx512_bf16")
+    *wide, image, narrow = left
+    assert all(trains_directly(s, tier) for s in [*taken, *wide] for tier in ("avx2", "avx512"))
+    assert all(trains_directly(s, "avx2") and not trains_directly(s, "avx512") for s in (image, narrow))
+    others = set(TIERS) - {"avx2", "avx512", "avx512_bf16"}
+    assert not any(trains_directly(s, tier) for s in taken for tier in others)
 
 
 def test_what_is_not_for_them_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
