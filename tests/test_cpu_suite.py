@@ -13,6 +13,8 @@ from inception_fast.measure.compare import Row
 from inception_fast.measure.cpu_suite import SETTLE, resized, time_pair
 from inception_fast.measure.timer import Plan
 
+CAPTURE = 14e6  # bytes that torch.export's objects of v3 may leave behind
+
 
 @pytest.mark.alone
 def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
@@ -50,8 +52,9 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     for row in direct:
         weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
-        # Merged siblings are 30 % of v3's weights: joined in float32 they would be 30 and 60 % of what is packed.
-        assert row["grew_bytes"] < 1.15 * (row["packed_bytes"] + row["arena_bytes"])
+        # Merged siblings are 30 % of v3's weights: joined in float32 they would be 30 MB more, of what is packed 30 and 60 %.
+        needed = row["packed_bytes"] + row["arena_bytes"]
+        assert 0.95 * needed < row["grew_bytes"] < 1.05 * needed + CAPTURE
     with Image.open(tmp_path / "cpu-growth.png") as picture:
         assert picture.format == "PNG" and min(picture.size) >= 300
     assert list(document["seconds"]) == ["peak", "inception_v3", "pairs", "growth", "start"]

@@ -158,13 +158,13 @@ def _growth(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterat
 def _start(
     names: list[str], threads: int, rounds: Plan, quick: bool, winograd: bool = False
 ) -> Iterator[dict[str, Any]]:
-    from ..measure.cpu_suite import first_call
+    from ..measure.cpu_suite import first_call_alone
 
-    for name, model in zip(names, _networks(names), strict=True):
+    for name in names:
         for dtype in DTYPES:
-            yield {"model": name} | first_call(model, dtype)
+            yield {"model": name} | first_call_alone(name, dtype, threads=threads)
         if winograd:
-            yield {"model": name} | first_call(model, "float32", winograd=True)
+            yield {"model": name} | first_call_alone(name, "float32", winograd=True, threads=threads)
 
 
 def show(document: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,26 @@ def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: 
         "first_call_grew_bytes": max(0, called_peak - resident),
         "grew_bytes": max(0, risen - before, called_peak - before),
     }
+
+
+def first_call_alone(name: str, dtype: str, winograd: bool = False, threads: int = 1) -> dict[str, Any]:
+    """`first_call` of a fresh `name` in a process of its own: in one that had networks before, theirs hide its memory.
+
+    A small convolution runs there first, so that imports are not counted; what capturing the network leaves behind is.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_first_call_of, name, dtype, winograd, threads).result()
+
+
+def _first_call_of(name: str, dtype: str, winograd: bool, threads: int) -> dict[str, Any]:
+    from .. import create_model, optimize
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        x = torch.zeros(1, 3, 5, 5)
+        optimize(nn.Conv2d(3, 8, 3).eval(), x)(x)
+        return first_call(create_model(name).eval(), dtype, winograd=winograd)
 
 
 def _peak_bytes(reset: bool = False) -> int:
