@@ -52,7 +52,7 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
     for row in direct:
         weights = 24e6 * (4 if row["dtype"] == "float32" else 2)
         assert weights * 0.95 < row["packed_bytes"] < weights * 1.1 and row["arena_bytes"] > 0
-        # Merged siblings are 30 % of v3's weights: joined in float32 they would be 30 MB more, of what is packed 30 and 60 %.
+        # Merged siblings are 30 % of v3's weights: joined in float32 they would be 30 MB more.
         needed = row["packed_bytes"] + row["arena_bytes"]
         assert 0.95 * needed < row["grew_bytes"] < 1.05 * needed + CAPTURE
     with Image.open(tmp_path / "cpu-growth.png") as picture:
