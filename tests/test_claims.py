@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from inception_fast.claims import figures, nets, training
+from inception_fast.claims.context import Context
 from inception_fast.claims.factorising import macs, raced
 from inception_fast.claims.page import number, page
 from inception_fast.claims.race import Contestant, Race, RedGate, without
 from inception_fast.claims.row import VERDICTS, Row, counted, higher, saved
-from inception_fast.claims.study import Context, run, studies
+from inception_fast.claims.study import run, studies
 from inception_fast.cli import main
 from inception_fast.engine import passes
 from inception_fast.measure.timer import Flush, Plan, interleave

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from inception_fast.claims import caches, figures, nets
-from inception_fast.claims.study import Context
+from inception_fast.claims.context import Context
 from inception_fast.measure import counters
 from inception_fast.measure.cache import Layer, Misses
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from inception_fast.train.augment import colour, crop_box, paper, whole
-from inception_fast.train.data import DataError, Normalise, evaluation_loader, load_data, split, training_loader
+from inception_fast.train.data import Normalise, evaluation_loader, load_data, training_loader
+from inception_fast.train.labelled import DataError, split
 from inception_fast.train.stream import Stream, mix
 from training import folder_of_classes, photo
 

@@ -21,7 +21,8 @@ import os, sys
 import torch
 from inception_fast.cli import main
 from inception_fast.train import torchrun
-from inception_fast.train.data import DataError, Digits
+from inception_fast.train.data import Digits
+from inception_fast.train.labelled import DataError
 
 torchrun.PATIENCE = 0.5
 look = Digits.image

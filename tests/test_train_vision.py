@@ -12,7 +12,8 @@ import pytest
 
 import references
 from inception_fast.cli import main
-from inception_fast.train.data import DataError, load_data
+from inception_fast.train.data import load_data
+from inception_fast.train.labelled import DataError
 from training import photo
 
 

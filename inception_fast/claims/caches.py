@@ -16,8 +16,8 @@ from ..measure.driver import build_driver
 from ..measure.machine import cores
 from ..measure.results import Parts
 from . import nets
+from .context import Context
 from .row import CONFIRMED, OPEN, REFUTED, UNMEASURED, Row
-from .study import Context
 
 WIDTH = 96  # channels of the layers simulated, half of v3's: the simulator takes fifty times as long as the machine
 IMAGES = 2  # in a call of a pair to be fused: one image alone is run as two convolutions

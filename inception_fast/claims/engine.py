@@ -10,10 +10,10 @@ from torch import nn
 from ..engine import optimize
 from ..models import create_model
 from . import nets
+from .context import Context
 from .factorising import raced
 from .race import Contestant, without
 from .row import CONFIRMED, DIFFERS, REFUTED, Row
-from .study import Context
 
 PACKAGE = "this package"
 MERGE, COMMUTE = "merge_siblings", "commute_average_pool"

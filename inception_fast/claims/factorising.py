@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ..measure.flops import layers, totals
 from . import nets
+from .context import Context
 from .race import Contestant, Race, RedGate, race
 from .row import UNMEASURED, Row, counted, saved
-from .study import Context
 
 PAPER = "arXiv:1512.00567"
 FUSED_BATCH = 4  # a pair of one image is left as two operators

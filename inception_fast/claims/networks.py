@@ -8,8 +8,8 @@ import torch
 
 from ..measure.design import Design, inspect
 from ..models import create_model, list_models
+from .context import Context
 from .row import Row, counted
-from .study import Context
 
 UNITS = {"macs": "billion multiply-adds", "params": "million parameters"}
 

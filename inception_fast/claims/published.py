@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .context import Context
 from .row import PUBLISHED, Row
-from .study import Context
 
 SLIM = "TF-slim's list of pretrained models"
 TORCHVISION = "torchvision's documentation of its weights"

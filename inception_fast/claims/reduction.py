@@ -6,10 +6,10 @@ from torch import nn
 
 from ..measure.design import Design, inspect
 from . import nets
+from .context import Context
 from .factorising import PAPER, raced
 from .race import Contestant
 from .row import CONFIRMED, REFUTED, Row, counted
-from .study import Context
 
 PARALLEL, POOL_FIRST, CONV_FIRST = nets.REDUCTIONS
 

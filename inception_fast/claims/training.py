@@ -12,8 +12,8 @@ from ..train.charts import smooth
 from ..train.comparison import compare
 from ..train.experiments import EXPERIMENTS, Experiment
 from ..train.loop import Options
+from .context import Context
 from .row import CONFIRMED, OPEN, UNMEASURED, Row, higher
-from .study import Context
 
 Document = dict[str, Any]
 QUICK_STEPS = 6

@@ -79,8 +79,9 @@ def _native() -> None:
 def _measure(
     folder: Path, names: list[str], args: argparse.Namespace, trained: dict[str, Any], origin: dict[str, Any]
 ) -> dict[str, list[Row]]:
+    from ..claims.context import Context
     from ..claims.row import Row
-    from ..claims.study import Context, run
+    from ..claims.study import run
     from ..measure.results import Parts, conditions
     from .progress import Meter
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..measure.results import write_json
-from .data import DataError
+from .labelled import DataError
 
 Say = Callable[[str], None]
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .data import Data, evaluation_loader
+from .data import evaluation_loader
+from .labelled import Data
 from .log import read_log
 from .networks import build
 

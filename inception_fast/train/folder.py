@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..images import SUFFIXES, ImageError, load_image
 from .check import broken_images, judge
-from .data import Data, DataError, split
+from .labelled import Data, DataError, split
 
 PARTS = ("train", "val")
 

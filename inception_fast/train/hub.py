@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from .check import Say, judge, label, picture, table_faults
-from .data import Data, DataError, split
+from .labelled import Data, DataError, split
 
 INSTALL = "pip install 'inception-fast[train]', or pip install datasets"
 TRAIN_PARTS, HELD_OUT_PARTS = ("train",), ("validation", "valid", "val", "test")

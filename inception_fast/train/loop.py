@@ -18,10 +18,11 @@ import torch
 
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import Data, DataError, load_data, lost_workers_named, training_loader
+from .data import load_data, lost_workers_named, training_loader
 from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
+from .labelled import Data, DataError
 from .log import NAME, Log, board_writer, read_log
 from .settings import Settings, difference
 from .stream import Stream

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..measure.flops import layers, totals
 from ..replace import replace_layers
-from .data import Data, Normalise, evaluation_loader
+from .data import Normalise, evaluation_loader
 from .distributed import SharedDropout, World, wrap
+from .labelled import Data
 from .networks import build, scale_weights
 from .optim import WeightAverage, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from .settings import Settings

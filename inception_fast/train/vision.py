@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from .check import Say, judge, label, picture, table_faults
-from .data import Data, DataError, split
+from .labelled import Data, DataError, split
 
 PREFIX = "torchvision:"
 ROOT = "data"  # torchvision's own examples keep their sets there
