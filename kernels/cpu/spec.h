@@ -162,6 +162,6 @@ bool amx_multiplies(); // whether the tile unit's products are right; only where
 // A chunk is at most this long: sequential float sums of this length stay within the fp32 budget, and a panel's chunk
 // of weights stays in a 32 KiB level 1 cache. In bfloat16 twice as many weights have the room, and pairs the steps.
 constexpr int32_t CHUNK = 288;
-extern const float ZEROS[2 * CHUNK];
+extern const float ZEROS[2 * CHUNK]; // what padding points at: a chunk, of bfloat16 that was widened too
 
 } // namespace inception_fast::cpu
