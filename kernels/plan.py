@@ -168,12 +168,18 @@ Step = ImportStep | ConvStep | PairStep | PoolStep | EltwiseStep | LrnStep | Nor
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in execution order over `buffers`. `inputs` are the logical [n, c, h, w] shapes that a call hands over."""
+    """Steps in execution order over `buffers`. `inputs` are the logical [n, c, h, w] shapes that a call hands over.
+
+    `images`: how many images each step runs at a time, empty where all run all. Each number divides the next one, the
+    last one the batch, and a step runs whenever its images have come together: loops within loops, the first steps'
+    innermost. Inputs and outputs have the batch, another buffer the most images that a step holds in it at a time.
+    """
 
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     inputs: tuple[tuple[int, int, int, int], ...]
     arena_bytes: int
+    images: tuple[int, ...] = ()
 
     @property
     def outputs(self) -> tuple[Buffer, ...]:

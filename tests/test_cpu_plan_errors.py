@@ -164,6 +164,55 @@ def test_a_plan_that_does_not_fit_is_refused(change: Callable[[Plan], Plan], mes
         cpu.compile(change(chain()))
 
 
+def staged(images: tuple[int, ...], *held: int, **fields: Any) -> Plan:
+    """The chain of four images, its steps these at a time, its first two buffers of `held` images."""
+    plan = replace(chain(4), images=images)
+    for i, n in enumerate(held):
+        plan = buffer(i, n=n)(plan)
+    return pool_spec(n=images[2])(conv_spec(n=images[1])(replace(plan, **fields)))
+
+
+STAGES: dict[str, tuple[Plan, str]] = {
+    "too few numbers": (replace(chain(4), images=(2, 2)), "for 2 steps; allowed: for none or for 3"),
+    "negative": (staged((-1, 2, 4), 2, 4), "'import': -1 images at a time; allowed: 0 or more"),
+    "fewer later": (staged((4, 2, 4), 4, 4), "'import' runs 4 images at a time; allowed: a divisor of the 2"),
+    "not a divisor of the batch": (staged((3, 3, 3), 3, 3), "multiple of the 3 that the step takes"),
+    "all beside some": (staged((0, 4, 4), 4, 4), "'import' runs 0 images at a time"),
+    "a spec of another number": (conv_spec(n=4)(staged((2, 2, 4), 2, 4)), r"\(2, 6, 6, 4\); allowed: \(4, 6, 6, 4\)"),
+    "a buffer of too few": (staged((2, 2, 4), 2, 2), "buffer 1 of 2 images; allowed: a multiple of the 4"),
+    "an output of too few": (buffer(2, n=2)(staged((2, 2, 2), 2, 2)), "an output of 2 images; allowed: 4"),
+}
+
+
+@pytest.mark.parametrize(("plan", "message"), STAGES.values(), ids=STAGES.keys())
+def test_stages_that_do_not_follow_each_other_are_refused(plan: Plan, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cpu.compile(plan)
+
+
+def test_what_later_slices_overwrite_is_refused() -> None:
+    """Memory that is free once, in the order of the steps, while the first ones have other images to come."""
+    buffers = (
+        Buffer(2, 6, 6, 4, "arena", 0),
+        Buffer(2, 6, 6, 4, "arena", 4608),
+        Buffer(4, 6, 6, 4, "arena", 0),
+        Buffer(4, 6, 6, 4, "output", 0),
+    )
+    steps = (
+        ImportStep("import", 0, V(0, 0, 4)),
+        EltwiseStep("copy", V(0, 0, 4), V(1, 0, 4)),
+        EltwiseStep("collect", V(1, 0, 4), V(2, 0, 4)),
+        EltwiseStep("all", V(2, 0, 4), V(3, 0, 4)),
+    )
+    plan = Plan(buffers, steps, ((4, 4, 6, 6),), 4608 + 1152, (2, 2, 2, 4))
+    with pytest.raises(ValueError, match=r"'all' reads.*buffer 2.*none overwrote since"):
+        cpu.compile(plan)
+    apart = replace(buffers[2], position=4608 + 1152)
+    moved = replace(plan, buffers=(*buffers[:2], apart, buffers[3]), arena_bytes=4608 + 1152 + 2304)
+    x = torch.arange(4 * 4 * 36.0).reshape(4, 4, 6, 6)
+    assert torch.equal(call(cpu.compile(moved), moved, x)[0], x)
+
+
 def test_pairs_must_be_connected() -> None:
     spec = ConvSpec(1, 6, 6, 4, 4, 1, 1)
     first = ConvStep("a", spec, V(0, 0, 4), *weights(4, 4, 1, 1), (Output(V(1, 0, 4), True),))

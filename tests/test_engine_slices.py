@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inception_fast import optimize
+from inception_fast import create_model, optimize
 from inception_fast.engine import slices
+from inception_fast.engine.runner import OptimizedModule
 
 
 class Net(nn.Module):
@@ -24,6 +25,24 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.second(self.first(x).relu())
         return self.head(y.mean((2, 3))), y
+
+
+class Shrinking(nn.Module):
+    """Maps get smaller and weights more, as in every network here, with a residual and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.left, self.right = nn.Conv2d(8, 12, 1), nn.Conv2d(8, 4, 3, padding=1)
+        self.grow = nn.Conv2d(16, 16, 3, padding=1)
+        self.tail = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 40, 3), nn.ReLU(), nn.Conv2d(40, 24, 1))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        x = torch.cat((self.left(x), self.right(x)), 1)
+        x = self.tail((x + 0.5 * self.grow(x)).relu())
+        return self.head(x.mean((2, 3))), x
 
 
 class Meeting(nn.Module):
@@ -74,3 +93,51 @@ def test_images_that_meet_stay_together(small_cache: None) -> None:
     assert "slices" not in fast.report().counts
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.fixture
+def weights_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for one of the test's images or two, and none for weights."""
+    monkeypatch.setattr(slices, "ARENA_LIMIT", 20_000)
+    monkeypatch.setattr(slices, "WEIGHTS_LIMIT", 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [5, 8, 16, 27])
+def test_later_steps_run_more_images_at_a_time(weights_stream: None, batch: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Shrinking().eval(), torch.randn(batch, 3, 20, 20)
+    fast, one = optimize(model, x, dtype=dtype), optimize(model, x[:1], dtype=dtype)
+    plan = images_of(fast, x)
+    assert len(set(plan)) >= 2 and list(plan) == sorted(plan)
+    for y, parts in zip(fast(x), zip(*(one(image[None]) for image in x), strict=True), strict=True):
+        assert torch.equal(y, torch.cat(parts))
+    assert [name for name, _ in fast.time_steps(x)] == [step.name for step in fast.report(x).steps]
+
+
+def images_of(fast: OptimizedModule, x: Tensor) -> tuple[int, ...]:
+    """How many images of x each step of its program runs at a time."""
+    executable, _ = fast._session.executable([x])
+    plan = slices.plan_in_slices(executable.program)
+    assert plan is not None
+    return slices.images_at_a_time(plan)
+
+
+def test_the_report_of_slices_is_of_the_whole_batch(weights_stream: None) -> None:
+    model, x = Shrinking().eval(), torch.randn(27, 3, 20, 20)
+    report, one = optimize(model, x).report(), optimize(model, x[:1]).report()
+    assert report.counts["slices"] > 1 and report.counts["flops"] == 27 * one.counts["flops"]
+    assert {step.shape[0] for step in report.steps if step.shape} == {27}
+
+
+def test_slices_of_a_network_whose_weights_leave_the_cache() -> None:
+    """At the limits as they ship: stages grow to the whole batch, and take less memory than all images at once."""
+    torch.manual_seed(0)
+    model, x = create_model("inception_v1", num_classes=10).eval(), torch.randn(16, 3, 224, 224)
+    fast, one = optimize(model, x), optimize(model, x[:1])
+    plan = images_of(fast, x)
+    assert plan[0] < plan[-1] == 16
+    executable, _ = fast._session.executable([x])
+    assert executable.arena_bytes < 0.6 * executable.program.arena_bytes
+    y = fast(x)
+    assert all(torch.equal(y[i : i + 1], one(x[i : i + 1])) for i in (0, 7, 15))

@@ -64,7 +64,7 @@ def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_p
 def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build_driver(ROOT, tmp_path, optimize="-O0", sanitize="thread")
     training = ("weight_gradient", "gradient_tiles", "train_conv", "train_tiles", "train_pool")
-    for test in ("mix", "callers", "shared", "pair", "winograd", "import", "average", *training):
+    for test in ("mix", "callers", "shared", "pair", "winograd", "import", "average", "stages", *training):
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")
 
 

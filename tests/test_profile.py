@@ -10,7 +10,7 @@ from inception_fast.kernels.spec import ConvSpec
 from torch import nn
 
 from inception_fast.cli import main
-from inception_fast.engine import optimize
+from inception_fast.engine import optimize, slices
 from inception_fast.measure.profiler import profile
 from inception_fast.measure.roofline import Peak, measure_peak
 
@@ -38,6 +38,18 @@ def test_work_and_traffic_by_hand():
         assert layer.peak_share == pytest.approx(layer.gflops / 1000)
         assert layer.roof_share == pytest.approx(1e3 * PEAK.roof(layer.flops, layer.bytes) / layer.ms)
     assert found.rounds == 3 and found.call_ms > 0 and not found.fallbacks
+
+
+@pytest.mark.parametrize("batch", [4, 7])
+def test_slices_have_rows_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch, batch: int):
+    monkeypatch.setattr(slices, "ARENA_LIMIT", 12_000)
+    x = torch.randn(batch, 8, 12, 12)
+    fast = optimize(net(), x)
+    assert fast.report().counts["slices"] > 1
+    found = profile(fast, x, PEAK, rounds=2)
+    assert {layer.shape[0] for layer in found.layers} == {batch}
+    first = next(layer for layer in found.layers if layer.kind == "conv")
+    assert first.flops == ConvSpec(batch, 12, 12, 8, 16, 3, 3, padding=(1, 1, 1, 1)).flops()
 
 
 def test_what_runs_through_torch_is_named():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
-from ..kernels.plan import ALIGNMENT, ConvStep, PairStep, View
+from ..kernels.plan import ALIGNMENT, ConvStep, PairStep, Plan, View
 from . import graph as ir
 from . import interpret
 from .plan import Program, Tap, TorchItem
@@ -127,16 +127,21 @@ class Compiled:
     """A program whose native calls are compiled. Any number of threads may run it at once.
 
     With `like`, compiled with the same weights for other sizes, it shares that one's packed weights, on the same tier.
+    `sliced`: what runs in place of the plan of the program's only item, a few images at a time.
     """
 
-    def __init__(self, program: Program, pool: ArenaPool, like: Compiled | None = None) -> None:
+    def __init__(
+        self, program: Program, pool: ArenaPool, like: Compiled | None = None, sliced: Plan | None = None
+    ) -> None:
         self.program, self.pool = program, pool
+        self.arena_bytes = program.arena_bytes if sliced is None else sliced.arena_bytes
+        self.slices = sliced.inputs[0][0] // sliced.images[0] if sliced else 1
         self.native: dict[int, cpu.CompiledPlan] = {}
         shared = iter(() if like is None else like.native.values())
         for i, item in enumerate(program.items):
             if isinstance(item, NativeItem):
                 first = next(shared, None)
-                self.native[i] = cpu.compile(item.plan, first.tier if first else None, like=first)
+                self.native[i] = cpu.compile(sliced or item.plan, first.tier if first else None, like=first)
         outputs = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
         self.outputs = [(b.n, b.h, b.w, b.c) for b in outputs]
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
@@ -147,7 +152,7 @@ class Compiled:
         return sum(c.packed_bytes for c in self.native.values())
 
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
-        arena = self.pool.lease(self.program.arena_bytes)
+        arena = self.pool.lease(self.arena_bytes)
         try:
             with torch.no_grad():
                 return _Run(self, inputs, arena, seconds).run()

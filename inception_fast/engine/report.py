@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
-from .program import Interpreted, Planned, convolutions
+from .program import Compiled, Interpreted, Planned, convolutions
 from .slices import Sliced
 
 if TYPE_CHECKING:
@@ -164,8 +164,10 @@ def _counts(executable: Interpreted | Planned, captured: Captured, steps: list[S
         }
         if program.tiles:
             counts["winograd_convolutions"] = sum(any(c.tile) for call in convolutions(program) for c in call)
-        if isinstance(executable, Sliced):
-            counts |= {"slices": executable.slices}  # calls; the other counts are those of one
+        if isinstance(executable, (Compiled, Sliced)):
+            counts["arena_bytes"] = executable.arena_bytes
+            if executable.slices > 1:
+                counts["slices"] = executable.slices  # of the first steps
     return counts
 
 

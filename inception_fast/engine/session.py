@@ -21,7 +21,7 @@ from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
 from .program import DTYPES, ArenaPool, Compiled, Interpreted, Planned, same_weights
-from .slices import Sliced, images_at_a_time
+from .slices import Sliced, images_at_a_time, in_slices, plan_in_slices
 
 if TYPE_CHECKING:
     from .gpu_session import GpuSession
@@ -132,14 +132,25 @@ class Session:
         like = self._like(program)
         if like is None:
             self._check_contents()
-        step = images_at_a_time(program) if captured.raw.dynamic else None
-        batch = self.signature.batch_of(leaves)
-        if step is None or step >= batch:
+        return self._compiled(captured, leaves, program, like)
+
+    def _compiled(
+        self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None
+    ) -> Compiled | Sliced:
+        """The program, or as many images of it as come together at its end, and what is left of the batch alike."""
+        plan = plan_in_slices(program) if captured.raw.dynamic else None
+        if plan is None:
             return Compiled(program, self._pool, like)
-        main = Compiled(self._lower(captured.graph, self._first(leaves, step)), self._pool, like)
-        left = batch % step
-        rest = Compiled(self._lower(captured.graph, self._first(leaves, left)), self._pool, main) if left else None
-        return Sliced(main, rest, batch, step)
+        images, batch = images_at_a_time(plan), self.signature.batch_of(leaves)
+        together = images[-1]
+        if together == batch:
+            return Compiled(program, self._pool, like, in_slices(plan, images, cpu.fuses))
+        some, left, rest = self._first(leaves, together), self._first(leaves, batch % together), None
+        main = self._compiled(captured, some, self._lower(captured.graph, some), like)
+        assert isinstance(main, Compiled)
+        if batch % together:
+            rest = self._compiled(captured, left, self._lower(captured.graph, left), main)
+        return Sliced(program, main, rest, batch, together)
 
     def _first(self, leaves: Sequence[Any], count: int) -> list[Any]:
         batch = self.signature.batch_of(leaves)

@@ -15,6 +15,7 @@ from ..engine.program import Compiled
 from ..engine.report import flops_of, shape_of
 from ..engine.runner import OptimizedModule
 from ..engine.segment import NativeItem
+from ..engine.slices import Sliced
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from ..kernels.spec import ITEM_BYTES, PairSpec
 from .roofline import Peak
@@ -93,7 +94,7 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
         raise ValueError(f"rounds {rounds}; allowed: 1 or more")
     session = fast._session
     executable, _ = session.executable(session.signature.leaves((x,), {}))
-    if not isinstance(executable, Compiled):
+    if not isinstance(executable, (Compiled, Sliced)):
         raise ValueError(f"a module on backend {fast.backend!r}; allowed: the native CPU kernels")
     report = fast.report(x)
     with torch.inference_mode():

@@ -162,8 +162,10 @@ def compile(plan: Plan, tier: str | None = None, like: CompiledPlan | None = Non
         builder.input(n, c, h, w)
     for buffer in plan.buffers:
         builder.buffer(buffer.n, buffer.h, buffer.w, buffer.c, buffer.kind, buffer.position, buffer.dtype)
-    for step in plan.steps:
-        _add(builder, step, plan.buffers)
+    if plan.images and len(plan.images) != len(plan.steps):
+        raise ValueError(f"numbers of images for {len(plan.images)} steps; allowed: for none or for {len(plan.steps)}")
+    for step, images in zip(plan.steps, plan.images or (0,) * len(plan.steps), strict=True):
+        _add(builder, step, images, plan.buffers)
     return CompiledPlan(builder.build(None if like is None else like._native))
 
 
@@ -173,10 +175,10 @@ def _checked_tier(name: str, seen: str) -> str:
     return name
 
 
-def _add(builder: _native.Builder, step: Step, buffers: Sequence[Buffer]) -> None:
+def _add(builder: _native.Builder, step: Step, images: int, buffers: Sequence[Buffer]) -> None:
     if not isinstance(step, get_args(Step)):
         raise TypeError(f"step of type {type(step).__name__}; allowed: {', '.join(s.__name__ for s in get_args(Step))}")
-    builder.step(step.name)
+    builder.step(step.name, images)
     if isinstance(step, ConvStep):
         _add_conv(builder, step)
     elif isinstance(step, PairStep):

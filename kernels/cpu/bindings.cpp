@@ -176,7 +176,7 @@ public:
     get().buffer({n, h, w, c, which, position, type_named(dtype, "buffer", false)});
   }
 
-  void step(const std::string &name) { get().step(name); }
+  void step(const std::string &name, int32_t images) { get().step(name, images); }
 
   void conv(const std::array<int32_t, 7> &sizes, std::array<int32_t, 2> stride, std::array<int32_t, 4> padding,
             int32_t groups, const ViewTuple &x, const Arrays &weights, const Array &scale, const Array &shift,

@@ -3,7 +3,6 @@
 #include "winograd_pack.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <stdexcept>
 
@@ -31,7 +30,7 @@ int64_t weight_count(const ConvOp &op) { return int64_t(op.oc) * (op.c / op.grou
 
 } // namespace
 
-Builder::Builder(const Tier &tier, int64_t arena_bytes) : plan_(new Plan), ledger_(plan_->buffers_) {
+Builder::Builder(const Tier &tier, int64_t arena_bytes) : plan_(new Plan), ledger_(plan_->buffers_, false) {
   plan_->tier_ = &tier;
   plan_->arena_bytes_ = arena_bytes;
   expect(arena_bytes >= 0, "arena of " + std::to_string(arena_bytes) + " bytes", "0 or more");
@@ -78,7 +77,11 @@ void Builder::buffer(Buffer b) {
   plan_->buffers_.push_back(b);
 }
 
-void Builder::step(std::string name) { plan_->names_.push_back(std::move(name)); }
+void Builder::step(std::string name, int32_t images) {
+  plan_->names_.push_back(std::move(name));
+  expect(images >= 0, std::to_string(images) + " images at a time", "0 or more");
+  images_ = images;
+}
 
 View Builder::view(const ViewSpec &v, const std::string &role) const {
   int64_t count = static_cast<int64_t>(plan_->buffers_.size());
@@ -95,13 +98,27 @@ View Builder::view(const ViewSpec &v, const std::string &role) const {
 
 void Builder::expect_map(const View &v, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const {
   const Buffer &b = plan_->buffers_[v.buffer];
-  expect(b.n == n && b.h == h && b.w == w && v.channels == c,
-         role + " of shape " + numbers({b.n, b.h, b.w, v.channels}), numbers({n, h, w, c}));
+  expect(images_of(v) == n && b.h == h && b.w == w && v.channels == c,
+         role + " of shape " + numbers({images_of(v), b.h, b.w, v.channels}), numbers({n, h, w, c}));
+}
+
+// How many of the view's images the step at hand takes at a time.
+int32_t Builder::images_of(const View &v) const {
+  int32_t n = plan_->buffers_[v.buffer].n;
+  expect(images_ == 0 || n % images_ == 0,
+         "buffer " + std::to_string(v.buffer) + " of " + std::to_string(n) + " images",
+         "a multiple of the " + std::to_string(images_) + " that the step takes at a time");
+  return images_ == 0 ? n : images_;
+}
+
+int64_t Builder::pixels_of(const View &v) const {
+  const Buffer &b = plan_->buffers_[v.buffer];
+  return int64_t(images_of(v)) * b.h * b.w;
 }
 
 void Builder::expect_same_map(const View &x, const View &y) const {
   const Buffer &b = plan_->buffers_[x.buffer];
-  expect_map(y, "output", b.n, b.h, b.w, x.channels);
+  expect_map(y, "output", images_of(x), b.h, b.w, x.channels);
 }
 
 const float *Builder::constant(Vector values, int32_t channels, const std::string &role) {
@@ -129,14 +146,10 @@ void Builder::add(Op op, const std::vector<View> &reads, const std::vector<View>
              "memory that the step does not read");
     }
   }
-  for (const View &view : reads)
-    ledger_.read(view, where);
-  for (const View &view : writes)
-    ledger_.write(view, where);
   op.step = plan_->steps() - 1;
   bool macs = std::holds_alternative<ConvOp>(op.kernel) || std::holds_alternative<PairOp>(op.kernel);
   op.serial = work <= (macs ? SERIAL_MACS : SERIAL_FLOATS);
-  op.fence = ledger_.fence(reads, writes, op.serial);
+  accesses_.push_back({reads, writes, images_, op.serial, where});
   plan_->ops_.push_back(std::move(op));
 }
 
@@ -232,23 +245,6 @@ ConvOp Builder::conv_op(const ConvSpec &s, const View &x) const {
   return op;
 }
 
-void Builder::queue_packing(const ConvOp &op, int part, const ConvArrays &arrays) {
-  Weights from{{}, arrays.scale.data, arrays.shift.data};
-  for (const WeightArray &each : arrays.weights) {
-    const std::vector<int64_t> &strides = each.strides;
-    from.blocks.push_back({each.data, int32_t(each.shape[0]), strides[0], strides[1], strides[2], strides[3]});
-  }
-  packings_.push_back({plan_->ops_.size(), part, plan_->panels_.size() - 1, packed_, from});
-  packed_ += (packed_size(op, plan_->panels_.back(), plan_->tier_->lanes) + 15) / 16 * 16;
-}
-
-ConvOp &Builder::packed_op(const Packing &packing) const {
-  auto &kernel = plan_->ops_[packing.op].kernel;
-  if (PairOp *pair = std::get_if<PairOp>(&kernel))
-    return packing.part ? pair->second : pair->first;
-  return std::get<ConvOp>(kernel);
-}
-
 void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
                    const ViewSpec *residual, float residual_scale) {
   expect_conv(s, arrays);
@@ -340,7 +336,7 @@ void Builder::eltwise(ViewSpec x, ViewSpec y, Vector scale, Vector shift, bool r
   op.x = view(x, "input");
   op.y = view(y, "output");
   expect_same_map(op.x, op.y);
-  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.pixels = pixels_of(op.x);
   op.scale = constant(scale, op.x.channels, "scale");
   op.shift = constant(shift, op.x.channels, "shift");
   op.relu = relu;
@@ -361,13 +357,13 @@ void Builder::import(int32_t source, ViewSpec y, Vector scale, Vector shift) {
          "one of " + std::to_string(count) + " inputs");
   const Shape &s = plan_->inputs_[source];
   ImportOp op{};
-  op.source = source, op.n = s.n, op.h = s.h, op.w = s.w;
+  op.source = source, op.n = images_ ? images_ : s.n, op.h = s.h, op.w = s.w;
   op.y = view(y, "output");
-  expect_map(op.y, "output", s.n, s.h, s.w, s.c);
+  expect_map(op.y, "output", op.n, s.h, s.w, s.c);
   op.scale = constant(scale, s.c, "scale");
   op.shift = constant(shift, s.c, "shift");
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, sizeof(float) * plan_->tier_->import_pixels * size_t(s.c));
-  add({op, 0, false, false}, {}, {op.y}, false, int64_t(s.n) * s.h * s.w * s.c);
+  add({op, 0, false, false}, {}, {op.y}, false, int64_t(op.n) * s.h * s.w * s.c);
 }
 
 void Builder::lrn(ViewSpec x, ViewSpec y, int32_t size, float alpha, float beta, float k) {
@@ -376,7 +372,7 @@ void Builder::lrn(ViewSpec x, ViewSpec y, int32_t size, float alpha, float beta,
   op.y = view(y, "output");
   expect_same_map(op.x, op.y);
   expect(size >= 1 && size <= (1 << 20), "window of " + std::to_string(size) + " channels", "1 to 1048576");
-  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.pixels = pixels_of(op.x);
   op.size = size, op.alpha = alpha, op.beta = beta, op.k = k;
   size_t row = sizeof(float) * (size_t(op.x.channels) + size + plan_->tier_->lanes);
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, row);
@@ -388,70 +384,26 @@ void Builder::normalize(ViewSpec x, ViewSpec y, float eps) {
   op.x = view(x, "input");
   op.y = view(y, "output");
   expect_same_map(op.x, op.y);
-  op.pixels = plan_->buffers_[op.x.buffer].pixels();
+  op.pixels = pixels_of(op.x);
   op.eps = eps;
   add({op, 0, false, false}, {op.x}, {op.y}, true, op.pixels * op.x.channels);
 }
 
-std::vector<int64_t> Builder::packing() const {
-  std::vector<int64_t> out;
-  for (const Packing &packing : packings_) {
-    const ConvOp &op = packed_op(packing);
-    out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps,
-                           op.tile_h, op.tile_w});
-    for (const Panel &panel : plan_->panels_[packing.panels])
-      out.insert(out.end(), {panel.packed, panel.column, panel.width});
-  }
-  return out;
-}
-
-void Builder::pack_all() {
-  plan_->packed_ = std::make_shared<Memory>(packed_ * sizeof(float));
-  struct Item {
-    size_t packing;
-    int64_t position;
-    const Weights *from;
-    const ConvOp *op;
-    const Panel *panel;
+// Which operators run on which images, and which wait for others.
+void Builder::order() {
+  int32_t batch = plan_->inputs_.empty() ? 0 : plan_->inputs_[0].n;
+  plan_->runs_ = runs_of(accesses_, batch);
+  auto expect_batch = [&](int32_t n, const std::string &what) {
+    expect(images_ == 0 || n == batch, what + " of " + std::to_string(n) + " images", std::to_string(batch));
   };
-  struct Work {
-    std::vector<Item> items;
-    std::vector<std::atomic<bool>> finite;
-    std::atomic<size_t> next{0};
-    float *to;
-    int lanes;
-  };
-  Work work;
-  work.finite = std::vector<std::atomic<bool>>(packings_.size());
-  work.to = plan_->packed_->data();
-  work.lanes = plan_->tier_->lanes;
-  for (size_t i = 0; i < packings_.size(); ++i) {
-    work.finite[i] = true;
-    for (const Panel &panel : plan_->panels_[packings_[i].panels])
-      work.items.push_back({i, packings_[i].position, &packings_[i].from, &packed_op(packings_[i]), &panel});
-  }
-  auto body = [](void *context, const Worker &, Barrier &) {
-    Work &work = *static_cast<Work *>(context);
-    for (size_t i = work.next++; i < work.items.size(); i = work.next++) {
-      const Item &item = work.items[i];
-      float *to = work.to + item.position + item.panel->packed;
-      if (!pack(*item.op, *item.panel, *item.from, work.lanes, to))
-        work.finite[item.packing] = false;
-    }
-  };
-  int threads = packed_ > (1 << 18) ? std::min(available_cores(), 16) : 1;
-  Lease team(threads, 0);
-  team->run(threads, body, &work);
-  for (const std::atomic<bool> &finite : work.finite)
-    plan_->finite_.push_back(finite);
-}
-
-void Builder::point_at_weights() {
-  for (size_t i = 0; i < packings_.size(); ++i) {
-    ConvOp &op = packed_op(packings_[i]);
-    op.packed = plan_->packed_->data() + packings_[i].position;
-    op.skip = plan_->finite_[i];
-  }
+  for (const Shape &input : plan_->inputs_)
+    expect_batch(input.n, "an input");
+  for (const Buffer &buffer : plan_->buffers_)
+    if (buffer.kind == BufferKind::output)
+      expect_batch(buffer.n, "an output");
+  std::vector<bool> fences = follow(plan_->runs_, accesses_, plan_->buffers_);
+  for (size_t i = 0; i < fences.size(); ++i)
+    plan_->ops_[i].fence = fences[i];
 }
 
 std::unique_ptr<Plan> Builder::build(const Plan *like) {
@@ -464,7 +416,7 @@ std::unique_ptr<Plan> Builder::build(const Plan *like) {
     }
   expect(high + 1 == outputs, "output position " + std::to_string(high),
          "positions without a gap, below " + std::to_string(outputs));
-  ledger_.finish();
+  order();
   plan_->packing_ = packing();
   if (like) {
     expect(like->tier_ == plan_->tier_ && like->packing_ == plan_->packing_,

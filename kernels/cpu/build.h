@@ -61,8 +61,9 @@ public:
 
   void input(Shape shape);
   void buffer(Buffer buffer);
-  // The operators that follow belong to this step.
-  void step(std::string name);
+  // The operators that follow belong to this step, which runs so many images at a time (order.h), or all: 0. Then
+  // every buffer has the batch in front; else as many images as the most that a step holds in it at a time.
+  void step(std::string name, int32_t images = 0);
 
   // The arrays must stay where they are until build().
   void conv(const ConvSpec &spec, ViewSpec x, const ConvArrays &arrays, const std::vector<OutputSpec> &outputs,
@@ -94,6 +95,8 @@ private:
   void expect(bool condition, const std::string &seen, const std::string &allowed) const;
   View view(const ViewSpec &spec, const std::string &role) const;
   void expect_map(const View &view, const std::string &role, int32_t n, int32_t h, int32_t w, int32_t c) const;
+  int32_t images_of(const View &view) const;
+  int64_t pixels_of(const View &view) const;
   void expect_same_map(const View &x, const View &y) const;
   void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
   void expect_weights(const ConvSpec &spec, const std::vector<WeightArray> &weights) const;
@@ -109,8 +112,12 @@ private:
   void pack_all();
   void point_at_weights();
 
+  void order();
+
   std::unique_ptr<Plan> plan_;
-  Ledger ledger_;
+  Ledger ledger_;                  // says which views overlap
+  std::vector<Accesses> accesses_; // of every operator
+  int32_t images_ = 0;             // of the step at hand
   std::vector<Packing> packings_;
   int64_t packed_ = 0;
 };

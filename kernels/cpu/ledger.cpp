@@ -26,26 +26,28 @@ bool Ledger::overlap(const View &a, const View &b) const {
 
 std::vector<bool> &Ledger::filled(int32_t buffer) {
   for (size_t i = filled_.size(); i < buffers_.size(); ++i)
-    filled_.emplace_back(buffers_[i].c, buffers_[i].kind == BufferKind::input);
+    filled_.emplace_back(size_t(images(buffers_[i])) * buffers_[i].c, buffers_[i].kind == BufferKind::input);
   return filled_[buffer];
 }
 
-void Ledger::read(const View &view, const std::string &what) {
+void Ledger::read(const View &view, Images images, const std::string &what) {
   const std::vector<bool> &channels = filled(view.buffer);
-  for (int32_t c = view.offset; c < view.offset + view.channels; ++c)
-    if (!channels[c])
-      throw std::invalid_argument(
-          what + " reads " + text(view) + ", whose channel " + std::to_string(c) +
-          " holds nothing; allowed: channels that an earlier step wrote and none overwrote since");
+  for (int32_t image = images.first; image < images.first + images.count; ++image)
+    for (int32_t c = view.offset; c < view.offset + view.channels; ++c)
+      if (!channels[size_t(image) * buffers_[view.buffer].c + c])
+        throw std::invalid_argument(
+            what + " reads " + text(view) + ", whose channel " + std::to_string(c) +
+            " holds nothing; allowed: channels that an earlier step wrote and none overwrote since");
 }
 
-void Ledger::write(const View &view, const std::string &what) {
+void Ledger::write(const View &view, Images images, const std::string &what) {
   const Buffer &buffer = buffers_[view.buffer];
   if (buffer.kind == BufferKind::input)
     throw std::invalid_argument(what + " writes buffer " + std::to_string(view.buffer) +
                                 " of kind input; allowed: arena, output");
   std::vector<bool> &channels = filled(view.buffer);
-  std::fill_n(channels.begin() + view.offset, view.channels, true);
+  for (int32_t image = images.first; image < images.first + images.count; ++image)
+    std::fill_n(channels.begin() + size_t(image) * buffer.c + view.offset, view.channels, true);
   for (size_t i = 0; i < buffers_.size(); ++i)
     if (static_cast<int32_t>(i) != view.buffer && share_bytes(buffers_[i], buffer))
       filled_[i].assign(filled_[i].size(), false);
@@ -54,7 +56,8 @@ void Ledger::write(const View &view, const std::string &what) {
 void Ledger::finish() {
   for (size_t i = 0; i < buffers_.size(); ++i)
     if (buffers_[i].kind == BufferKind::output)
-      read({static_cast<int32_t>(i), 0, buffers_[i].c, buffers_[i].c, buffers_[i].type}, "the caller");
+      read({static_cast<int32_t>(i), 0, buffers_[i].c, buffers_[i].c, buffers_[i].type}, {0, images(buffers_[i])},
+           "the caller");
 }
 
 bool Ledger::fence(const std::vector<View> &reads, const std::vector<View> &writes, bool serial) {

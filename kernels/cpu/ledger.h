@@ -1,5 +1,6 @@
-// Follows who wrote which channels of which buffer while a plan is built, so that a plan that reads what was never
-// written, or was overwritten since, is refused, and so that steps wait for each other only where their memory meets.
+// Follows who wrote which channels of which images of which buffer when a plan is built, so that a plan that reads what
+// was never written, or was overwritten since, is refused, and so that steps wait for each other only where their
+// memory meets.
 #pragma once
 
 #include "spec.h"
@@ -21,15 +22,20 @@ struct Buffer {
   int64_t bytes() const { return (type == Type::bfloat16 ? 2 : 4) * pixels() * c; }
 };
 
+// The images [first, first + count) of a buffer; where a ledger does not tell images apart, they are one.
+struct Images {
+  int32_t first, count;
+};
+
 class Ledger {
 public:
-  explicit Ledger(const std::vector<Buffer> &buffers) : buffers_(buffers) {}
+  Ledger(const std::vector<Buffer> &buffers, bool by_image) : buffers_(buffers), by_image_(by_image) {}
 
   bool overlap(const View &a, const View &b) const;
   // Raises std::invalid_argument when some of the channels hold nothing.
-  void read(const View &view, const std::string &what);
+  void read(const View &view, Images images, const std::string &what);
   // Raises std::invalid_argument when the buffer is an input.
-  void write(const View &view, const std::string &what);
+  void write(const View &view, Images images, const std::string &what);
   // Raises std::invalid_argument when an output buffer is not written in full.
   void finish();
 
@@ -42,9 +48,11 @@ private:
     View view;
     bool write, serial;
   };
-  std::vector<bool> &filled(int32_t buffer);
+  int32_t images(const Buffer &buffer) const { return by_image_ ? buffer.n : 1; }
+  std::vector<bool> &filled(int32_t buffer); // [images][c]
 
   const std::vector<Buffer> &buffers_;
+  bool by_image_;
   std::vector<std::vector<bool>> filled_;
   std::vector<Access> pending_;
 };

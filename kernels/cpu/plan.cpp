@@ -95,10 +95,32 @@ void Plan::check(const std::vector<Input> &inputs, const std::vector<void *> &ou
   }
 }
 
+static size_t item_bytes(Type type) { return type == Type::float32 ? 4 : type == Type::bfloat16 ? 2 : 1; }
+
 struct Plan::Job {
   const Plan &plan;
-  Call call;
+  std::vector<void *> bases; // of every buffer, at the first image; then room for each worker's own
+  std::vector<Input> inputs; // likewise
   double *seconds;
+
+  // What a worker's operators see when the first of their images is this one.
+  Call call(const Worker &worker, int32_t image) {
+    size_t count = plan.buffers_.size(), sources = plan.inputs_.size();
+    void **own = bases.data() + (worker.index + 1) * count;
+    Input *from = inputs.data() + (worker.index + 1) * sources;
+    for (size_t i = 0; i < count; ++i) {
+      const Buffer &buffer = plan.buffers_[i];
+      int64_t each = buffer.n ? buffer.bytes() / buffer.n : 0;
+      if (buffer.kind != BufferKind::local && each)
+        own[i] = static_cast<char *>(bases[i]) + held_at(image, buffer.n) * each;
+    }
+    for (size_t i = 0; i < sources; ++i) {
+      from[i] = inputs[i];
+      from[i].data =
+          static_cast<const char *>(inputs[i].data) + image * inputs[i].n * int64_t(item_bytes(inputs[i].type));
+    }
+    return {own, from, nullptr};
+  }
 };
 
 namespace {
@@ -126,24 +148,27 @@ void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &work
 } // namespace
 
 void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
-  const Job &job = *static_cast<const Job *>(pointer);
+  Job &job = *static_cast<Job *>(pointer);
   const Plan &plan = job.plan;
   Clock::time_point before = Clock::now();
-  for (size_t i = 0; i < plan.ops_.size(); ++i) {
-    const Op &op = plan.ops_[i];
-    if (worker.count > 1 && op.fence)
-      barrier.wait();
-    if (!op.serial)
-      run_op(*plan.tier_, op, job.call, worker);
-    else if (worker.index == 0)
-      run_op(*plan.tier_, op, job.call, Worker{0, 1, worker.scratch});
-    bool step_ends = i + 1 == plan.ops_.size() || plan.ops_[i + 1].step != op.step;
-    if (job.seconds && step_ends) {
-      barrier.wait();
-      Clock::time_point now = Clock::now();
-      if (worker.index == 0)
-        job.seconds[op.step] = std::chrono::duration<double>(now - before).count();
-      before = now;
+  for (const Run &run : plan.runs_) {
+    Call call = job.call(worker, run.image);
+    for (int i = run.first; i < run.last; ++i) {
+      const Op &op = plan.ops_[i];
+      if (worker.count > 1 && op.fence)
+        barrier.wait();
+      if (!op.serial)
+        run_op(*plan.tier_, op, call, worker);
+      else if (worker.index == 0)
+        run_op(*plan.tier_, op, call, Worker{0, 1, worker.scratch});
+      bool step_ends = i + 1 == run.last || plan.ops_[i + 1].step != op.step;
+      if (job.seconds && step_ends) {
+        barrier.wait();
+        Clock::time_point now = Clock::now();
+        if (worker.index == 0)
+          job.seconds[op.step] += std::chrono::duration<double>(now - before).count();
+        before = now;
+      }
     }
   }
 }
@@ -151,8 +176,10 @@ void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
 void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outputs, void *arena, int threads,
                double *seconds) const {
   check(inputs, outputs, arena, threads);
-  std::vector<void *> bases(buffers_.size());
-  for (size_t i = 0; i < bases.size(); ++i) {
+  bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
+  int count = alone ? 1 : threads;
+  std::vector<void *> bases((count + 1) * buffers_.size());
+  for (size_t i = 0; i < buffers_.size(); ++i) {
     const Buffer &buffer = buffers_[i];
     if (buffer.kind == BufferKind::arena)
       bases[i] = static_cast<char *>(arena) + buffer.position;
@@ -163,9 +190,11 @@ void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outp
     else
       bases[i] = const_cast<void *>(inputs[buffer.position].data); // the ledger forbids writing it
   }
-  bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
-  int count = alone ? 1 : threads;
-  Job job{*this, Call{bases.data(), inputs.data(), nullptr}, seconds};
+  std::vector<Input> from(inputs);
+  from.resize((count + 1) * inputs.size());
+  if (seconds)
+    std::fill_n(seconds, steps(), 0.0);
+  Job job{*this, std::move(bases), std::move(from), seconds};
   Lease team(count, scratch_bytes_);
   team->run(count, &Plan::body, &job);
 }

@@ -1,7 +1,7 @@
 // A compiled plan: operators with packed weights, and the call that runs them all.
 #pragma once
 
-#include "ledger.h"
+#include "order.h"
 #include "spec.h"
 #include "team.h"
 
@@ -71,6 +71,7 @@ private:
   std::vector<Shape> inputs_;
   std::vector<std::string> names_;
   std::vector<Op> ops_;
+  std::vector<Run> runs_;
   std::shared_ptr<Memory> packed_; // of this plan and of those that share its weights
   std::vector<int64_t> packing_;   // sizes and places of the weights in packed_
   std::vector<char> finite_;       // of every convolution: whether its weights are

@@ -2,6 +2,7 @@
 
 #include "gradient.h"
 #include "scene.h"
+#include "staged.h"
 #include "trained_conv.h"
 #include "trained_pool.h"
 #include "winograd_pack.h"
@@ -387,6 +388,7 @@ const Test TESTS[] = {
     {"train_tiles", "those of float32 by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
     {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
+    {"stages", "steps that run few images at a time before others", nullptr, 1, alone<Staged>},
 };
 
 } // namespace

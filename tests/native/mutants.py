@@ -242,6 +242,32 @@ MUTANTS = (
         "every panel begins its range", "pack.cpp", "panel.y.offset += column - range_begin;", "", "scatter", "pack.cpp"
     ),
     Mutant("nobody waits", "ledger.cpp", "  return wait;", "  return false;", "mix", "ledger.cpp"),
+    Mutant("every slice is the first", "plan.cpp", "held_at(image, buffer.n) * each", "0 * each", "stages", "plan.cpp"),
+    Mutant(
+        "every slice reads the first",
+        "plan.cpp",
+        "+ image * inputs[i].n *",
+        "+ 0 * inputs[i].n *",
+        "stages",
+        "plan.cpp",
+    ),
+    Mutant(
+        "the order of slices is that of whole steps",
+        "order.cpp",
+        "whole && each.images == 0",
+        "whole",
+        "stages",
+        "order.cpp",
+    ),
+    Mutant(
+        "the first slice alone waits",
+        "order.cpp",
+        "fences[i] = true;",
+        "fences[i] = !run.image;",
+        "stages",
+        "order.cpp",
+        seeds=60,
+    ),
     Mutant("small steps run on every thread", "plan.cpp", "else if (worker.index == 0)", "else", "mix", "plan.cpp"),
     Mutant(
         "padding of the wrong side",
