@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 
 (VERSION,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
 BUILD_YARDSTICKS = 45  # a build of the CPU's kernels took 25 to 30 of them where this was set, on two slow cores
-CUDA_BUILD_SECONDS, CUDA_BUILD_BYTES = 300.0, 8 * 10**9  # on two cores; the CPU's kernels are in it
+# On two cores that take at most so long for a yardstick; the CPU's kernels are in it.
+CUDA_BUILD_SECONDS, CUDA_BUILD_BYTES, CUDA_YARDSTICK = 300.0, 8 * 10**9, 5.0
 IMPORT_SECONDS = 0.3
 WAYS = ("wheel", "sdist", "editable")
 NVCC = (
@@ -56,6 +57,44 @@ class Copy:
 
     root: Path
     files: list[Path]
+
+
+# As a source file with a regular expression and some containers takes, some 3 to 7 s: what machines and their load make
+# of a compiler's time.
+YARDSTICK = """
+#include <map>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+int main(int argc, char **argv) {
+  std::map<std::string, std::vector<double>> found;
+  for (int i = 0; i < argc; ++i) {
+    const std::regex expression("([a-z]+)=([0-9.]+)");
+    const std::string word(argv[i]);
+    std::smatch match;
+    if (std::regex_search(word, match, expression))
+      found[match[1]].push_back(std::stod(match[2]));
+  }
+  std::ostringstream text;
+  for (const auto &[name, values] : found)
+    text << name << values.size();
+  return static_cast<int>(text.str().size());
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def yardstick(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Processor seconds of compiling the yardstick."""
+    folder = tmp_path_factory.mktemp("yardstick")
+    (folder / "it.cpp").write_text(YARDSTICK)
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(2):
+        subprocess.run(["g++", "-std=c++17", "-O3", "-c", "it.cpp", "-o", "it.o"], check=True, cwd=folder)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime) / 2
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +266,15 @@ def compiled(installed: Callable[[str], Install]) -> list[Any]:
     return offline.kernels(file)
 
 
-def test_the_cuda_kernels_compile_in_bounded_time_and_memory(from_sdist: Built, compiled: list[Any]) -> None:
-    assert compiled and from_sdist.seconds <= 2 * CUDA_BUILD_SECONDS, (
-        f"{from_sdist.seconds:.0f} processor seconds; promised: {CUDA_BUILD_SECONDS:.0f} s, two cores"
+def test_the_cuda_kernels_compile_in_bounded_time_and_memory(
+    from_sdist: Built, compiled: list[Any], yardstick: float, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("cuda_build_seconds", round(from_sdist.seconds, 1))
+    record_property("yardstick_seconds", round(yardstick, 2))
+    allowed = 2 * CUDA_BUILD_SECONDS * max(1.0, yardstick / CUDA_YARDSTICK)
+    assert compiled and from_sdist.seconds <= allowed, (
+        f"{from_sdist.seconds:.0f} processor seconds; promised: {CUDA_BUILD_SECONDS:.0f} s on two cores that take "
+        f"{CUDA_YARDSTICK} s for a yardstick, which took {yardstick:.1f}"
     )
     assert 10**7 < 2 * from_sdist.largest_bytes <= CUDA_BUILD_BYTES, (
         f"{from_sdist.largest_bytes} bytes in the largest process; promised: two of them in {CUDA_BUILD_BYTES}"
@@ -296,42 +341,9 @@ print(json.dumps({
     assert not any(run["cuda"] for run in runs)
 
 
-# As a source file with a regular expression and some containers takes, some 3 to 7 s: what machines and their load make
-# of a compiler's time.
-YARDSTICK = """
-#include <map>
-#include <regex>
-#include <sstream>
-#include <string>
-#include <vector>
-
-int main(int argc, char **argv) {
-  std::map<std::string, std::vector<double>> found;
-  for (int i = 0; i < argc; ++i) {
-    const std::regex expression("([a-z]+)=([0-9.]+)");
-    const std::string word(argv[i]);
-    std::smatch match;
-    if (std::regex_search(word, match, expression))
-      found[match[1]].push_back(std::stod(match[2]));
-  }
-  std::ostringstream text;
-  for (const auto &[name, values] : found)
-    text << name << values.size();
-  return static_cast<int>(text.str().size());
-}
-"""
-
-
 def test_the_build_is_quick(
-    built: tuple[Path, float], tmp_path: Path, record_property: Callable[[str, object], None]
+    built: tuple[Path, float], yardstick: float, record_property: Callable[[str, object], None]
 ) -> None:
-    file = tmp_path / "yardstick.cpp"
-    file.write_text(YARDSTICK)
-    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(2):
-        subprocess.run(["g++", "-std=c++17", "-O3", "-c", str(file), "-o", str(tmp_path / "it.o")], check=True)
-    end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    yardstick = (end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime) / 2
     record_property("build_seconds", round(built[1], 1))
     record_property("yardstick_seconds", round(yardstick, 2))
     assert built[1] <= BUILD_YARDSTICKS * yardstick, (

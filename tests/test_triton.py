@@ -19,11 +19,20 @@ from inception_fast.kernels.triton.convolve import box
 from checkout import ROOT
 from inception_fast.backends import triton_gpu
 
+# In processes of a few minutes each: what starts with these names, and the rest.
+INTERPRETED = ("test_conv", "test_gpu", "test_hopper", "test_p", "test_")
+
 
 @pytest.mark.timeout(600)
-def test_interpreted_kernels() -> None:
+@pytest.mark.parametrize("start", INTERPRETED)
+def test_interpreted_kernels(start: str) -> None:
     """Triton chooses its interpreter when it is imported, for the whole process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted"]
+    before = INTERPRETED[: INTERPRETED.index(start)]
+    files = sorted(
+        path for path in (ROOT / "tests/interpreted").glob(f"{start}*.py") if not path.name.startswith(before)
+    )
+    assert files
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", *map(str, files)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
