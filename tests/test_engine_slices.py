@@ -62,20 +62,21 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "ARENA_LIMIT", 60_000)
 
 
+def assert_bits_of_single_images(fast: OptimizedModule, model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+    one = optimize(model, x[:1], dtype=dtype)
+    for y, parts in zip(fast(x), zip(*(one(image[None]) for image in x), strict=True), strict=True):
+        assert torch.equal(y, torch.cat(parts))
+    assert [name for name, _ in fast.time_steps(x)] == [step.name for step in fast.report().steps]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch", [2, 3, 7, 8])
 def test_slices_change_no_bit(small_cache: None, batch: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model, x = Net().eval(), torch.randn(batch, 3, 20, 20)
     fast = optimize(model, x, dtype=dtype)
-    one = optimize(model, x[:1], dtype=dtype)
-    found = fast(x)
-    for y, parts in zip(found, zip(*(one(image[None]) for image in x), strict=True), strict=True):
-        assert torch.equal(y, torch.cat(parts))
-    counts = fast.report().counts
-    assert batch < 7 or counts["slices"] > 1
-    names = [name for name, _ in fast.time_steps(x)]
-    assert names == [step.name for step in fast.report().steps]
+    assert_bits_of_single_images(fast, model, x, dtype)
+    assert batch < 7 or fast.report().counts["slices"] > 1
 
 
 def test_sizes_share_one_copy_of_the_weights(small_cache: None) -> None:
@@ -107,12 +108,10 @@ def weights_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_later_steps_run_more_images_at_a_time(weights_stream: None, batch: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model, x = Shrinking().eval(), torch.randn(batch, 3, 20, 20)
-    fast, one = optimize(model, x, dtype=dtype), optimize(model, x[:1], dtype=dtype)
+    fast = optimize(model, x, dtype=dtype)
     plan = images_of(fast, x)
     assert len(set(plan)) >= 2 and list(plan) == sorted(plan)
-    for y, parts in zip(fast(x), zip(*(one(image[None]) for image in x), strict=True), strict=True):
-        assert torch.equal(y, torch.cat(parts))
-    assert [name for name, _ in fast.time_steps(x)] == [step.name for step in fast.report(x).steps]
+    assert_bits_of_single_images(fast, model, x, dtype)
 
 
 def images_of(fast: OptimizedModule, x: Tensor) -> tuple[int, ...]:

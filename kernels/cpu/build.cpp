@@ -30,7 +30,7 @@ int64_t weight_count(const ConvOp &op) { return int64_t(op.oc) * (op.c / op.grou
 
 } // namespace
 
-Builder::Builder(const Tier &tier, int64_t arena_bytes) : plan_(new Plan), ledger_(plan_->buffers_, false) {
+Builder::Builder(const Tier &tier, int64_t arena_bytes) : plan_(new Plan) {
   plan_->tier_ = &tier;
   plan_->arena_bytes_ = arena_bytes;
   expect(arena_bytes >= 0, "arena of " + std::to_string(arena_bytes) + " bytes", "0 or more");
@@ -136,14 +136,14 @@ void Builder::add(Op op, const std::vector<View> &reads, const std::vector<View>
   std::string where = "step '" + plan_->names_.back() + "'";
   for (size_t i = 0; i < writes.size(); ++i) {
     for (size_t j = 0; j < i; ++j)
-      expect(!ledger_.overlap(writes[i], writes[j]), "outputs " + text(writes[j]) + " and " + text(writes[i]),
+      expect(!overlap(plan_->buffers_, writes[i], writes[j]), "outputs " + text(writes[j]) + " and " + text(writes[i]),
              "outputs that do not overlap");
     for (size_t j = 0; j < reads.size(); ++j) {
       const View &x = reads[j], &y = writes[i];
       // A pixel's value may replace the one it was made of: element by element, or a residual's.
       bool same = x.buffer == y.buffer && x.offset == y.offset && x.channels == y.channels;
-      expect(!ledger_.overlap(x, y) || (same && (in_place || j > 0)), "output " + text(y) + " over operand " + text(x),
-             "memory that the step does not read");
+      expect(!overlap(plan_->buffers_, x, y) || (same && (in_place || j > 0)),
+             "output " + text(y) + " over operand " + text(x), "memory that the step does not read");
     }
   }
   op.step = plan_->steps() - 1;

@@ -115,7 +115,6 @@ private:
   void order();
 
   std::unique_ptr<Plan> plan_;
-  Ledger ledger_;                  // says which views overlap
   std::vector<Accesses> accesses_; // of every operator
   int32_t images_ = 0;             // of the step at hand
   std::vector<Packing> packings_;

@@ -18,10 +18,10 @@ static bool share_bytes(const Buffer &a, const Buffer &b) {
   return a.position < b.position + b.bytes() && b.position < a.position + a.bytes();
 }
 
-bool Ledger::overlap(const View &a, const View &b) const {
+bool overlap(const std::vector<Buffer> &buffers, const View &a, const View &b) {
   if (a.buffer == b.buffer)
     return a.offset < b.offset + b.channels && b.offset < a.offset + a.channels;
-  return share_bytes(buffers_[a.buffer], buffers_[b.buffer]);
+  return share_bytes(buffers[a.buffer], buffers[b.buffer]);
 }
 
 std::vector<bool> &Ledger::filled(int32_t buffer) {
@@ -63,7 +63,7 @@ void Ledger::finish() {
 bool Ledger::fence(const std::vector<View> &reads, const std::vector<View> &writes, bool serial) {
   auto meets = [&](const View &view, bool write) {
     return std::any_of(pending_.begin(), pending_.end(), [&](const Access &other) {
-      return (write || other.write) && !(serial && other.serial) && overlap(view, other.view);
+      return (write || other.write) && !(serial && other.serial) && overlap(buffers_, view, other.view);
     });
   };
   bool wait = std::any_of(reads.begin(), reads.end(), [&](const View &view) { return meets(view, false); }) ||

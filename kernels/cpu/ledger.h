@@ -27,11 +27,12 @@ struct Images {
   int32_t first, count;
 };
 
+bool overlap(const std::vector<Buffer> &buffers, const View &a, const View &b);
+
 class Ledger {
 public:
   Ledger(const std::vector<Buffer> &buffers, bool by_image) : buffers_(buffers), by_image_(by_image) {}
 
-  bool overlap(const View &a, const View &b) const;
   // Raises std::invalid_argument when some of the channels hold nothing.
   void read(const View &view, Images images, const std::string &what);
   // Raises std::invalid_argument when the buffer is an input.
