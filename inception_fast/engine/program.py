@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
-from ..kernels.plan import ALIGNMENT, ConvStep, PairStep, Plan, View
+from ..kernels.plan import ALIGNMENT, ConvStep, PairStep, Plan, Step, View
 from . import graph as ir
 from . import interpret
 from .plan import Program, Tap, TorchItem
@@ -67,13 +67,19 @@ class ArenaPool:
             self._idle = sorted([*self._idle, arena], key=Tensor.numel)[-IDLE_ARENAS:]
 
 
+def convolutions_of(step: Step) -> tuple[ConvStep, ...]:
+    """A convolution itself, a pair's two, none of any other step."""
+    if isinstance(step, PairStep):
+        return step.first, step.second
+    return (step,) if isinstance(step, ConvStep) else ()
+
+
 def convolutions(program: Program) -> list[list[ConvStep]]:
     """The convolutions of each native call, in order, parts of pairs apart."""
     found: list[list[ConvStep]] = []
     for item in program.items:
         if isinstance(item, NativeItem):
-            parts = [(s.first, s.second) if isinstance(s, PairStep) else (s,) for s in item.plan.steps]
-            found.append([s for part in parts for s in part if isinstance(s, ConvStep)])
+            found.append([conv for step in item.plan.steps for conv in convolutions_of(step)])
     return found
 
 

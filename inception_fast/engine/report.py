@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, PoolStep, Step
 from . import graph as ir
 from .plan import Program, TorchItem
-from .program import Compiled, Interpreted, Planned, convolutions
+from .program import Compiled, Interpreted, Planned, convolutions, convolutions_of
 from .slices import Sliced
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ def _native_steps(program: Program, backend: str, ran_by: Callable[[Step], tuple
 
 
 def _winograd(step: Step, program: Program) -> str:
-    parts = (step.first, step.second) if isinstance(step, PairStep) else (step,)
-    convs = [part for part in parts if isinstance(part, ConvStep)]
+    convs = convolutions_of(step)
     found = [program.tiles[conv.name, conv.spec] for conv in convs if program.tiles]
     return "; ".join(f"tiles of {tile[0]}x{tile[1]}" if any(tile) else f"direct: {why}" for tile, why in found)
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.plan import Buffer, ConvStep, PairStep, Plan, PoolStep, Step
+from ..kernels.plan import ConvStep, PairStep, Plan, PoolStep, Step
 from ..kernels.spec import ITEM_BYTES, PairSpec
 from . import graph as ir
 from .memory import Lifetime, place
 from .plan import Program, Tap
-from .program import Compiled
+from .program import Compiled, convolutions_of
 from .segment import NativeItem, views
 
 # Half of the last-level cache that two cores of a server part see; the weights stream through the rest. On two threads
@@ -58,7 +58,7 @@ def images_at_a_time(plan: Plan) -> tuple[int, ...]:
 
     first, weights, wanted = fitting(max(held)), 0, []
     for step, size in zip(plan.steps, held, strict=True):
-        weights += sum(map(_weight_bytes, _convolutions(step)))
+        weights += sum(map(_weight_bytes, convolutions_of(step)))
         wanted.append(fitting(size) if weights > WEIGHTS_LIMIT else first)
     return tuple(min(wanted[i:]) for i in range(len(wanted)))
 
@@ -70,7 +70,7 @@ def in_slices(plan: Plan, images: Sequence[int], fuses: Fuses) -> Plan:
     """
     steps = [_of_images(step, n) for step, n in zip(plan.steps, images, strict=True)]
     touched = _touched(plan)
-    fused = {s.second.x.buffer for s in steps if isinstance(s, PairStep) and _is_fused(s, plan.buffers, fuses)}
+    fused = {s.second.x.buffer for s in steps if isinstance(s, PairStep) and _is_fused(s, fuses)}
     buffers = []
     for i, buffer in enumerate(plan.buffers):
         if buffer.kind in ("arena", "local") and touched[i]:
@@ -107,12 +107,6 @@ def _bytes_held(plan: Plan) -> list[int]:
     return held
 
 
-def _convolutions(step: Step) -> tuple[ConvStep, ...]:
-    if isinstance(step, PairStep):
-        return step.first, step.second
-    return (step,) if isinstance(step, ConvStep) else ()
-
-
 def _weight_bytes(step: ConvStep) -> int:
     spec, (tile_h, tile_w) = step.spec, step.tile
     points = (spec.kh + tile_h - 1) * (spec.kw + tile_w - 1) if any(step.tile) else spec.kh * spec.kw
@@ -128,7 +122,7 @@ def _of_images(step: Step, n: int) -> Step:
     return replace(step, spec=replace(step.spec, n=n)) if isinstance(step, PoolStep) else step
 
 
-def _is_fused(step: PairStep, buffers: Sequence[Buffer], fuses: Fuses) -> bool:
+def _is_fused(step: PairStep, fuses: Fuses) -> bool:
     if step.kind != "chain" or any(step.first.tile) or any(step.second.tile):
         return False
     return fuses(PairSpec(step.first.spec, step.second.spec, step.kind))
