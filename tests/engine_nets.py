@@ -17,7 +17,7 @@ from inception_fast.engine import graph as ir
 
 @dataclass(frozen=True)
 class Net:
-    """`size`: of the square images; `convolutions`: how many it has, and how many may be left."""
+    """`size`: of the square images; `convolutions`: how many it has, and how many the passes leave."""
 
     build: Callable[[], nn.Module]
     size: int
@@ -41,10 +41,10 @@ NETS = {
     "inception_v3": Net(partial(ours, "inception_v3"), 75, (94, 66)),
     "inception_v4": Net(partial(ours, "inception_v4"), 75, (149, 105)),
     "inception_resnet_v1": Net(partial(ours, "inception_resnet_v1"), 75, (132, 104)),
-    "inception_resnet_v2": Net(partial(ours, "inception_resnet_v2"), 75, (244, 190)),
+    "inception_resnet_v2": Net(partial(ours, "inception_resnet_v2"), 75, (244, 189)),
     "timm_v3": Net(partial(references.timm_net, "inception_v3"), 75, (94, 66)),
     "timm_v4": Net(partial(references.timm_net, "inception_v4"), 75, (149, 105)),
-    "timm_resnet_v2": Net(partial(references.timm_net, "inception_resnet_v2"), 75, (244, 190)),
+    "timm_resnet_v2": Net(partial(references.timm_net, "inception_resnet_v2"), 75, (244, 189)),
     "torchvision_v3": Net(partial(transforming, "inception_v3"), 75, (94, 66)),
     "torchvision_googlenet": Net(partial(transforming, "googlenet"), 64, (57, 39)),
 }

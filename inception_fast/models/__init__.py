@@ -1,7 +1,7 @@
 """The six variants, in plain torch.nn, and the registry that makes them."""
 
+from .._data_config import DataConfig, facenet_config, imagenet_config, inception_config
 from ._base import GoogLeNetOutputs, InceptionNet, InceptionOutputs
-from ._config import DataConfig, facenet_config, imagenet_config, inception_config
 from ._registry import create_model, list_models
 from ._trunk import FeatureInfo, FeatureNet
 from .inception_resnet import InceptionResnetV1, InceptionResnetV2

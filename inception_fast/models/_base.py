@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._config import DataConfig
+from .._data_config import DataConfig
 from ._options import Options, check, check_choice, check_count
 from ._trunk import FeatureInfo, InputTransform, Steps, TrunkNet, check_map
 from .blocks import GLOBAL_POOLS, global_pool, linear

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._data_config import facenet_config, inception_config
 from ._base import InceptionNet
-from ._config import facenet_config, inception_config
 from ._options import Options, check, check_choice, check_count
 from ._trunk import table
 from .blocks import AuxHead, Branches, ConvBlock, branch_avg_pool

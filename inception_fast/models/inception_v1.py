@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._data_config import inception_config
 from ._base import GoogLeNetOutputs, InceptionNet
-from ._config import inception_config
 from ._options import Options, check
 from ._trunk import table
 from .blocks import BiasConv2d, Branches, ConvBlock, branch_max_pool, linear, strided_conv, strided_max_pool

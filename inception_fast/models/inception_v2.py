@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._data_config import inception_config
 from ._base import InceptionNet
-from ._config import inception_config
 from ._options import Options, check_choice
 from ._trunk import table
 from .blocks import (

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._data_config import inception_config
 from ._base import InceptionNet
-from ._config import inception_config
 from ._options import Options, check
 from ._trunk import table
 from .blocks import AuxHead, ConvBlock, branch_avg_pool, branch_max_pool

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._data_config import inception_config
 from ._base import InceptionNet
-from ._config import inception_config
 from ._options import Options
 from .blocks import AuxHead, Branches, ConvBlock, branch_avg_pool
 

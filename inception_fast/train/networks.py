@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models._config import DataConfig
+from .._data_config import DataConfig
 
 TINY = "tiny_inception"
 REDUCTIONS = ("parallel", "pool_conv", "conv_pool")

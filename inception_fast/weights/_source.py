@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._data_config import DataConfig, facenet_config, inception_config
 from .names import AUX, CLASSIFIERS
-
-if TYPE_CHECKING:
-    from ..models import DataConfig
 
 BACKGROUND_CLASSES = 1001
 """Classes of TF-slim's ImageNet nets: index 0 is the background, label i sits at i + 1."""
@@ -116,8 +114,6 @@ def data_config(layout: str, model: str) -> DataConfig | None:
     torchvision's weights expect ImageNet statistics with `transform_input` in front of the net; without it, as here, x
     / 127.5 - 1.
     """
-    from ..models import DataConfig, facenet_config, inception_config
-
     size = 224 if model in ("inception_v1", "inception_v2") else 299
     half = (0.5, 0.5, 0.5)
     if model == "inception_resnet_v1":

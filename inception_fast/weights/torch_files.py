@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .._data_config import DataConfig
 from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
 from .names import AUX, ROOTS
 
@@ -225,10 +226,8 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
     return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin)
 
 
-def parse_config(origin: str, config: Any) -> Any:
+def parse_config(origin: str, config: Any) -> DataConfig | None:
     """A DataConfig out of JSON, ours or timm's `pretrained_cfg`; None for null. Raises WeightsError for the rest."""
-    from ..models import DataConfig
-
     if config is None:
         return None
     try:
