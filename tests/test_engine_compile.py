@@ -89,6 +89,20 @@ def test_a_graph_break() -> None:
         assert relative(compiled(X), module(X)) <= numerics.NET_MAX
 
 
+def test_a_part_between_breaks_that_reads_no_batch() -> None:
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        torch._dynamo.graph_break()
+        scale = m.bn.weight * 2 + 1
+        torch._dynamo.graph_break()
+        return y * scale.view(1, -1, 1, 1)
+
+    module = randomised(Function(net, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        assert relative(compiled(X), module(X)) <= numerics.NET_MAX
+
+
 def test_written_and_replaced_parameters_count() -> None:
     module = small()
     compiled = torch.compile(module, backend="inception_fast")
@@ -98,6 +112,8 @@ def test_written_and_replaced_parameters_count() -> None:
         module.bn.running_mean.add_(0.5)
         check(compiled, module, X)
         module.fc.weight = nn.Parameter(torch.randn(5, 8))
+        check(compiled, module, X)
+        module.conv.weight.data.mul_(2)  # which torch does not count
         check(compiled, module, X)
 
 

@@ -19,9 +19,24 @@ def require(condition: bool, reason: str) -> None:
         raise Unsupported(reason)
 
 
+def hint(size: Any) -> int | None:
+    """A size or stride at the captured size; None for one that depends on values."""
+    found = size if isinstance(size, int) else size.node.hint
+    return None if found is None else int(found)
+
+
+def known_shape(value: Any) -> ir.Shape | None:
+    """The shape at the captured size, free dimensions by their example; None for no tensor, or where values decide."""
+    sizes = [hint(d) for d in value.shape] if isinstance(value, Tensor) else [None]
+    return None if None in sizes else tuple(d for d in sizes if d is not None)
+
+
 def hint_shape(value: Tensor) -> ir.Shape:
-    """The shape at the captured size, free dimensions by their example."""
-    return tuple(d if isinstance(d, int) else int(d.node.hint) for d in value.shape)
+    """The same of a tensor. Raises Unsupported where values decide it."""
+    shape = known_shape(value)
+    if shape is None:
+        raise Unsupported("a shape that depends on values")
+    return shape
 
 
 def sizes_of(value: Tensor) -> tuple[Any, ...]:
@@ -33,7 +48,8 @@ def sizes_of(value: Tensor) -> tuple[Any, ...]:
 class Call:
     """One captured call with its arguments resolved, read by schema names.
 
-    `value` is the captured fake result; `sizes` remembers the possibly free sizes of every node made so far.
+    `value` is the captured fake result; `sizes` remembers the possibly free sizes of every node made so far. `read`:
+    the positions of a tuple of results that anything reads.
     """
 
     def __init__(
@@ -45,9 +61,10 @@ class Call:
         arguments: tuple[Sequence[Any], dict[str, Any]],
         value: Any,
         path: str,
+        read: frozenset[int] = frozenset(),
     ) -> None:
         self.graph, self.sizes, self.name, self.target, self.path = graph, sizes, name, target, path
-        self.args, self.kwargs, self.value = tuple(arguments[0]), dict(arguments[1]), value
+        self.args, self.kwargs, self.value, self.read = tuple(arguments[0]), dict(arguments[1]), value, read
 
     def __getitem__(self, name: str) -> Any:
         for i, argument in enumerate(self.target._schema.arguments):
@@ -67,9 +84,7 @@ class Call:
         value = self.value if like is None else like
         tensor = isinstance(value, Tensor)
         dtype = value.dtype if tensor else inputs[0].dtype if inputs else None
-        made = ir.Node(
-            name or self.name, op, inputs, shape=shape or (hint_shape(value) if tensor else None), dtype=dtype
-        )
+        made = ir.Node(name or self.name, op, inputs, shape=shape or known_shape(value), dtype=dtype)
         made.sources, made.path = (self.name,), self.path
         if tensor and shape is None:
             self.sizes[made] = sizes_of(value)

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
 from . import graph as ir
-from .call import Call, Unsupported, hint_shape, sizes_of
+from .call import Call, Unsupported, hint_shape, known_shape, sizes_of
 from .interpret import evaluate
-from .translate import TRANSLATORS
+from .operands import Order, is_layout_bound, order_of
+from .translate import DROPOUTS, TRANSLATORS
 
 _ASSERTIONS = (
     "_assert_tensor_metadata",
@@ -68,9 +70,8 @@ def capture(
 ) -> tuple[ir.Graph, pytree.TreeSpec]:
     """The graph of `module(*args, **kwargs)` in eval mode, and its result's structure.
 
-    With `dynamic` the graph serves every batch of two and more.
-
-    Where the module does not allow a free batch size, the graph is of the example's alone, and says so in `dynamic`.
+    With `dynamic` the graph serves every batch of two and more for which its guards hold. Where the module does not
+    allow a free batch size, the graph is of the example's alone, and says so in `dynamic`.
     Raises CaptureError where torch.export does not take the module.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -88,6 +89,7 @@ def capture(
         try:
             graph = _translate(program)
         except _Mutates:
+            _forget_dropout(program)
             graph = _translate(program.run_decompositions({}))
     tree = program.call_spec.out_spec
     assert tree is not None
@@ -109,11 +111,31 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
         raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {cause}") from error
 
 
+def _forget_dropout(program: ExportedProgram) -> None:
+    """Takes out dropouts that are off: a decomposition makes copies of them, and writes in place stay in the copy."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if str(node.target) in DROPOUTS and not node.args[2] and all(user.op != "output" for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
 def _translate(program: ExportedProgram) -> ir.Graph:
     builder = _Builder(program)
     for node in program.graph.nodes:
         builder.add(node)
-    return builder.graph
+    graph = builder.graph
+    if graph.dynamic:
+        graph.guards = _guards(program)
+    return graph
+
+
+def _guards(program: ExportedProgram) -> tuple[Any, ...]:
+    """What the module's own code asked about free sizes on its way, as it was answered."""
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    modes = (value.fake_mode for value in values if isinstance(value, FakeTensor))
+    environment = next((mode.shape_env for mode in modes if mode.shape_env is not None), None)
+    return () if environment is None else tuple(guard.expr for guard in environment.guards)
 
 
 class _Builder:
@@ -181,7 +203,7 @@ class _Builder:
         target, mutated = self._out_of_place(node)
         value = node.meta.get("val")
         path = _module_path(node)
-        shape = hint_shape(value) if isinstance(value, Tensor) else None
+        shape = known_shape(value)
         self.graph.captured[node.name] = ir.Captured(node.name, str(node.target), path, shape)
         args, kwargs = self._resolve((node.args, node.kwargs))
         if getattr(target, "_opname", "") in _ASSERTIONS:
@@ -192,7 +214,8 @@ class _Builder:
             result = args[0][args[1]]
             self.graph.notes[node.name] = "part of a captured result"
         else:
-            result = self._make(Call(self.graph, self.sizes, node.name, target, (args, kwargs), value, path))
+            call = Call(self.graph, self.sizes, node.name, target, (args, kwargs), value, path, _read(node))
+            result = self._make(call, node)
         self.values[node] = result
         for other in mutated:
             self.values[other] = result
@@ -218,7 +241,7 @@ class _Builder:
         group.append(node)
         return pure, group
 
-    def _make(self, call: Call) -> Any:
+    def _make(self, call: Call, node: FxNode) -> Any:
         used = [a for a in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(a, ir.Node)]
         try:
             if used and all(isinstance(a.op, ir.Constant) for a in used):
@@ -228,9 +251,9 @@ class _Builder:
                 raise Unsupported(f"no native step for {call.target}")
             return translate(call)
         except Unsupported as reason:
-            return self._torch(call, str(reason))
+            return self._torch(call, str(reason), node)
 
-    def _torch(self, call: Call, reason: str) -> ir.Node:
+    def _torch(self, call: Call, reason: str, node: FxNode) -> ir.Node:
         inputs: list[ir.Node] = []
 
         def hold(node: ir.Node) -> ir.Ref:
@@ -238,14 +261,29 @@ class _Builder:
             return ir.Ref(len(inputs) - 1)
 
         args, kwargs = pytree.tree_map_only(ir.Node, hold, (call.args, call.kwargs))
-        op = ir.Torch(call.target, args, kwargs, reason)
+        op = ir.Torch(call.target, args, kwargs, reason, self._orders(node) if is_layout_bound(call.target) else None)
         folded = None
         if all(isinstance(i.op, ir.Constant) for i in inputs) and _repeatable(call.target):
-            folded = evaluate(op, [evaluate(i.op, [], torch.float64) for i in inputs], torch.float64)
+            folded = evaluate(op, [evaluate(i.op, []) for i in inputs])
         if isinstance(folded, Tensor) and isinstance(call.value, Tensor):
             self.graph.notes[call.name] = "computed from parameters alone, once"
             return call.node(ir.Constant(folded, call.value.dtype))
         return call.node(op, *inputs)
+
+    def _orders(self, node: FxNode) -> tuple[Order | None, ...]:
+        """How the call's operands lie at capture. Raises CaptureError where what it reads cannot be brought back."""
+        leaves: list[Any] = pytree.tree_leaves((node.args, node.kwargs))
+        values = [n.meta["val"] for n in leaves if isinstance(n, FxNode) and isinstance(self.values[n], ir.Node)]
+        orders = tuple(order_of(value) for value in values)
+        if node.target is torch.ops.aten.as_strided.default and (orders[0] is None or values[0].storage_offset()):
+            raise CaptureError(f"{node.name}: as_strided of a part of a tensor; allowed: of a whole, dense one")
+        return orders
+
+
+def _read(node: FxNode) -> frozenset[int]:
+    """The positions of a tuple of results that anything reads."""
+    parts = [user for user in node.users if user.target is operator.getitem]
+    return frozenset(part.args[1] for part in parts if part.users)  # type: ignore[misc]
 
 
 def _repeatable(target: Any) -> bool:

@@ -12,6 +12,7 @@ from torch._guards import tracing
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..backends.stamp import Stamp, can_stamp
 from .runner import check_winograd
 from .session import Session, version
 
@@ -42,6 +43,8 @@ def compile_backend(
     if any(isinstance(x, FakeTensor) for x in tensors):
         raise RuntimeError("backend 'inception_fast' plans for real tensors; fake ones came")
     run = _Replanned(gm, example_inputs, winograd)
+    if not any(place == INPUT and x.dim() for place, x in zip(run.places, example_inputs, strict=True)):
+        return gm.forward  # a part between graph breaks without a map or a vector: nothing here is for a kernel
     # A capture inside a compilation must not leave its own guards in it.
     with _disable_current_modes(), tracing(None):
         run.prepare(example_inputs)
@@ -49,7 +52,10 @@ def compile_backend(
 
 
 class _Replanned:
-    """Keeps a session for the parameters of the last call, and makes a new one when they were written or replaced."""
+    """Keeps a session for the parameters of the last call, and makes a new one when they were written or replaced.
+
+    Writes that torch does not count, as through `.data`, are found by samples of the values (`Stamp`).
+    """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
         self.gm, self.winograd = gm, winograd
@@ -59,7 +65,7 @@ class _Replanned:
         self.numbers = [i for i, place in enumerate(self.places) if place == NUMBER]
         self.lock = threading.Lock()
         self.session: Session | None = None
-        self.state: list[tuple[Tensor, Any]] = []
+        self.state: list[tuple[Tensor, Callable[[Tensor], bool]]] = []
         self.values: list[float] = []
 
     def __call__(self, *args: Any) -> Any:
@@ -71,19 +77,27 @@ class _Replanned:
     def _current(self, args: Sequence[Any]) -> bool:
         """Whether the session was made of these very parameters and numbers."""
         same = all(args[i] is t for i, (t, _) in zip(self.fixed, self.state, strict=False))
-        written = any(version(t) != then for t, then in self.state)
+        written = not all(unchanged(t) for t, unchanged in self.state)
         return same and not written and [args[i].item() for i in self.numbers] == self.values
 
     def prepare(self, args: Sequence[Any]) -> Session:
         with self.lock:
             tensors = [*(args[i] for i in self.fixed), *self.gm.parameters(), *self.gm.buffers()]
-            self.state = [(t, version(t)) for t in tensors]
+            self.state = [(t, _unchanged(t)) for t in tensors]
             self.values = [args[i].item() for i in self.numbers]
             bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
             session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu", "float32", self.winograd)
             session.plan(session.signature.example)
             self.session = session
             return session
+
+
+def _unchanged(tensor: Tensor) -> Callable[[Tensor], bool]:
+    """A question for later: whether the tensor still holds what it holds now."""
+    if can_stamp(tensor):
+        return Stamp(tensor).holds
+    then = version(tensor)
+    return lambda t: version(t) == then
 
 
 class _Number:

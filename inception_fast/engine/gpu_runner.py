@@ -28,7 +28,7 @@ from .gpu_memory import Keeper
 from .gpu_plan import DTYPES, Choose, GpuPlan, Packs
 from .gpu_segment import Segment
 from .plan import Program, Tap, TorchItem
-from .program import dead_after, own_result
+from .program import dead_after, own_result, storages
 from .segment import NativeItem
 
 
@@ -59,6 +59,7 @@ class GpuCompiled:
         self.buffers: list[Buffer] = buffers
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
         self.dead = dead_after(program)
+        self.held = storages(t for op in self.ops.values() for t in ir.tensors_of(op))
         self._packs, self._keeper = packs, keeper or Keeper.of(self.device)
         self._lock = threading.Lock()
         self._static: _Static | None = None
@@ -195,6 +196,7 @@ class _Run:
         self, compiled: GpuCompiled, static: _Static, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None
     ) -> None:
         self.compiled, self.program, self.static, self.seconds = compiled, compiled.program, static, seconds
+        self.inputs = inputs
         self.values: dict[ir.Node, Any] = {node: inputs[i] for node, i in compiled.inputs}
 
     def run(self) -> list[Any]:
@@ -235,7 +237,9 @@ class _Run:
     def _output(self, output: Any, bases: Sequence[Tensor]) -> Any:
         if isinstance(output, Tap):
             return _shaped(bases[self.program.buffers[output.view.buffer].position], output)
-        return own_result(output, self.values[output]) if isinstance(output, ir.Node) else output
+        if not isinstance(output, ir.Node):
+            return output
+        return own_result(output, self.values[output], self.compiled.held | storages(self.inputs))
 
 
 def on_device(op: ir.Op, device: torch.device) -> ir.Op:
@@ -246,11 +250,7 @@ def on_device(op: ir.Op, device: torch.device) -> ir.Op:
     def moved(leaf: Any) -> Any:
         return leaf.to(device) if isinstance(leaf, Tensor) else device
 
-    kinds = (Tensor, torch.device)
-    changed = {name: pytree.tree_map_only(kinds, moved, value) for name, value in vars(op).items()}
-    twin = object.__new__(type(op))
-    twin.__dict__.update(changed)
-    return twin
+    return ir.with_leaves(op, (Tensor, torch.device), moved)
 
 
 def _kept(program: Program) -> list[int]:

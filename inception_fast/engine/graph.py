@@ -6,12 +6,13 @@ that every pass is exact and rounding happens once, when a plan is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Shape = tuple[int, ...]
 
@@ -209,12 +210,16 @@ class Ref:
 
 @dataclass(frozen=True, eq=False)
 class Torch(Op):
-    """A captured call that no native step covers; `reason` says why."""
+    """A captured call that no native step covers; `reason` says why.
+
+    orders: of a call that has to see its inputs as they lay at capture, the order of each input's dimensions.
+    """
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     reason: str
+    orders: tuple[tuple[int, ...] | None, ...] | None = None
 
 
 class Node:
@@ -255,7 +260,10 @@ class Captured:
 
 @dataclass
 class Graph:
-    """Nodes in execution order. `outputs` holds nodes and literals, in the flattened order of the module's result."""
+    """Nodes in execution order. `outputs` holds nodes and literals, in the flattened order of the module's result.
+
+    dynamic: whether it serves other batches than the captured one: those for which the symbolic `guards` hold.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     inputs: list[Node] = field(default_factory=list)
@@ -263,6 +271,11 @@ class Graph:
     captured: dict[str, Captured] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     dynamic: bool = False
+    guards: tuple[Any, ...] = ()
+
+    def serves(self, batch: int) -> bool:
+        """Whether the module, asked what it asked at capture, would give the same answers for this batch."""
+        return all(_holds(guard, batch) for guard in self.guards)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self.nodes))
@@ -320,7 +333,7 @@ class Graph:
     def copy(self) -> Graph:
         """A graph that can be rewritten without touching this one; ops and tensors are shared."""
         new: dict[int, Node] = {}
-        result = Graph(captured=self.captured, notes=dict(self.notes), dynamic=self.dynamic)
+        result = Graph(captured=self.captured, notes=dict(self.notes), dynamic=self.dynamic, guards=self.guards)
         for node in self.nodes:
             twin = Node(node.name, node.op, (new[id(i)] for i in node.inputs), shape=node.shape, dtype=node.dtype)
             twin.sources, twin.path = node.sources, node.path
@@ -328,6 +341,13 @@ class Graph:
         result.inputs = [new[id(i)] for i in self.inputs]
         result.outputs = [new[id(o)] if isinstance(o, Node) else o for o in self.outputs]
         return result
+
+
+def _holds(guard: Any, batch: int) -> bool:
+    try:
+        return bool(guard.subs(dict.fromkeys(guard.free_symbols, batch)))
+    except (TypeError, ZeroDivisionError):  # no answer for this batch
+        return False
 
 
 def prune(graph: Graph) -> int:
@@ -370,6 +390,17 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     return bool(a == b)
+
+
+def with_leaves(op: Op, kinds: type | tuple[type, ...], change: Callable[[Any], Any]) -> Op:
+    """The op with `change` of each of the given kinds among its fields, tensors and constants of a call included."""
+    twin = object.__new__(type(op))
+    twin.__dict__.update({name: pytree.tree_map_only(kinds, change, value) for name, value in vars(op).items()})
+    return twin
+
+
+def tensors_of(op: Op) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(list(vars(op).values())) if isinstance(leaf, Tensor)]
 
 
 def convolutions(graph: Graph) -> int:

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from .capture import batch_of
@@ -87,8 +90,6 @@ class Signature:
         """What shapes do not tell: ValueError for other numbers than the example's, RuntimeError for gradients."""
         for i, (leaf, example) in enumerate(zip(leaves, self.example, strict=True)):
             if isinstance(example, Tensor) and isinstance(leaf, Tensor):
-                if type(leaf) is not Tensor:
-                    _check_values_exist(leaf)
                 if leaf.requires_grad and torch.is_grad_enabled():
                     raise RuntimeError(
                         f"input {i} requires gradients; optimised modules only infer: call them under torch.no_grad()"
@@ -118,6 +119,21 @@ class Signature:
     def arguments(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = pytree.tree_unflatten(list(leaves), self.spec)
         return args, kwargs
+
+
+def check_real(leaves: Sequence[Any]) -> None:
+    """Raises RuntimeError where native code would miss what tracers, vmap and forward-mode gradients do to tensors."""
+    for i, leaf in enumerate(leaf for leaf in leaves if isinstance(leaf, Tensor)):
+        if type(leaf) is not Tensor:
+            _check_values_exist(leaf)
+        if is_functorch_wrapped_tensor(leaf):
+            raise RuntimeError(f"input {i} inside of vmap or a transform of functions; allowed: plain tensors")
+        if leaf.is_nested:
+            raise ValueError(f"input {i}: a nested tensor; allowed: torch.strided")
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(leaf).tangent is not None:
+            raise RuntimeError(f"input {i} has a tangent; optimised modules only infer: take the original module")
+    if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
+        raise RuntimeError("optimised modules hold native code, which make_fx cannot trace; trace the original module")
 
 
 def _check_values_exist(leaf: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import graph as ir
+from .operands import AS_RESHAPE, all_laid_out
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -108,8 +109,9 @@ def _torch(op: ir.Torch, inputs: Sequence[Any], dtype: torch.dtype | None) -> An
             return inputs[leaf.index]
         return dtype if dtype is not None and leaf in _FLOATS and isinstance(leaf, torch.dtype) else leaf
 
+    inputs = inputs if op.orders is None else all_laid_out(inputs, op.orders)
     args, kwargs = pytree.tree_map_only((ir.Ref, torch.dtype), fill, (op.args, op.kwargs))
-    return op.target(*args, **kwargs)
+    return AS_RESHAPE.get(op.target, op.target)(*args, **kwargs)
 
 
 _RUN: dict[type[ir.Op], Callable[..., Tensor]] = {

@@ -12,7 +12,7 @@ from . import graph as ir
 
 Map = tuple[int, int, int, int]
 Reasons = Callable[[ConvSpec | PairSpec | PoolSpec], list[str]]
-_VIEWS = (ir.Slice, ir.Reshape, ir.Concat)
+VIEWS = (ir.Slice, ir.Reshape, ir.Concat)
 
 
 def pixel_map(shape: ir.Shape) -> Map | None:
@@ -134,6 +134,8 @@ class Native:
             return op.reason
         if node not in self.shapes:
             return "a shape known only at run time"
+        if any(0 in self.shapes.get(value, ()) for value in (node, *node.inputs)):
+            return "a tensor without elements"
         if node.dtype != torch.float32:
             return f"dtype {node.dtype}; native steps take the place of float32 ones"
         if pixel_map(self.shapes[node]) is None:
@@ -144,7 +146,7 @@ class Native:
         for source in node.inputs:
             if not self._importable(source):
                 return f"reads {source.name}, which native steps cannot"
-        return self._views(node) if isinstance(op, _VIEWS) else self._specs(node)
+        return self._views(node) if isinstance(op, VIEWS) else self._specs(node)
 
     def _views(self, node: ir.Node) -> str:
         stored = [self.stored(i) for i in node.inputs]

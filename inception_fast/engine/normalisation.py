@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from . import graph as ir
 
 
 def image_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift), float64 [c], with scale * byte + shift = (byte / 255 - mean) / std; None where it is not known.
+    """(scale, shift), float64 [c], with scale * byte + shift = (byte / 255 - mean) / std.
+
+    None where it is not known, which is also where there is no mean or deviation for each channel.
 
     Read from `module.data_config`, or from `module.pretrained_cfg` where timm keeps it.
     """
@@ -19,17 +22,18 @@ def image_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         config: Any = getattr(module, name, None)
         mean, std = (config.get(k) if isinstance(config, dict) else getattr(config, k, None) for k in ("mean", "std"))
         if mean is not None and std is not None:
-            deviation = torch.as_tensor(std, dtype=torch.float64)
-            return 1 / (255 * deviation), -torch.as_tensor(mean, dtype=torch.float64) / deviation
+            centre, deviation = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, std))
+            if centre.dim() == 1 and centre.shape == deviation.shape and deviation.all():
+                return 1 / (255 * deviation), -centre / deviation
     return None
 
 
-def take_bytes(graph: ir.Graph, affine: tuple[Tensor, Tensor]) -> ir.Graph:
-    """A copy whose four-dimensional float inputs are uint8 images of the affine's channels, normalised first."""
+def take_bytes(graph: ir.Graph, affine: tuple[Tensor, Tensor], images: Collection[int]) -> ir.Graph:
+    """A copy whose inputs at the positions `images` are uint8 images of the affine's channels, normalised first."""
     result = graph.copy()
     scale, shift = affine
     for node in result.inputs:
-        if node.shape is None or len(node.shape) != 4 or node.shape[1] != len(scale) or node.dtype == torch.uint8:
+        if not isinstance(node.op, ir.Input) or node.op.index not in images:
             continue
         cast = ir.Node(f"{node.name}_float", ir.Cast(torch.float32), [node], shape=node.shape, dtype=torch.float32)
         image = ir.Node(f"{node.name}_image", ir.Affine(scale, shift), [cast], shape=node.shape, dtype=torch.float32)

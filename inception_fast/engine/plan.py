@@ -29,7 +29,7 @@ from ..kernels.spec import ITEM_BYTES, ConvSpec, PairSpec
 from . import graph as ir
 from .interpret import infer_shapes
 from .memory import Lifetime, place
-from .native import Map, Native, Reasons, conv_spec, pool_spec
+from .native import VIEWS, Map, Native, Reasons, conv_spec, pool_spec
 from .segment import NativeItem, segment
 
 Tile = tuple[int, int]
@@ -243,11 +243,14 @@ class _Lowering:
 
     def _readers(self, node: ir.Node) -> list[ir.Node]:
         """The nodes that read the value's memory, through the views that nodes make of it."""
-        found = [node]
-        for user in node.users:
-            alias = isinstance(user.op, (ir.Slice, ir.Reshape, ir.Concat)) and self.native.covers(user)
-            found += self._readers(user) if alias else [user]
-        return found
+        found: dict[ir.Node, None] = {node: None}
+        aliases = [node]
+        while aliases:
+            for user in aliases.pop().users:
+                if user not in found and isinstance(user.op, VIEWS) and self.native.covers(user):
+                    aliases.append(user)
+                found[user] = None
+        return list(found)
 
     def _buffer_of(self, node: ir.Node) -> int | None:
         root = self._root(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -106,27 +106,57 @@ def _same_memory(x: np.ndarray, y: np.ndarray) -> bool:
     return x.ctypes.data == y.ctypes.data and x.strides == y.strides
 
 
+class Copies:
+    """What torch calls read of a module's parameters, copied once for all programs of a session.
+
+    Native steps hold packed weights: where the module is trained on, no part of a program may follow it.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # with the original, whose address is in the key
+
+    def of(self, op: ir.Op) -> ir.Op:
+        return ir.with_leaves(op, Tensor, self._copy)
+
+    def _copy(self, value: Tensor) -> Tensor:
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if key not in self._made:
+            self._made[key] = value, value.detach().clone()
+        return self._made[key][1]
+
+
 class Interpreted:
-    """A graph run by torch, for the backends "torch" (in `dtype`) and "reference" (in float64, rounded at the end)."""
+    """A graph run by torch, for the backends "torch" (in `dtype`) and "reference" (in float64, rounded at the end).
+
+    It reads the module's own parameters: who keeps it sees to it that they have not changed.
+    """
 
     def __init__(self, graph: ir.Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype = graph.copy(), dtype
         for node in self.graph.nodes:
             if isinstance(node.op, ir.Conv) and len(node.op.parts) > 1:  # joined once, not in every call
                 node.op = replace(node.op, weight=torch.cat(node.op.parts))
+        self.held = storages(t for node in self.graph.nodes for t in ir.tensors_of(node.op))
 
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         with torch.no_grad():
             found = interpret.run(self.graph, inputs, self.dtype)
-        return [own_result(node, value) for node, value in zip(self.graph.outputs, found, strict=True)]
+        held = self.held | storages(inputs)
+        return [own_result(node, value, held) for node, value in zip(self.graph.outputs, found, strict=True)]
 
 
-def own_result(node: Any, value: Any) -> Any:
-    """The value in its captured dtype, in memory of its own where it would be an input's or a parameter's."""
+def storages(values: Iterable[Any]) -> set[int]:
+    """The memory that tensors lie in."""
+    tensors = (v for v in values if isinstance(v, Tensor) and v.layout == torch.strided)
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def own_result(node: Any, value: Any, held: set[int]) -> Any:
+    """The value in its captured dtype, copied where it would lie in the memory of inputs or parameters, `held`."""
     if not isinstance(node, ir.Node) or not isinstance(value, Tensor):
         return value
-    made_here = not isinstance(node.op, (ir.Input, ir.Constant))
-    return value.to(node.dtype) if made_here or value.dtype != node.dtype else value.clone()
+    value = value.to(node.dtype)
+    return value.clone() if storages([value]) & held else value
 
 
 class Compiled:
@@ -137,21 +167,31 @@ class Compiled:
     """
 
     def __init__(
-        self, program: Program, pool: ArenaPool, like: Compiled | None = None, sliced: Plan | None = None
+        self,
+        program: Program,
+        pool: ArenaPool,
+        like: Compiled | None = None,
+        sliced: Plan | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.program, self.pool = program, pool
         self.arena_bytes = program.arena_bytes if sliced is None else sliced.arena_bytes
         self.slices = sliced.inputs[0][0] // sliced.images[0] if sliced else 1
         self.native: dict[int, cpu.CompiledPlan] = {}
+        self.ops: dict[int, ir.Op] = {}
+        copies = copies or Copies()
         shared = iter(() if like is None else like.native.values())
         for i, item in enumerate(program.items):
             if isinstance(item, NativeItem):
                 first = next(shared, None)
                 self.native[i] = cpu.compile(sliced or item.plan, first.tier if first else None, like=first)
+            else:
+                self.ops[i] = copies.of(item.node.op)
         outputs = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
         self.outputs = [(b.n, b.h, b.w, b.c) for b in outputs]
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
         self.dead = dead_after(program)
+        self.held = storages(t for op in self.ops.values() for t in ir.tensors_of(op))
 
     @property
     def packed_bytes(self) -> int:
@@ -185,6 +225,7 @@ class _Run:
         self, compiled: Compiled, inputs: Sequence[Any], arena: Tensor, seconds: list[tuple[str, float]] | None
     ) -> None:
         self.compiled, self.program, self.arena, self.seconds = compiled, compiled.program, arena, seconds
+        self.inputs = inputs
         self.bases = [torch.empty(sizes, dtype=torch.float32, device="cpu") for sizes in compiled.outputs]
         self.values: dict[ir.Node, Any] = {node: inputs[i] for node, i in compiled.inputs}
         self.threads = torch.get_num_threads()
@@ -192,7 +233,7 @@ class _Run:
     def run(self) -> list[Any]:
         for i, item in enumerate(self.program.items):
             if isinstance(item, TorchItem):
-                self._torch(item)
+                self._torch(i, item)
             else:
                 self._native(i, item)
             for node in self.compiled.dead[i]:
@@ -202,7 +243,9 @@ class _Run:
     def _output(self, output: Any) -> Any:
         if isinstance(output, Tap):
             return self._tensor(output)
-        return own_result(output, self.values[output]) if isinstance(output, ir.Node) else output
+        if not isinstance(output, ir.Node):
+            return output
+        return own_result(output, self.values[output], self.compiled.held | storages(self.inputs))
 
     def _base(self, number: int) -> Tensor:
         """Program buffer `number` as [n, h, w, c]."""
@@ -238,10 +281,10 @@ class _Run:
             times = native.run_timed(arguments, pointers, self.arena.data_ptr(), self.threads)
             self.seconds += zip((s.name for s in item.plan.steps), times, strict=True)
 
-    def _torch(self, item: TorchItem) -> None:
+    def _torch(self, index: int, item: TorchItem) -> None:
         node = item.node
         inputs = [self._tensor(self.program.taps[i]) if i in self.program.taps else self.values[i] for i in node.inputs]
-        result = interpret.evaluate(node.op, inputs)
+        result = interpret.evaluate(self.compiled.ops[index], inputs)
         self.values[node] = pytree.tree_map_only(Tensor, self._own, result)
 
     def _own(self, value: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 from ..kernels import cpu
 from . import graph as ir
 from .capture import CaptureError, capture, snapshot
-from .inputs import Key, Signature, key_of
+from .inputs import Key, Signature, check_real, key_of
 from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
-from .program import DTYPES, ArenaPool, Compiled, Interpreted, Planned, same_weights
+from .program import DTYPES, ArenaPool, Compiled, Copies, Interpreted, Planned, same_weights
 from .slices import Sliced, images_at_a_time, in_slices, plan_in_slices
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Session:
         self.signature = Signature(self.module, args, kwargs, len(self.affine[0]) if self.affine else 0)
         self._state = [(t, version(t), checksum(t)) for t in (*self.module.parameters(), *self.module.buffers())]
         self._lock = threading.RLock()
-        self._pool = ArenaPool()
+        self._pool, self._copies = ArenaPool(), Copies()
         self._captured: OrderedDict[Any, Captured] = OrderedDict()
         self._fixed: dict[Key, tuple[Runnable, Captured]] = {}
         self._recent: OrderedDict[Key, tuple[Runnable, Captured]] = OrderedDict()
@@ -78,6 +78,8 @@ class Session:
     ) -> Any:
         leaves = self.signature.leaves(args, kwargs)
         executable, captured = self.executable(leaves)
+        if isinstance(executable, Interpreted):
+            self._check_unchanged()
         return pytree.tree_unflatten(executable.run(leaves, seconds), captured.tree)
 
     def plan(self, leaves: Sequence[Any]) -> Key:
@@ -90,6 +92,7 @@ class Session:
 
     def executable(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
         """The program for these inputs, made now where there is none. Raises ValueError where they do not fit."""
+        check_real(leaves)
         key = key_of(leaves)
         found = self._fixed.get(key) or self._recent.get(key)
         if found is None:
@@ -140,11 +143,11 @@ class Session:
         """The program, or as many images of it as come together at its end, and what is left of the batch alike."""
         plan = plan_in_slices(program) if captured.raw.dynamic else None
         if plan is None:
-            return Compiled(program, self._pool, like)
+            return Compiled(program, self._pool, like, copies=self._copies)
         images, batch = images_at_a_time(plan), self.signature.batch_of(leaves)
         together = images[-1]
         if together == batch:
-            return Compiled(program, self._pool, like, in_slices(plan, images, cpu.fuses))
+            return Compiled(program, self._pool, like, in_slices(plan, images, cpu.fuses), self._copies)
         some, left, rest = self._first(leaves, together), self._first(leaves, batch % together), None
         main = self._compiled(captured, some, self._lower(captured.graph, some), like)
         assert isinstance(main, Compiled)
@@ -189,35 +192,38 @@ class Session:
         batch = self.signature.batch_of(leaves)
         key = (batch == 1, *sizes)
         for known in (key, (batch, *sizes)):
-            if known in self._captured:
+            if known in self._captured and self._captured[known].raw.serves(batch):
                 self._captured.move_to_end(known)
                 return self._captured[known]
-        captured = self._capture_now(leaves, batch)
+        captured = self._capture_now(leaves, batch, free=batch != 1 and key not in self._captured)
         other = self._captured.get((batch != 1, *sizes))
-        if other is not None and (batch == 1 or captured.raw.dynamic) and ir.same(captured.graph, other.graph):
-            captured = other
+        guarded = captured.raw.guards or (other is not None and other.raw.guards)
+        if other is not None and not guarded and (batch == 1 or captured.raw.dynamic):
+            captured = other if ir.same(captured.graph, other.graph) else captured
         alone = batch != 1 and not captured.raw.dynamic and captured is not other
         self._captured[(batch, *sizes) if alone else key] = captured
         return captured
 
-    def _capture_now(self, leaves: Sequence[Any], batch: int) -> Captured:
+    def _capture_now(self, leaves: Sequence[Any], batch: int, free: bool) -> Captured:
+        """The graph for these inputs: of any batch that the module treats alike, or not `free` of this one alone."""
         self._check_contents()
-        floats, is_image = self._as_floats(leaves)
-        if is_image:
+        floats, images = self._as_floats(leaves)
+        if images:
             assert self.affine is not None
             plain = self._capture(floats)
-            return Captured(take_bytes(plain.raw, self.affine), plain.tree)
+            return Captured(take_bytes(plain.raw, self.affine, images), plain.tree)
         try:
-            return Captured(*capture(self.module, *self.signature.arguments(floats), dynamic=batch != 1))
+            return Captured(*capture(self.module, *self.signature.arguments(floats), dynamic=free))
         except CaptureError as error:
             raise CaptureError(f"inputs of {_sizes(leaves)}: {error}") from error
 
-    def _as_floats(self, leaves: Sequence[Any]) -> tuple[list[Any], bool]:
-        """The leaves with bytes where the example has floats as floats, and whether there were any."""
-        found, changed = list(leaves), False
+    def _as_floats(self, leaves: Sequence[Any]) -> tuple[list[Any], set[int]]:
+        """The leaves with bytes where the example has floats as floats, and the positions of these."""
+        found, changed = list(leaves), set()
         for i, (leaf, example) in enumerate(zip(leaves, self.signature.example, strict=True)):
             if isinstance(leaf, Tensor) and leaf.dtype != example.dtype:
-                found[i], changed = leaf.to(example.dtype), True
+                found[i] = leaf.to(example.dtype)
+                changed.add(i)
         return found, changed
 
     def _check_unchanged(self) -> None:
@@ -231,8 +237,8 @@ class Session:
 
     def _changed(self) -> RuntimeError:
         return RuntimeError(
-            f"the parameters of {self.name} changed after it was optimised, so a program for another input "
-            "size would mix old and new ones; call optimize again"
+            f"the parameters of {self.name} changed after it was optimised, and what reads them again, as a program "
+            "for another input size does, would mix old and new ones; call optimize again"
         )
 
 

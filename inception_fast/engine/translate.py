@@ -59,12 +59,14 @@ def batch_norm(call: Call) -> Any:
         shift = shift + bias.double()
     if isinstance(call.value, Tensor):
         return call.node(ir.Affine(scale, shift), x)
+    require(call.read <= {0}, "batch norm whose statistics are read")
     return call.node(ir.Affine(scale, shift), x, like=call.value[0]), None, None
 
 
 def relu(call: Call) -> ir.Node:
     if call.has("min"):
-        require(call["min"] == 0 and call["max"] is None, "clamp to other bounds than ReLU's")
+        bounded = call.has("max") and call["max"] is not None
+        require(call["min"] == 0 and not bounded, "clamp to other bounds than ReLU's")
     return call.node(ir.Relu(), call.map("self", 2, 4))
 
 
@@ -112,6 +114,7 @@ def _pool(call: Call, kind: str, include_pad: bool) -> ir.Node:
 
 def max_pool2d(call: Call) -> Any:
     require(call.numbers("dilation") == (1, 1), f"dilation {call['dilation']}; native pools have 1")
+    require(call.read <= {0}, "pool whose indices are read")
     node = _pool(call, "max", False)
     return node if isinstance(call.value, Tensor) else (node, None)
 
@@ -284,6 +287,7 @@ def slice_tensor(call: Call) -> ir.Node:
     require(dim == 1 and len(x.shape) in (2, 4), f"slice of dimension {dim}; native ones take channels")
     start = call["start"] or 0
     require(isinstance(start, int), "slice from a size that depends on the input")
+    require(call.shape[1] > 0, "slice of no channels")
     return call.node(ir.Slice(_index(start, x.channels), call.shape[1]), x)
 
 
@@ -296,6 +300,7 @@ def split(call: Call) -> tuple[ir.Node, ...]:
     x = call.map("self", 2, 4)
     assert x.shape is not None
     require(call["dim"] % len(x.shape) == 1, "split along another dimension than the channels")
+    require(all(hint_shape(value)[1] > 0 for value in call.value), "split into a part of no channels")
     parts, offset = [], 0
     for i, value in enumerate(call.value):
         channels = hint_shape(value)[1]
@@ -308,13 +313,15 @@ def _table(entries: dict[Callable[[Call], Any], str]) -> dict[str, Callable[[Cal
     return {f"aten.{name}": function for function, names in entries.items() for name in names.split()}
 
 
+DROPOUTS = tuple(f"aten.{kind}dropout.default" for kind in ("", "feature_", "alpha_", "feature_alpha_"))
+
 TRANSLATORS = _table(
     {
         conv2d: "conv2d.default conv2d.padding convolution.default",
         linear: "linear.default",
         batch_norm: "batch_norm.default _native_batch_norm_legit_no_training.default",
         relu: "relu.default clamp_min.default clamp.default",
-        dropout: "dropout.default feature_dropout.default alpha_dropout.default feature_alpha_dropout.default",
+        dropout: " ".join(DROPOUTS).replace("aten.", ""),
         identity: "detach.default alias.default clone.default contiguous.default lift_fresh_copy.default "
         "positive.default",
         cast: "to.dtype to.device to.other _to_copy.default type_as.default",

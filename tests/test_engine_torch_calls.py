@@ -1,0 +1,219 @@
+"""Where native steps and torch calls meet: layouts, memory, parameters and questions about sizes are those of eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import numerics
+from engine_nets import Function, randomised, relative
+from inception_fast import optimize
+from inception_fast.engine.capture import CaptureError
+
+X = numerics.random(2, 3, 8, 8, seed=3)
+
+
+def eager(module: nn.Module, *inputs: Tensor) -> Any:
+    with torch.no_grad():
+        return module(*inputs)
+
+
+def net(function: Callable[..., object], **modules: nn.Module) -> nn.Module:
+    """`function` of (module, input), whose convolution `conv` is a native step."""
+    return randomised(Function(function, conv=nn.Conv2d(3, 4, 1), **modules)).eval()
+
+
+def expect_as_eager(module: nn.Module, *inputs: Tensor) -> None:
+    fast, wanted = optimize(module, inputs), eager(module, *inputs)
+    for _ in range(2):
+        found = fast(*inputs)
+        assert found.dtype == wanted.dtype and found.shape == wanted.shape
+        assert relative(found.double(), wanted.double()) <= numerics.NET_MAX
+
+
+@torch.library.custom_op("inception_fast_tests::all_in_a_row", mutates_args=())
+def all_in_a_row(x: Tensor) -> Tensor:
+    """An operator of another library that takes its input for contiguous."""
+    return x.view(-1).clone()
+
+
+@all_in_a_row.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.numel())
+
+
+VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "batch and channels as one": lambda m, x: m.conv(x).view(x.shape[0] * 2, 2, 8, 8),
+    "made contiguous first": lambda m, x: m.conv(x).contiguous().view(-1),
+    "ravel": lambda m, x: m.conv(x).ravel(),
+    "of arithmetic": lambda m, x: (x * 2).view(6, 8, 8),
+    "of the input": lambda m, x: x.view(6, 64) * 2,
+    "as halves of numbers": lambda m, x: m.conv(x).view(torch.int16).view(torch.float32),
+    "as complex numbers": lambda m, x: torch.view_as_complex(m.conv(x).view(2, 4, 8, 4, 2)).real,
+    "by strides": lambda m, x: m.conv(x).as_strided((2, 4, 8), (256, 64, 1)),
+    "inside of attention": lambda m, x: m.more(m.conv(x).flatten(2).transpose(1, 2)),
+    "inside of another library": lambda m, x: all_in_a_row(m.conv(x)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_see_the_layout_of_the_capture(name: str) -> None:
+    module = net(VIEWS[name], more=nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    expect_as_eager(module, X)
+
+
+def test_strides_over_a_part_of_a_tensor_are_refused() -> None:
+    module = net(lambda m, x: m.conv(x)[:, 1:].as_strided((2, 4), (4, 1)))
+    with pytest.raises(CaptureError, match="as_strided of a part of a tensor; allowed: of a whole, dense one"):
+        optimize(module, X)
+
+
+FOLDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "comparison": lambda m, x: m.conv(x) * (m.bn.running_mean > 0.2).float().view(1, -1, 1, 1),
+    "index": lambda m, x: m.conv(x)[:, :, :, (torch.linspace(0, 1, 7) * 6).long()],
+    "rounding": lambda m, x: F.conv2d(x, m.conv.weight.bfloat16().float()),
+    "bits": lambda m, x: F.conv2d(x, (m.conv.weight.view(torch.int32) & -65536).view(torch.float32)),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_parameters_alone_are_computed_in_their_own_format(name: str) -> None:
+    module = net(FOLDED[name], bn=nn.BatchNorm2d(4))
+    module.bn.running_mean.copy_(torch.tensor([0.1, 0.2, 0.3, 0.2]))  # 0.2 in float32 is above 0.2
+    expect_as_eager(module, X)
+
+
+ASKED: dict[str, tuple[Callable[[Tensor], bool], tuple[int, ...]]] = {
+    "above four": (lambda x: x.shape[0] > 4, (2, 4, 5, 6, 1)),
+    "even": (lambda x: x.shape[0] % 2 == 0, (2, 3, 4, 5, 1)),
+    "a third": (lambda x: x.shape[0] // 3 > 0, (2, 3, 9, 1)),
+}
+
+
+@pytest.mark.parametrize("planned", [False, True], ids=["on demand", "planned"])
+@pytest.mark.parametrize("name", ASKED)
+def test_batches_that_a_module_treats_otherwise_are_captured_apart(name: str, planned: bool) -> None:
+    asks, batches = ASKED[name]
+    module = net(lambda m, x: m.conv(x) * 2 if asks(x) else m.conv(x))
+    fast = optimize(module, X, batch_sizes=batches if planned else None)
+    for batch in (*batches, *batches):
+        x = numerics.random(batch, 3, 8, 8, seed=batch)
+        assert relative(fast(x), eager(module, x)) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_no_part_of_a_program_follows_a_module_that_is_trained_on(backend: str) -> None:
+    """Of a group norm, a linear layer over positions, and a parameter as a result, none has a native step."""
+    layers = {"norm": nn.GroupNorm(2, 4), "linear": nn.Linear(8, 5), "scale": nn.BatchNorm2d(4)}
+    module = net(lambda m, x: (m.linear(m.norm(m.conv(x))), m.scale.weight), **layers)
+    fast, wanted = optimize(module, X, backend=backend), [y.clone() for y in eager(module, X)]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    if backend == "torch":
+        with pytest.raises(RuntimeError, match="changed after it was optimised"):
+            fast(X)
+        return
+    for found, old in zip(fast(X), wanted, strict=True):
+        assert relative(found, old) <= numerics.NET_MAX
+    with pytest.raises(RuntimeError, match="changed after it was optimised"):
+        fast(X[:, :, :6])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_results_lie_in_no_memory_of_the_callers(backend: str) -> None:
+    module = net(lambda m, x: (m.conv(x), x.flatten(1), x[:, :2], m.bn.weight.expand(2, -1)), bn=nn.BatchNorm2d(4))
+    fast, wanted = optimize(module, X, backend=backend), eager(module, X)
+    for _ in range(2):
+        for found, right in zip(fast(X), wanted, strict=True):
+            assert relative(found, right) <= numerics.NET_MAX
+            found[:1].zero_()
+
+
+def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
+    layers = nn.Sequential(nn.Dropout(0.1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+
+    def twice(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        return y + m.layers(y)
+
+    expect_as_eager(net(twice, layers=layers), X)
+
+
+CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "clamp_min": lambda m, x: m.conv(x).clamp_min(0),
+    "normalize without a floor": lambda m, x: F.normalize(m.conv(x), eps=0),
+    "indices of a pool": lambda m, x: F.max_pool2d(m.conv(x), 2, return_indices=True)[1],
+    "a pool undone": lambda m, x: F.max_unpool2d(*F.max_pool2d(m.conv(x), 2, return_indices=True), 2),
+    "values that are positive": lambda m, x: (lambda y: y[y > 0])(m.conv(x)),
+    "a slice of nothing": lambda m, x: torch.cat([m.conv(x)[:, :0], m.conv(x)], 1),
+    "a part of nothing": lambda m, x: m.conv(x).split([0, 4], 1)[1],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_without_a_native_step(name: str) -> None:
+    expect_as_eager(net(CALLS[name]), X)
+
+
+@pytest.mark.parametrize("images", [(0,), (1,), (0, 1)], ids=str)
+def test_the_images_that_come_as_bytes_are_normalised_and_no_others(images: tuple[int, ...]) -> None:
+    module = randomised(Function(lambda m, x, y: m.conv(x) - 2 * m.conv(y), conv=nn.Conv2d(3, 4, 3))).eval()
+    module.data_config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    fast = optimize(module, (X, X))
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(module.data_config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    given = [pixels if i in images else X for i in range(2)]
+    wanted = eager(module, *((pixels / 255 - mean) / std if i in images else X for i in range(2)))
+    assert relative(fast(*given), wanted) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("config", [{"mean": 0.5, "std": 0.5}, {"mean": (0.5,) * 3, "std": (0.5,) * 2}], ids=str)
+def test_bytes_need_a_mean_and_a_deviation_for_each_channel(config: dict[str, Any]) -> None:
+    module = net(lambda m, x: m.conv(x))
+    module.data_config = config
+    fast = optimize(module, X)
+    assert relative(fast(X), eager(module, X)) <= numerics.NET_MAX
+    with pytest.raises(ValueError, match=r"dtype torch\.uint8; allowed: torch\.float32"):
+        fast(X.byte())
+
+
+def with_a_tangent(fast: nn.Module) -> None:
+    with forward_ad.dual_level():
+        fast(forward_ad.make_dual(X, X))
+
+
+WATCHED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "make_fx": (lambda fast: make_fx(fast)(X), "make_fx cannot trace"),
+    "vmap": (lambda fast: torch.vmap(fast)(torch.stack([X, X])), "input 0 inside of vmap"),
+    "a tangent": (with_a_tangent, "input 0 has a tangent"),
+    "a nested tensor": (lambda fast: fast(torch.nested.nested_tensor([X[0], X[1]])), "a nested tensor"),
+    "optimize": (lambda fast: optimize(nn.Sequential(fast), X), "FakeTensor as input"),
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_who_watches_tensors_is_told_to_take_the_original(name: str) -> None:
+    watch, said = WATCHED[name]
+    with pytest.raises((RuntimeError, ValueError), match=said):
+        watch(optimize(net(lambda m, x: m.conv(x)), X))
+
+
+def test_planning_follows_each_view_once() -> None:
+    """Each swap of halves has two readers of the one before: 2^40 ways lead from the first to the last."""
+
+    def swaps(m: Any, x: Tensor) -> Tensor:
+        first = y = m.conv(x)
+        for _ in range(40):
+            y = torch.cat([y[:, 2:], y[:, :2]], 1)
+        return y + first.relu()
+
+    expect_as_eager(net(swaps), X)
