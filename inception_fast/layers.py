@@ -359,9 +359,9 @@ class PoolProject(nn.Module):
         return f"{window}, count_include_pad={self.count_include_pad}"
 
 
-def _check_length(n: int) -> None:
-    if n < 1 or n % 2 == 0:
-        raise ValueError(f"kernel length {n}; allowed: an odd number, so that SAME padding is symmetric")
+def _check_length(n: Any) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1 or n % 2 == 0:
+        raise ValueError(f"kernel length {n!r}; allowed: an odd number, so that SAME padding is symmetric")
 
 
 def _check_sizes(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any) -> None:

@@ -130,6 +130,12 @@ def test_explain_covers_every_backend_and_kind_of_spec() -> None:
         assert "not on cuda" in dispatch.explain(spec, "cuda")["cpu"][0]
 
 
+@pytest.mark.parametrize("change", [{"stride": (1, 2**32)}, {"padding": (2**32, 0, 0, 0)}], ids=str)
+def test_numbers_beyond_the_kernels_are_a_reason(change: dict[str, tuple[int, ...]]) -> None:
+    spec: ConvSpec = dataclasses.replace(SPEC, **change)  # type: ignore[arg-type]
+    assert dispatch.explain(spec)["cpu"] == [f"a size of {2**32}; the CPU kernels take sizes below 2^20"]
+
+
 def test_choice_follows_the_order() -> None:
     assert dispatch.choose(SPEC, "cpu") == "cpu"
     assert dispatch.choose(dispatch.with_dtype(SPEC, "bfloat16"), "cpu") == "cpu"

@@ -487,3 +487,8 @@ def test_checksums_are_of_what_lies_on_a_gpu_too() -> None:
     with pytest.raises(TypeError, match="cuda:0"):
         there.numpy()
     assert checksum(there) == checksum(here) != checksum(here + 1)
+
+
+def test_checksums_are_of_values_that_are_stored_as_their_negatives() -> None:
+    there = torch.complex(torch.ones(3), torch.arange(3.0)).conj().imag
+    assert there.is_neg() and checksum(there) == checksum(-torch.arange(3.0))

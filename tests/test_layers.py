@@ -223,6 +223,7 @@ def test_layers_compile_whole_and_export_as_plain_torch(name: str) -> None:
     "build",
     [
         lambda: fast.AsymmetricPair(4, 4, 4, 4),
+        lambda: fast.AsymmetricPair(4, 4, 4, "3"),
         lambda: fast.AsymmetricPair(4, 0, 4, 3),
         lambda: fast.ConvBNReLU(0, 4, 3),
         lambda: fast.ConvBNReLU(4, 4.0, 3),

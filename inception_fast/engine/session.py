@@ -251,7 +251,8 @@ def checksum(tensor: Tensor) -> int:
     """Of the bytes, in the order in which they lie: a dense tensor of the CPU is not copied for it."""
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda d: -strides[d])
-    return zlib.crc32(tensor.detach().cpu().permute(order).reshape(-1).view(torch.uint8).numpy().data)
+    whole = tensor.detach().resolve_conj().resolve_neg().cpu()
+    return zlib.crc32(whole.permute(order).reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _sizes(leaves: Sequence[Any]) -> str:

@@ -78,7 +78,7 @@ def reasons(spec: ConvSpec | PairSpec | PoolSpec) -> list[str]:
     found = []
     if spec.dtype not in DTYPES:
         found.append(f"dtype {spec.dtype}; the CPU kernels take {', '.join(DTYPES)}")
-    largest = max(spec.h, spec.w, spec.c, spec.kh, spec.kw, spec.n, *spec.padding)
+    largest = max(spec.h, spec.w, spec.c, spec.kh, spec.kw, spec.n, *spec.padding, *spec.stride)
     if isinstance(spec, ConvSpec) and spec.oc * (spec.c // spec.groups) * spec.kh * spec.kw >= 2**31:
         found.append("2^31 or more weights; the CPU kernels count them in 32 bits")
     if largest >= 2**20:
