@@ -243,6 +243,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--option", "speed=3"], "speed"),
         (["--option", "speed"], "KEY=VALUE"),
         (["--device", "cuda"], "torch sees no GPU"),
+        (["--device", "cuda:0"], "device 'cuda:0'; allowed: cpu, cuda"),
+        (["--device", ""], "device ''; allowed: cpu, cuda"),
         (["--keep", "1"], "out of range"),
         (["--augment", "wild"], "augment 'wild'; allowed: auto, paper, shift, none"),
         (["--model", "inception_v1", "--image-size", "15", "--batch-size", "1"], "allowed: a batch of 2 or more"),
