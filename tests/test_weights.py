@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,6 +217,62 @@ def test_other_shape_leaves_the_model_alone(tmp_path: Path, state: State) -> Non
     with pytest.raises(weights.WeightsError, match=message):
         source.load(net)
     assert_holds(net, before)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x: x.to(torch.int8), "dtype torch.int8; allowed: a floating point dtype"),
+        (lambda x: x.to(torch.complex64), "dtype torch.complex64; allowed: a floating point dtype"),
+        (lambda x: x.to_sparse(), "layout torch.sparse_coo; allowed: torch.strided"),
+        (lambda x: x.to("meta"), "no values, device meta; allowed: a device that holds them"),
+    ],
+    ids=["integer", "complex", "sparse", "meta"],
+)
+def test_tensors_of_another_kind_leave_the_model_alone(
+    tmp_path: Path, state: State, change: Callable[[Tensor], Tensor], said: str
+) -> None:
+    key = "aux2.fc2.bias"  # the last one
+    path = saved(tmp_path, state | {key: change(state[key])})
+    net = fast.create_model("inception_v1", num_classes=11, aux_logits=True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(weights.WeightsError, match=f"{key} has {said}"):
+        weights.resolve(path).load(net)
+    assert_holds(net, before)
+    for target in ("out.safetensors", "out.ckpt"):
+        with pytest.raises(weights.WeightsError, match=f"{key} has {said}"):
+            weights.convert(path, tmp_path / target)
+
+
+def test_counters_of_complex_numbers(tmp_path: Path, state: State) -> None:
+    """Counters of batches may be of any real dtype, as a cast of all tensors leaves them."""
+    key = "conv1.bn.num_batches_tracked"
+    assert_holds(fast.create_model("inception_v1", weights=saved(tmp_path, state | {key: state[key].half()})), state)
+    with pytest.raises(weights.WeightsError, match=f"{key} has dtype torch.complex64; allowed: torch.int64"):
+        fast.create_model("inception_v1", weights=saved(tmp_path, state | {key: state[key].to(torch.complex64)}))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2048), (2048,), (11, 2048, 1, 1)])
+def test_classifier_that_is_no_matrix(shape: tuple[int, ...]) -> None:
+    """The number of classes follows from it, so that no head beside it may be blamed."""
+    with torch.device("meta"):
+        state = fast.create_model("inception_v3", aux_logits=True).state_dict()
+        state["fc.weight"] = torch.empty(shape)
+    said = f"file: fc.weight has shape {shape}; allowed for inception_v3: (classes, features)"
+    with pytest.raises(weights.WeightsError, match=re.escape(said)):
+        recognise("file", state, None)
+
+
+@pytest.mark.parametrize("gone, there", [("fc.", "AuxLogits.fc.weight"), ("fc.weight", "fc.bias")])
+def test_missing_classifier_is_named(gone: str, there: str) -> None:
+    with torch.device("meta"):
+        whole = fast.create_model("inception_v3", aux_logits=there != "fc.bias", num_classes=11).state_dict()
+    held = {key: torch.zeros(()).expand(x.shape) for key, x in whole.items() if not key.startswith(gone)}
+    source = recognise("file", held, None)
+    with torch.device("meta"):
+        target = fast.create_model("inception_v3", **source.options).state_dict()
+    with pytest.raises(weights.WeightsError, match=f"fc.weight of inception_v3 is missing, {there} is there"):
+        source.check(target, source.state_dict())
 
 
 def test_values_that_are_no_tensors(tmp_path: Path, state: State) -> None:

@@ -51,11 +51,11 @@ def convert(
     if target.is_dir():
         raise ValueError(f"{target} is a folder; allowed: a file name")
     source = resolve(src, model)
+    tensors = source.state_dict()
+    _verify(source, tensors)
     if target.suffix == LAYOUTS["slim"]:
         slim.write(target, source)
         return source
-    tensors = source.state_dict()
-    _verify(source, tensors)
     write(target, source, tensors)
     return source
 

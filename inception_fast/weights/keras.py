@@ -74,7 +74,8 @@ def source(origin: str, variables: Variables, named: bool = True, asked: str | N
     """
     model, stem = _recognise(origin, variables, named, asked)
     tensors = _tensors(origin, model, stem, variables if named else _rename(origin, model, variables))
-    options: dict[str, Any] = {"num_classes": head_classes(model, tensors), "convention": "tf", "bn_eps": 1e-3}
+    classes = head_classes(origin, model, tensors)
+    options: dict[str, Any] = {"num_classes": classes, "convention": "tf", "bn_eps": 1e-3}
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
     if model == "inception_v2":

@@ -128,7 +128,7 @@ def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Sou
     if model == "inception_resnet_v2" and "classif.weight" not in tensors:
         tensors = {re.sub(r"^last_linear\.", "classif.", key): value for key, value in tensors.items()}
     layout = LAYOUTS[model]
-    options = _options(model, tensors)
+    options = _options(origin, model, tensors)
     if options.get("fid"):
         layout = "pytorch-fid"
     elif model == "inception_v3" and options["aux_logits"]:
@@ -147,8 +147,8 @@ def _find_model(tensors: Mapping[str, Tensor]) -> tuple[str | None, str]:
     return None, ""
 
 
-def _options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    classes = head_classes(model, tensors)
+def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    classes = head_classes(origin, model, tensors)
     options: dict[str, Any] = {
         "num_classes": classes,
         "convention": "torch" if model in ("inception_v1", "inception_v3") else "tf",
