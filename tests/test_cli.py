@@ -255,6 +255,12 @@ def test_convert(capsys, tmp_path):
     assert "allowed: .safetensors" in refused(capsys, "convert", str(source), str(tmp_path / "out.zip"))
 
 
+def test_convert_looks_at_the_ending_before_it_loads_keras(capsys, monkeypatch):
+    monkeypatch.setattr(inception_fast, "tf", None, raising=False)
+    line = refused(capsys, "convert", "in.pth", "out.safetensors", "--layout", "keras")
+    assert "out.safetensors is no Keras file; allowed: .keras, .weights.h5" in line
+
+
 def test_an_interrupt_ends_with_130(capsys, monkeypatch):
     def interrupted(pattern=None):
         raise KeyboardInterrupt

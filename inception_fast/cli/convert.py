@@ -8,6 +8,7 @@ import dataclasses
 from .common import OK, add_json, note, print_json, serving
 
 ALL = ("inception_fast", "slim", "keras")
+KERAS = (".keras", ".weights.h5")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     with serving(f"convert {args.source}"):
         if args.layout not in (None, *ALL):
             raise ValueError(f"layout={args.layout!r}; allowed: {', '.join(ALL)}")
-        if args.layout == "keras" or (args.layout is None and args.target.endswith((".keras", ".weights.h5"))):
+        named = args.target.endswith(KERAS)
+        if args.layout == "keras" and not named:  # before TensorFlow takes its time to load
+            raise ValueError(f"{args.target} is no Keras file; allowed: {', '.join(KERAS)}")
+        if named and args.layout in (None, "keras"):
             from .. import tf
 
             source = tf.convert(args.source, args.target, args.model)

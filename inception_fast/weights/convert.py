@@ -37,8 +37,8 @@ def convert(
     The names in a safetensors file are those of torchvision, timm or facenet-pytorch, whichever has the variant; the
     background class of TF-slim's ImageNet nets is left out there and stays in a checkpoint.
 
-    A checkpoint holds tensors alone: who loads that of a net of convention "torch", as torchvision's v1 and v3 are, must
-    pass `convention="torch"`; by itself it counts as "tf". `untold` says what a file leaves out.
+    A checkpoint holds tensors alone: who loads that of a net of convention "torch", as torchvision's v1 and v3 are,
+    must pass `convention="torch"`; by itself it counts as "tf". `untold` says what a file leaves out.
 
     Args:
         model: the variant that `src` must hold; recognised by default.
