@@ -128,6 +128,13 @@ def sample_photos() -> list[Photo]:
     return [Photo(name, Image.fromarray(data)) for name, data in zip(names, samples.images, strict=True)]
 
 
+def check_channels(config: Preparation) -> None:
+    """Raises ValueError for a network that takes no pictures, so that this is said once and not of every image."""
+    channels = config.input_size[0]
+    if channels not in (1, 3):
+        raise ValueError(f"a network of {channels} channels; allowed for images: 3 (RGB), 1 (grey)")
+
+
 def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
     """[c, h, w] float32: short side to floor(size / crop_pct), centre crop to input_size, x / 255, (x - mean) / std.
 
@@ -135,9 +142,8 @@ def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
     """
     import torch
 
+    check_channels(config)
     channels, height, width = config.input_size
-    if channels not in (1, 3):
-        raise ValueError(f"a network of {channels} channels; allowed for images: 3 (RGB), 1 (grey)")
     pixels = np.asarray(_resize_and_crop(image, height, width, config.crop_pct, config.interpolation))
     pixels = pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().to(torch.float32).div_(255.0)

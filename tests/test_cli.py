@@ -180,6 +180,18 @@ def test_classify_refuses(capsys, photo, small_net, tmp_path):
     assert "the file ends after 3 bytes" in line
 
 
+@pytest.mark.parametrize("command", ["classify", "bench inception_v1 --against none --image", "features --out out"])
+def test_a_network_of_four_channels_takes_no_pictures(capsys, photo, tmp_path, monkeypatch, command):
+    """Said once, and not of every image."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(inception_fast.create_model("inception_v1", num_classes=7, in_chans=4).state_dict(), "four.pth")
+    before = sorted(tmp_path.iterdir())
+    line = refused(capsys, *command.split(), str(photo), "--weights", "four.pth")
+    assert "a network of 4 channels; allowed for images: 3 (RGB), 1 (grey)" in line
+    left = [path for path in tmp_path.rglob("*") if path not in before]
+    assert left == ([tmp_path / "bench-results"] if "bench" in command else [])
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "I;16", "RGBA", "LA", "P", "1x1", "animated"])
 def test_classify_takes_odd_pictures(capsys, small_net, tmp_path, mode):
     path = tmp_path / {"CMYK": "a.jpg", "animated": "a.gif"}.get(mode, "a.png")

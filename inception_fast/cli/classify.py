@@ -61,6 +61,7 @@ def _model(args: argparse.Namespace) -> tuple[str, Any]:
     import torch
 
     from .. import create_model
+    from ..images import check_channels
     from ..weights import resolve
 
     name = args.model
@@ -68,7 +69,9 @@ def _model(args: argparse.Namespace) -> tuple[str, Any]:
         torch.manual_seed(0)
         if name is None:
             name = DEFAULT_MODEL if args.weights is None else resolve(args.weights).model
-        return name, create_model(name, weights=args.weights).eval()
+        model: Any = create_model(name, weights=args.weights).eval()
+        check_channels(model.data_config)
+    return name, model
 
 
 def _top(model: Any, photos: list[Any], topk: int) -> list[tuple[list[float], list[int]]]:
