@@ -180,6 +180,21 @@ def test_classify_refuses(capsys, photo, small_net, tmp_path):
     assert "the file ends after 3 bytes" in line
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_classify_refuses_an_output_that_is_no_number(capsys, photo, small_net, monkeypatch, value, flags):
+    create = inception_fast.create_model
+
+    def broken(name, weights=None):
+        net = create(name)
+        net[2].bias.data[3] = value
+        return net
+
+    monkeypatch.setattr(inception_fast, "create_model", broken)
+    line = refused(capsys, "classify", str(photo), *flags)
+    assert f"{photo}: the network's output is NaN or infinite" in line
+
+
 @pytest.mark.parametrize("command", ["classify", "bench inception_v1 --against none --image", "features --out out"])
 def test_a_network_of_four_channels_takes_no_pictures(capsys, photo, tmp_path, monkeypatch, command):
     """Said once, and not of every image."""
