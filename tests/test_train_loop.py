@@ -246,6 +246,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--option", "aux_logits=true"], "option aux_logits=True; allowed: none, --aux on, off or auto decides"),
         (["--option", "weights=x.pth"], "option weights='x.pth'; allowed: none, --weights SOURCE decides"),
         (["--option", "features_only=true"], "option features_only=True; allowed: none, training needs a classifier"),
+        (["--model", "nope"], "inception_v4, tiny_inception"),
+        (["--model", "tiny_inceptoin"], "(did you mean tiny_inception"),
         (["--model", "inception_v1", "--option", "out_indices=[1]"], "option out_indices=[1]; allowed: none"),
         (["--device", "cuda"], "torch sees no GPU"),
         (["--device", "cuda:0"], "device 'cuda:0'; allowed: cpu, cuda"),
