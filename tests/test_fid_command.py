@@ -136,6 +136,18 @@ def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: py
     assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [("{}", "has images None; allowed"), ("[]", "has images None; allowed"), ('{"images": 6, "sh', "is damaged (")],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    write_shard(tmp_path / "features-00000.parquet", list("abcdef"), np.ones((6, 5), np.float32), {})
+    (tmp_path / "manifest.json").write_text(text)
+    assert main(["fid", str(tmp_path), str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'manifest.json'} {said}" in err and err.count("\n") == 1
+
+
 def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.random.default_rng(0).random((40, 5), np.float32)
     table = {"path": ["x"] * 40, "feature": list(rows.astype(np.float64))}
