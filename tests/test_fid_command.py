@@ -165,6 +165,10 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "nowhere", "--weights", "weights.pth"], "nowhere: no such file or folder"),
         (["nowhere.npz", "b"], "nowhere.npz"),
         (["broken.npz", "b"], "broken.npz is no readable .npz"),
+        (["huge.npz", "huge.npz"], ", means reach 0 and covariances 1e+308; allowed"),
+        (["far.npz", "near.npz"], ", means reach 1e+200 and covariances 1; allowed"),
+        (["loud", "loud", "--weights", "weights.pth", "--is", "--is-splits", "2"], "is_mean is nan; allowed: features"),
+        (["negative.npz", "near.npz"], "negative.npz holds a sigma with -1 on its diagonal; allowed: variances"),
         (["a.npz", "a.npz", "--kid"], "a.npz holds statistics; allowed with KID"),
         (["one", "a.npz", "--weights", "weights.pth"], "one: 1 image(s); allowed: two or more"),
         (["a", "out.txt", "--save-stats"], "out.txt; allowed: a name that ends in .npz"),
@@ -185,6 +189,11 @@ def test_refuses(
     monkeypatch.chdir(place)
     (place / "broken.npz").write_bytes(b"PK but no more")
     np.savez(place / "a.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
+    for name, mean, variance in (("huge", 0, 1e308), ("far", 1e200, 1), ("near", 0, 1), ("negative", 0, -1)):
+        np.savez(place / f"{name}.npz", mu=np.full(3, mean), sigma=variance * np.eye(3))
+    (place / "loud").mkdir(exist_ok=True)
+    loud = 1e5 * np.random.default_rng(0).standard_normal((4, 2048)).astype(np.float32)
+    write_shard(place / "loud" / "features-00000.parquet", list("abcd"), loud, {})
     (place / "one").mkdir(exist_ok=True)
     (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
     assert main(["fid", *arguments, "--workers", "0"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         if args.save_stats:
             return _save(args)
         report = _compare(args)
+        _check_finite(report)
     if args.json:
         print_json(report)
     else:
@@ -125,6 +127,12 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         "settings": a.settings or b.settings,
         **plan.clock.summary(),
     }
+
+
+def _check_finite(report: dict[str, Any]) -> None:
+    for key, value in report.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CommandError(f"fid: {key} is {value}; allowed: features and statistics of which it is a number")
 
 
 def _others(args: argparse.Namespace, a: Any, b: Any, warnings: list[str]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
             marginal += p.sum(axis=0)
             negentropy += float((p * log_p).sum())
         marginal /= len(rows)
-        scores.append(np.exp(negentropy / len(rows) - marginal @ np.log(marginal)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a class beyond float64's reach makes the score NaN
+            scores.append(np.exp(negentropy / len(rows) - marginal @ np.log(marginal)))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
