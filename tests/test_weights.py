@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,22 +293,35 @@ class Hostile:
         return open, (self.proof, "w")
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
-def test_hostile_pickle_runs_nothing(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "bare pickle of protocol 4", "zip of protocol 4"])
+def test_hostile_pickle_runs_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder, form: str) -> None:
     proof, path = tmp_path / "proof", tmp_path / "weights.pth"
     content = {"inception3a.branch1.conv.weight": Hostile(proof)}
-    if form == "bare pickle":
-        path.write_bytes(pickle.dumps(content, protocol=2))
+    protocol = 4 if form.endswith("4") else 2
+    if form.startswith("bare"):
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        zipped = form.startswith("zip")
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         weights.WeightsError, match=r"plain tensors: it asks for \w+\.open; allowed: .*, no code"
     ) as caught:
         weights.resolve(path)
     assert "weights_only" not in str(caught.value)  # torch's message tells how to run it all the same
     assert not proof.exists()
-    torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
+    assert not recwarn.list
+    pickle.loads(path.read_bytes()) if form.startswith("bare") else torch.load(path, weights_only=False)
     assert proof.exists(), "the pickle of this test does nothing, so it proves nothing"
+
+
+def test_a_name_of_the_memo_is_told_too(tmp_path: Path) -> None:
+    """The second module is only pointed at; what plain tensors ask for is no reason."""
+    (tmp_path / "odd.pth").write_bytes(pickle.dumps([OrderedDict, Counter], protocol=4))
+    with pytest.raises(weights.WeightsError, match=r"it asks for collections\.Counter; allowed"):
+        weights.resolve(tmp_path / "odd.pth")
+    torch.save(OrderedDict(x=torch.zeros(2)), tmp_path / "plain.pth", pickle_protocol=4)
+    with pytest.raises(weights.WeightsError, match="its pickle protocol is 4, torch's is 2; allowed"):
+        weights.resolve(tmp_path / "plain.pth")
 
 
 def test_whole_modules_are_refused(tmp_path: Path) -> None:
