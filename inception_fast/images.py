@@ -106,6 +106,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 def find_images(path: str | Path) -> list[Path]:
     """`path` itself when it is a file, else the images in that folder, by name; raises ImageError without any."""
+    check_names([path])
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder; pass the path of an image or of a folder of images")
@@ -114,7 +115,17 @@ def find_images(path: str | Path) -> list[Path]:
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise ImageError(f"{path} holds no image; looked for {' '.join(SUFFIXES)}")
+    check_names(found)
     return found
+
+
+def check_names(paths: Iterable[str | Path]) -> None:
+    """Raises ImageError for a name that is no UTF-8: neither JSON nor parquet could hold it when the work is done."""
+    for text in map(str, paths):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ImageError(f"the name {text!r} is not UTF-8; allowed: names that are, rename it") from None
 
 
 def sample_photos() -> list[Photo]:

@@ -180,6 +180,15 @@ def test_find_images(tmp_path):
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
 
 
+@pytest.mark.parametrize("folder", ["plain", "\udcff"])
+def test_find_images_refuses_names_that_are_not_utf8(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    path = save(tmp_path / folder / "\udcfe.png", Image.new("RGB", (8, 8)))
+    for named in (path, tmp_path / folder):
+        with pytest.raises(ImageError, match=r"the name '.*\\udc.*' is not UTF-8; allowed: names that are"):
+            find_images(named)
+
+
 def test_sample_photos_are_photographs():
     pytest.importorskip("sklearn")
     photos = images.sample_photos()

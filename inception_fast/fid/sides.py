@@ -14,6 +14,7 @@ from ..features.extractors import Extractor, FidExtractor
 from ..features.shards import find_features, read_features, settings_of
 from ..features.sources import Source, SourceError, open_source
 from ..features.stream import Clock, stream
+from ..images import check_names
 from .distance import frechet_distance
 from .files import read_statistics
 from .statistics import Gaussian, Statistics
@@ -50,6 +51,7 @@ class Plan:
 
     def side(self, text: str) -> Side:
         """Reads all of `text`. Raises ValueError for fewer than two images, and what the readers raise."""
+        check_names([text])
         if text.lower().endswith(".npz"):
             if self.keep_rows:
                 raise ValueError(
