@@ -131,6 +131,8 @@ def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: py
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
     assert main(["fid", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "features with weights 'x' and" in capsys.readouterr().err
+    assert main(["fid", str(tmp_path / "a"), str(tmp_path / "a"), "--is"]) == 2
+    assert "holds features of m; allowed for the Inception score: features of the FID" in capsys.readouterr().err
     report = run(capsys, tmp_path / "a", tmp_path / "c")
     assert report["fid"] <= 1e-10 and len(report["warnings"]) == 2
     assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
@@ -175,9 +177,11 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "out.txt", "--save-stats"], "out.txt; allowed: a name that ends in .npz"),
         (["a", "out.npz", "--save-stats", "--kid"], "--save-stats with --kid"),
         (["a", "b", "--weights", "weights.pth", "--unreadable", "fail"], "05x.png is not an image"),
-        (["b", "b", "--weights", "weights.pth", "--prdc", "--neighbours", "9"], "9 neighbours; allowed: 1 to 8"),
-        (["b", "b", "--weights", "weights.pth", "--is"], "10 splits of 9 images"),
-        (["b", "b", "--weights", "weights.pth", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
+        (["b", "b", "--prdc", "--neighbours", "9"], "9 neighbours; allowed: 1 to 8"),
+        (["b", "b", "--is"], "10 splits of 9 images"),  # before the weights are missed
+        (["quiet.parquet", "b", "--weights", "weights.pth", "--is", "--is-splits", "2"], "Inception score: 2048"),
+        (["a", "nowhere/out.npz", "--save-stats"], "no folder nowhere to write out.npz to"),
+        (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],
 )
 def test_refuses(
@@ -195,6 +199,7 @@ def test_refuses(
     (place / "loud").mkdir(exist_ok=True)
     loud = 1e5 * np.random.default_rng(0).standard_normal((4, 2048)).astype(np.float32)
     write_shard(place / "loud" / "features-00000.parquet", list("abcd"), loud, {})
+    write_shard(place / "quiet.parquet", list("abcd"), loud[:, :5], {})
     (place / "one").mkdir(exist_ok=True)
     (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
     assert main(["fid", *arguments, "--workers", "0"]) == 2

@@ -216,6 +216,18 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
+def count_features(paths: Sequence[Path]) -> int:
+    """The rows of shards, from their metadata alone. Raises SourceError for files that do not hold any."""
+    parquet = import_parquet()
+    count = 0
+    for path in paths:
+        try:
+            count += parquet.read_metadata(path).num_rows
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path} holds no readable features ({error})") from error
+    return count
+
+
 def read_features(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
     """The features of shards, [n, d] a row group at a time. Raises SourceError for files that do not hold any."""
     parquet = import_parquet()
