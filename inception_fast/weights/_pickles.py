@@ -56,7 +56,7 @@ def _names(stream: io.BytesIO) -> Iterator[str]:
             memo[len(memo) if argument is None else int(argument)] = top
             continue
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            top = memo.get(int(argument))
+            top = memo.get(int(argument or 0))
         else:
             top = argument if opcode.name.endswith(("UNICODE", "UNICODE8")) else None
         if top is not None:

@@ -96,8 +96,8 @@ class Source:
         for key in tensors:
             if key not in target:
                 if key.rpartition(".")[0] in CLASSIFIERS[self.model] and head not in self.tensors:
-                    seen = f"{self.origin}: {head} of {self.model} is missing, {key} is there"
-                    raise WeightsError(f"{seen}; allowed: both, or num_classes=N for new classifiers")
+                    missing = f"{self.origin}: {head} of {self.model} is missing, {key} is there"
+                    raise WeightsError(f"{missing}; allowed: both, or num_classes=N for new classifiers")
                 raise WeightsError(
                     f"{self.origin}: {key} does not belong to {self.model}; its first key is {next(iter(target))}"
                 )
