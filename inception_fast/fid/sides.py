@@ -62,7 +62,7 @@ class Plan:
     on_batch: Callable[[int, int], None] = lambda images, bad: None
 
     def open(self, text: str) -> Opened:
-        """Looks at what `text` names. Raises ValueError for statistics where rows are needed, and what readers raise."""
+        """Looks at what `text` names. Raises ValueError for statistics where rows are needed, what the readers raise."""
         check_names([text])
         if text.lower().endswith(".npz"):
             if self.keep_rows:
