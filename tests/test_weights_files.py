@@ -233,6 +233,13 @@ def install(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> Hub:
     return hub
 
 
+def test_folder_without_a_choice(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"2 files \.pth; choose one of a\.pth, b\.pth by its path, not the folder's$"):
+        weights.resolve(tmp_path)
+
+
 def test_hub(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = install(monkeypatch, repository(tmp_path / "repo", state, **GLUON))
     net = fast.create_model("inception_v1", weights="hf:owner/net")
