@@ -106,7 +106,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 def find_images(path: str | Path) -> list[Path]:
     """`path` itself when it is a file, else the images in that folder, by name; raises ImageError without any."""
-    check_names([path])
+    check_path(str(path))
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder; pass the path of an image or of a folder of images")
@@ -117,6 +117,13 @@ def find_images(path: str | Path) -> list[Path]:
         raise ImageError(f"{path} holds no image; looked for {' '.join(SUFFIXES)}")
     check_names(found)
     return found
+
+
+def check_path(text: str) -> None:
+    """Raises ImageError for a name that `check_names` refuses, and for none: the current folder would be taken."""
+    if not text:
+        raise ImageError("'' is no path; pass the path of an image or of a folder of images")
+    check_names([text])
 
 
 def check_names(paths: Iterable[str | Path]) -> None:

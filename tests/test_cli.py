@@ -127,6 +127,7 @@ def test_every_command_has_json_and_help(capsys):
         (["bench", "inception_v3", "--image-size", "1"], "out of range"),
         (["classify"], "IMAGE"),
         (["classify", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["classify", ""], "'' is no path"),
         (["classify", "x.jpg", "--topk", "0"], "0 is out of range"),
         (["convert", "nowhere.pth", "there.safetensors"], "nowhere.pth"),
         (["convert", "nowhere.pth"], "DST"),

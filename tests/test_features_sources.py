@@ -126,6 +126,8 @@ def test_refuses(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=match):
             open_source(str(text))
 
+    with pytest.raises(ImageError, match="'' is no path"):
+        open_source("")
     said(tmp_path / "none", "no such file or folder; allowed: a folder of images, a list")
     said(tmp_path, "holds no image; looked for")
     (tmp_path / "x.txt").write_text("\n\n")

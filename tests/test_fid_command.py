@@ -167,6 +167,7 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "nowhere", "--weights", "weights.pth"], "nowhere: no such file or folder"),
         (["nowhere.npz", "b"], "nowhere.npz"),
         (["\udcff.npz", "b"], "the name '\\udcff.npz' is not UTF-8"),
+        (["", "b"], "'' is no path"),
         (["broken.npz", "b"], "broken.npz is no readable .npz"),
         (["huge.npz", "huge.npz"], ", means reach 0 and covariances 1e+308; allowed"),
         (["far.npz", "near.npz"], ", means reach 1e+200 and covariances 1; allowed"),

@@ -173,6 +173,8 @@ def test_find_images(tmp_path):
         find_images(tmp_path)
     with pytest.raises(ImageError, match="no such file or folder"):
         find_images(tmp_path / "nowhere")
+    with pytest.raises(ImageError, match="'' is no path; pass the path of an image"):
+        find_images("")
     for name in ("b.PNG", "a.jpeg", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "c.png").mkdir()

@@ -232,6 +232,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("more", "words"),
     [
         (["--data", "/nowhere"], "no such folder"),
+        (["--data", ""], "data ''; allowed: digits, a folder, hf:NAME, torchvision:NAME"),
         (["--data", "hf:"], "datasets"),
         (["--recipe", "fast"], "recipe 'fast'; allowed: paper, modern"),
         (["--model", "inception_v9"], "inception_v9"),

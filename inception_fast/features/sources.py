@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..images import SUFFIXES, check_names
+from ..images import SUFFIXES, check_names, check_path
 
 INSTALL = "pip install 'inception-fast[features]'"
 TAR = (".tar",)
@@ -183,9 +183,10 @@ def open_source(text: str) -> Source:
     Several files are named by a folder that holds them, by a pattern (`train-*.tar`) or by a range
     (`train-{000..012}.tar`). A list is a text file with the path of an image on every line, relative to its own folder.
 
-    Raises SourceError where there is nothing to read, OSError where it may not be read, ImageError for a name that is
-    not UTF-8.
+    Raises SourceError where there is nothing to read, OSError where it may not be read, ImageError for an empty name
+    and one that is not UTF-8.
     """
+    check_path(text)
     source = _opened(text)
     check_names(source.names)
     return source

@@ -14,7 +14,7 @@ from ..features.extractors import Extractor, FidExtractor
 from ..features.shards import count_features, find_features, read_features, settings_of
 from ..features.sources import Source, SourceError, open_source
 from ..features.stream import Clock, stream
-from ..images import check_names
+from ..images import check_path
 from .distance import frechet_distance
 from .files import read_statistics
 from .statistics import Gaussian, Statistics
@@ -62,8 +62,8 @@ class Plan:
     on_batch: Callable[[int, int], None] = lambda images, bad: None
 
     def open(self, text: str) -> Opened:
-        """Looks at what `text` names. Raises ValueError for statistics where rows are needed, what the readers raise."""
-        check_names([text])
+        """Looks at what `text` names. Raises ValueError for statistics where rows are needed, and what readers do."""
+        check_path(text)
         if text.lower().endswith(".npz"):
             if self.keep_rows:
                 raise ValueError(
