@@ -106,6 +106,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 def find_images(path: str | Path) -> list[Path]:
     """`path` itself when it is a file, else the images in that folder, by name; raises ImageError without any."""
+    check_path(str(path))
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder; pass the path of an image or of a folder of images")
@@ -114,7 +115,24 @@ def find_images(path: str | Path) -> list[Path]:
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise ImageError(f"{path} holds no image; looked for {' '.join(SUFFIXES)}")
+    check_names(found)
     return found
+
+
+def check_path(text: str) -> None:
+    """Raises ImageError for a name that `check_names` refuses, and for none: the current folder would be taken."""
+    if not text:
+        raise ImageError("'' is no path; pass the path of an image or of a folder of images")
+    check_names([text])
+
+
+def check_names(paths: Iterable[str | Path]) -> None:
+    """Raises ImageError for a name that is no UTF-8: neither JSON nor parquet could hold it when the work is done."""
+    for text in map(str, paths):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ImageError(f"the name {text!r} is not UTF-8; allowed: names that are, rename it") from None
 
 
 def sample_photos() -> list[Photo]:
@@ -128,6 +146,13 @@ def sample_photos() -> list[Photo]:
     return [Photo(name, Image.fromarray(data)) for name, data in zip(names, samples.images, strict=True)]
 
 
+def check_channels(config: Preparation) -> None:
+    """Raises ValueError for a network that takes no pictures, so that this is said once and not of every image."""
+    channels = config.input_size[0]
+    if channels not in (1, 3):
+        raise ValueError(f"a network of {channels} channels; allowed for images: 3 (RGB), 1 (grey)")
+
+
 def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
     """[c, h, w] float32: short side to floor(size / crop_pct), centre crop to input_size, x / 255, (x - mean) / std.
 
@@ -135,9 +160,8 @@ def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
     """
     import torch
 
+    check_channels(config)
     channels, height, width = config.input_size
-    if channels not in (1, 3):
-        raise ValueError(f"a network of {channels} channels; allowed for images: 3 (RGB), 1 (grey)")
     pixels = np.asarray(_resize_and_crop(image, height, width, config.crop_pct, config.interpolation))
     pixels = pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().to(torch.float32).div_(255.0)

@@ -127,6 +127,7 @@ def test_every_command_has_json_and_help(capsys):
         (["bench", "inception_v3", "--image-size", "1"], "out of range"),
         (["classify"], "IMAGE"),
         (["classify", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["classify", ""], "'' is no path"),
         (["classify", "x.jpg", "--topk", "0"], "0 is out of range"),
         (["convert", "nowhere.pth", "there.safetensors"], "nowhere.pth"),
         (["convert", "nowhere.pth"], "DST"),
@@ -178,6 +179,33 @@ def test_classify_refuses(capsys, photo, small_net, tmp_path):
     assert "--topk 11; the model has 10 classes" in refused(capsys, "classify", str(photo), "--topk", "11")
     line = refused(capsys, "classify", str(photo), "--model", "inception_v3", "--weights", "broken")
     assert "the file ends after 3 bytes" in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_classify_refuses_an_output_that_is_no_number(capsys, photo, small_net, monkeypatch, value, flags):
+    create = inception_fast.create_model
+
+    def broken(name, weights=None):
+        net = create(name)
+        net[2].bias.data[3] = value
+        return net
+
+    monkeypatch.setattr(inception_fast, "create_model", broken)
+    line = refused(capsys, "classify", str(photo), *flags)
+    assert f"{photo}: the network's output is NaN or infinite" in line
+
+
+@pytest.mark.parametrize("command", ["classify", "bench inception_v1 --against none --image", "features --out out"])
+def test_a_network_of_four_channels_takes_no_pictures(capsys, photo, tmp_path, monkeypatch, command):
+    """Said once, and not of every image."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(inception_fast.create_model("inception_v1", num_classes=7, in_chans=4).state_dict(), "four.pth")
+    before = sorted(tmp_path.iterdir())
+    line = refused(capsys, *command.split(), str(photo), "--weights", "four.pth")
+    assert "a network of 4 channels; allowed for images: 3 (RGB), 1 (grey)" in line
+    left = [path for path in tmp_path.rglob("*") if path not in before]
+    assert left == ([tmp_path / "bench-results"] if "bench" in command else [])
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "I;16", "RGBA", "LA", "P", "1x1", "animated"])
@@ -253,6 +281,12 @@ def test_convert(capsys, tmp_path):
     again = inception_fast.create_model("inception_v1", num_classes=10, weights=str(target))
     assert torch.equal(again.get_classifier().weight, net.get_classifier().weight)
     assert "allowed: .safetensors" in refused(capsys, "convert", str(source), str(tmp_path / "out.zip"))
+
+
+def test_convert_looks_at_the_ending_before_it_loads_keras(capsys, monkeypatch):
+    monkeypatch.setattr(inception_fast, "tf", None, raising=False)
+    line = refused(capsys, "convert", "in.pth", "out.safetensors", "--layout", "keras")
+    assert "out.safetensors is no Keras file; allowed: .keras, .weights.h5" in line
 
 
 def test_an_interrupt_ends_with_130(capsys, monkeypatch):

@@ -125,6 +125,9 @@ def test_a_variant_that_diverges_is_a_result(tmp_path: Path) -> None:
         ("--experiment cold_fusion --out OUT", "experiment 'cold_fusion'; allowed: batchnorm_rate"),
         ("--experiment residual", "--out DIR is needed"),
         ("--models tiny_inception --data /nowhere --out OUT", "no such folder"),
+        ("--models tiny_inception,nope --out OUT", "inception_v4, tiny_inception"),
+        ("--models inception_v1:num_classes=0 --out OUT", "option num_classes=0; allowed: none, the data decides"),
+        ("--models tiny_inception --device tpu --out OUT", "device 'tpu'; allowed: cpu, cuda"),
         ("--out OUT", "one of the arguments --models --experiment is required"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,18 @@ def test_a_folder_belongs_to_one_run(photos: Path, tmp_path: Path) -> None:
     refused("holds features without manifest.json")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         extract(source, TinyExtractor(), photos / "new.jpg")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "features-00001.parquet"])
+def test_a_damaged_file_of_a_run_is_named_before_anything_is_computed(photos: Path, tmp_path: Path, name: str) -> None:
+    source, out = open_source(str(photos)), tmp_path / "out"
+    extract(source, TinyExtractor(), out, shard_size=10)
+    (out / "features-00002.parquet").unlink()
+    (out / name).write_bytes((out / name).read_bytes()[:-30])
+    again = TinyExtractor()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(out / name))} is (damaged|no shard of this run) \("):
+        extract(source, again, out, shard_size=10)
+    assert again.seen == []
 
 
 KILLED = """

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from inception_fast.features.sources import SourceError, digest_of, expand_ranges, open_source
+from inception_fast.images import ImageError
 from pictures import encoded, write_folder, write_tar
 
 
@@ -106,6 +107,15 @@ def test_the_digest_follows_the_names(tmp_path: Path) -> None:
     assert digest_of(open_source(str(tmp_path))) != before
 
 
+def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "\udcff.jpg").write_bytes(encoded(1))
+    write_tar(tmp_path / "b.tar", {"fine.jpg": encoded(1), "\udcff.jpg": encoded(2)})
+    for text in (tmp_path / "a", tmp_path / "b.tar"):
+        with pytest.raises(ImageError, match=r"the name '.*\\udcff\.jpg' is not UTF-8"):
+            open_source(str(text))
+
+
 def test_ranges() -> None:
     assert expand_ranges("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_ranges("{0..1}/{1..1}") == ["0/1", "1/1"] and expand_ranges("plain{}.jpg") == ["plain{}.jpg"]
@@ -116,6 +126,8 @@ def test_refuses(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=match):
             open_source(str(text))
 
+    with pytest.raises(ImageError, match="'' is no path"):
+        open_source("")
     said(tmp_path / "none", "no such file or folder; allowed: a folder of images, a list")
     said(tmp_path, "holds no image; looked for")
     (tmp_path / "x.txt").write_text("\n\n")

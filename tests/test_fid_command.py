@@ -131,9 +131,23 @@ def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: py
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
     assert main(["fid", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "features with weights 'x' and" in capsys.readouterr().err
+    assert main(["fid", str(tmp_path / "a"), str(tmp_path / "a"), "--is"]) == 2
+    assert "holds features of m; allowed for the Inception score: features of the FID" in capsys.readouterr().err
     report = run(capsys, tmp_path / "a", tmp_path / "c")
     assert report["fid"] <= 1e-10 and len(report["warnings"]) == 2
     assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("{}", "has images None; allowed"), ("[]", "has images None; allowed"), ('{"images": 6, "sh', "is damaged (")],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    write_shard(tmp_path / "features-00000.parquet", list("abcdef"), np.ones((6, 5), np.float32), {})
+    (tmp_path / "manifest.json").write_text(text)
+    assert main(["fid", str(tmp_path), str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'manifest.json'} {said}" in err and err.count("\n") == 1
 
 
 def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,15 +166,23 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "b"], "--weights is needed for images"),
         (["a", "nowhere", "--weights", "weights.pth"], "nowhere: no such file or folder"),
         (["nowhere.npz", "b"], "nowhere.npz"),
+        (["\udcff.npz", "b"], "the name '\\udcff.npz' is not UTF-8"),
+        (["", "b"], "'' is no path"),
         (["broken.npz", "b"], "broken.npz is no readable .npz"),
+        (["huge.npz", "huge.npz"], ", means reach 0 and covariances 1e+308; allowed"),
+        (["far.npz", "near.npz"], ", means reach 1e+200 and covariances 1; allowed"),
+        (["loud", "loud", "--weights", "weights.pth", "--is", "--is-splits", "2"], "is_mean is nan; allowed: features"),
+        (["negative.npz", "near.npz"], "negative.npz holds a sigma with -1 on its diagonal; allowed: variances"),
         (["a.npz", "a.npz", "--kid"], "a.npz holds statistics; allowed with KID"),
         (["one", "a.npz", "--weights", "weights.pth"], "one: 1 image(s); allowed: two or more"),
         (["a", "out.txt", "--save-stats"], "out.txt; allowed: a name that ends in .npz"),
         (["a", "out.npz", "--save-stats", "--kid"], "--save-stats with --kid"),
         (["a", "b", "--weights", "weights.pth", "--unreadable", "fail"], "05x.png is not an image"),
-        (["b", "b", "--weights", "weights.pth", "--prdc", "--neighbours", "9"], "9 neighbours; allowed: 1 to 8"),
-        (["b", "b", "--weights", "weights.pth", "--is"], "10 splits of 9 images"),
-        (["b", "b", "--weights", "weights.pth", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
+        (["b", "b", "--prdc", "--neighbours", "9"], "9 neighbours; allowed: 1 to 8"),
+        (["b", "b", "--is"], "10 splits of 9 images"),  # before the weights are missed
+        (["quiet.parquet", "b", "--weights", "weights.pth", "--is", "--is-splits", "2"], "Inception score: 2048"),
+        (["a", "nowhere/out.npz", "--save-stats"], "no folder nowhere to write out.npz to"),
+        (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],
 )
 def test_refuses(
@@ -173,6 +195,12 @@ def test_refuses(
     monkeypatch.chdir(place)
     (place / "broken.npz").write_bytes(b"PK but no more")
     np.savez(place / "a.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
+    for name, mean, variance in (("huge", 0, 1e308), ("far", 1e200, 1), ("near", 0, 1), ("negative", 0, -1)):
+        np.savez(place / f"{name}.npz", mu=np.full(3, mean), sigma=variance * np.eye(3))
+    (place / "loud").mkdir(exist_ok=True)
+    loud = 1e5 * np.random.default_rng(0).standard_normal((4, 2048)).astype(np.float32)
+    write_shard(place / "loud" / "features-00000.parquet", list("abcd"), loud, {})
+    write_shard(place / "quiet.parquet", list("abcd"), loud[:, :5], {})
     (place / "one").mkdir(exist_ok=True)
     (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
     assert main(["fid", *arguments, "--workers", "0"]) == 2

@@ -173,11 +173,22 @@ def test_find_images(tmp_path):
         find_images(tmp_path)
     with pytest.raises(ImageError, match="no such file or folder"):
         find_images(tmp_path / "nowhere")
+    with pytest.raises(ImageError, match="'' is no path; pass the path of an image"):
+        find_images("")
     for name in ("b.PNG", "a.jpeg", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "c.png").mkdir()
     assert [p.name for p in find_images(tmp_path)] == ["a.jpeg", "b.PNG"]
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+
+
+@pytest.mark.parametrize("folder", ["plain", "\udcff"])
+def test_find_images_refuses_names_that_are_not_utf8(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    path = save(tmp_path / folder / "\udcfe.png", Image.new("RGB", (8, 8)))
+    for named in (path, tmp_path / folder):
+        with pytest.raises(ImageError, match=r"the name '.*\\udc.*' is not UTF-8; allowed: names that are"):
+            find_images(named)
 
 
 def test_sample_photos_are_photographs():

@@ -45,15 +45,23 @@ def test_a_model_by_name_as_json(tmp_path, capsys):
 
 def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
     (tmp_path / "my_net.py").write_text(
+        "import sys\n"
         "from torch import nn\n"
-        "def make():\n    return nn.Conv2d(3, 4, 3)\n"
+        "def make():\n    print('loud')\n    return nn.Conv2d(3, 4, 3)\n"
         "def breaks():\n    raise KeyError('no file')\n"
+        "def leaves():\n    sys.exit(3)\n"
     )
     monkeypatch.chdir(tmp_path)
     document = inspected(tmp_path, "my_net:make", "--image-size", "9")
     assert document["params"] == 112 and document["macs"] == 49 * 4 * 27
-    assert main(["inspect", "my_net:breaks", "--image-size", "9"]) == 2
-    assert "KeyError" in capsys.readouterr().err
+    capsys.readouterr()
+    for command in ("inspect", "profile"):
+        assert main([command, "my_net:make", "--image-size", "9", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["model"] == "my_net:make" and "loud" in err
+        for function, said in (("breaks", "KeyError: 'no file'"), ("leaves", "SystemExit: 3")):
+            assert main([command, f"my_net:{function}", "--image-size", "9"]) == 2
+            assert f"my_net:{function}: {said}; allowed: package.module:function" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

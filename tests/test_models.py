@@ -121,6 +121,7 @@ def test_unknown_name_suggests_close_ones(name: str, close: str) -> None:
         ("inception_v1", {"features_only": True, "aux_logits": True}, ValueError, "features_only"),
         ("inception_v1", {"features_only": True, "out_indices": (5,)}, ValueError, "-5 to 4"),
         ("inception_v1", {"features_only": True, "out_indices": ()}, ValueError, "at least one"),
+        ("inception_v1", {"features_only": True, "out_indices": 2}, ValueError, "out_indices=2 of inception_v1"),
         ("inception_v1", {"features_only": True, "out_indices": (3, 1)}, ValueError, "rising order"),
     ],
     ids=str,

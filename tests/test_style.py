@@ -37,7 +37,7 @@ FLOORS = (
         "_gradients",
         "_when_imported",
     ),
-    ("layers", "losses"),
+    ("layers", "losses", "_data_config"),
     ("models", "weights", "replace"),
     ("engine",),
     ("images", "measure", "train", "features", "fid", "claims", "tf"),

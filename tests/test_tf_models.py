@@ -238,6 +238,31 @@ def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixt
     assert same_state(tf.to_torch(loaded), net)
 
 
+@pytest.mark.parametrize("name, size", [("inception_v1", 107), ("inception_v3", 75)])
+def test_convert_tells_the_convention_or_that_it_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, size: int
+) -> None:
+    """A .keras file holds it; who loads a checkpoint as it is has another net, and is told so when it is written."""
+    net = torch_net(name, num_classes=6, convention="torch")
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+
+    def logits(file: str, **options: str) -> Tensor:
+        made = fast.create_model(name, weights=tmp_path / file, **options).eval()
+        with torch.inference_mode():
+            return made(image(size))
+
+    said = {}
+    for file in ("net.keras", "net.ckpt"):
+        assert main(["convert", str(tmp_path / "net.pth"), str(tmp_path / file), "--json"]) == 0
+        out, said[file] = capsys.readouterr()
+        assert json.loads(out)["options"]["convention"] == "torch"
+    wanted = logits("net.pth")
+    assert said["net.keras"] == "" and torch.equal(logits("net.keras"), wanted)
+    assert "cannot hold convention='torch': pass convention='torch' to create_model" in said["net.ckpt"]
+    assert said["net.ckpt"].count("\n") == 1 and torch.equal(logits("net.ckpt", convention="torch"), wanted)
+    assert not torch.equal(logits("net.ckpt"), wanted)
+
+
 def test_convert_makes_sure_of_room_first(tmp_path: Path) -> None:
     """HDF5 would crash the process at its end over a file that the disk did not take."""
     torch.save(torch_net("inception_v1", num_classes=2).state_dict(), tmp_path / "net.pth")

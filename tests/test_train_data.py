@@ -179,6 +179,12 @@ def test_bad_images_are_refused_by_name(tmp_path: Path) -> None:
         load_data(str(tmp_path))
 
 
+def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
+    root = folder_of_classes(tmp_path, classes=("cat", "dog", "\udcff\udcfe"))
+    with pytest.raises(DataError, match=r"the name '.*\\udcff\\udcfe/0\.png' is not UTF-8; allowed: names that are"):
+        load_data(str(root), "skip")
+
+
 def test_bad_images_are_skipped_and_counted(tmp_path: Path) -> None:
     damage(folder_of_classes(tmp_path))
     data = load_data(str(tmp_path), "skip")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,62 @@ def test_other_shape_leaves_the_model_alone(tmp_path: Path, state: State) -> Non
     assert_holds(net, before)
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x: x.to(torch.int8), "dtype torch.int8; allowed: a floating point dtype"),
+        (lambda x: x.to(torch.complex64), "dtype torch.complex64; allowed: a floating point dtype"),
+        (lambda x: x.to_sparse(), "layout torch.sparse_coo; allowed: torch.strided"),
+        (lambda x: x.to("meta"), "no values, device meta; allowed: a device that holds them"),
+    ],
+    ids=["integer", "complex", "sparse", "meta"],
+)
+def test_tensors_of_another_kind_leave_the_model_alone(
+    tmp_path: Path, state: State, change: Callable[[Tensor], Tensor], said: str
+) -> None:
+    key = "aux2.fc2.bias"  # the last one
+    path = saved(tmp_path, state | {key: change(state[key])})
+    net = fast.create_model("inception_v1", num_classes=11, aux_logits=True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(weights.WeightsError, match=f"{key} has {said}"):
+        weights.resolve(path).load(net)
+    assert_holds(net, before)
+    for target in ("out.safetensors", "out.ckpt"):
+        with pytest.raises(weights.WeightsError, match=f"{key} has {said}"):
+            weights.convert(path, tmp_path / target)
+
+
+def test_counters_of_complex_numbers(tmp_path: Path, state: State) -> None:
+    """Counters of batches may be of any real dtype, as a cast of all tensors leaves them."""
+    key = "conv1.bn.num_batches_tracked"
+    assert_holds(fast.create_model("inception_v1", weights=saved(tmp_path, state | {key: state[key].half()})), state)
+    with pytest.raises(weights.WeightsError, match=f"{key} has dtype torch.complex64; allowed: torch.int64"):
+        fast.create_model("inception_v1", weights=saved(tmp_path, state | {key: state[key].to(torch.complex64)}))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2048), (2048,), (11, 2048, 1, 1)])
+def test_classifier_that_is_no_matrix(shape: tuple[int, ...]) -> None:
+    """The number of classes follows from it, so that no head beside it may be blamed."""
+    with torch.device("meta"):
+        state = fast.create_model("inception_v3", aux_logits=True).state_dict()
+        state["fc.weight"] = torch.empty(shape)
+    said = f"file: fc.weight has shape {shape}; allowed for inception_v3: (classes, features)"
+    with pytest.raises(weights.WeightsError, match=re.escape(said)):
+        recognise("file", state, None)
+
+
+@pytest.mark.parametrize("gone, there", [("fc.", "AuxLogits.fc.weight"), ("fc.weight", "fc.bias")])
+def test_missing_classifier_is_named(gone: str, there: str) -> None:
+    with torch.device("meta"):
+        whole = fast.create_model("inception_v3", aux_logits=there != "fc.bias", num_classes=11).state_dict()
+    held = {key: torch.zeros(()).expand(x.shape) for key, x in whole.items() if not key.startswith(gone)}
+    source = recognise("file", held, None)
+    with torch.device("meta"):
+        target = fast.create_model("inception_v3", **source.options).state_dict()
+    with pytest.raises(weights.WeightsError, match=f"fc.weight of inception_v3 is missing, {there} is there"):
+        source.check(target, source.state_dict())
+
+
 def test_values_that_are_no_tensors(tmp_path: Path, state: State) -> None:
     with pytest.raises(weights.WeightsError, match="'conv9' is a list; allowed: tensors"):
         weights.resolve(saved(tmp_path, state | {"conv9": [1, 2]}))
@@ -235,22 +293,35 @@ class Hostile:
         return open, (self.proof, "w")
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
-def test_hostile_pickle_runs_nothing(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "bare pickle of protocol 4", "zip of protocol 4"])
+def test_hostile_pickle_runs_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder, form: str) -> None:
     proof, path = tmp_path / "proof", tmp_path / "weights.pth"
     content = {"inception3a.branch1.conv.weight": Hostile(proof)}
-    if form == "bare pickle":
-        path.write_bytes(pickle.dumps(content, protocol=2))
+    protocol = 4 if form.endswith("4") else 2
+    if form.startswith("bare"):
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        zipped = form.startswith("zip")
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         weights.WeightsError, match=r"plain tensors: it asks for \w+\.open; allowed: .*, no code"
     ) as caught:
         weights.resolve(path)
     assert "weights_only" not in str(caught.value)  # torch's message tells how to run it all the same
     assert not proof.exists()
-    torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
+    assert not recwarn.list
+    pickle.loads(path.read_bytes()) if form.startswith("bare") else torch.load(path, weights_only=False)
     assert proof.exists(), "the pickle of this test does nothing, so it proves nothing"
+
+
+def test_a_name_of_the_memo_is_told_too(tmp_path: Path) -> None:
+    """The second module is only pointed at; what plain tensors ask for is no reason."""
+    (tmp_path / "odd.pth").write_bytes(pickle.dumps([OrderedDict, Counter], protocol=4))
+    with pytest.raises(weights.WeightsError, match=r"it asks for collections\.Counter; allowed"):
+        weights.resolve(tmp_path / "odd.pth")
+    torch.save(OrderedDict(x=torch.zeros(2)), tmp_path / "plain.pth", pickle_protocol=4)
+    with pytest.raises(weights.WeightsError, match="its pickle protocol is 4, torch's is 2; allowed"):
+        weights.resolve(tmp_path / "plain.pth")
 
 
 def test_whole_modules_are_refused(tmp_path: Path) -> None:

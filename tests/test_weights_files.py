@@ -25,6 +25,7 @@ from torch import Tensor
 import inception_fast as fast
 from inception_fast import weights
 from inception_fast.models import DataConfig
+from inception_fast.weights.convert import untold
 from training import small_files
 
 State = dict[str, Tensor]
@@ -41,6 +42,23 @@ def state() -> State:
 def source_file(tmp_path: Path, state: State) -> Path:
     torch.save(state, tmp_path / "source.pth")
     return tmp_path / "source.pth"
+
+
+@pytest.mark.parametrize(
+    "model, options, target, missing",
+    [
+        ("inception_v1", {"convention": "torch"}, "net.ckpt", {"convention": "torch"}),
+        ("inception_v3", {"convention": "torch"}, "net.weights.h5", {"convention": "torch"}),
+        ("inception_v3", {"convention": "tf", "fid": True}, "net.ckpt", {"fid": True}),
+        ("inception_v2", {"convention": "tf", "bn_eps": 1e-5}, "net.ckpt", {"bn_eps": 1e-5}),
+        ("inception_v1", {"convention": "torch"}, "net.keras", {}),
+        ("inception_v1", {"convention": "torch"}, "net.safetensors", {}),
+        ("inception_v1", {"convention": "tf", "bn_eps": 1e-3}, "net.ckpt", {}),
+        ("inception_v4", {"convention": "torch"}, "net.ckpt", {}),
+    ],
+)
+def test_what_a_file_cannot_tell(model: str, options: dict[str, Any], target: str, missing: dict[str, Any]) -> None:
+    assert untold(weights.Source("timm", model, options, None, {}), target) == missing
 
 
 def test_convert(tmp_path: Path, source_file: Path, state: State) -> None:
@@ -213,6 +231,13 @@ def install(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> Hub:
     monkeypatch.setattr(library, "list_repo_files", hub.list_repo_files)
     monkeypatch.setattr(library, "hf_hub_download", hub.hf_hub_download)
     return hub
+
+
+def test_folder_without_a_choice(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"2 files \.pth; choose one of a\.pth, b\.pth by its path, not the folder's$"):
+        weights.resolve(tmp_path)
 
 
 def test_hub(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:

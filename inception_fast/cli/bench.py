@@ -238,14 +238,15 @@ def _subject(name: str, args: argparse.Namespace, photos: list[Any]) -> tuple[nn
     import torch
 
     from .. import create_model
-    from ..images import prepare_batch
+    from ..images import check_channels, prepare_batch
     from ..measure.compare import calibrate
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with serving(name if args.weights is None else f"{name}, --weights {args.weights}"):
             model = create_model(name, weights=args.weights).eval()
-    config: Any = model.data_config
+            config: Any = model.data_config
+            check_channels(config)
     if args.image_size:
         config = dataclasses.replace(config, input_size=(config.input_size[0], args.image_size, args.image_size))
     images = prepare_batch((photo.image for photo in photos), config)

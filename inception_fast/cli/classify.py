@@ -61,6 +61,7 @@ def _model(args: argparse.Namespace) -> tuple[str, Any]:
     import torch
 
     from .. import create_model
+    from ..images import check_channels
     from ..weights import resolve
 
     name = args.model
@@ -68,7 +69,9 @@ def _model(args: argparse.Namespace) -> tuple[str, Any]:
         torch.manual_seed(0)
         if name is None:
             name = DEFAULT_MODEL if args.weights is None else resolve(args.weights).model
-        return name, create_model(name, weights=args.weights).eval()
+        model: Any = create_model(name, weights=args.weights).eval()
+        check_channels(model.data_config)
+    return name, model
 
 
 def _top(model: Any, photos: list[Any], topk: int) -> list[tuple[list[float], list[int]]]:
@@ -80,8 +83,14 @@ def _top(model: Any, photos: list[Any], topk: int) -> list[tuple[list[float], li
     rows: list[tuple[list[float], list[int]]] = []
     with torch.inference_mode():
         for start in range(0, len(photos), BATCH):
-            x = prepare_batch((photo.image for photo in photos[start : start + BATCH]), model.data_config)
-            best = model(x).softmax(dim=1).topk(topk)
+            batch = photos[start : start + BATCH]
+            logits = model(prepare_batch((photo.image for photo in batch), model.data_config))
+            for photo, finite in zip(batch, logits.isfinite().all(dim=1).tolist(), strict=True):
+                if not finite:
+                    raise CommandError(
+                        f"{photo.name}: the network's output is NaN or infinite; allowed: finite numbers"
+                    )
+            best = logits.softmax(dim=1).topk(topk)
             rows += zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return rows
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from .common import OK, add_json, print_json, serving
+from .common import OK, add_json, note, print_json, serving
 
 ALL = ("inception_fast", "slim", "keras")
+KERAS = (".keras", ".weights.h5")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +21,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Says what was written; JSON: `source target layout model options data_config tensors parameters`."""
-    from ..weights import convert
+    from ..weights.convert import convert, untold
 
     with serving(f"convert {args.source}"):
         if args.layout not in (None, *ALL):
             raise ValueError(f"layout={args.layout!r}; allowed: {', '.join(ALL)}")
-        if args.layout == "keras" or (args.layout is None and args.target.endswith((".keras", ".weights.h5"))):
+        named = args.target.endswith(KERAS)
+        if args.layout == "keras" and not named:  # before TensorFlow takes its time to load
+            raise ValueError(f"{args.target} is no Keras file; allowed: {', '.join(KERAS)}")
+        if named and args.layout in (None, "keras"):
             from .. import tf
 
             source = tf.convert(args.source, args.target, args.model)
         else:
             source = convert(args.source, args.target, args.model, args.layout)
+    if missing := ", ".join(f"{key}={value!r}" for key, value in untold(source, args.target).items()):
+        note(f"warning: this layout cannot hold {missing}: pass {missing} to create_model when you load {args.target}")
     tensors = source.state_dict()
     report = {
         "source": args.source,

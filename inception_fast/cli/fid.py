@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .common import OK, CommandError, add_json, integer, note, print_json, serving
 from .features import add_extraction, set_threads, show_unreadable, workers_of
 from .progress import Counter
+
+if TYPE_CHECKING:
+    from ..fid.sides import Opened
 
 SOURCES = "images (a folder, a list, .tar, .parquet), features from 'inception-fast features', or statistics (.npz)"
 
@@ -48,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         if args.save_stats:
             return _save(args)
         report = _compare(args)
+        _check_finite(report)
     if args.json:
         print_json(report)
     else:
@@ -90,8 +95,11 @@ def _save(args: argparse.Namespace) -> int:
         raise CommandError(f"--save-stats writes {args.b}; allowed: a name that ends in .npz")
     if args.kid or args.score or args.prdc:
         raise CommandError("--save-stats with --kid, --is or --prdc; allowed: one or the other")
+    if not Path(args.b).parent.is_dir():
+        raise CommandError(f"no folder {Path(args.b).parent} to write {Path(args.b).name} to")
     with Counter("") as counter:
-        side = _plan(args, counter).side(args.a)
+        plan = _plan(args, counter)
+        side = plan.side(plan.open(args.a))
     write_statistics(args.b, side.gaussian)
     show_unreadable(side.unreadable)
     if args.json:
@@ -107,7 +115,9 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
     with Counter("") as counter:
         plan = _plan(args, counter)
-        a, b = plan.side(args.a), plan.side(args.b)
+        opened = plan.open(args.a), plan.open(args.b)
+        _check_request(args, *opened)
+        a, b = (plan.side(one) for one in opened)
     for side in (a, b):
         show_unreadable(side.unreadable)
     warnings = check_comparable(a, b)
@@ -125,6 +135,32 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         "settings": a.settings or b.settings,
         **plan.clock.summary(),
     }
+
+
+def _check_request(args: argparse.Namespace, a: Opened, b: Opened) -> None:
+    """Raises ValueError for scores that the sides cannot have, before features are computed."""
+    from ..fid.kernel_distance import check_subset_size
+    from ..fid.neighbours import check_neighbours
+    from ..fid.score import NEEDED, check_splits
+
+    if args.score and a.settings is not None and a.settings.get("form") != "fid":
+        seen = f"{a.name} holds features of {a.settings.get('model')}"
+        raise CommandError(f"{seen}; allowed for the Inception score: {NEEDED}")
+    if args.score and a.count is not None:
+        check_splits(args.is_splits, a.count)
+    if a.count is None or b.count is None:
+        return
+    least = min(a.count, b.count)
+    if args.kid and args.kid_subset_size:
+        check_subset_size(args.kid_subset_size, least)
+    if args.prdc:
+        check_neighbours(args.neighbours, least)
+
+
+def _check_finite(report: dict[str, Any]) -> None:
+    for key, value in report.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CommandError(f"fid: {key} is {value}; allowed: features and statistics of which it is a number")
 
 
 def _others(args: argparse.Namespace, a: Any, b: Any, warnings: list[str]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from .common import OK, CommandError, add_json, integer, note, one_line, print_json
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ..measure.results import write_json
     from .bench import _output_folder
 
-    with torch.device("meta"):
+    with torch.device("meta"), redirect_stdout(sys.stderr):  # what the user's code prints is no result of ours
         module, sizes = subject(args.model, args.image_size, args.input)
         try:
             design = inspect(module.eval(), torch.empty(1, *sizes))
@@ -98,7 +100,6 @@ def _made(name: str) -> nn.Module:
     """What the function called "package.module:function" returns; the working folder is searched too."""
     import importlib
     import os
-    import sys
 
     from torch import nn
 
@@ -106,7 +107,7 @@ def _made(name: str) -> nn.Module:
     sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(home), function)()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {one_line(error)}"
         raise CommandError(f"{name}: {said}; allowed: package.module:function that needs no arguments") from error
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from .common import OK, CommandError, add_json, choice, integer, print_json, serving
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.once and args.device == "cpu":
         raise CommandError("--once is for the profilers of GPUs; allowed: with --device cuda")
     folder = _output_folder(args.out) if args.out else None
-    with _threads(args.threads) as threads, serving(args.model):
+    with _threads(args.threads) as threads, serving(args.model), redirect_stdout(sys.stderr):
         module, x = _ready(args)
         _mind_the_load()
         if args.device == "cuda":

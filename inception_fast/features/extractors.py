@@ -98,12 +98,14 @@ class ModelExtractor:
 
     def __init__(self, model: str, weights: str | None, dtype: torch.dtype | None = None) -> None:
         from ..engine import optimize
+        from ..images import check_channels
         from ..models import create_model
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without weights the same random ones every time, or a run could not be resumed
             net: Any = create_model(model, weights=weights, num_classes=0).eval()
         config = net.data_config
+        check_channels(config)
         self.prepare: Prepare = ConfigPrepare(config)
         self.settings = {
             "model": model,

@@ -25,6 +25,7 @@ from .stream import Features
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
 PREFIX = "features-"
 KEY = b"inception_fast"
+KINDS = {"images": int, "shard_size": int, "settings": dict}  # of a manifest
 _locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
 
 
@@ -73,7 +74,8 @@ class Shards:
             scratch.unlink()
         path = self.folder / MANIFEST
         if path.exists():
-            _same(self.folder, json.loads(path.read_text(encoding="utf-8")), self.manifest)
+            _same(self.folder, read_manifest(path), self.manifest)
+            self.unreadable()  # a shard that is damaged is found before the others are computed
         elif any(self.folder.glob(f"{PREFIX}*.parquet")):
             raise ValueError(f"{self.folder} holds features without {MANIFEST}; name another --out")
         else:
@@ -95,7 +97,12 @@ class Shards:
         parquet = import_parquet()
         found: list[dict[str, str]] = []
         for path in sorted(self.folder.glob(f"{PREFIX}*.parquet")):
-            found += json.loads(parquet.read_schema(path).metadata[KEY])["unreadable"]
+            try:
+                found += json.loads(parquet.read_schema(path).metadata[KEY])["unreadable"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise SourceError(
+                    f"{path} is no shard of this run ({error}); remove it to have it made again"
+                ) from error
         return found
 
     def finish(self) -> list[dict[str, str]]:
@@ -103,6 +110,20 @@ class Shards:
         found = self.unreadable()
         write_json(self.folder / UNREADABLE, found)
         return found
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a run wrote of itself. Raises SourceError, naming the file, for one that is damaged."""
+    allowed = f"allowed: what inception-fast features wrote, an object with {', '.join(KINDS)}"
+    try:
+        held: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged ({error}); {allowed}") from error
+    for key, kind in KINDS.items():
+        value = held.get(key) if isinstance(held, dict) else None
+        if not isinstance(value, kind) or value == 0:
+            raise SourceError(f"{path} has {key} {value!r}; {allowed}")
+    return dict(held)
 
 
 def _same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -186,13 +207,25 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     shards = -(-manifest["images"] // manifest["shard_size"])
     there = len(list(folder.glob(f"{PREFIX}*.parquet")))
     if there != shards:
         raise SourceError(f"{folder} holds {there} of {shards} shards; run inception-fast features again to finish it")
     settings: dict[str, Any] = manifest["settings"]
     return settings
+
+
+def count_features(paths: Sequence[Path]) -> int:
+    """The rows of shards, from their metadata alone. Raises SourceError for files that do not hold any."""
+    parquet = import_parquet()
+    count = 0
+    for path in paths:
+        try:
+            count += parquet.read_metadata(path).num_rows
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path} holds no readable features ({error})") from error
+    return count
 
 
 def read_features(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:

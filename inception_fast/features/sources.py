@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..images import SUFFIXES
+from ..images import SUFFIXES, check_names, check_path
 
 INSTALL = "pip install 'inception-fast[features]'"
 TAR = (".tar",)
@@ -183,8 +183,16 @@ def open_source(text: str) -> Source:
     Several files are named by a folder that holds them, by a pattern (`train-*.tar`) or by a range
     (`train-{000..012}.tar`). A list is a text file with the path of an image on every line, relative to its own folder.
 
-    Raises SourceError where there is nothing to read, OSError where it may not be read.
+    Raises SourceError where there is nothing to read, OSError where it may not be read, ImageError for an empty name
+    and one that is not UTF-8.
     """
+    check_path(text)
+    source = _opened(text)
+    check_names(source.names)
+    return source
+
+
+def _opened(text: str) -> Source:
     paths = [path for pattern in expand_ranges(text) for path in _matching(pattern)]
     if not paths:
         raise SourceError(f"{text}: no such file or folder; allowed: a folder of images, a list, .tar or .parquet")
@@ -199,7 +207,7 @@ def digest_of(source: Source) -> str:
     """Changes when an image is added, taken away or moved to another place."""
     digest = hashlib.sha256()
     for name in source.names:
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(name.encode() + b"\0")
     return digest.hexdigest()[:32]
 
 

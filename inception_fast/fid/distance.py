@@ -9,6 +9,8 @@ magnifies their rounding. (Dowson and Landau, 1982.)
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -16,14 +18,29 @@ from .statistics import Doubles, Gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """The distance, 0 at least; seconds for 2048 features. Raises ValueError where the widths differ."""
+    """The distance, 0 at least; seconds for 2048 features.
+
+    Raises ValueError where the widths differ, or where float64 cannot hold the distance.
+    """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features; allowed: the same number")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            distance = _distance(a, b)
+    except torch.linalg.LinAlgError:  # what LAPACK makes of infinities
+        distance = math.nan
+    if not math.isfinite(distance):
+        mean, covariance = (max(np.abs(getattr(g, part)).max() for g in (a, b)) for part in ("mean", "covariance"))
+        seen = f"the distance is {distance}, means reach {mean:g} and covariances {covariance:g}"
+        raise ValueError(f"{seen}; allowed: those whose squares and sums are finite")
+    return max(0.0, distance)
+
+
+def _distance(a: Gaussian, b: Gaussian) -> float:
     difference = a.mean - b.mean
     cross = _factor(a) @ _factor(b).T
     root = float(torch.linalg.svdvals(torch.from_numpy(cross)).sum()) if cross.size else 0.0
-    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root
-    return max(0.0, float(distance))
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * root)
 
 
 def _factor(gaussian: Gaussian) -> Doubles:

@@ -35,7 +35,9 @@ def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
     scale = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > 1e-6 * scale:
         raise ValueError(f"{path} holds a sigma that is not symmetric; allowed: a covariance")
-    return Gaussian(mean, (covariance + covariance.T) / 2, count)
+    if (least := covariance.diagonal().min()) < -1e-6 * scale:
+        raise ValueError(f"{path} holds a sigma with {least:g} on its diagonal; allowed: variances, 0 or more")
+    return Gaussian(mean, covariance / 2 + covariance.T / 2, count)
 
 
 def write_statistics(path: str | os.PathLike[str], gaussian: Gaussian) -> None:

@@ -28,9 +28,7 @@ def kernel_inception_distance(
 
     Raises ValueError for fewer rows than `subset_size`, which must be at least 2.
     """
-    least = min(len(a), len(b))
-    if not 2 <= subset_size <= least:
-        raise ValueError(f"KID subset size {subset_size}; allowed: 2 to {least}, the smaller number of images")
+    check_subset_size(subset_size, min(len(a), len(b)))
     if subsets < 1:
         raise ValueError(f"{subsets} KID subsets; allowed: 1 or more")
     draw = np.random.RandomState(seed)
@@ -40,6 +38,12 @@ def kernel_inception_distance(
         y = as_rows(b[np.sort(draw.choice(len(b), subset_size, replace=False))])
         values.append(_squared_mmd(x, y))
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
+
+
+def check_subset_size(size: int, least: int) -> None:
+    """Raises ValueError for subsets that `least` images, those of the smaller side, cannot fill."""
+    if not 2 <= size <= least:
+        raise ValueError(f"KID subset size {size}; allowed: 2 to {least}, the smaller number of images")
 
 
 def _squared_mmd(x: Doubles, y: Doubles) -> float:

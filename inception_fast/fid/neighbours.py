@@ -31,9 +31,7 @@ def precision_recall_density_coverage(
 
     Raises ValueError where a set has no more than `neighbours` rows.
     """
-    least = min(len(generated), len(real))
-    if not 1 <= neighbours < least:
-        raise ValueError(f"{neighbours} neighbours; allowed: 1 to {least - 1}, fewer than the images of each set")
+    check_neighbours(neighbours, min(len(generated), len(real)))
     real_radius = _radii(real, neighbours, block)
     generated_radius = _radii(generated, neighbours, block)
     inside, density = np.zeros(len(generated), bool), 0
@@ -52,6 +50,12 @@ def precision_recall_density_coverage(
         density / (neighbours * len(generated)),
         float((nearest < real_radius).mean()),
     )
+
+
+def check_neighbours(neighbours: int, least: int) -> None:
+    """Raises ValueError for more neighbours than an image has among the `least` of the smaller set."""
+    if not 1 <= neighbours < least:
+        raise ValueError(f"{neighbours} neighbours; allowed: 1 to {least - 1}, fewer than the images of each set")
 
 
 def _blocks(rows: Any, block: int) -> Iterator[tuple[slice, Doubles]]:

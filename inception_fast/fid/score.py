@@ -9,6 +9,7 @@ import numpy as np
 from .statistics import Doubles, as_rows
 
 SPLITS, SEED, BLOCK = 10, 2020, 2048
+NEEDED = "features of the FID network, whose classifier it asks"
 
 
 class InceptionScore(NamedTuple):
@@ -25,11 +26,14 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
         features: [n, 2048].
         weight: [classes, 2048] of the classifier; its bias stays out, as in the original code.
 
-    Raises ValueError for fewer images than splits.
+    Raises ValueError for fewer images than splits, and for features of another width than the classifier's.
     """
-    if not 1 <= splits <= len(features):
-        raise ValueError(f"{splits} splits of {len(features)} images; allowed: 1 to the number of images")
+    check_splits(splits, len(features))
     matrix = as_rows(weight)
+    if features.shape[1] != matrix.shape[1]:
+        raise ValueError(
+            f"features of width {features.shape[1]}; allowed for the Inception score: {matrix.shape[1]}, {NEEDED}"
+        )
     order = np.random.RandomState(seed).permutation(len(features))
     scores = []
     for i in range(splits):
@@ -40,8 +44,15 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
             marginal += p.sum(axis=0)
             negentropy += float((p * log_p).sum())
         marginal /= len(rows)
-        scores.append(np.exp(negentropy / len(rows) - marginal @ np.log(marginal)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a class beyond float64's reach makes the score NaN
+            scores.append(np.exp(negentropy / len(rows) - marginal @ np.log(marginal)))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+def check_splits(splits: int, images: int) -> None:
+    """Raises ValueError for more splits than images."""
+    if not 1 <= splits <= images:
+        raise ValueError(f"{splits} splits of {images} images; allowed: 1 to the number of images")
 
 
 def _softmax(logits: Doubles) -> tuple[Doubles, Doubles]:

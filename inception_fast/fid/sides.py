@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..features.extractors import Extractor, FidExtractor
-from ..features.shards import find_features, read_features, settings_of
+from ..features.shards import count_features, find_features, read_features, settings_of
 from ..features.sources import Source, SourceError, open_source
 from ..features.stream import Clock, stream
+from ..images import check_path
 from .distance import frechet_distance
 from .files import read_statistics
 from .statistics import Gaussian, Statistics
@@ -38,6 +39,18 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What a side is read from. `count`: its images where they are known, the unreadable ones among them."""
+
+    name: str
+    count: int | None = None
+    shards: list[Path] = field(default_factory=list)
+    settings: dict[str, Any] | None = None
+    source: Source | None = None
+    statistics: Gaussian | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """How sides are read. `extractor` is called when the first source of images comes, and may raise what it likes."""
 
@@ -48,23 +61,33 @@ class Plan:
     on_start: Callable[[str, int], None] = lambda name, total: None
     on_batch: Callable[[int, int], None] = lambda images, bad: None
 
-    def side(self, text: str) -> Side:
-        """Reads all of `text`. Raises ValueError for fewer than two images, and what the readers raise."""
+    def open(self, text: str) -> Opened:
+        """Looks at what `text` names. Raises ValueError for statistics where rows are needed, and what readers do."""
+        check_path(text)
         if text.lower().endswith(".npz"):
             if self.keep_rows:
                 raise ValueError(
                     f"{text} holds statistics; allowed with KID, Inception score or PRDC: images or features"
                 )
-            return Side(text, read_statistics(text))
+            return Opened(text, statistics=read_statistics(text))
         shards = find_features(text)
         if shards:
             settings = settings_of(shards[0].parent) if Path(text).is_dir() else None
-            return self._collect(Side(text, _NOTHING, settings=settings), read_features(shards))
+            return Opened(text, count_features(shards), shards, settings)
         source = open_source(text)
+        return Opened(text, len(source.names), source=source)
+
+    def side(self, opened: Opened) -> Side:
+        """Reads all of it. Raises ValueError for fewer than two images, and what the readers raise."""
+        if opened.statistics is not None:
+            return Side(opened.name, opened.statistics)
+        if opened.source is None:
+            side = Side(opened.name, _NOTHING, settings=opened.settings)
+            return self._collect(side, read_features(opened.shards))
         extractor = self.extractor()
-        self.on_start(text, len(source.names))
-        side = Side(text, _NOTHING, images=source, settings=extractor.settings)
-        return self._collect(side, self._extract(side, source, extractor))
+        self.on_start(opened.name, len(opened.source.names))
+        side = Side(opened.name, _NOTHING, images=opened.source, settings=extractor.settings)
+        return self._collect(side, self._extract(side, opened.source, extractor))
 
     def _extract(self, side: Side, source: Source, extractor: Extractor) -> Iterator[Any]:
         for batch in stream(source, extractor, clock=self.clock, **self.options):

@@ -36,13 +36,17 @@ def list_models(pattern: str | Sequence[str] | None = None) -> list[str]:
     return sorted(name for name in FAMILIES if any(fnmatchcase(name, p) for p in patterns))
 
 
-def find_family(name: str) -> type[InceptionNet]:
-    """The class of a variant; ValueError, with the closest names, for an unknown one."""
+def find_family(name: str, others: tuple[str, ...] = ()) -> type[InceptionNet]:
+    """The class of a variant; ValueError, with the closest names, for an unknown one.
+
+    `others` are names that the caller serves itself.
+    """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    close = difflib.get_close_matches(str(name).lower(), FAMILIES, cutoff=0.5)
+    allowed = [*list_models(), *others]
+    close = difflib.get_close_matches(str(name).lower(), allowed, cutoff=0.5)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    raise ValueError(f"unknown model {name!r}{hint}; allowed: {', '.join(list_models())}")
+    raise ValueError(f"unknown model {name!r}{hint}; allowed: {', '.join(allowed)}")
 
 
 def build(name: str, **options: Any) -> InceptionNet:

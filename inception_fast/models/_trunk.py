@@ -129,6 +129,8 @@ class FeatureNet(TrunkNet):
     def __init__(self, net: TrunkNet, info: FeatureInfo, out_indices: Sequence[int] | None = None) -> None:
         super().__init__(net.name, net.in_chans, net.min_size, net.input_transform)
         count = len(info)
+        if out_indices is not None and not isinstance(out_indices, Sequence):
+            raise ValueError(f"out_indices={out_indices!r} of {self.name}; allowed: a sequence of integers")
         chosen = range(count) if out_indices is None else out_indices
         seen = f"out_indices {tuple(chosen)} of {self.name}"
         if not all(isinstance(index, int) and -count <= index < count for index in chosen):

@@ -123,10 +123,8 @@ def source_of(model: keras.Model) -> Source:
         for layer in model.layers
         if layer.weights
     }
-    source = keras_source(f"model {model.name!r}", variables)
-    if any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers):
-        source.options["convention"] = "torch"
-    return source
+    padded = any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers)
+    return keras_source(f"model {model.name!r}", variables, padded=padded)
 
 
 def to_torch(model: keras.Model) -> InceptionNet:
@@ -182,6 +180,9 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str
 
     `dst` ends in ".keras", a model that Keras loads by itself, or in ".weights.h5", the weights alone. The file appears
     when it is complete; until then an existing one stays as it was.
+
+    Weights alone do not tell the convention: who loads a ".weights.h5" of a net of convention "torch" must pass
+    `convention="torch"`. A ".keras" tells.
 
     Raises WeightsError (a ValueError) or FileNotFoundError as `inception_fast.weights.resolve` does, ValueError for
     another suffix.

@@ -79,6 +79,8 @@ def load_data(
         from .vision import load_vision
 
         return load_vision(name, bad, download, cache, say)
+    if not name:
+        raise DataError("data ''; allowed: digits, a folder, hf:NAME, torchvision:NAME")
     from .folder import load_folder
 
     return load_folder(Path(name), bad, cache, say)

@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from .torchrun import let_the_first_speak, place
 
+DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class World:
@@ -93,6 +95,8 @@ def join(device: str | None = None) -> Iterator[World]:
     """The world that torchrun's environment describes; one process without it. device: "cpu", "cuda", None for the
     best there is.
     """
+    if device is not None and device not in DEVICES:
+        raise ValueError(f"device {device!r}; allowed: {', '.join(DEVICES)}")
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda'; allowed here: cpu, torch sees no GPU")

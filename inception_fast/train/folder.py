@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..images import SUFFIXES, ImageError, load_image
+from ..images import SUFFIXES, ImageError, check_names, load_image
 from .check import broken_images, judge
 from .labelled import Data, DataError, split
 
@@ -44,6 +44,10 @@ def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], N
         raise DataError(
             f"data {root} holds no image in a folder of its class; looked for {' '.join(SUFFIXES)} in ROOT/class/"
         )
+    try:
+        check_names(files)
+    except ImageError as error:
+        raise DataError(str(error)) from error
     stats = [(_key(root, path), s.st_size, s.st_mtime_ns) for path in files for s in (path.stat(),)]
     broken = broken_images([key for key, _, _ in stats], lambda i: _load(files[i]), stats, cache, say)
     sound = {key: [path for path in paths if _key(root, path) not in broken] for key, paths in found.items()}

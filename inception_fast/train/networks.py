@@ -134,7 +134,9 @@ def build(name: str, num_classes: int, options: dict[str, Any], weights: str | N
         except TypeError as error:
             raise ValueError(f"options {options} of {TINY}: {error}") from error
     from .. import create_model
+    from ..models._registry import find_family
 
+    find_family(name, (TINY,))
     model: nn.Module = create_model(name, num_classes=num_classes, weights=weights, aux_logits=aux, **options)
     return model
 
@@ -152,7 +154,9 @@ def native_size(name: str) -> int:
     if name == TINY:
         return 32
     from .. import create_model
+    from ..models._registry import find_family
 
+    find_family(name, (TINY,))
     with torch.device("meta"):
         model: Any = create_model(name)
     return int(model.data_config.input_size[1])

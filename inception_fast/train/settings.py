@@ -12,6 +12,14 @@ AUX = ("auto", "on", "off")
 BATCH_NORMS = ("sync", "local", "frozen")
 DTYPES = ("float32", "bfloat16")
 BAD_DATA = ("refuse", "skip")
+TAKEN = {
+    "num_classes": "none, the data decides",
+    "aux_logits": "none, --aux on, off or auto decides",
+    "weights": "none, --weights SOURCE decides",
+    "features_only": "none, training needs a classifier",
+    "out_indices": "none, training needs a classifier",
+}
+"""Arguments of `create_model` that are no options of a run, and what decides them."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,9 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        for key, instead in TAKEN.items():
+            if key in self.options:
+                raise ValueError(f"option {key}={self.options[key]!r}; allowed: {instead}")
         if self.winograd and self.dtype != "float32":
             raise ValueError(f"winograd with dtype {self.dtype!r}; allowed: float32")
         if not 0 < self.init_scale < 1e6:

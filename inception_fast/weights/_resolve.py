@@ -46,7 +46,8 @@ def resolve(weights: str | os.PathLike[str], model: str | None = None) -> Source
 
 def _folder(path: Path) -> tuple[Path, Path | None]:
     """The weight file of a folder laid out like a hub repository, and its `config.json`."""
-    name = hub.choose(sorted(entry.name for entry in path.iterdir() if entry.is_file()), str(path))
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    name = hub.choose(names, str(path), "by its path, not the folder's")
     config = path / "config.json"
     return path / name, config if config.is_file() else None
 

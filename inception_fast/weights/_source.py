@@ -39,7 +39,7 @@ class Source:
     @property
     def file_classes(self) -> int:
         """Width of the classifier in the file, the background class included; 0 where it has none."""
-        return head_classes(self.model, self.tensors)
+        return head_classes(self.origin, self.model, self.tensors)
 
     def state_dict(self, num_classes: int | None = None, aux: bool = True) -> dict[str, Tensor]:
         """The tensors for a net of `num_classes` classes: by default the file's own, without the background.
@@ -62,7 +62,7 @@ class Source:
     def load(self, model: nn.Module) -> None:
         """Copies the weights into `model`; where its number of classes differs, all but the classifiers.
 
-        Raises WeightsError naming the first key or shape that differs; the model is untouched then.
+        Raises WeightsError naming the first key, shape or kind of tensor that differs; the model is untouched then.
         """
         target = model.state_dict()
         classes, aux = int(model.num_classes), bool(getattr(model, "aux_logits", False))  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ class Source:
                 target[key].copy_(tensor)
 
     def check(self, target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], free: tuple[str, ...] = ()) -> None:
-        """Raises WeightsError at the first key of `target` that `tensors` lacks or shapes otherwise, then at one left.
+        """Raises WeightsError at the first key of `target` that `tensors` lacks or has otherwise, then at one left.
 
         The layers in `free` may be absent, and so may BN's batch counters, which only training without momentum reads.
         """
@@ -83,6 +83,8 @@ class Source:
                 seen, allowed = tuple(tensors[key].shape), tuple(value.shape)
                 if seen != allowed:
                     raise WeightsError(f"{self.origin}: {key} has shape {seen}; allowed for {self.model}: {allowed}")
+                if odd := _odd(tensors[key], value):
+                    raise WeightsError(f"{self.origin}: {key} has {odd}")
             elif not key.endswith(".num_batches_tracked") and key.rpartition(".")[0] not in free:
                 hint = ""
                 if key.startswith(tuple(f"{head}." for head in AUX.get(self.model, ()))):
@@ -90,17 +92,39 @@ class Source:
                 raise WeightsError(
                     f"{self.origin}: {key}, shape {tuple(value.shape)}, of {self.model} is missing{hint}"
                 )
+        head = f"{CLASSIFIERS[self.model][0]}.weight"
         for key in tensors:
             if key not in target:
+                if key.rpartition(".")[0] in CLASSIFIERS[self.model] and head not in self.tensors:
+                    missing = f"{self.origin}: {head} of {self.model} is missing, {key} is there"
+                    raise WeightsError(f"{missing}; allowed: both, or num_classes=N for new classifiers")
                 raise WeightsError(
                     f"{self.origin}: {key} does not belong to {self.model}; its first key is {next(iter(target))}"
                 )
 
 
-def head_classes(model: str, tensors: Mapping[str, Tensor]) -> int:
-    """Width of the main classifier, 0 where there is none."""
-    weight = tensors.get(f"{CLASSIFIERS[model][0]}.weight")
-    return 0 if weight is None else weight.shape[0]
+def _odd(tensor: Tensor, target: Tensor) -> str:
+    """What keeps a tensor's values from being copied into `target` as they are, with what is allowed; "" for none."""
+    if tensor.is_meta:
+        return "no values, device meta; allowed: a device that holds them"
+    if tensor.layout != torch.strided:
+        return f"layout {tensor.layout}; allowed: torch.strided"
+    if target.is_floating_point() and not tensor.is_floating_point():
+        return f"dtype {tensor.dtype}; allowed: a floating point dtype"
+    if tensor.is_complex():
+        return f"dtype {tensor.dtype}; allowed: {target.dtype}"
+    return ""
+
+
+def head_classes(origin: str, model: str, tensors: Mapping[str, Tensor]) -> int:
+    """Width of the main classifier, 0 where there is none. Raises WeightsError for one that is no matrix."""
+    key = f"{CLASSIFIERS[model][0]}.weight"
+    if key not in tensors:
+        return 0
+    shape = tuple(tensors[key].shape)
+    if len(shape) != 2 or not shape[0]:
+        raise WeightsError(f"{origin}: {key} has shape {shape}; allowed for {model}: (classes, features)")
+    return shape[0]
 
 
 def has_aux(model: str, tensors: Mapping[str, Tensor]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +21,12 @@ from .torch_files import own_metadata
 
 LAYOUTS = {"inception_fast": ".safetensors", "slim": ".ckpt"}
 """What can be written, and the ending of its files: a checkpoint is named by its prefix, such as `net.ckpt`."""
+BARE = (".ckpt", ".weights.h5")
+"""Endings of files that hold tensors and nothing of the net."""
+ASSUMED = {"convention": "tf", "bn_eps": 1e-3, "fid": False, "transform_input": False}
+"""What the reader of such a file takes for given."""
+SAME_NETS = ("inception_v4", "inception_resnet_v1", "inception_resnet_v2")
+"""The variants that are one net in both conventions."""
 
 
 def convert(
@@ -29,6 +36,9 @@ def convert(
 
     The names in a safetensors file are those of torchvision, timm or facenet-pytorch, whichever has the variant; the
     background class of TF-slim's ImageNet nets is left out there and stays in a checkpoint.
+
+    A checkpoint holds tensors alone: who loads that of a net of convention "torch", as torchvision's v1 and v3 are,
+    must pass `convention="torch"`; by itself it counts as "tf". `untold` says what a file leaves out.
 
     Args:
         model: the variant that `src` must hold; recognised by default.
@@ -51,13 +61,22 @@ def convert(
     if target.is_dir():
         raise ValueError(f"{target} is a folder; allowed: a file name")
     source = resolve(src, model)
+    tensors = source.state_dict()
+    _verify(source, tensors)
     if target.suffix == LAYOUTS["slim"]:
         slim.write(target, source)
         return source
-    tensors = source.state_dict()
-    _verify(source, tensors)
     write(target, source, tensors)
     return source
+
+
+def untold(source: Source, dst: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options of the net that a file `dst` cannot hold: its loader must pass them to `create_model`."""
+    if not os.fspath(dst).endswith(BARE):
+        return {}
+    found = {key: source.options.get(key, value) for key, value in ASSUMED.items()}
+    same = ("convention",) if source.model in SAME_NETS else ()
+    return {key: value for key, value in found.items() if value != ASSUMED[key] and key not in same}
 
 
 def _verify(source: Source, tensors: dict[str, Tensor]) -> None:

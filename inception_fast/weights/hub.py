@@ -17,17 +17,18 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".keras", ".weights.h5", ".h5
 """Weight files, the preferred kind first."""
 
 
-def choose(names: list[str], where: str) -> str:
-    """The weight file among `names`. Raises FileNotFoundError for none, WeightsError for several of the best kind."""
+def choose(names: list[str], where: str, how: str = "as hf:<repo>:<file>") -> str:
+    """The weight file among `names`. Raises FileNotFoundError for none, WeightsError for several of the best kind.
+
+    `how` says how one of several is given.
+    """
     for name in PREFERRED:
         if name in names:
             return name
     for suffix in SUFFIXES:
         found = sorted(name for name in names if name.endswith(suffix))
         if len(found) > 1:
-            raise WeightsError(
-                f"{where} has {len(found)} files {suffix}; choose one of {', '.join(found)} as hf:<repo>:<file>"
-            )
+            raise WeightsError(f"{where} has {len(found)} files {suffix}; choose one of {', '.join(found)} {how}")
         if found:
             return found[0]
     raise FileNotFoundError(

@@ -41,6 +41,9 @@ NUMBERED: dict[str, dict[int, tuple[str, ...]]] = {
 }
 """The order of a layer's variables, by their count, in the formats that only number them."""
 WEIGHTS_MEMBER = "model.weights.h5"
+CONFIG_MEMBER = "config.json"
+PADDING = re.compile(rb'"class_name":\s*"ZeroPadding2D"')
+"""In a model's config: our nets of convention "torch" alone have such layers."""
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""
 
@@ -51,11 +54,12 @@ def read(path: Path, asked: str | None) -> Source:
         h5py: Any = importlib.import_module("h5py")
     except ImportError as error:
         raise ImportError(f"{path} is a Keras file; to read it: pip install inception-fast[keras-files]") from error
-    origin = str(path)
+    origin, padded = str(path), False
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 content: Any = io.BytesIO(archive.read(WEIGHTS_MEMBER))
+                padded = CONFIG_MEMBER in archive.namelist() and bool(PADDING.search(archive.read(CONFIG_MEMBER)))
         else:
             content = path
         with h5py.File(content, "r") as file:
@@ -64,17 +68,23 @@ def read(path: Path, asked: str | None) -> Source:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
-    return source(origin, variables, named, asked)
+    return source(origin, variables, named, asked, padded)
 
 
-def source(origin: str, variables: Variables, named: bool = True, asked: str | None = None) -> Source:
+def source(
+    origin: str, variables: Variables, named: bool = True, asked: str | None = None, padded: bool = False
+) -> Source:
     """What the variables of a Keras net hold. `named`: its layers have their own names, not class and position.
+
+    `padded`: the net has layers that pad with zeros, as those of convention "torch" have.
 
     Raises WeightsError where they are of no variant, of another than `asked`, or not exactly those of the variant.
     """
     model, stem = _recognise(origin, variables, named, asked)
     tensors = _tensors(origin, model, stem, variables if named else _rename(origin, model, variables))
-    options: dict[str, Any] = {"num_classes": head_classes(model, tensors), "convention": "tf", "bn_eps": 1e-3}
+    classes = head_classes(origin, model, tensors)
+    convention = "torch" if padded else "tf"
+    options: dict[str, Any] = {"num_classes": classes, "convention": convention, "bn_eps": 1e-3}
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
     if model == "inception_v2":

@@ -249,7 +249,7 @@ def _weight(value: Tensor, linear: bool) -> Tensor:
 
 
 def _source(origin: str, model: str, stem: str, tensors: dict[str, Tensor]) -> Source:
-    classes = head_classes(model, tensors)
+    classes = head_classes(origin, model, tensors)
     options: dict[str, Any] = {
         "num_classes": classes - 1 if classes == BACKGROUND_CLASSES and model != "inception_resnet_v1" else classes,
         "convention": "tf",

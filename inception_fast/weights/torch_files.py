@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._data_config import DataConfig
+from . import _pickles
 from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
 from .names import AUX, ROOTS
 
@@ -70,11 +72,13 @@ def read_safetensors(path: Path, asked: str | None) -> Source:
     return recognise(str(path), tensors, asked)
 
 
-def _seen(message: str) -> str:
-    """What torch's unpickler met, without its advice to go on unsafely."""
+def _seen(path: Path, message: str) -> str:
+    """What torch's unpickler met, without its advice to go on unsafely; where it stopped early, what comes later."""
     wanted = re.search(r"GLOBAL (\S+)", message)
     if wanted:
         return f"it asks for {wanted[1]}"
+    if "Unsupported operand" in message and (later := _pickles.reason(path)):
+        return later
     found = re.search(r"WeightsUnpickler error:\s*(\S.*)", message)
     first = message.strip().split("\n")[0]
     return found[1] if found else "a damaged pickle" if not first or "weights_only" in first else first
@@ -83,12 +87,14 @@ def _seen(message: str) -> str:
 def read_pickle(path: Path, asked: str | None) -> Source:
     """Reads a `.pth` or `.pt` file with torch's restricted unpickler: nothing in it is executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a protocol that the error is about
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way; whichever it is, the file is refused
         raise WeightsError(
-            f"{path} does not load as plain tensors: {_seen(str(error))}; "
+            f"{path} does not load as plain tensors: {_seen(path, str(error))}; "
             "allowed: torch.save(model.state_dict(), ...), no code"
         ) from error
     return recognise(str(path), _state_dict(str(path), content), asked)
@@ -128,7 +134,7 @@ def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Sou
     if model == "inception_resnet_v2" and "classif.weight" not in tensors:
         tensors = {re.sub(r"^last_linear\.", "classif.", key): value for key, value in tensors.items()}
     layout = LAYOUTS[model]
-    options = _options(model, tensors)
+    options = _options(origin, model, tensors)
     if options.get("fid"):
         layout = "pytorch-fid"
     elif model == "inception_v3" and options["aux_logits"]:
@@ -147,8 +153,8 @@ def _find_model(tensors: Mapping[str, Tensor]) -> tuple[str | None, str]:
     return None, ""
 
 
-def _options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    classes = head_classes(model, tensors)
+def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    classes = head_classes(origin, model, tensors)
     options: dict[str, Any] = {
         "num_classes": classes,
         "convention": "torch" if model in ("inception_v1", "inception_v3") else "tf",
