@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,16 +19,15 @@ def require(condition: bool, reason: str) -> None:
         raise Unsupported(reason)
 
 
-def hint(size: Any) -> int | None:
-    """A size or stride at the captured size; None for one that depends on values."""
-    found = size if isinstance(size, int) else size.node.hint
-    return None if found is None else int(found)
+def known(sizes: Iterable[Any]) -> tuple[int, ...] | None:
+    """Sizes or strides at the captured size, free ones by their example; None where values decide one of them."""
+    hints = [size if isinstance(size, int) else size.node.hint for size in sizes]
+    return None if None in hints else tuple(map(int, hints))
 
 
 def known_shape(value: Any) -> ir.Shape | None:
-    """The shape at the captured size, free dimensions by their example; None for no tensor, or where values decide."""
-    sizes = [hint(d) for d in value.shape] if isinstance(value, Tensor) else [None]
-    return None if None in sizes else tuple(d for d in sizes if d is not None)
+    """The shape at the captured size; None for no tensor, or where values decide."""
+    return known(value.shape) if isinstance(value, Tensor) else None
 
 
 def hint_shape(value: Tensor) -> ir.Shape:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import hint
+from .call import known
 
 Order = tuple[int, ...]
 """The dimensions of a dense tensor, from the largest stride to the smallest."""
@@ -37,8 +37,8 @@ def is_layout_bound(target: Any) -> bool:
 
 def order_of(value: Tensor) -> Order | None:
     """The order of a captured operand's dimensions; None where it has gaps or overlaps."""
-    sizes, strides = [hint(d) for d in value.shape], [hint(s) for s in value.stride()]
-    if None in sizes or None in strides:
+    sizes, strides = known(value.shape), known(value.stride())
+    if sizes is None or strides is None:
         return None
     order = tuple(sorted(range(len(sizes)), key=lambda d: (sizes[d] != 1, -strides[d], d)))
     dense = 1
