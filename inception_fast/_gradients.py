@@ -87,8 +87,9 @@ def conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def conv_backward(ctx: Any, grad: Tensor) -> Grads:
-    inputs, needs = ctx.saved_tensors[:4], ctx.needs_input_grad
-    outer = _through_relu(grad, ctx.saved_tensors[4]) if ctx.relu else grad
+    saved, needs = ctx.saved_tensors, ctx.needs_input_grad  # asked for once: a checkpoint gives them out once
+    inputs = saved[:4]
+    outer = _through_relu(grad, saved[4]) if ctx.relu else grad
     x, weight, scale, shift = _widened(inputs)
     inner = outer.to(x.dtype) if ctx.residual_scale == 1.0 else outer.to(x.dtype) * ctx.residual_scale
     grads = _Conv(x, weight, scale, shift, ctx.stride, ctx.padding).backward(inner, needs[:4])

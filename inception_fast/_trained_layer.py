@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 from . import _batch_norm, _convolution, dispatch
@@ -58,8 +58,13 @@ def _watched() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or transformed()
     )
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode gradients look on, whose rules torch's own operations have and ours do not."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def autocast(x: Tensor) -> Tensor:

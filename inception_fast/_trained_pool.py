@@ -58,7 +58,7 @@ class _TrainedPool(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        taps = ctx.saved_tensors[0] if ctx.saved_tensors else None
+        (taps,) = ctx.saved_tensors or (None,)  # asked for once: a checkpoint gives them out once
         if torch.is_grad_enabled() or type(grad) is not Tensor or not _trained_layer.direct():
             return _in_torch(grad, taps, ctx.window, ctx.size), None
         from .backends import train_pool

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import pair_of
@@ -43,10 +44,25 @@ def conv_problem(conv: nn.Module) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module does more than its `forward`."""
+    """Whether calling the module does more than its class's `forward`."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
     )
+
+
+def _by_torch() -> bool:
+    """Whether all has to be torch's own operations: they are exported, traced, or transformed."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    return not torch.compiler.is_compiling() and _trained_layer.transformed()
 
 
 def fusable(conv: nn.Module, bn: nn.Module) -> bool:
@@ -57,8 +73,7 @@ def fusable(conv: nn.Module, bn: nn.Module) -> bool:
         and bn.running_mean is not None
         and conv_problem(conv) is None
         and not (has_hooks(conv) or has_hooks(bn))
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not _by_torch()
     )
 
 
@@ -185,7 +200,7 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
         and weight.dtype is torch.float32
         and not has_hooks(conv)
         and not torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not _by_torch()
     )
 
 
@@ -227,12 +242,15 @@ def _plainly_trains(bn: nn.Module) -> bool:
     return (
         type(bn) is nn.BatchNorm2d
         and bn.training
-        and bn.affine
+        and bn.track_running_stats
+        and bn.weight is not None
+        and bn.bias is not None
         and (mean := bn.running_mean) is not None
+        and bn.num_batches_tracked is not None
         and bn.weight.dtype is torch.float32
         and mean.dtype is torch.float32
         and not has_hooks(bn)
-        and not torch.compiler.is_exporting()
+        and not _by_torch()
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -188,6 +189,8 @@ def _block(module: nn.Module) -> ConvBNReLU | str | None:
     problem = conv_problem(conv) or _norm_problem(bn) or _forward_problem(module, conv, bn)
     if problem:
         return problem
+    if any(has_hooks(part) for part in module.modules() if part not in (module, conv, bn)):
+        return "a child beside conv and bn has hooks"
     layer = _empty(ConvBNReLU, {"conv": conv, "bn": _plain_norm(bn)})
     if layer.state_dict().keys() != module.state_dict().keys():
         return "it has parameters or buffers beside those of conv and bn"
@@ -370,18 +373,36 @@ def _run(run: Run, x: Tensor) -> Tensor:
     return x
 
 
-class _SequentialBlock(ConvBNReLU, nn.Sequential):  # type: ignore[misc]
+class _Places(nn.Sequential):
+    """A Sequential that became one layer. With other children than those of the layer, it runs what it holds."""
+
+    def __getitem__(self, idx: Any) -> Any:
+        if isinstance(idx, slice):
+            return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
+        return super().__getitem__(idx)
+
+    def run(self, x: Tensor) -> Tensor:
+        for run in _runs(list(self)):
+            x = _run(run, x)
+        return x
+
+
+class _SequentialBlock(ConvBNReLU, _Places):  # type: ignore[misc]
     """A ConvBNReLU whose children keep their places in the Sequential that it was."""
 
     conv = property(lambda self: self[0])  # type: ignore[assignment]
     bn = property(lambda self: self[1])  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.Sequential.forward(self, x) if has_hooks(self[2]) else ConvBNReLU.forward(self, x)
+        whole = _is_block(list(self)) and not has_hooks(self[2])
+        return ConvBNReLU.forward(self, x) if whole else self.run(x)
 
 
-class _SequentialPair(AsymmetricPair, nn.Sequential):  # type: ignore[misc]
+class _SequentialPair(AsymmetricPair, _Places):  # type: ignore[misc]
     """An AsymmetricPair whose children keep their places in the Sequential that it was."""
 
     first = property(lambda self: self[0])  # type: ignore[assignment]
     second = property(lambda self: self[1])  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return AsymmetricPair.forward(self, x) if _is_pair(list(self)) else self.run(x)

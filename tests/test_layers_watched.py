@@ -1,0 +1,186 @@
+"""Drop-in layers do what the modules they replace do under transforms, checkpoints, hooks and later changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.checkpoint import checkpoint
+
+import numerics
+from engine_nets import randomised, relative
+from inception_fast import replace_layers
+
+X = numerics.random(2, 3, 9, 9, seed=4).contiguous(memory_format=torch.channels_last)
+
+
+class Block(nn.Module):
+    """A block as model packages have it, its ReLU a child."""
+
+    def __init__(self, cin: int = 3, cout: int = 4, kernel: tuple[int, int] = (3, 3)) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel, padding=tuple(k // 2 for k in kernel), bias=False)
+        self.bn = nn.BatchNorm2d(cout)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+def plain_nets() -> dict[str, nn.Module]:
+    return {
+        "block": nn.Sequential(Block()),
+        "in a sequential": nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        "pair": nn.Sequential(Block(3, 4, (1, 3)), Block(4, 5, (3, 1))),
+        "pools": nn.Sequential(Block(), nn.MaxPool2d(3, 2), nn.AvgPool2d(2)),
+    }
+
+
+def both(name: str, training: bool) -> tuple[nn.Module, nn.Module]:
+    """The plain network, and its copy with layers of ours."""
+    plain = randomised(plain_nets()[name]).train(training)
+    swapped = replace_layers(copy.deepcopy(plain))
+    assert swapped.replacement_report.swapped
+    return plain, swapped
+
+
+def tangent_by_func(net: nn.Module) -> Tensor:
+    return torch.func.jvp(net, (X,), (torch.ones_like(X),))[1]
+
+
+def tangent_by_duals(net: nn.Module) -> Tensor:
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(net(forward_ad.make_dual(X, torch.ones_like(X)))).tangent
+        assert found is not None
+        return found
+
+
+def gradient_by_func(net: nn.Module) -> Tensor:
+    parameters = dict(net.named_parameters())
+    grads = torch.func.grad(lambda p: torch.func.functional_call(net, p, (X,)).square().mean())(parameters)
+    return torch.cat([grads[name].flatten() for name in parameters])
+
+
+def over_stacked_parameters(net: nn.Module) -> Tensor:
+    stacked = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in net.named_parameters()}
+    return torch.vmap(lambda p: torch.func.functional_call(net, p, (X,)), randomness="error")(stacked)
+
+
+def checkpointed(net: nn.Module) -> Tensor:
+    x = X.clone().requires_grad_()
+    checkpoint(net, x, use_reentrant=False).square().mean().backward()
+    return torch.cat([x.grad.flatten(), *(p.grad.flatten() for p in net.parameters())])
+
+
+TRANSFORMS: dict[str, tuple[Callable[[nn.Module], Tensor], tuple[bool, ...]]] = {
+    "jvp": (tangent_by_func, (False,)),
+    "dual numbers": (tangent_by_duals, (False, True)),
+    "func.grad": (gradient_by_func, (False,)),
+    "vmap over parameters": (over_stacked_parameters, (False,)),
+    "checkpoint": (checkpointed, (False, True)),
+}
+
+
+@pytest.mark.parametrize("name", plain_nets())
+@pytest.mark.parametrize(
+    ("transform", "training"), [(key, mode) for key, (_, modes) in TRANSFORMS.items() for mode in modes]
+)
+def test_transforms_give_what_the_plain_network_gives(transform: str, training: bool, name: str) -> None:
+    wanted, found = (TRANSFORMS[transform][0](net).detach() for net in both(name, training))
+    assert relative(found, wanted) <= 1e-4
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "append": lambda net: net.append(nn.Flatten()),
+    "another activation": lambda net: net.__setitem__(2, nn.SiLU()),
+    "pop": lambda net: net.pop(len(net) - 1),
+    "insert": lambda net: net.insert(0, nn.ReflectionPad2d(1)),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["in a sequential", "pair"])
+def test_changed_children_are_what_runs(name: str, change: str, training: bool) -> None:
+    plain, swapped = both(name, training)
+    if name == "pair" and change == "another activation":
+        change = "append"
+    for net in (plain, swapped):
+        CHANGES[change](net)
+    assert relative(swapped(X).detach(), plain(X).detach()) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("name", ["in a sequential", "pair"])
+def test_a_slice_is_a_sequential_of_these_children(name: str) -> None:
+    plain, swapped = both(name, False)
+    assert list(swapped[:1].state_dict()) == list(plain[:1].state_dict())
+    assert relative(swapped[:1](X).detach(), plain[:1](X).detach()) <= numerics.NET_MAX
+
+
+def test_statistics_stay_while_they_are_switched_off() -> None:
+    for net in both("block", True):
+        bn: Any = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        before = bn.running_mean.clone(), int(bn.num_batches_tracked)
+        bn.track_running_stats = False
+        net(X)
+        assert torch.equal(bn.running_mean, before[0]) and int(bn.num_batches_tracked) == before[1]
+
+
+def uncounted(bn: Any) -> None:
+    bn.num_batches_tracked = None
+
+
+def without_shift(bn: Any) -> None:
+    bn.bias = None
+
+
+@pytest.mark.parametrize("change", [uncounted, without_shift])
+def test_a_batch_norm_without_one_of_its_tensors(change: Callable[[Any], None]) -> None:
+    nets = both("block", True)
+    for net in nets:
+        change(next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)))
+    wanted, found = (net(X).detach() for net in nets)
+    assert relative(found, wanted) <= numerics.NET_MAX
+
+
+def test_a_hook_on_the_activation_leaves_the_block() -> None:
+    seen: list[str] = []
+    plain = nn.Sequential(Block())
+    plain[0].relu.register_forward_hook(lambda *_: seen.append("relu"))
+    swapped = replace_layers(plain)
+    swapped(X)
+    assert seen == ["relu"]
+    assert "a child beside conv and bn has hooks" in str(swapped.replacement_report)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_who_watches_all_modules_sees_the_children(training: bool) -> None:
+    _, swapped = both("pair", training)
+    seen: list[type[nn.Module]] = []
+    handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        swapped(X)
+    finally:
+        handle.remove()
+    assert seen.count(nn.Conv2d) == seen.count(nn.BatchNorm2d) == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_forward_of_its_own_is_called(training: bool) -> None:
+    _, swapped = both("block", training)
+    conv: Any = swapped[0].conv
+    inner, calls = conv.forward, []
+
+    def wrapped(x: Tensor) -> Tensor:
+        calls.append(1)
+        return inner(x)
+
+    conv.forward = wrapped
+    swapped(X)
+    assert calls == [1]
