@@ -5,7 +5,7 @@
 x is logically NCHW in any layout. y is channels_last when x is channels_last-contiguous and not also contiguous, else
 contiguous. weight has x's dtype; scale and shift are float32 (also float64 with float64). Sums are kept in float32 and
 rounded once, at the store. Gradients reach x, weight, scale, shift and residual, any number of times. Works under
-autocast, torch.compile and export.
+autocast, torch.compile and export; torch.func and forward-mode gradients are refused.
 
 `backend`: None leaves the choice to `dispatch`, a name (see `backend_status`) runs there or raises RuntimeError.
 """
@@ -17,9 +17,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _batch_norm, _conv_batch_norm, _convolution, _gradients, dispatch
 from ._checks import Conv, Pair, PoolProject, check_flag, check_residual_scale, four_sided, like, pair_of, tensors
+from ._trained_layer import transformed
 from ._when_imported import when_imported
 from .backends import Params
 
@@ -191,10 +193,25 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
 
 def _run(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Goes past the autograd kernel when no gradient can be asked for: being Python, it costs as much as the rest."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    if transformed() and any(map(_is_transformed, arguments)):
+        name = operator._schema.name.split("::")[1]
+        raise RuntimeError(
+            f"{name} inside of torch.func or forward mode; allowed: torch.nn.functional, it has the rules"
+        )
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def _is_transformed(argument: Any) -> bool:
+    if not isinstance(argument, Tensor):
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(argument):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(argument).tangent is not None
 
 
 def _conv_call(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import numerics
 from engine_nets import randomised, relative
-from inception_fast import replace_layers
+from inception_fast import ops, replace_layers
 
 X = numerics.random(2, 3, 9, 9, seed=4).contiguous(memory_format=torch.channels_last)
 
@@ -184,3 +184,30 @@ def test_a_forward_of_its_own_is_called(training: bool) -> None:
     conv.forward = wrapped
     swapped(X)
     assert calls == [1]
+
+
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "conv_bn_relu": lambda x: ops.conv_bn_relu(
+        x, torch.ones(4, 3, 1, 1), torch.ones(4), torch.ones(4), stride=1, padding=0
+    ),
+    "convolution": lambda x: ops.convolution(x, torch.ones(4, 3, 1, 1), stride=1, padding=0),
+    "batch_norm_relu": lambda x: ops.batch_norm_relu(x, torch.ones(3), torch.ones(3), eps=1e-3)[0],
+}
+AROUND: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
+    "jvp": lambda call: torch.func.jvp(call, (X,), (X,)),
+    "vmap": lambda call: torch.vmap(call)(X[None]),
+    "grad": lambda call: torch.func.grad(lambda x: call(x).sum())(X),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_refuse_what_they_have_no_rules_for(name: str, around: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{name} inside of torch.func or forward mode; allowed"):
+        AROUND[around](OPERATORS[name])
+
+
+def test_operators_run_beside_tangents_of_others() -> None:
+    with forward_ad.dual_level():
+        forward_ad.make_dual(X, X)
+        assert OPERATORS["conv_bn_relu"](X).shape == (2, 4, 9, 9)
