@@ -251,3 +251,49 @@ def test_optimize_refuses() -> None:
         tf.optimize(tf.optimize(small))
     with pytest.raises(TypeError, match=r"model of type Linear; allowed: keras\.Model"):
         tf.optimize(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def maps(size: int = 8, channels: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(2, size, size, channels)).astype(np.float32)
+
+
+def two_inputs(structure: type = list) -> Any:
+    """Whose names are not in the order of the graph; of a sum that tells its sides apart."""
+    z, a = (keras.Input((8, 8, 4), name=name) for name in "za")
+    y = keras.layers.Add()([keras.layers.Rescaling(3.0)(z), a])
+    return keras.Model({"z": z, "a": a} if structure is dict else [z, a], y)
+
+
+@pytest.mark.parametrize("structure", [list, dict])
+def test_a_dict_of_inputs_goes_by_name(structure: type) -> None:
+    model = two_inputs(structure)
+    fast_model, given = tf.optimize(model), {"z": maps(), "a": maps(seed=1)}
+    expected = 3 * given["z"] + given["a"]
+    assert_same(model(given), expected)
+    assert_same(fast_model(given), expected)
+    assert_same(fast_model.predict(given, verbose=0), expected)
+    assert_same(fast_model(given | {"label": np.zeros(2)}), expected)
+    data = tensorflow.data.Dataset.from_tensor_slices(given).batch(2).map(fast_model)
+    assert_same(next(iter(data)), expected)
+    outer = {name: keras.Input((8, 8, 4), name=f"my_{name}") for name in "za"}
+    nested = keras.Model(list(outer.values()), model(outer))
+    assert_same(tf.optimize(nested)([given["z"], given["a"]]), expected)
+    again = keras.Model(list(outer.values()), fast_model(outer))
+    assert_same(again([given["z"], given["a"]]), expected)
+    with pytest.raises(ValueError, match="a dict of inputs 'z', 'b'; allowed: 'z', 'a'"):
+        fast_model({"z": given["z"], "b": given["a"]})
+    with pytest.raises(ValueError, match=r"1 inputs; allowed: 2|of type list; allowed: a dict of z, a"):
+        fast_model([given["z"]])
+
+
+def test_dicts_of_outputs_and_of_one_input() -> None:
+    image = keras.Input((8, 8, 4), name="image")
+    outputs = {"pooled": keras.layers.GlobalMaxPooling2D()(image), "all": keras.layers.Flatten()(image)}
+    model = keras.Model(image, outputs)
+    fast_model = tf.optimize(model)
+    for call in (fast_model, tensorflow.function(fast_model)):
+        found = call({"image": maps()})
+        assert {key: tuple(value.shape) for key, value in found.items()} == {"pooled": (2, 4), "all": (2, 256)}
+    shapes = {key: value.shape for key, value in fast_model(keras.Input((8, 8, 4))).items()}
+    assert shapes == {"pooled": (None, 4), "all": (None, 256)}
+    assert fast_model.compute_output_shape((5, 8, 8, 4)) == {"pooled": (5, 4), "all": (5, 256)}

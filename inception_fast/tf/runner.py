@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .. import engine
 from ..engine import Report
 from . import boundary
-from .translate import translate
+from .graph import translate
+from .inputs import Inputs, graph_of
 
 UNKNOWN_SIZE = 128
 """Height and width of the example where the model leaves them open."""
@@ -54,9 +55,9 @@ class OptimizedModel(keras.Model):
     ) -> None:
         super().__init__(name=f"{model.name}_optimized", trainable=False)
         self._engines = Engines(engine_module, make)
-        self._arguments, self._structure = model.input, model.output
-        self._shape_of = model.compute_output_shape
-        self._ranks = [len(x.shape) for x in model.inputs]
+        graph = graph_of(model)
+        self._inputs, self._structure = Inputs(graph), graph.output
+        self._spec_of = graph.compute_output_spec
         self._guarded: Any = None
         self.supports_jit = False
         self.run_eagerly = True
@@ -71,26 +72,22 @@ class OptimizedModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             raise RuntimeError(f"training=True; {NO_GRADIENT}")
-        flat = keras.tree.flatten(inputs)
-        if len(flat) != len(self._ranks):
-            raise ValueError(f"{len(flat)} inputs; allowed: {len(self._ranks)}")
-        for x, rank in zip(flat, self._ranks, strict=True):
-            _check_rank(x, rank)
+        flat = self._inputs.flatten(inputs)
+        for x, wanted in zip(flat, self._inputs.tensors, strict=True):
+            _check_rank(x, len(wanted.shape))
         # As functional models do with images of bytes and with other precisions.
         flat = [x if _is_float32(x) else keras.ops.cast(x, "float32") for x in flat]
         outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
         return keras.tree.pack_sequence_as(self._structure, outputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return self._shape_of(input_shape)
+        specs = self.compute_output_spec(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
+        return keras.tree.map_structure(lambda y: y.shape, specs)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
-        shapes = [shapes] if isinstance(self._structure, keras.KerasTensor) else self._shape_of(shapes)
-        if isinstance(self._structure, keras.KerasTensor):
-            return keras.KerasTensor(self._shape_of(shapes[0]), "float32")
-        flat = [keras.KerasTensor(shape, "float32") for shape in shapes]
-        return keras.tree.pack_sequence_as(self._structure, flat)
+        pairs = zip(self._inputs.flatten(inputs), self._inputs.tensors, strict=True)
+        specs = self._spec_of(self._inputs.pack([keras.KerasTensor(x.shape, wanted.dtype) for x, wanted in pairs]))
+        return keras.tree.map_structure(lambda y: keras.KerasTensor(y.shape, "float32"), specs)
 
     def _run(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """NHWC or [n, c] in, the same out. Both permutations are views: the engine's maps are channels_last."""
@@ -120,10 +117,9 @@ class OptimizedModel(keras.Model):
             return self._eager(*tensors), gradient
         known = [
             default if x.shape.rank is None else keras.KerasTensor(x.shape.as_list())
-            for x, default in zip(tensors, keras.tree.flatten(self._arguments), strict=True)
+            for x, default in zip(tensors, self._inputs.tensors, strict=True)
         ]
-        inputs = keras.tree.pack_sequence_as(self._arguments, known)
-        specs = keras.tree.flatten(self.compute_output_spec(inputs))
+        specs = keras.tree.flatten(self.compute_output_spec(self._inputs.pack(known)))
         results = tensorflow.py_function(self._eager, tensors, [tensorflow.float32] * len(specs))
         for result, spec in zip(results, specs, strict=True):
             result.set_shape(spec.shape)

@@ -1,0 +1,119 @@
+"""A functional Keras model as a torch module: its graph, node by node, in the layers of `translate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from torch import Tensor, nn
+
+from .inputs import Inputs, graph_of
+from .translate import LAYERS, Lambda, need
+
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {  # keras.ops on the way, as `preprocess_input` leaves them
+    "Add": lambda a, b: a + b,
+    "Divide": lambda a, b: a / b,
+    "Multiply": lambda a, b: a * b,
+    "Subtract": lambda a, b: a - b,
+    "TrueDivide": lambda a, b: a / b,
+}
+
+
+def arithmetic(operation: Any, node: Any) -> nn.Module:
+    """An operator between tensors of equal rank, or a tensor and a number."""
+    sides = (*node.arguments.args, *node.arguments.kwargs.values())
+    known = type(operation).__name__ in ARITHMETIC and len(sides) == 2
+    number = [None if keras.backend.is_keras_tensor(side) else side for side in sides]
+    plain = known and all(side is None or np.ndim(side) == 0 for side in number)
+    equal = plain and len({len(t.shape) for t in node.input_tensors}) == 1
+    need(equal, operation, f"an operator; allowed: {', '.join(ARITHMETIC)} of tensors of one rank and numbers")
+    function = ARITHMETIC[type(operation).__name__]
+    if number[0] is not None:
+        left = float(number[0])
+        return Lambda(lambda x: function(left, x))
+    if number[1] is not None:
+        right = float(number[1])
+        return Lambda(lambda x: function(x, right))
+    return Lambda(lambda a, b: function(a, b))
+
+
+class Translated(nn.Module):
+    """Runs the steps of a Keras graph: [n, c, h, w] maps and [n, c] rows -> a tuple of the model's outputs."""
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__()
+        self.inputs = [id(t) for t in model.inputs]
+        self.outputs = [id(t) for t in model.outputs]
+        self.modules_of = nn.ModuleList()
+        self.steps: list[tuple[list[int], list[int]]] = []
+        made: dict[int, nn.Module] = {}
+        for node in _in_order(model):
+            operation, sources = node.operation, _sources(node)
+            self.steps.append(([id(t) for t in sources], [id(t) for t in node.output_tensors]))
+            if not isinstance(operation, keras.layers.Layer):
+                self.modules_of.append(arithmetic(operation, node))
+                continue
+            if id(operation) not in made:
+                made[id(operation)] = _module(operation, len(sources[0].shape))
+            self.modules_of.append(made[id(operation)])
+
+    def forward(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        values = dict(zip(self.inputs, xs, strict=True))
+        for module, (sources, results) in zip(self.modules_of, self.steps, strict=True):
+            y = module(*(values[source] for source in sources))
+            values.update(zip(results, y if isinstance(y, tuple) else (y,), strict=True))
+        return tuple(values[output] for output in self.outputs)
+
+
+def _sources(node: Any) -> list[Any]:
+    """What an operation reads, in the order of its native form."""
+    operation, sources = node.operation, list(node.input_tensors)
+    if not isinstance(operation, keras.Model):
+        return sources
+    arguments = node.arguments
+    return Inputs(graph_of(operation)).flatten(next(iter((*arguments.args, *arguments.kwargs.values()))))
+
+
+def _in_order(model: keras.Model) -> list[Any]:
+    """The nodes between the model's inputs and outputs, each after those that it reads."""
+    seen = {id(t) for t in model.inputs}
+    done: list[Any] = []
+    stack = [(t, False) for t in reversed(model.outputs)]
+    while stack:
+        tensor, ready = stack.pop()
+        if id(tensor) in seen:
+            continue
+        history = tensor._keras_history
+        node = history.operation._inbound_nodes[history.node_index]
+        if ready:
+            done.append(node)
+            seen.update(id(t) for t in node.output_tensors)
+        else:
+            stack.append((tensor, True))
+            stack += [(t, False) for t in reversed(node.input_tensors)]
+    return done
+
+
+def _module(layer: Any, rank: int) -> nn.Module:
+    if isinstance(layer, keras.Model):
+        return translate(layer)
+    name = type(layer).__name__
+    # Layers of the same name that someone else wrote may do anything.
+    home = type(layer).__module__.partition(".")[0]
+    known = name in LAYERS and home in ("keras", "inception_fast")
+    need(known, layer, f"no native form; allowed: {', '.join(LAYERS)}")
+    made = LAYERS[name](layer, rank)
+    return made[0] if len(made) == 1 else nn.Sequential(*made)
+
+
+def translate(model: keras.Model) -> Translated:
+    """A functional or built sequential Keras model as a torch module in eval mode.
+
+    Raises TypeError for another kind of model, UnsupportedLayer (a ValueError) naming the first layer without a torch
+    form.
+    """
+    module = Translated(graph_of(model))
+    module.eval().requires_grad_(False)
+    return module
