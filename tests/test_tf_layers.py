@@ -297,3 +297,17 @@ def test_dicts_of_outputs_and_of_one_input() -> None:
     shapes = {key: value.shape for key, value in fast_model(keras.Input((8, 8, 4))).items()}
     assert shapes == {"pooled": (None, 4), "all": (None, 256)}
     assert fast_model.compute_output_shape((5, 8, 8, 4)) == {"pooled": (5, 4), "all": (5, 256)}
+
+
+@pytest.mark.parametrize("kind", ["Add", "Multiply"])
+def test_maps_and_rows_meet_as_in_keras(kind: str) -> None:
+    """Squeeze and excite. Sizes at which torch would take the rows for columns of the map."""
+    image = keras.Input((4, 4, 4))
+    rows = keras.layers.GlobalAveragePooling2D()(image)
+    merge = getattr(keras.layers, kind)
+    column = keras.layers.Conv2D(1, 1)(image)  # [n, h, w, 1]
+    model = keras.Model(image, [merge()([image, rows]), merge()([rows, image, column])])
+    for y, expected in zip(tf.optimize(model)(maps(4)), model(maps(4)), strict=True):
+        assert_same(y, expected)
+    with pytest.raises(ValueError, match=r"layer 'sum' \(Residual\): inputs of ranks \[2, 4\]; allowed: of one rank"):
+        tf.optimize(keras.Model(image, tf.Residual(0.5, name="sum")([image, rows])))

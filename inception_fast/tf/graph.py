@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from .inputs import Inputs, graph_of
 from .translate import LAYERS, Lambda, need
 
+MERGES = ("Add", "Multiply")
+"""Layers that take tensors of several ranks."""
+
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {  # keras.ops on the way, as `preprocess_input` leaves them
     "Add": lambda a, b: a + b,
     "Divide": lambda a, b: a / b,
@@ -55,6 +58,9 @@ class Translated(nn.Module):
             if not isinstance(operation, keras.layers.Layer):
                 self.modules_of.append(arithmetic(operation, node))
                 continue
+            ranks = {len(t.shape) for t in sources}
+            mixed = len(ranks) == 1 or isinstance(operation, keras.Model) or type(operation).__name__ in MERGES
+            need(mixed, operation, f"inputs of ranks {sorted(ranks)}; allowed: of one rank")
             if id(operation) not in made:
                 made[id(operation)] = _module(operation, len(sources[0].shape))
             self.modules_of.append(made[id(operation)])

@@ -5,7 +5,9 @@ The module shares no memory with the Keras model. A layer without a torch form i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import keras
@@ -217,22 +219,14 @@ def concatenate(layer: Any, rank: int) -> list[nn.Module]:
     return [Lambda(lambda *xs: torch.cat(xs, axis))]
 
 
-def add(layer: Any, rank: int) -> list[nn.Module]:
-    def total(x: Tensor, *others: Tensor) -> Tensor:
-        for other in others:
-            x = x + other
-        return x
+def merged(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, int], list[nn.Module]]:
+    """Of two or more tensors; rows stand for maps of one pixel where there are maps, as in Keras."""
 
-    return [Lambda(total)]
+    def merge(*xs: Tensor) -> Tensor:
+        rank = max(x.ndim for x in xs)
+        return reduce(function, [x if x.ndim == rank else x[:, :, None, None] for x in xs])
 
-
-def multiply(layer: Any, rank: int) -> list[nn.Module]:
-    def product(x: Tensor, *others: Tensor) -> Tensor:
-        for other in others:
-            x = x * other
-        return x
-
-    return [Lambda(product)]
+    return lambda layer, rank: [Lambda(merge)]
 
 
 def residual(layer: Any, rank: int) -> list[nn.Module]:
@@ -277,7 +271,7 @@ def identity(layer: Any, rank: int) -> list[nn.Module]:
 
 LAYERS: dict[str, Callable[[Any, int], list[nn.Module]]] = {
     "Activation": activation,
-    "Add": add,
+    "Add": merged(operator.add),
     "AsymmetricPair": asymmetric_pair,
     "AveragePooling2D": pool("avg"),
     "BatchNormalization": batch_norm,
@@ -295,7 +289,7 @@ LAYERS: dict[str, Callable[[Any, int], list[nn.Module]]] = {
     "Identity": identity,
     "InputLayer": identity,
     "MaxPooling2D": pool("max"),
-    "Multiply": multiply,
+    "Multiply": merged(operator.mul),
     "ParallelSplit": lambda layer, rank: [Split(conv_bn_relu(layer.first, rank), conv_bn_relu(layer.second, rank))],
     "ReLU": relu,
     "Rescaling": rescaling,
