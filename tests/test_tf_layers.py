@@ -311,3 +311,15 @@ def test_maps_and_rows_meet_as_in_keras(kind: str) -> None:
         assert_same(y, expected)
     with pytest.raises(ValueError, match=r"layer 'sum' \(Residual\): inputs of ranks \[2, 4\]; allowed: of one rank"):
         tf.optimize(keras.Model(image, tf.Residual(0.5, name="sum")([image, rows])))
+
+
+def test_activations_of_a_known_name_are_told_apart() -> None:
+    def relu(x: Any) -> Any:
+        return 2 * keras.ops.relu(x)
+
+    image = keras.Input((8, 8, 4))
+    for layer in (keras.layers.Activation(relu), keras.layers.Conv2D(3, 3, activation=relu)):
+        with pytest.raises(ValueError, match=r"activation 'relu' of .*test_tf_layers; allowed: linear, relu"):
+            tf.optimize(keras.Model(image, layer(image)))
+    model = keras.Model(image, keras.layers.Activation(keras.ops.relu)(image))
+    assert_same(tf.optimize(model)(maps()), model(maps()))

@@ -91,9 +91,12 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {  # by Keras name, made fo
 }
 
 
-def activation(layer: Any, rank: int, function: Any = None) -> list[nn.Module]:
-    name = getattr(function or layer.activation, "__name__", "?")
-    need(name in ACTIVATIONS, layer, f"activation {name!r}; allowed: {', '.join(ACTIVATIONS)}")
+def activation(layer: Any, rank: int) -> list[nn.Module]:
+    function = layer.activation
+    name = getattr(function, "__name__", "?")
+    seen = f"activation {name!r}" + (f" of {function.__module__}" if name in ACTIVATIONS else "")
+    own = name in ACTIVATIONS and function in (keras.activations.get(name), getattr(keras.ops, name, None))
+    need(own, layer, f"{seen}; allowed: {', '.join(ACTIVATIONS)} of keras.activations")
     return [] if name == "linear" else [ACTIVATIONS[name](rank)]
 
 
