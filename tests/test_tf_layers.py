@@ -323,3 +323,22 @@ def test_activations_of_a_known_name_are_told_apart() -> None:
             tf.optimize(keras.Model(image, layer(image)))
     model = keras.Model(image, keras.layers.Activation(keras.ops.relu)(image))
     assert_same(tf.optimize(model)(maps()), model(maps()))
+
+
+def test_models_with_a_call_of_their_own_are_refused() -> None:
+    class Tripled(keras.Model):  # type: ignore[misc]
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            return 3 * super().call(x)
+
+    class Named(keras.Model):  # type: ignore[misc]
+        pass
+
+    image = keras.Input((8, 8, 4))
+    model = Tripled(image, keras.layers.ReLU()(image), name="mine")
+    for given in (model, keras.Model(image, model(image))):
+        with pytest.raises(
+            TypeError, match=r"model 'mine' of type Tripled, whose call is of .*test_tf_layers; allowed: "
+        ):
+            tf.optimize(given)
+    plain = Named(image, keras.layers.ReLU()(image))
+    assert_same(tf.optimize(plain)(maps()), plain(maps()))

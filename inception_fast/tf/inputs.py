@@ -12,6 +12,12 @@ def graph_of(model: Any) -> Any:
     """The functional model behind `model`, which may be a sequential one. Raises TypeError for what has no graph."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
+    home = type(model).call.__module__
+    if home.partition(".")[0] != "keras":
+        raise TypeError(
+            f"model {model.name!r} of type {type(model).__name__}, whose call is of {home}; allowed: functional and "
+            "sequential models that leave call to Keras"
+        )
     graph = getattr(model, "_functional", model) if isinstance(model, keras.Sequential) else model
     if not getattr(graph, "inputs", None) or not getattr(graph, "outputs", None):
         raise TypeError(
