@@ -69,7 +69,7 @@ def test_every_way_to_call_at_every_size(model: Any, fast_model: Any, shape: tup
 @pytest.mark.parametrize(
     "shape, said",
     [
-        ((9, 9, 3), r"shape \(9, 9, 3\); allowed: \(n, h, w, c\)"),
+        ((9, 9, 3), r"shape \(9, 9, 3\); allowed: \(n, h, w, 3\)"),
         ((0, 9, 9, 3), "allowed: .* at least 1"),
         ((1, 9, 9, 4), "allowed: "),
         ((1, 0, 9, 3), "allowed: "),

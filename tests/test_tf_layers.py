@@ -342,3 +342,15 @@ def test_models_with_a_call_of_their_own_are_refused() -> None:
             tf.optimize(given)
     plain = Named(image, keras.layers.ReLU()(image))
     assert_same(tf.optimize(plain)(maps()), plain(maps()))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "function"])
+def test_sizes_that_the_model_fixed(graph: bool) -> None:
+    image = keras.Input((8, None, 4), name="image")
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling2D()(image)))
+    fast_model = tf.optimize(model)
+    call = tensorflow.function(fast_model, input_signature=[tensorflow.TensorSpec(None)]) if graph else fast_model
+    assert_same(call(maps()[:, :, :5]), model(maps()[:, :, :5]))
+    said = r"input 'image' of shape \(2, 9, 9, 4\); allowed: \(n, 8, w, 4\)"
+    with pytest.raises((ValueError, tensorflow.errors.InvalidArgumentError), match=said):
+        call(maps(9))

@@ -73,8 +73,7 @@ class OptimizedModel(keras.Model):
         if training:
             raise RuntimeError(f"training=True; {NO_GRADIENT}")
         flat = self._inputs.flatten(inputs)
-        for x, wanted in zip(flat, self._inputs.tensors, strict=True):
-            _check_rank(x, len(wanted.shape))
+        self._inputs.check(flat)
         # As functional models do with images of bytes and with other precisions.
         flat = [x if _is_float32(x) else keras.ops.cast(x, "float32") for x in flat]
         outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
@@ -120,10 +119,15 @@ class OptimizedModel(keras.Model):
             for x, default in zip(tensors, self._inputs.tensors, strict=True)
         ]
         specs = keras.tree.flatten(self.compute_output_spec(self._inputs.pack(known)))
-        results = tensorflow.py_function(self._eager, tensors, [tensorflow.float32] * len(specs))
+        results = tensorflow.py_function(self._late, tensors, [tensorflow.float32] * len(specs))
         for result, spec in zip(results, specs, strict=True):
             result.set_shape(spec.shape)
         return results, gradient
+
+    def _late(self, *tensors: Any) -> list[Any]:
+        """What a graph calls: shapes that it left open are known by now."""
+        self._inputs.check(tensors)
+        return self._eager(*tensors)
 
     def _eager(self, *tensors: Any) -> list[Any]:
         """Eager TensorFlow tensors through the engine."""
@@ -175,12 +179,6 @@ def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
         return engine.optimize(module, there, dtype=wanted, backend="triton")
 
     return OptimizedModel(keras_model, engine.optimize(module, example, dtype=wanted), on_gpu)
-
-
-def _check_rank(x: Any, rank: int) -> None:
-    seen = x.shape.rank if hasattr(x.shape, "rank") else len(x.shape)  # None: a graph's tensor of any shape
-    if seen not in (None, rank):
-        raise ValueError(f"input of shape {tuple(x.shape)}; allowed: {'(n, h, w, c)' if rank == 4 else '(n, c)'}")
 
 
 def _is_float32(x: Any) -> bool:
