@@ -354,3 +354,12 @@ def test_sizes_that_the_model_fixed(graph: bool) -> None:
     said = r"input 'image' of shape \(2, 9, 9, 4\); allowed: \(n, 8, w, 4\)"
     with pytest.raises((ValueError, tensorflow.errors.InvalidArgumentError), match=said):
         call(maps(9))
+
+
+def test_masks_are_refused() -> None:
+    row, mask = keras.Input((4,)), keras.Input((4,), dtype="bool")
+    model = keras.Model([row, mask], keras.layers.Softmax(name="chosen")(row, mask=mask))
+    with pytest.raises(
+        ValueError, match=r"layer 'chosen' \(Softmax\): tensors as arguments mask; allowed: as its input"
+    ):
+        tf.optimize(model)

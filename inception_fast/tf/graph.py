@@ -76,10 +76,13 @@ class Translated(nn.Module):
 def _sources(node: Any) -> list[Any]:
     """What an operation reads, in the order of its native form."""
     operation, sources = node.operation, list(node.input_tensors)
-    if not isinstance(operation, keras.Model):
+    if not isinstance(operation, keras.layers.Layer):
         return sources
-    arguments = node.arguments
-    return Inputs(graph_of(operation)).flatten(next(iter((*arguments.args, *arguments.kwargs.values()))))
+    arguments: list[tuple[Any, Any]] = [*enumerate(node.arguments.args), *node.arguments.kwargs.items()]
+    given, *others = arguments
+    beside = [str(key) for key, value in others if any(map(keras.backend.is_keras_tensor, keras.tree.flatten(value)))]
+    need(not beside, operation, f"tensors as arguments {', '.join(beside)}; allowed: as its input alone")
+    return Inputs(graph_of(operation)).flatten(given[1]) if isinstance(operation, keras.Model) else sources
 
 
 def _in_order(model: keras.Model) -> list[Any]:
