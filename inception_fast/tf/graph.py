@@ -14,6 +14,8 @@ from .translate import LAYERS, Lambda, need
 
 MERGES = ("Add", "Multiply")
 """Layers that take tensors of several ranks."""
+SUMS = (*MERGES, "CustomScaleLayer", "Residual")
+"""Layers that Keras computes in the integers that they are given, with their wrapping round; others make floats."""
 
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {  # keras.ops on the way, as `preprocess_input` leaves them
     "Add": lambda a, b: a + b,
@@ -25,13 +27,16 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {  # keras.ops on the way, as
 
 
 def arithmetic(operation: Any, node: Any) -> nn.Module:
-    """An operator between tensors of equal rank, or a tensor and a number."""
+    """An operator between tensors of equal rank, or a tensor and a number; or a cast."""
+    if type(operation).__name__ == "Cast":
+        return cast(node)
     sides = (*node.arguments.args, *node.arguments.kwargs.values())
     known = type(operation).__name__ in ARITHMETIC and len(sides) == 2
     number = [None if keras.backend.is_keras_tensor(side) else side for side in sides]
     plain = known and all(side is None or np.ndim(side) == 0 for side in number)
     equal = plain and len({len(t.shape) for t in node.input_tensors}) == 1
     need(equal, operation, f"an operator; allowed: {', '.join(ARITHMETIC)} of tensors of one rank and numbers")
+    _need_floats(operation, node.input_tensors)
     function = ARITHMETIC[type(operation).__name__]
     if number[0] is not None:
         left = float(number[0])
@@ -40,6 +45,23 @@ def arithmetic(operation: Any, node: Any) -> nn.Module:
         right = float(number[1])
         return Lambda(lambda x: function(x, right))
     return Lambda(lambda a, b: function(a, b))
+
+
+def cast(node: Any) -> nn.Module:
+    """To floats, which all values are here."""
+    dtype = keras.backend.standardize_dtype(node.output_tensors[0].dtype)
+    need(keras.backend.is_float_dtype(dtype), node.operation, f"a cast to {dtype}; allowed: to floats")
+    return nn.Identity()
+
+
+def _need_floats(operation: Any, sources: list[Any]) -> None:
+    seen = {keras.backend.standardize_dtype(t.dtype) for t in sources}
+    floats = all(map(keras.backend.is_float_dtype, seen))
+    need(
+        floats,
+        operation,
+        f"arithmetic of {', '.join(sorted(seen))}; allowed: of floats, as a Rescaling or a cast makes",
+    )
 
 
 class Translated(nn.Module):
@@ -56,11 +78,15 @@ class Translated(nn.Module):
             operation, sources = node.operation, _sources(node)
             self.steps.append(([id(t) for t in sources], [id(t) for t in node.output_tensors]))
             if not isinstance(operation, keras.layers.Layer):
-                self.modules_of.append(arithmetic(operation, node))
+                self.modules_of.append(
+                    cast(node) if type(operation).__name__ == "Cast" else arithmetic(operation, node)
+                )
                 continue
             ranks = {len(t.shape) for t in sources}
             mixed = len(ranks) == 1 or isinstance(operation, keras.Model) or type(operation).__name__ in MERGES
             need(mixed, operation, f"inputs of ranks {sorted(ranks)}; allowed: of one rank")
+            if type(operation).__name__ in SUMS:
+                _need_floats(operation, sources)
             if id(operation) not in made:
                 made[id(operation)] = _module(operation, len(sources[0].shape))
             self.modules_of.append(made[id(operation)])
