@@ -359,9 +359,7 @@ def test_sizes_that_the_model_fixed(graph: bool) -> None:
 def test_masks_are_refused() -> None:
     row, mask = keras.Input((4,)), keras.Input((4,), dtype="bool")
     model = keras.Model([row, mask], keras.layers.Softmax(name="chosen")(row, mask=mask))
-    with pytest.raises(
-        ValueError, match=r"layer 'chosen' \(Softmax\): tensors as arguments mask; allowed: as its"
-    ):
+    with pytest.raises(ValueError, match=r"layer 'chosen' \(Softmax\): tensors as arguments mask; allowed: as its"):
         tf.optimize(model)
 
 
@@ -377,3 +375,16 @@ def test_arithmetic_of_integers_is_refused() -> None:
     for floats in (keras.ops.cast(image, "float32"), keras.layers.Rescaling(0.5)(image)):
         model = keras.Model(image, (floats - 128) / 2)
         assert_same(tf.optimize(model)(x), model(x))
+
+
+def test_batch_norm_folds_in_a_sequential() -> None:
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3)], name="mine")
+    model.add(layers.BatchNormalization())
+    for variable in model.variables:
+        variable.assign(np.random.default_rng(2).uniform(0.5, 1.5, variable.shape))
+    folded = tf.fold_batch_norm(model)
+    assert folded.name == "mine" and len(folded.weights) == 2
+    assert_same(folded(maps()), model(maps(), training=False))
+    with pytest.raises(TypeError, match=r"type Sequential has no graph; allowed: functional models and built"):
+        tf.fold_batch_norm(keras.Sequential([layers.Conv2D(4, 3)]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import keras
 import numpy as np
 
+from .inputs import graph_of
 from .layers import ConvBNReLU
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.Dense)
@@ -18,12 +20,14 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     A batch norm is folded where it alone reads a layer without activation; the others stay. The copy computes what
     `model` computes with training=False, up to rounding, and is not for training. `model` stays as it is.
 
+    A built sequential model has a functional copy.
+
     The folded weights are float32 products, computed in float64 and rounded once.
 
     Raises TypeError for a model without a graph.
     """
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise TypeError(f"model of type {type(model).__name__}; allowed: functional models")
+    graph = graph_of(model)
+    model = model if graph is model else keras.Model(graph.inputs, graph.outputs, name=model.name)
     folded = _pairs(model)
     layers = {id(conv): bn for conv, bn in folded}
     gone = {bn.name for _, bn in folded}
@@ -56,13 +60,19 @@ def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
     """(layer, batch norm) that can become one."""
     found = []
     kept = {id(t) for t in model.outputs}
-    for bn in model.layers:
-        if not isinstance(bn, keras.layers.BatchNormalization) or len(bn._inbound_nodes) != 1:
+    # Only of this model: its layers may have been called in others, as each `add` of a sequential model does.
+    nodes = [node for level in model._nodes_by_depth.values() for node in level]
+    calls = Counter(id(node.operation) for node in nodes)
+    reads = Counter(id(t) for node in nodes for t in node.input_tensors)
+    for node in nodes:
+        bn = node.operation
+        if not isinstance(bn, keras.layers.BatchNormalization) or calls[id(bn)] != 1:
             continue
-        source = bn.input._keras_history.operation
-        alone = len(source._inbound_nodes) == len(source._outbound_nodes) == 1 and id(source.output) not in kept
+        y = node.input_tensors[0]
+        source = y._keras_history.operation
+        alone = calls[id(source)] == reads[id(y)] == 1 and id(y) not in kept
         linear = type(source) in FOLDABLE and source.activation is keras.activations.linear
-        if alone and linear and bn.axis in (-1, len(bn.input.shape) - 1):
+        if alone and linear and bn.axis in (-1, len(y.shape) - 1):
             found.append((source, bn))
     return found
 
