@@ -187,6 +187,22 @@ def test_bad_weights(tmp_path: Path) -> None:
         tf.to_torch(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="other")]))
 
 
+@pytest.mark.parametrize("name, channels", [("inception_v1", 1), ("inception_v2", 4)])
+def test_files_of_other_images_than_rgb(tmp_path: Path, name: str, channels: int) -> None:
+    """v2's first layer, a separable one, cannot be adapted: its file has to tell."""
+    net = torch_net(name, num_classes=2, in_chans=channels, convention="tf")
+    model = tf.from_torch(net, (107, 107, channels))
+    assert same_state(tf.to_torch(model), net)
+    tf.save_slim(model, tmp_path / "net.ckpt")
+    model.save(tmp_path / "net.keras")
+    for file in ("net.ckpt", "net.keras"):
+        for options in ({}, {"in_chans": channels}):
+            back = fast.create_model(name, weights=tmp_path / file, **options)
+            assert same_state(back, net) and back.data_config.input_size[0] == channels
+    again = tf.create_model(name, tmp_path / "net.ckpt", classes=2, input_shape=(107, 107, channels))
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+
+
 def slim_files(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.index", folder / f"{name}.data-00000-of-00001"]
 

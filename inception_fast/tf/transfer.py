@@ -135,7 +135,7 @@ def to_torch(model: keras.Model) -> InceptionNet:
     source = source_of(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
-    net = build(source.model, **source.options, in_chans=int(model.inputs[0].shape[-1]))
+    net = build(source.model, **source.options)
     source.load(net)
     return net.eval()  # type: ignore[return-value]
 

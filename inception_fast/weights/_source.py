@@ -132,7 +132,19 @@ def has_aux(model: str, tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(f"{head}.") for head in AUX.get(model, ()) for key in tensors)
 
 
-def data_config(layout: str, model: str) -> DataConfig | None:
+def image_channels(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The option for the channels of the image, by the first layer that can tell them; none for 3, the default."""
+    depthwise = tensors.get("Conv2d_1a_7x7.depthwise.weight")
+    if depthwise is not None:
+        channels = depthwise.shape[0] // 8
+    else:
+        firsts = ("conv1", "Conv2d_1a_7x7", "Conv2d_1a_3x3", "features.0", "conv2d_1a", "stem.0")
+        weights = (tensors.get(f"{first}.conv.weight") for first in firsts)
+        channels = next((weight.shape[1] for weight in weights if weight is not None and weight.ndim == 4), 3)
+    return {} if channels == 3 else {"in_chans": channels}
+
+
+def data_config(layout: str, model: str, channels: int = 3) -> DataConfig | None:
     """How the images of a layout's weights were prepared; None where the family's own habit is the answer.
 
     torchvision's weights expect ImageNet statistics with `transform_input` in front of the net; without it, as here, x
@@ -140,13 +152,16 @@ def data_config(layout: str, model: str) -> DataConfig | None:
     """
     size = 224 if model in ("inception_v1", "inception_v2") else 299
     half = (0.5, 0.5, 0.5)
+    config = None
     if model == "inception_resnet_v1":
-        return facenet_config() if layout in ("slim", "facenet-pytorch") else None
-    if layout == "timm":
-        return inception_config(size, 0.8975 if model == "inception_resnet_v2" else 0.875)
-    if layout in ("slim", "keras", "torchvision"):
-        return DataConfig(half, half, (3, size, size), 0.875, "bilinear")
-    return DataConfig(half, half, (3, size, size), 1.0, "bilinear") if layout == "pytorch-fid" else None
+        config = facenet_config() if layout in ("slim", "facenet-pytorch") else None
+    elif layout == "timm":
+        config = inception_config(size, 0.8975 if model == "inception_resnet_v2" else 0.875)
+    elif layout in ("slim", "keras", "torchvision"):
+        config = DataConfig(half, half, (3, size, size), 0.875, "bilinear")
+    elif layout == "pytorch-fid":
+        config = DataConfig(half, half, (3, size, size), 1.0, "bilinear")
+    return config and config.with_channels(channels)
 
 
 def model_mismatch(origin: str, key: str, held: str, asked: str) -> WeightsError:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._source import Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from ._source import Source, WeightsError, data_config, has_aux, head_classes, image_channels, model_mismatch
 from .names import AUX, ROOTS, Layer, layers, normalised
 
 Variables = dict[str, dict[str, Tensor]]
@@ -92,7 +92,8 @@ def source(
     if model == "inception_resnet_v1":
         has_embedding = "last_linear.weight" in tensors
         options["embedding_size"] = tensors["last_linear.weight"].shape[0] if has_embedding else None
-    return Source("keras", model, options, data_config("keras", model), tensors, origin)
+    options |= image_channels(tensors)
+    return Source("keras", model, options, data_config("keras", model, options.get("in_chans", 3)), tensors, origin)
 
 
 def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:

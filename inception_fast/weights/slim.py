@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from ._room import make_sure_of_room
-from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from ._source import (
+    BACKGROUND_CLASSES,
+    Source,
+    WeightsError,
+    data_config,
+    has_aux,
+    head_classes,
+    image_channels,
+    model_mismatch,
+)
 from ._tensorflow import load_tensorflow
 from .names import AUX, ROOTS, Layer, layers, normalised
 
@@ -261,4 +270,5 @@ def _source(origin: str, model: str, stem: str, tensors: dict[str, Tensor]) -> S
         options["stem"] = stem
     if model == "inception_resnet_v1":
         options["embedding_size"] = tensors["last_linear.weight"].shape[0]
-    return Source("slim", model, options, data_config("slim", model), tensors, origin)
+    options |= image_channels(tensors)
+    return Source("slim", model, options, data_config("slim", model, options.get("in_chans", 3)), tensors, origin)

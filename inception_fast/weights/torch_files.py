@@ -15,7 +15,16 @@ from torch import Tensor
 
 from .._data_config import DataConfig
 from . import _pickles
-from ._source import BACKGROUND_CLASSES, Source, WeightsError, data_config, has_aux, head_classes, model_mismatch
+from ._source import (
+    BACKGROUND_CLASSES,
+    Source,
+    WeightsError,
+    data_config,
+    has_aux,
+    head_classes,
+    image_channels,
+    model_mismatch,
+)
 from .names import AUX, ROOTS
 
 FID_CLASSES = 1008
@@ -139,9 +148,7 @@ def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Sou
         layout = "pytorch-fid"
     elif model == "inception_v3" and options["aux_logits"]:
         layout = "torchvision"
-    config = data_config(layout, model)
-    if config is not None:
-        config = config.with_channels(options.get("in_chans", 3))
+    config = data_config(layout, model, options.get("in_chans", 3))
     return Source(layout, model, options, config, tensors, origin)
 
 
@@ -175,17 +182,7 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
         options |= {"widths": "paper"} if embedding is None else {"embedding_size": embedding.shape[0]}
     elif model == "inception_resnet_v2":
         options["widths"] = "paper" if any(key.startswith("stem.") for key in tensors) else "slim"
-    channels = _in_chans(tensors)
-    return options if channels == 3 else options | {"in_chans": channels}
-
-
-def _in_chans(tensors: Mapping[str, Tensor]) -> int:
-    """Channels of the image: the first layer that can tell them; 3 where none does."""
-    if "Conv2d_1a_7x7.depthwise.weight" in tensors:
-        return tensors["Conv2d_1a_7x7.depthwise.weight"].shape[0] // 8
-    firsts = ("conv1", "Conv2d_1a_7x7", "Conv2d_1a_3x3", "features.0", "conv2d_1a", "stem.0")
-    weights = (tensors.get(f"{first}.conv.weight") for first in firsts)
-    return next((weight.shape[1] for weight in weights if weight is not None and weight.ndim == 4), 3)
+    return options | image_channels(tensors)
 
 
 def own_metadata(source: Source, options: Mapping[str, Any]) -> dict[str, str]:
