@@ -160,6 +160,11 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ({"mu": mean, "sigma": np.eye(3)}, r"mu \(2,\) and sigma \(3, 3\)"),
         ({"mu": mean * np.nan, "sigma": covariance}, "NaN or infinity"),
         ({"mu": mean, "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "not symmetric"),
+        ({"mu": mean + 1j, "sigma": covariance}, "mu of dtype complex128; allowed: real numbers"),
+        ({"mu": mean, "sigma": covariance * 1j}, "sigma of dtype complex128; allowed: real numbers"),
+        ({"mu": mean, "sigma": covariance, "count": -4}, r"count array\(-4\); allowed: an integer, 2 or more"),
+        ({"mu": mean, "sigma": covariance, "count": 2.5}, r"count array\(2.5\); allowed: an integer"),
+        ({"mu": mean, "sigma": covariance, "count": [3, 4]}, r"count array\(\[3, 4\]\); allowed: an integer"),
         ({"mu": np.array([print, print]), "sigma": covariance}, "no readable .npz"),
     ):
         np.savez(path, **arrays)
@@ -196,6 +201,34 @@ def test_inception_score_is_torch_fidelitys() -> None:
     assert ours.std == pytest.approx(theirs[module.KEY_METRIC_ISC_STD], rel=SCORE_REL) and ours.std > 0
     with pytest.raises(ValueError, match="10 splits of 9 images"):
         inception_score(features[:9], weight)
+
+
+def test_inception_score_of_certain_classes() -> None:
+    """Two classes in halves, and two whose probability underflows in every row."""
+    logits = np.repeat(1000 * np.eye(4)[:2], 5, axis=0)
+    assert inception_score(logits, np.eye(4), splits=1) == (pytest.approx(2), 0)
+
+
+@pytest.mark.parametrize("repeats", [2, 8], ids=["balls", "points"])
+def test_repeated_features_count_alike_in_all_blocks(repeats: int) -> None:
+    """Points on the rim of a ball, and balls of radius 0, far from the origin: the differences are exact there."""
+    real = np.repeat(np.random.default_rng(0).integers(0, 99, (20, 64)) + 1 / 3 + 100, repeats, axis=0)
+    generated = np.random.default_rng(1).permutation(real)[:33]
+    k = 5
+    between, among, own = (
+        ((x[:, None] - y[None]) ** 2).sum(axis=2) for x, y in ((real, generated), (real, real), (generated, generated))
+    )
+    real_radius, generated_radius = (np.sort(d, axis=1)[:, k] for d in (among, own))
+    balls = between < real_radius[:, None]
+    wanted = (
+        balls.any(0).mean(),
+        (between < generated_radius).any(1).mean(),
+        balls.sum() / (k * 33),
+        balls.any(1).mean(),
+    )
+    for block in (2048, 16, 7):
+        found = precision_recall_density_coverage(generated, real, neighbours=k, block=block)
+        assert found == pytest.approx(wanted), block
 
 
 @pytest.mark.parametrize("block", [7, 1000], ids=["blocks", "whole"])

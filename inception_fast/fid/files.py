@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..measure.results import write_atomically
-from .statistics import Gaussian
+from .statistics import Doubles, Gaussian
 
 
 def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
@@ -22,8 +23,8 @@ def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
         with np.load(path, allow_pickle=False) as held:
             if not isinstance(held, np.lib.npyio.NpzFile) or not {"mu", "sigma"} <= set(held.files):
                 raise ValueError(f"{path} holds {getattr(held, 'files', 'one array')}; allowed: mu and sigma")
-            mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
-            count = int(held["count"]) if "count" in held.files else None
+            mean, covariance = (_reals(path, name, held[name]) for name in ("mu", "sigma"))
+            count = _count(path, held["count"]) if "count" in held.files else None
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError) as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
             raise
@@ -38,6 +39,19 @@ def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
     if (least := covariance.diagonal().min()) < -1e-6 * scale:
         raise ValueError(f"{path} holds a sigma with {least:g} on its diagonal; allowed: variances, 0 or more")
     return Gaussian(mean, covariance / 2 + covariance.T / 2, count)
+
+
+def _reals(path: Path, name: str, values: Any) -> Doubles:
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds {name} of dtype {values.dtype}; allowed: real numbers")
+    reals: Doubles = values.astype(np.float64)
+    return reals
+
+
+def _count(path: Path, value: Any) -> int:
+    if value.dtype.kind not in "iu" or value.shape or value < 2:
+        raise ValueError(f"{path} holds count {value!r}; allowed: an integer, 2 or more")
+    return int(value)
 
 
 def write_statistics(path: str | os.PathLike[str], gaussian: Gaussian) -> None:

@@ -27,7 +27,8 @@ def precision_recall_density_coverage(
 ) -> Neighbours:
     """How generated and real features [n, d] lie in each other's balls of `neighbours` nearest neighbours.
 
-    Distances are made in blocks of `block` rows, so memory is `block` squared; arrays on disk are read in blocks.
+    Distances are made in blocks of `block` rows, so memory is `block` squared; arrays on disk are read in blocks. One
+    that equals a ball's radius up to rounding lies outside.
 
     Raises ValueError where a set has no more than `neighbours` rows.
     """
@@ -35,20 +36,21 @@ def precision_recall_density_coverage(
     real_radius = _radii(real, neighbours, block)
     generated_radius = _radii(generated, neighbours, block)
     inside, density = np.zeros(len(generated), bool), 0
-    recalled, nearest = np.zeros(len(real), bool), np.full(len(real), np.inf)
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for i, x in _blocks(generated, block):
         for j, y in _blocks(real, block):
-            distance = _distances(x, y)
+            distance, rounding = _distances(x, y)
+            distance += 2 * rounding  # the radius is rounded as well
             balls = distance < real_radius[j]
             density += int(balls.sum())
             inside[i] |= balls.any(axis=1)
+            covered[j] |= balls.any(axis=0)
             recalled[j] |= (distance < generated_radius[i, None]).any(axis=0)
-            nearest[j] = np.minimum(nearest[j], distance.min(axis=0))
     return Neighbours(
         float(inside.mean()),
         float(recalled.mean()),
         density / (neighbours * len(generated)),
-        float((nearest < real_radius).mean()),
+        float(covered.mean()),
     )
 
 
@@ -64,11 +66,16 @@ def _blocks(rows: Any, block: int) -> Iterator[tuple[slice, Doubles]]:
         yield place, as_rows(rows[place])
 
 
-def _distances(x: Doubles, y: Doubles) -> Doubles:
-    """Squared Euclidean distances [n, m]."""
-    squares = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2 * (x @ y.T)
-    distances: Doubles = np.maximum(squares, 0)
-    return distances
+def _distances(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
+    """Squared Euclidean distances [n, m], and how far each may be from the true one; below that it is 0.
+
+    A product of matrices rounds otherwise in blocks of another size. Where features repeat, equal distances must stay
+    equal in all of them.
+    """
+    sizes = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1)
+    rounding = (x.shape[1] + 2) * np.finfo(np.float64).eps * sizes
+    squares = sizes - 2 * (x @ y.T)
+    return np.where(squares > rounding, squares, 0), rounding
 
 
 def _radii(rows: Any, neighbours: int, block: int) -> NDArray[np.float64]:
@@ -77,7 +84,7 @@ def _radii(rows: Any, neighbours: int, block: int) -> NDArray[np.float64]:
     for i, x in _blocks(rows, block):
         nearest = np.full((len(x), 0), np.inf)
         for _, y in _blocks(rows, block):
-            nearest = np.concatenate([nearest, _distances(x, y)], axis=1)
+            nearest = np.concatenate([nearest, _distances(x, y)[0]], axis=1)
             if nearest.shape[1] > neighbours + 1:
                 nearest = np.partition(nearest, neighbours, axis=1)[:, : neighbours + 1]
         radii[i] = nearest.max(axis=1)

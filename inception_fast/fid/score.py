@@ -44,8 +44,9 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
             marginal += p.sum(axis=0)
             negentropy += float((p * log_p).sum())
         marginal /= len(rows)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a class beyond float64's reach makes the score NaN
-            scores.append(np.exp(negentropy / len(rows) - marginal @ np.log(marginal)))
+        # p log p is 0 in the limit of a class that is beyond float64's reach in every row.
+        log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
+        scores.append(np.exp(negentropy / len(rows) - marginal @ log_marginal))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
