@@ -340,3 +340,8 @@ def test_recipes_know_the_fid_network(tmp_path: Path) -> None:
     extractor = Recipe(None, str(tmp_path / "fid.pth")).make()
     assert extractor.settings["form"] == "fid" and extractor.prepare.shape == (3, 299, 299)
     assert Recipe("inception_v1", None).make().settings["form"] == "model"
+
+
+def test_recipes_refuse_other_dtypes() -> None:
+    with pytest.raises(ValueError, match="dtype 'float99'; allowed: float32, bfloat16"):
+        Recipe("inception_v1", None, "float99").make()

@@ -18,6 +18,7 @@ import references
 from inception_fast.features.batching import batches
 from inception_fast.fid import InceptionFeatures, register_with_torch_fidelity
 from inception_fast.fid.resize import prepare, resize_like_tensorflow1
+from inception_fast.fid.torch_fidelity import _extractor_class
 from numerics import BF16_FEATURES, FEATURES_MAX, NET_SCORE_REL, rel_l2
 
 SIZES = [(299, 299), (32, 32), (5, 701), (400, 299), (1, 1)]
@@ -185,6 +186,34 @@ def test_torch_fidelity_takes_it_as_a_registered_extractor(weights: Path) -> Non
     spread, mean = "kernel_inception_distance_std", "kernel_inception_distance_mean"
     assert ours.pop(spread) == pytest.approx(theirs.pop(spread), abs=NET_SCORE_REL * abs(theirs[mean]))
     assert ours == pytest.approx(theirs, rel=NET_SCORE_REL)
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (RuntimeError("operator torchvision::nms does not exist"), r"cannot be imported \(operator .*built for torch"),
+        (ModuleNotFoundError("No module", name="torchvision"), "cannot be imported .* a torchvision built for torch"),
+        (ModuleNotFoundError("No module", name="torch_fidelity"), "is not installed .*pip install torch-fidelity"),
+    ],
+    ids=["broken torchvision", "no torchvision", "no torch-fidelity"],
+)
+def test_torch_fidelity_that_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    def broken(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr("inception_fast.fid.torch_fidelity.importlib.import_module", broken)
+    with pytest.raises(ImportError, match=said):
+        register_with_torch_fidelity("never")
+
+
+def test_dtypes_under_torch_fidelity() -> None:
+    class Base:
+        def __init__(self, name: str, features: list[str]) -> None:
+            pass
+
+    extractor = _extractor_class(Base)
+    with pytest.raises(ValueError, match="feature_extractor_internal_dtype='float99'; allowed: float32, bfloat16"):
+        extractor("name", ["2048"], "weights.pth", "float99")
 
 
 def test_copies_and_pickles(features: InceptionFeatures) -> None:

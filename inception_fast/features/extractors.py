@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..images import Preparation
 
 DEFAULT_MODEL = "inception_v3"
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Prepare(Protocol):
@@ -138,7 +139,9 @@ class Recipe(NamedTuple):
         """
         from ..weights import resolve
 
-        dtype = None if self.dtype == "float32" else getattr(torch, self.dtype)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        dtype = DTYPES[self.dtype]
         source = None if self.weights is None else resolve(self.weights, self.model)
         if source is not None and source.model == "inception_v3" and source.options.get("fid"):
             assert self.weights is not None

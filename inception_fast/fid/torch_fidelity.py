@@ -12,6 +12,7 @@ from .extractor import InceptionFeatures
 
 NAME = "inception-v3-fast"
 PROVIDED = ("2048", "logits_unbiased")
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def register_with_torch_fidelity(name: str = NAME) -> type:
@@ -21,13 +22,17 @@ def register_with_torch_fidelity(name: str = NAME) -> type:
     score. Of torch-fidelity's own options, `feature_extractor_weights_path` names the weights and
     `feature_extractor_internal_dtype` the arithmetic.
 
-    Raises ImportError without torch-fidelity; torch-fidelity itself refuses a name that is taken.
+    Raises ImportError without torch-fidelity or the torchvision that it needs; torch-fidelity itself refuses a name
+    that is taken.
     """
     try:
         base: Any = importlib.import_module("torch_fidelity.feature_extractor_base").FeatureExtractorBase
         registry: Any = importlib.import_module("torch_fidelity.registry")
-    except ImportError as error:
-        raise ImportError(f"torch-fidelity is not installed ({error}); pip install torch-fidelity") from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it meets a torchvision built for another torch
+        if getattr(error, "name", None) == "torch_fidelity":
+            raise ImportError(f"torch-fidelity is not installed ({error}); pip install torch-fidelity") from error
+        needed = f"a torchvision built for torch {torch.__version__}"
+        raise ImportError(f"torch-fidelity cannot be imported ({error}); it needs {needed}") from error
     extractor = _extractor_class(base)
     registry.register_feature_extractor(name, extractor)
     return extractor
@@ -48,8 +53,10 @@ def _extractor_class(base: Any) -> type:
             super().__init__(name, features_list)
             if feature_extractor_weights_path is None:
                 raise ValueError("feature_extractor_weights_path=None; allowed: the path of the FID network's weights")
-            dtype = getattr(torch, feature_extractor_internal_dtype) if feature_extractor_internal_dtype else None
-            self.features = InceptionFeatures(feature_extractor_weights_path, dtype)
+            dtype = feature_extractor_internal_dtype or "float32"
+            if dtype not in DTYPES:
+                raise ValueError(f"feature_extractor_internal_dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+            self.features = InceptionFeatures(feature_extractor_weights_path, DTYPES[dtype])
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             """uint8 [n, 3, h, w] -> the features asked for, in their order."""
