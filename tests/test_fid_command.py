@@ -171,7 +171,7 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["broken.npz", "b"], "broken.npz is no readable .npz"),
         (["huge.npz", "huge.npz"], ", means reach 0 and covariances 1e+308; allowed"),
         (["far.npz", "near.npz"], ", means reach 1e+200 and covariances 1; allowed"),
-        (["loud", "loud", "--weights", "weights.pth", "--is", "--is-splits", "2"], "is_mean is nan; allowed: features"),
+        (["loud.parquet", "loud.parquet", "--kid", "--kid-subset-size", "2"], "kid_std is inf; allowed: features"),
         (["negative.npz", "near.npz"], "negative.npz holds a sigma with -1 on its diagonal; allowed: variances"),
         (["a.npz", "a.npz", "--kid"], "a.npz holds statistics; allowed with KID"),
         (["one", "a.npz", "--weights", "weights.pth"], "one: 1 image(s); allowed: two or more"),
@@ -197,10 +197,9 @@ def test_refuses(
     np.savez(place / "a.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
     for name, mean, variance in (("huge", 0, 1e308), ("far", 1e200, 1), ("near", 0, 1), ("negative", 0, -1)):
         np.savez(place / f"{name}.npz", mu=np.full(3, mean), sigma=variance * np.eye(3))
-    (place / "loud").mkdir(exist_ok=True)
-    loud = 1e5 * np.random.default_rng(0).standard_normal((4, 2048)).astype(np.float32)
-    write_shard(place / "loud" / "features-00000.parquet", list("abcd"), loud, {})
-    write_shard(place / "quiet.parquet", list("abcd"), loud[:, :5], {})
+    rows = np.random.default_rng(0).standard_normal((4, 5), np.float32)
+    write_shard(place / "loud.parquet", list("abcd"), 1e37 * rows, {})  # float64 does not reach to the 12th power
+    write_shard(place / "quiet.parquet", list("abcd"), rows, {})
     (place / "one").mkdir(exist_ok=True)
     (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
     assert main(["fid", *arguments, "--workers", "0"]) == 2
