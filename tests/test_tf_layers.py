@@ -321,8 +321,9 @@ def test_activations_of_a_known_name_are_told_apart() -> None:
     for layer in (keras.layers.Activation(relu), keras.layers.Conv2D(3, 3, activation=relu)):
         with pytest.raises(ValueError, match=r"activation 'relu' of .*test_tf_layers; allowed: linear, relu"):
             tf.optimize(keras.Model(image, layer(image)))
-    model = keras.Model(image, keras.layers.Activation(keras.ops.relu)(image))
-    assert_same(tf.optimize(model)(maps()), model(maps()))
+    for function in (keras.ops.relu, keras.activations.relu, tensorflow.nn.relu):
+        model = keras.Model(image, keras.layers.Activation(function)(image))
+        assert_same(tf.optimize(model)(maps()), model(maps()))
 
 
 def test_models_with_a_call_of_their_own_are_refused() -> None:

@@ -95,8 +95,9 @@ def activation(layer: Any, rank: int) -> list[nn.Module]:
     function = layer.activation
     name = getattr(function, "__name__", "?")
     seen = f"activation {name!r}" + (f" of {function.__module__}" if name in ACTIVATIONS else "")
-    own = name in ACTIVATIONS and function in (keras.activations.get(name), getattr(keras.ops, name, None))
-    need(own, layer, f"{seen}; allowed: {', '.join(ACTIVATIONS)} of keras.activations")
+    home = str(getattr(function, "__module__", "")).partition(".")[0]
+    own = name in ACTIVATIONS and home in ("keras", "tensorflow")
+    need(own, layer, f"{seen}; allowed: {', '.join(ACTIVATIONS)} of Keras or TensorFlow")
     return [] if name == "linear" else [ACTIVATIONS[name](rank)]
 
 
