@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..features.extractors import DTYPES
 from .extractor import InceptionFeatures
 
 NAME = "inception-v3-fast"
 PROVIDED = ("2048", "logits_unbiased")
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def register_with_torch_fidelity(name: str = NAME) -> type:
