@@ -207,7 +207,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
 def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
     device = ConvDevice(mutants[name].result())
     noticed = 0
-    for mode in (Mode(EARLY, LATE), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, EARLY, schedule=1, seed=2)):
+    for mode in (Mode(EARLY, LATE), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, EARLY, schedule=1, seed=1)):
         with device.memory():
             device.configure(mode)
             try:

@@ -230,8 +230,8 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
 MUTANTS = {
     "x is read before what it needs has ended": (
         "walk.cuh",
-        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {",
-        "if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS && units < 0) {",
+        "if (convolution && !WEIGHTS) {",
+        "if (convolution && !WEIGHTS && units < 0) {",
     ),
     "a pool does not wait": ("walk.cuh", "wait_for_needs(walk, slot.body, lane);\n      if", "if"),
     "stores are not ordered before copies": ("walk.cuh", "fence_async_global(); // own stores, before", "// before"),
@@ -254,7 +254,7 @@ MUTANTS = {
     "a skipped unit leaves its stages": ("walk.cuh", "skip(place, WALK_STAGES, walk_stages(slot.unit.tile));", ";"),
     "the first tap of a part": ("walk_plan.h", "unit.tap_w = unit.step.tap % problem.kw;", "unit.tap_w = 0;"),
     "a part of K begins with its tile's first channels": ("walk.cuh", "int chunk = unit.step.chunk;", "int chunk = 0;"),
-    "columns of another width": ("walk.cuh", "unit.tile.column * slot.body.columns,", "unit.tile.column * 32,"),
+    "columns of another width": ("walk.cuh", "(unit.tile.column * slot.body.columns)", "(unit.tile.column * 32)"),
     "a sum of several is left out": ("walk.cuh", "int half = CHAINS / 2; half > 0", "int half = CHAINS / 4; half > 0"),
     "lanes of a large window are not added": ("walk_pool.cuh", "other < lanes", "other < lanes - 1"),
     "the window's divisor": ("walk_schedule.h", "padded || top > 0 ? top : 0", "top"),

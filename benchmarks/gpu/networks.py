@@ -33,6 +33,7 @@ LAST = ("separate", "cuda")
 RACED = {
     "network": (("ours", "graphs", "unfrozen"), ("triton", "eager"), LAST),
     "peers": (("ours", "eager"), ("xla",), ("triton", "compile")),
+    "xla": (("ours",), ("xla",)),
 }
 ALL_CUDA = 32  # images, up to which a launch's start counts, so that more of them can pay than single layers say
 INSTEAD = {"unfrozen": ("graphs",), "eager": ("graphs", "unfrozen")}  # only where none of those is right
@@ -50,9 +51,13 @@ def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = Fa
     return _raced(model, n, dtype, tiles, [part for part in RACED["network"] if cuda or part != LAST])
 
 
-def peer_rows(model: str, n: int, dtype: str, tiles: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing."""
-    return _raced(model, n, dtype, tiles, RACED["peers"])
+def peer_rows(
+    model: str, n: int, dtype: str, tiles: int = 0, which: str = "peers"
+) -> Iterator[list[dict[str, Any]]]:
+    """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing; with `which` "xla" ours and
+    XLA alone.
+    """
+    return _raced(model, n, dtype, tiles, RACED[which])
 
 
 def _raced(

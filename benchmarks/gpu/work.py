@@ -152,8 +152,11 @@ def probe(name: str) -> Result:
     if why:
         return {"status": UNAVAILABLE, "note": why}
     from hopper import probe_rows
+    from rates import compiled, rate_rows
 
-    return {"status": OK, "rows": list(probe_rows(ROOT / "build" / "gpu" / name))}
+    build = ROOT / "build" / "gpu" / name
+    rows = rate_rows(compiled(build / "rates.so")) if name == "rates" else probe_rows(build)
+    return {"status": OK, "rows": list(rows)}
 
 
 def marks(batch: str, dtype: str, *, report: Report) -> Result:
@@ -231,7 +234,7 @@ def keep(home: Path) -> str:
     return str(home)
 
 
-def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+def peers(model: str, batch: str, dtype: str, which: str = "peers", *, report: Report) -> Result:
     import cuts
     from networks import peer_rows
     from tiles import known, measured
@@ -239,7 +242,7 @@ def peers(model: str, batch: str, dtype: str, *, report: Report) -> Result:
 
     rows = measured(earlier)
     with known(rows), cuts.known(cuts.measured(earlier)), only(right()):
-        return timed(peer_rows(model, int(batch), dtype, len(rows)), report)
+        return timed(peer_rows(model, int(batch), dtype, len(rows), which), report)
 
 
 def tiles(model: str, batch: str, dtype: str, part: str = "", *, report: Report) -> Result:

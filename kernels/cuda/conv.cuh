@@ -4,7 +4,7 @@
 // float32, a result is rounded once. K is summed in the order of taps, then channels, whatever the tile; parts of a
 // split K are added in their order, so the same launch gives the same bits.
 //
-// Two threads of the first warpgroup fill a ring of stages by TMA: `rows` windows at one tap, which the unit's im2col
+// Two warps of the first warpgroup fill a ring of stages by TMA: `rows` windows at one tap, which the unit's im2col
 // mode gathers over rows and images and fills up with zeros at the borders, and `N` rows of weights, both 128- or
 // 64-byte swizzled. The others multiply, 64 rows each: two of them a tile of 128 (HALVES), or in turn, so that some
 // multiply while others store (epilogue.cuh): each a tile of 64 (TURNS), or two and two a tile of 128 (TWOS). In a
@@ -70,7 +70,7 @@ template <int N, int WAY> __device__ __forceinline__ Shared shared_parts(const G
 // This block's place in its cluster. Asking again costs less than a register for the whole of a kernel.
 __device__ __forceinline__ int rank_of(const Group &group) { return group.cluster == 1 ? 0 : cluster_rank(); }
 
-// The producers, two threads: one brings x, one the weights, each its own bytes of a stage. Weights do not come from an
+// The producers, two warps: one brings x, one the weights, each its own bytes of a stage. Weights do not come from an
 // earlier grid, so the second one fills the ring while the first still waits for that grid to end.
 template <int N, int WAY, bool WEIGHTS>
 __device__ void load_tiles(const Group &group, const Shared &shared, int cluster_index, int clusters) {
@@ -78,7 +78,7 @@ __device__ void load_tiles(const Group &group, const Shared &shared, int cluster
   const int x_bytes = 2 * group.depth * ROWS, weight_bytes = 2 * group.depth * N;
   const int rank = rank_of(group), part = N / group.cluster; // rows of weights that this block loads
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
-  Marks marks(WEIGHTS, blockIdx.x == 0);
+  Marks marks(WEIGHTS, blockIdx.x == 0 && threadIdx.x % 32 == 0);
   for (int unit = cluster_index; unit < group.units; unit += clusters) {
     marks.at(Passed::TILE);
     const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
@@ -327,11 +327,11 @@ __global__ void __launch_bounds__(conv_threads(WAY), 1) conv(const __grid_consta
   }
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<loading_registers(WAY)>();
-    if (threadIdx.x == 0) {
+    const int warp = uniform(threadIdx.x / 32);
+    if (warp == 0)
       load_tiles<N, WAY, true>(group, shared, cluster_index, clusters);
-    } else if (threadIdx.x == 32) {
+    else if (warp == 1)
       load_tiles<N, WAY, false>(group, shared, cluster_index, clusters);
-    }
     sync_warp();
   } else {
     more_registers<multiplying_registers(WAY)>();

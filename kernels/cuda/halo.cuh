@@ -5,7 +5,7 @@
 // tiles of conv.cuh copy x kh * kw times, these copy it about twice. Positions without an output, the last kw - 1 of a
 // row and the last kh - 1 rows of an image, are multiplied as well and not stored.
 //
-// Two threads of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
+// Two warps of the first warpgroup fill two stages of x, a row of the padded map a copy, zeros outside of the map,
 // and a ring of weights, N rows at one tap; where the ring holds all there are, they stay. Rows are 128- or 64-byte
 // swizzled by their address, so an operand may begin at any pixel. K is summed in chunks of channels, in each by taps,
 // whatever the batch.
@@ -36,7 +36,7 @@ template <int N, int WARPGROUPS> __device__ __forceinline__ HaloShared halo_shar
   return shared;
 }
 
-// One thread: the rows of each tile, a chunk of channels a stage.
+// One warp: the rows of each tile, a chunk of channels a stage.
 __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &
   }
 }
 
-// One thread: weights in the order in which they are used, those that stay once.
+// One warp: weights in the order in which they are used, those that stay once.
 template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
   const int bytes = stage_bytes(0, N, group.depth);
   Place place{0, 1};
@@ -291,9 +291,10 @@ __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __
   grid_launch_dependents();
   if (threadIdx.x < WARPGROUP) {
     fewer_registers<40>();
-    if (threadIdx.x == 0) {
+    const int warp = uniform(threadIdx.x / 32);
+    if (warp == 0) {
       load_taps<N>(group, shared); // no earlier grid writes weights
-    } else if (threadIdx.x == 32) {
+    } else if (warp == 1) {
       grid_wait(); // before x is read
       load_rows(group, shared, 64 * PARTS * WARPGROUPS);
     }

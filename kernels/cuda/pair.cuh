@@ -51,7 +51,7 @@ template <int GROUPS> __device__ __forceinline__ PairShared pair_shared() {
   return s;
 }
 
-// One thread: the weights of both convolutions, once a pass.
+// One warp: the weights of both convolutions, once a pass.
 template <int TAPS, int GROUPS>
 __device__ void load_weights(const PairGroup &p, const PairShared &s, int first, int step, int rank) {
   constexpr int STAGES = weight_stages(GROUPS), BYTES = weight_bytes(GROUPS);
@@ -76,7 +76,7 @@ __device__ void load_weights(const PairGroup &p, const PairShared &s, int first,
     }
 }
 
-// One thread: the channels of x, once a pass, each plane between two rows of zeros.
+// One warp: the channels of x, once a pass, each plane between two rows of zeros.
 template <int GROUPS>
 __device__ __forceinline__ void load_input(const PairGroup &p, const PairShared &s, int first, int step, int rank) {
   Place place{0, 1};
@@ -338,9 +338,9 @@ __global__ void __launch_bounds__(pair_threads(GROUPS), 1) pair(const __grid_con
     compute_pairs<TAPS, GROUPS, T>(p, s, first, step, rank, threadIdx.x);
   } else {
     fewer_registers<(GROUPS == 4 ? 24 : 40)>();
-    if (threadIdx.x == 128 * GROUPS) {
+    if (warp == 4 * GROUPS) {
       load_weights<TAPS, GROUPS>(p, s, first, step, rank); // no earlier grid writes them
-    } else if (threadIdx.x == 128 * GROUPS + 32) {
+    } else if (warp == 4 * GROUPS + 1) {
       prefetch_map(&p.x);
       grid_wait(); // before x is read
       load_input<GROUPS>(p, s, first, step, rank);

@@ -4,12 +4,13 @@
 // unit starts when the jobs that its job needs have ended: their counters in global memory have reached what the table
 // says. Blocks are all resident, and lists keep the order of jobs, so that somebody can always go on.
 //
-// Roles beside each other, each walking the block's whole list: one thread brings descriptions of units and jobs to
-// shared memory a few units ahead; threads of two warps bring the weights of tiles, which depend on nothing, into a
-// ring of stages, and four warps wait for what a job needs, then bring x. Each warp serves the stages of its own
-// number: a thread needs some 250 cycles for a copy, whatever it copies, as long as products of a stage take. Two
-// warpgroups take units in turn, one multiplies while the other stores. What they store is ordered before other blocks'
-// copies by a fence of the asynchronous proxy, a barrier and the release of the job's counter.
+// Roles beside each other, each walking the block's whole list: one warp brings descriptions of units and jobs to
+// shared memory a few units ahead; three bring the weights of tiles, which depend on nothing, into a ring of stages,
+// and three wait for what a job needs, then bring x. Each warp serves the stages of its own number, since a warp's
+// copies are some 100 cycles apart, whatever they copy. What these warps read of a unit they share out among their
+// lanes, so that the compiler knows it to be the same in all of them (hopper.cuh, ONE_LANE). Two warpgroups take units
+// in turn, one multiplies while the other stores. What they store is ordered before other blocks' copies by a fence of
+// the asynchronous proxy, a barrier and the release of the job's counter.
 #pragma once
 
 #include "conv.cuh"
@@ -74,13 +75,22 @@ __device__ __forceinline__ WalkShared walk_parts() {
   return shared;
 }
 
-// One thread: descriptions of the block's units.
+// Of the block's list: where it begins and ends.
+struct Range {
+  int begin, end;
+};
+
+__device__ __forceinline__ Range range_of(const Walk &walk) {
+  return {uniform(walk.begin[blockIdx.x]), uniform(walk.begin[blockIdx.x + 1])};
+}
+
+// One warp: descriptions of the block's units.
 __device__ void describe_units(const Walk &walk, const WalkShared &shared) {
-  const int begin = walk.begin[blockIdx.x], end = walk.begin[blockIdx.x + 1];
+  const auto [begin, end] = range_of(walk);
   Place place{0, 1};
   int next = begin < end ? walk.units[begin].tile.problem : 0;
   for (int i = begin; i < end; ++i) {
-    const Job *job = &walk.jobs[next];
+    const Job *job = &walk.jobs[uniform(next)];
     if (i + 1 < end)
       next = walk.units[i + 1].tile.problem; // asked for ahead of the wait
     Slot *slot = &shared.slots[place.stage];
@@ -97,12 +107,11 @@ __device__ void describe_units(const Walk &walk, const WalkShared &shared) {
 
 // The calling warp waits until everything that the job needs has ended. What its jobs wrote is seen after it.
 __device__ __forceinline__ void wait_for_needs(const Walk &walk, const Body &body, int lane) {
-  if (lane < body.needs)
-    wait_for_count(&walk.counters[body.need[lane]], body.ended[lane]);
-  sync_warp();
+  const bool mine = lane < body.needs;
+  wait_for_counts(mine ? &walk.counters[body.need[lane]] : nullptr, mine ? body.ended[lane] : 0);
 }
 
-// What a producer keeps of a tile in registers: shared memory is asked for once, not at each step.
+// What a producing warp keeps of a tile, the same in all lanes: shared memory is asked for once, not at each step.
 struct Course {
   int steps, chunks, kw, column;
   Corner corner;
@@ -112,14 +121,14 @@ struct Course {
 
 __device__ __forceinline__ Course course_of(const Slot &slot) {
   const Unit &unit = slot.unit;
-  return {unit.tile.last - unit.tile.first,
-          slot.body.problem.chunks,
-          slot.body.problem.kw,
-          unit.tile.column * slot.body.columns,
-          unit.corner,
-          unit.step,
-          unit.tap_h,
-          unit.tap_w};
+  return {uniform(unit.tile.last - unit.tile.first),
+          uniform(slot.body.problem.chunks),
+          uniform(slot.body.problem.kw),
+          uniform(unit.tile.column * slot.body.columns),
+          {uniform(unit.corner.n), uniform(unit.corner.h), uniform(unit.corner.w)},
+          {uniform(unit.step.tap), uniform(unit.step.chunk)},
+          uniform(unit.tap_h),
+          uniform(unit.tap_w)};
 }
 
 __device__ __forceinline__ void advance(Course &course) {
@@ -136,20 +145,22 @@ __device__ __forceinline__ void advance(Course &course) {
 // A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
 template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
   constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
-  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
+  const Range range = range_of(walk);
+  const int units = range.end - range.begin;
   Place place{0, 1}, at{0, 0};
   for (int i = 0; i < units; ++i) {
     barrier_wait(&shared.described[at.stage], at.parity);
     const Slot &slot = shared.slots[at.stage];
-    if (slot.body.kind == HOPPER_JOB_CONV && !WEIGHTS) {
+    const bool convolution = uniform(slot.body.kind) == HOPPER_JOB_CONV;
+    if (convolution && !WEIGHTS) {
       wait_for_needs(walk, slot.body, lane);
       fence_async_global(); // what others stored, before this thread's copies
       if (lane == 0 && warp == 0)
         traced(walk, i, READY);
     }
-    if (slot.body.kind == HOPPER_JOB_CONV && lane == 0) {
-      const Job *job = &walk.jobs[slot.unit.tile.problem];
-      const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * slot.body.columns : WALK_X_BYTES;
+    if (convolution) {
+      const Job *job = &walk.jobs[uniform(slot.unit.tile.problem)];
+      const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * uniform(slot.body.columns) : WALK_X_BYTES;
       Course course = course_of(slot);
       for (int k = 0; k < course.steps; k += WALK_STEPS) {
         const bool both = k + 1 < course.steps;
@@ -422,7 +433,7 @@ template <class T> __global__ void __launch_bounds__(WALK_THREADS, 1) walk_jobs(
       load_units<false>(walk, shared, warp, lane);
     else if (warp < X_WARPS + WEIGHT_WARPS)
       load_units<true>(walk, shared, warp - X_WARPS, lane);
-    else if (warp == X_WARPS + WEIGHT_WARPS && lane == 0)
+    else if (warp == X_WARPS + WEIGHT_WARPS)
       describe_units(walk, shared);
     sync_warp();
   } else {

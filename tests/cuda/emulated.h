@@ -56,7 +56,10 @@ inline void grid_launch_dependents() {}
 
 inline void barrier_init(Barrier *barrier, uint32_t arrivals) { emulated::barrier_init(barrier, arrivals); }
 inline void fence_barrier_init() { emulated::fence_barrier_init(); }
-inline void barrier_expect(Barrier *barrier, uint32_t bytes) { emulated::barrier_expect(barrier, bytes); }
+inline void barrier_expect(Barrier *barrier, uint32_t bytes) {
+  if (emulated::elected())
+    emulated::barrier_expect(barrier, bytes);
+}
 inline void barrier_arrive(Barrier *barrier) { emulated::barrier_arrive(barrier); }
 inline void barrier_arrive_remote(Barrier *barrier, uint32_t rank) { emulated::barrier_arrive_remote(barrier, rank); }
 inline bool barrier_try(Barrier *barrier, uint32_t parity) { return emulated::barrier_try(barrier, parity); }
@@ -65,33 +68,42 @@ inline void fence_async_shared() { emulated::fence_async_shared(); }
 
 inline uint64_t nanoseconds() { return emulated::switches(); }
 inline void fence_async_global() { emulated::fence_async_global(); }
-inline void wait_for_count(const uint32_t *counter, uint32_t value) { emulated::wait_for_count(counter, value); }
+inline void wait_for_counts(const uint32_t *counter, uint32_t value) {
+  if (counter)
+    emulated::wait_for_count(counter, value);
+  emulated::sync_warp();
+}
 
 inline void prefetch_map(const TensorMap *) {}
 
 inline void bulk_load(void *to, const void *from, uint32_t bytes, Barrier *barrier) {
-  emulated::bulk_load(to, from, bytes, barrier);
+  if (emulated::elected())
+    emulated::bulk_load(to, from, bytes, barrier);
 }
 
 template <class... At> inline void tma_load(void *to, const TensorMap *map, Barrier *barrier, At... at) {
   const int c[] = {at...};
-  emulated::tma_load(to, *map, barrier, 0, sizeof...(at), c);
+  if (emulated::elected())
+    emulated::tma_load(to, *map, barrier, 0, sizeof...(at), c);
 }
 
 template <class... At>
 inline void tma_load_multicast(void *to, const TensorMap *map, Barrier *barrier, uint16_t blocks, At... at) {
   const int c[] = {at...};
-  emulated::tma_load(to, *map, barrier, blocks, sizeof...(at), c);
+  if (emulated::elected())
+    emulated::tma_load(to, *map, barrier, blocks, sizeof...(at), c);
 }
 
 inline void tma_load_im2col(void *to, const TensorMap *map, Barrier *barrier, int c, int w, int h, int n,
                             uint16_t tap_w, uint16_t tap_h) {
-  emulated::tma_load_im2col(to, *map, barrier, 0, {c, w, h, n}, tap_w, tap_h);
+  if (emulated::elected())
+    emulated::tma_load_im2col(to, *map, barrier, 0, {c, w, h, n}, tap_w, tap_h);
 }
 
 inline void tma_load_im2col_multicast(void *to, const TensorMap *map, Barrier *barrier, uint16_t blocks, int c, int w,
                                       int h, int n, uint16_t tap_w, uint16_t tap_h) {
-  emulated::tma_load_im2col(to, *map, barrier, blocks, {c, w, h, n}, tap_w, tap_h);
+  if (emulated::elected())
+    emulated::tma_load_im2col(to, *map, barrier, blocks, {c, w, h, n}, tap_w, tap_h);
 }
 
 template <class... At> inline void tma_store(const TensorMap *map, const void *from, At... at) {

@@ -15,6 +15,7 @@ uint8_t *dynamic_shared();
 uint32_t shared_address(const void *pointer);
 void sync_block();
 void sync_warp();
+bool elected(); // in one lane of the warp, all of whose lanes come here together
 void sync_named(uint32_t id, uint32_t threads);
 void arrive_named(uint32_t id, uint32_t threads);
 void change_registers(int count);

@@ -11,7 +11,7 @@ namespace {
 constexpr uint64_t kBarrierMark = 0xb1a5ed0fba441e25; // what an mbarrier's eight bytes hold
 constexpr int64_t kMostBytes = (1 << 20) - 1;
 
-enum WarpKind { sync_lanes, matrices_4, matrices_2, matrices_4_transposed };
+enum WarpKind { sync_lanes, elect_lane, matrices_4, matrices_2, matrices_4_transposed };
 
 void check_mark(Cta &cta, uint32_t offset, const char *what) {
   for (uint8_t *memory : {cta.shared, cta.seen})
@@ -229,6 +229,11 @@ void sync_block() { sync_named(0, uint32_t((self().cta->fibers.size() + kWarp - 
 
 void sync_warp() {
   join_warp(sync_lanes, 0, {}, [](Fiber &, WarpOperation &) {});
+}
+
+bool elected() {
+  join_warp(elect_lane, 0, {}, [](Fiber &, WarpOperation &) {});
+  return self().index % kWarp == 0;
 }
 
 void cluster_arrive() {

@@ -48,15 +48,14 @@ template <class T> void product(const Product &p) {
   sync_block();
   const int steps = p.k / kDepth;
   if (threadIdx.x >= 128) {
-    if (threadIdx.x == 128)
-      for (int i = 0; i < steps; i++) {
-        const int s = i % kStages;
-        if (p.mistake != no_empty_wait)
-          barrier_wait(&empty[s], (i / kStages & 1) ^ 1);
-        barrier_expect(&full[s], bytes - (p.mistake == short_expect ? 16 : 0) + (p.mistake == long_expect ? 16 : 0));
-        tma_load(a + s * 64 * kDepth * 2, &p.a, &full[s], i * kDepth, 0);
-        tma_load(b + s * kColumns * kDepth * 2, &p.b, &full[s], i * kDepth, 0);
-      }
+    for (int i = 0; i < steps; i++) {
+      const int s = i % kStages;
+      if (p.mistake != no_empty_wait)
+        barrier_wait(&empty[s], (i / kStages & 1) ^ 1);
+      barrier_expect(&full[s], bytes - (p.mistake == short_expect ? 16 : 0) + (p.mistake == long_expect ? 16 : 0));
+      tma_load(a + s * 64 * kDepth * 2, &p.a, &full[s], i * kDepth, 0);
+      tma_load(b + s * kColumns * kDepth * 2, &p.b, &full[s], i * kDepth, 0);
+    }
     return;
   }
   float d[kColumns / 2];
@@ -108,6 +107,9 @@ void copy(const Copy &p) {
   if (threadIdx.x == 0) {
     barrier_init(full, 1);
     fence_barrier_init();
+  }
+  sync_block();
+  if (threadIdx.x < 32) {
     barrier_expect(full, p.bytes);
     if (p.from.im2col)
       tma_load_im2col(shared, &p.from, full, p.at[0], p.at[1], p.at[2], p.at[3], p.tap_w, p.tap_h);
@@ -142,17 +144,15 @@ void pass(const Pass &p) {
     barrier_init(full, 1);
     barrier_init(free, 2);
     fence_barrier_init();
-    if (p.mistake != pass_no_cluster_wait)
-      barrier_expect(full, 4096);
   }
+  sync_warp();
+  if (p.mistake != pass_no_cluster_wait)
+    barrier_expect(full, 4096);
   cluster_arrive();
   cluster_wait();
-  if (threadIdx.x == 0) {
-    if (p.mistake == pass_no_cluster_wait)
-      barrier_expect(full, 2048);
-    tma_load_multicast(shared + rank * 2048, &p.x, full, p.mistake == pass_one_block ? 1 << rank : 3, 0,
-                       int(rank) * 16);
-  }
+  if (p.mistake == pass_no_cluster_wait)
+    barrier_expect(full, 2048);
+  tma_load_multicast(shared + rank * 2048, &p.x, full, p.mistake == pass_one_block ? 1 << rank : 3, 0, int(rank) * 16);
   barrier_wait(full, 0);
   const int lane = threadIdx.x;
   for (int block = 0; block < 8; block++) { // 8 channels of all 32 rows

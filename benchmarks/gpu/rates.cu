@@ -1,0 +1,251 @@
+// What a multiprocessor does a cycle of what the walk is made of: products of few columns, copies of few rows, both;
+// and how long blocks of a cluster take to exchange parts of sums. Each kernel leaves the cycles of its block 0.
+#include <cuda_runtime.h>
+#include <exception>
+
+#include "encode.h"
+#include "hopper.cuh"
+
+using namespace inception_fast::hopper;
+
+namespace {
+
+constexpr int kDepth = 64, kRow = 2 * kDepth; // channels of a step, bytes of a row of them
+constexpr int kShared = 220 * 1024;
+
+__device__ __forceinline__ long long cycles() { return clock64(); }
+
+// `warpgroups` of 128 threads each add `groups` groups of 8 products [64, 16] * [16, N] to their sums.
+template <int N> __global__ void __launch_bounds__(256) products(int groups, int stages, long long *found) {
+  uint8_t *ring = dynamic_shared();
+  const int warpgroup = threadIdx.x / 128;
+  for (int i = threadIdx.x; i < kShared / 16 - 64; i += blockDim.x)
+    store_shared_16(shared_address(ring) + 16 * i, make_uint4(0, 0, 0, 0));
+  fence_async_shared();
+  sync_block();
+  const int bytes = 64 * kRow + N * kRow;
+  float d[N / 2];
+  for (int i = 0; i < N / 2; ++i)
+    d[i] = 0;
+  const long long begin = cycles();
+  int stage = warpgroup * stages;
+  for (int i = 0; i < groups; ++i) {
+    const Descriptor a = matrix_descriptor(shared_address(ring) + stage * bytes, 0, 1024, Swizzle::bytes128);
+    const Descriptor b = a + 64 * kRow / 16;
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+      wgmma<N, __nv_bfloat16>(d, a + 2 * (k % 4), b + 2 * (k % 4), true);
+    wgmma_commit();
+    wgmma_wait<1>();
+    stage = stage + 1 == (warpgroup + 1) * stages ? warpgroup * stages : stage + 1;
+  }
+  wgmma_wait<0>();
+  settle(d);
+  const long long end = cycles();
+  float sum = 0;
+  for (int i = 0; i < N / 2; ++i)
+    sum += d[i];
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *found = end - begin + (sum == 1.0f);
+}
+
+// `warps` bring boxes into stages of their own: of x, 64 pixels each, the first `x_warps`, of weights, `rows` each, the
+// others; both of 64 channels. `count` boxes a warp.
+__global__ void __launch_bounds__(256)
+    copies(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap weights, int x_warps, int pixels,
+           int rows, int stages, int count, int apart, long long *found) {
+  __shared__ Barrier full[64];
+  uint8_t *ring = dynamic_shared();
+  const int warp = threadIdx.x / 32, most = pixels > rows ? pixels : rows;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 64; ++i)
+      barrier_init(&full[i], 1);
+    fence_barrier_init();
+  }
+  sync_block();
+  const long long begin = cycles();
+  if (threadIdx.x % 32 == 0) {
+    for (int k = 0; k < count + stages; ++k) {
+      const int stage = warp * stages + k % stages;
+      if (k >= stages)
+        barrier_wait(&full[stage], (k / stages - 1) & 1);
+      if (k >= count)
+        continue;
+      uint8_t *to = ring + stage * most * kRow;
+      const int unit = apart * blockIdx.x;
+      if (warp < x_warps) {
+        barrier_expect(&full[stage], pixels * kRow);
+        tma_load_im2col(to, &x, &full[stage], 64 * (k % 3), -3, unit * 4 % 12, 0, static_cast<uint16_t>(k % 7), 0);
+      } else {
+        barrier_expect(&full[stage], rows * kRow);
+        tma_load(to, &weights, &full[stage], 64 * (k % 3), unit * rows % 192, k % 7);
+      }
+    }
+  }
+  sync_block();
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *found = cycles() - begin;
+}
+
+// Blocks of a cluster of four send each other three quarters of 64 x 32 sums, and each adds up a quarter, `rounds`
+// times.
+__global__ void __launch_bounds__(128) exchanges(int rounds, long long *found, int *wrong) {
+  __shared__ Barrier arrived[2];
+  uint8_t *ring = dynamic_shared();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    barrier_init(&arrived[0], 1);
+    barrier_init(&arrived[1], 1);
+    fence_barrier_init();
+  }
+  cluster_arrive();
+  cluster_wait();
+  const long long begin = cycles();
+  float sum = 0;
+  for (int k = 0; k < rounds; ++k) {
+    const uint32_t buffer = shared_address(ring) + k % 2 * 4 * 2048;
+    Barrier *barrier = &arrived[k % 2];
+    if (warp == rank) {
+      if (lane == 0)
+        barrier_expect(barrier, 3 * 2048);
+      barrier_wait(barrier, k / 2 & 1);
+      for (int part = 0; part < 4; ++part)
+        if (part != rank)
+          for (int j = 0; j < 4; ++j) {
+            const float4 v = load_shared_floats(buffer + part * 2048 + (32 * j + lane) * 16);
+            if (v.x != part + k || v.w != 4 * lane + j)
+              atomicAdd(wrong, 1);
+            sum += v.x;
+          }
+    } else {
+      for (int j = 0; j < 4; ++j)
+        store_remote_16(buffer + rank * 2048 + (32 * j + lane) * 16, make_float4(rank + k, 1, 2, 4 * lane + j), barrier,
+                        warp);
+    }
+    sync_block();
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *found = cycles() - begin + (sum == 0.5f);
+  cluster_arrive();
+  cluster_wait();
+}
+
+void launch(const void *kernel, int blocks, int threads, int cluster, bool cooperative, void **arguments) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = kShared;
+  cudaLaunchAttribute attributes[2]{};
+  if (cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
+  if (cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  config.attrs = attributes;
+  cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+template <int N> const void *kernel_of() { return reinterpret_cast<const void *>(&products<N>); }
+
+int done(long long *memory, double over, double *result) {
+  long long found = 0;
+  cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess)
+    error = cudaDeviceSynchronize();
+  if (error == cudaSuccess)
+    error = cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost);
+  *result = found / over;
+  return error;
+}
+
+} // namespace
+
+extern "C" {
+
+// Cycles a product.
+int rate_products(long long *memory, int columns, int warpgroups, double *result) {
+  const void *kernel = columns == 8     ? kernel_of<8>()
+                       : columns == 16  ? kernel_of<16>()
+                       : columns == 32  ? kernel_of<32>()
+                       : columns == 64  ? kernel_of<64>()
+                       : columns == 128 ? kernel_of<128>()
+                                        : kernel_of<256>();
+  int groups = 256, stages = 2;
+  void *arguments[] = {&groups, &stages, &memory};
+  launch(kernel, 1, 128 * warpgroups, 1, false, arguments);
+  return done(memory, 8.0 * groups, result);
+}
+
+// Cycles a box of one warp, all of which work beside each other. `x` is bfloat16 [1, 17, 17, 192], `weights` [7, 384,
+// 192].
+int rate_copies(long long *memory, uint64_t x, uint64_t weights, int x_warps, int weight_warps, int pixels, int rows,
+                int stages, int blocks, int apart, double *result) {
+  MapSpec image, matrix;
+  image.base = x;
+  image.rank = 4;
+  image.im2col = true;
+  image.swizzle = matrix.swizzle = Swizzle::bytes128;
+  const uint64_t size[] = {192, 17, 17, 1};
+  uint64_t stride = 2;
+  for (int i = 0; i < 4; ++i) {
+    image.size[i] = size[i];
+    stride *= size[i];
+    if (i < 3)
+      image.stride[i] = stride;
+  }
+  image.lower[0] = -3;
+  image.upper[0] = -3;
+  image.channels = kDepth;
+  image.pixels = pixels;
+  matrix.base = weights;
+  matrix.rank = 3;
+  const uint64_t of[] = {192, 384, 7};
+  for (int i = 0; i < 3; ++i)
+    matrix.size[i] = of[i];
+  matrix.stride[0] = 2 * 192;
+  matrix.stride[1] = 2 * 192 * 384;
+  matrix.box[0] = kDepth;
+  matrix.box[1] = rows;
+  matrix.box[2] = 1;
+  CUtensorMap first, second;
+  try {
+    first = encode(image);
+    second = encode(matrix);
+  } catch (const std::exception &) {
+    return -1;
+  }
+  int count = 512;
+  void *arguments[] = {&first, &second, &x_warps, &pixels, &rows, &stages, &count, &apart, &memory};
+  launch(reinterpret_cast<const void *>(&copies), blocks, 32 * (x_warps + weight_warps), 1, false, arguments);
+  return done(memory, count, result);
+}
+
+// Cycles an exchange, and in `clusters` how many clusters of this many blocks fit the device.
+int rate_exchanges(long long *memory, int *wrong, int clusters, int cooperative, double *result) {
+  int rounds = 256;
+  void *arguments[] = {&rounds, &memory, &wrong};
+  launch(reinterpret_cast<const void *>(&exchanges), 4 * clusters, 128, 4, cooperative != 0, arguments);
+  return done(memory, rounds, result);
+}
+
+int rate_clusters(int size, int *clusters) {
+  const void *kernel = reinterpret_cast<const void *>(&exchanges);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(size);
+  config.blockDim = dim3(128);
+  config.dynamicSmemBytes = kShared;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+}
+}

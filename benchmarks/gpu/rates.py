@@ -1,0 +1,73 @@
+"""Cycles of a multiprocessor for what the walk is made of: products of few columns, copies of few rows, exchanges."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = ROOT / "kernels" / "cuda"
+COMMAND = ("nvcc", "-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cudart", "static")
+SOURCES = (Path(__file__).with_name("rates.cu"), INCLUDE / "encode.cu")
+COLUMNS = (8, 16, 32, 64, 128, 256)
+# (warps that bring x, that bring weights, pixels of a box of x, rows of one of weights, stages of a warp)
+COPIES = (
+    (1, 0, 64, 32, 8), (2, 0, 64, 32, 6), (3, 0, 64, 32, 6), (1, 0, 128, 32, 8), (2, 0, 128, 32, 4), (0, 1, 64, 32, 8),
+    (0, 3, 64, 32, 6), (0, 1, 64, 64, 8), (0, 1, 64, 128, 8), (0, 2, 64, 128, 4), (0, 1, 64, 256, 4), (0, 2, 64, 256, 2),
+    (1, 1, 64, 32, 8), (3, 3, 64, 32, 4), (3, 3, 64, 64, 4), (1, 1, 128, 128, 4), (2, 2, 128, 128, 2), (1, 1, 64, 256, 3),
+)  # fmt: skip
+
+
+def compiled(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    wanted = [*COMMAND, "-shared", "-Xcompiler", "-fPIC", f"-I{INCLUDE}", *map(str, SOURCES), "-o", str(target)]
+    subprocess.run(wanted, check=True)
+    return target
+
+
+def rate_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """A row for each rate: cycles by the clock of block 0's multiprocessor; `code` is what CUDA said."""
+    library = ctypes.CDLL(str(file))
+    memory = torch.zeros(2, dtype=torch.int64, device="cuda")
+    place = ctypes.c_void_p(memory.data_ptr())
+    for columns in COLUMNS:
+        for warpgroups in (1, 2):
+            about = {"probe": "products", "columns": columns, "warpgroups": warpgroups}
+            yield about | _asked(library.rate_products, place, columns, warpgroups)
+    yield from copy_rows(library, place)
+    yield from exchange_rows(library, memory)
+
+
+def copy_rows(library: ctypes.CDLL, place: ctypes.c_void_p) -> Iterator[dict[str, Any]]:
+    x = torch.randn(1, 17, 17, 192, device="cuda").bfloat16()
+    weights = torch.randn(7, 384, 192, device="cuda").bfloat16()
+    for case in COPIES:
+        for blocks, apart in ((1, 0), (32, 0), (132, 0), (132, 1)):
+            given = (ctypes.c_uint64(x.data_ptr()), ctypes.c_uint64(weights.data_ptr()), *case, blocks, apart)
+            names = ("x_warps", "weight_warps", "pixels", "rows", "stages", "blocks", "apart")
+            about = {"probe": "copies", **dict(zip(names, (*case, blocks, apart), strict=True))}
+            yield about | _asked(library.rate_copies, place, *given)
+
+
+def exchange_rows(library: ctypes.CDLL, memory: torch.Tensor) -> Iterator[dict[str, Any]]:
+    fitting = {}
+    for size in (2, 4, 8, 16):
+        found = ctypes.c_int(0)
+        code = library.rate_clusters(size, ctypes.byref(found))
+        fitting[size] = found.value
+        yield {"probe": "clusters", "size": size, "fit": found.value, "code": code}
+    place, wrong = ctypes.c_void_p(memory.data_ptr()), ctypes.c_void_p(memory.data_ptr() + 8)
+    for clusters, cooperative in ((1, 0), (fitting[4], 0), (fitting[4], 1)):
+        about = {"probe": "exchanges", "clusters": clusters, "cooperative": cooperative}
+        yield about | _asked(library.rate_exchanges, place, wrong, clusters, cooperative) | {"wrong": int(memory[1])}
+
+
+def _asked(call: Any, *given: Any) -> dict[str, Any]:
+    result = ctypes.c_double(0.0)
+    code = call(*given, ctypes.byref(result))
+    return {"cycles": round(result.value, 1), "code": code, "status": "ok" if code == 0 else "failed"}
