@@ -51,9 +51,7 @@ def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = Fa
     return _raced(model, n, dtype, tiles, [part for part in RACED["network"] if cuda or part != LAST])
 
 
-def peer_rows(
-    model: str, n: int, dtype: str, tiles: int = 0, which: str = "peers"
-) -> Iterator[list[dict[str, Any]]]:
+def peer_rows(model: str, n: int, dtype: str, tiles: int = 0, which: str = "peers") -> Iterator[list[dict[str, Any]]]:
     """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing; with `which` "xla" ours and
     XLA alone.
     """

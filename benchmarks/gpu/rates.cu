@@ -11,7 +11,7 @@ using namespace inception_fast::hopper;
 namespace {
 
 constexpr int kDepth = 64, kRow = 2 * kDepth; // channels of a step, bytes of a row of them
-constexpr int kShared = 220 * 1024;
+constexpr int kShared = 220 * 1024, kBarriers = 216 * 1024;
 
 __device__ __forceinline__ long long cycles() { return clock64(); }
 
@@ -50,42 +50,82 @@ template <int N> __global__ void __launch_bounds__(256) products(int groups, int
     *found = end - begin + (sum == 1.0f);
 }
 
-// `warps` bring boxes into stages of their own: of x, 64 pixels each, the first `x_warps`, of weights, `rows` each, the
-// others; both of 64 channels. `count` boxes a warp.
+// What a copy costs where one thread asks for it, as hopper.cuh's functions do not.
+__device__ __forceinline__ void expect_alone(Barrier *barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_alone(void *to, const CUtensorMap *map, Barrier *barrier, int c, int w, int tap) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+               "%5, %5}], [%2], {%6, %7};" ::"r"(shared_address(to)),
+               "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(0), "h"(static_cast<uint16_t>(tap)),
+               "h"(static_cast<uint16_t>(0))
+               : "memory");
+}
+
+constexpr int kStages = 4; // of a warp
+
+// Each warp brings `count` boxes of 64 channels into stages of its own: the first `x_warps` of x, `pixels` each, the
+// others of weights, `rows` each. WHOLE: by all lanes together, or, of x, by one.
+template <bool WHOLE>
 __global__ void __launch_bounds__(256)
     copies(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap weights, int x_warps, int pixels,
-           int rows, int stages, int count, int apart, long long *found) {
-  __shared__ Barrier full[64];
+           int rows, int count, int apart, long long *found) {
   uint8_t *ring = dynamic_shared();
-  const int warp = threadIdx.x / 32, most = pixels > rows ? pixels : rows;
+  Barrier *barriers = reinterpret_cast<Barrier *>(ring + kBarriers);
+  const int warp = uniform(threadIdx.x / 32), box = kRow * (pixels > rows ? pixels : rows);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 64; ++i)
-      barrier_init(&full[i], 1);
+    for (int i = 0; i < 8 * kStages; ++i)
+      barrier_init(&barriers[i], 1);
     fence_barrier_init();
   }
   sync_block();
   const long long begin = cycles();
-  if (threadIdx.x % 32 == 0) {
-    for (int k = 0; k < count + stages; ++k) {
-      const int stage = warp * stages + k % stages;
-      if (k >= stages)
-        barrier_wait(&full[stage], (k / stages - 1) & 1);
-      if (k >= count)
-        continue;
-      uint8_t *to = ring + stage * most * kRow;
-      const int unit = apart * blockIdx.x;
-      if (warp < x_warps) {
-        barrier_expect(&full[stage], pixels * kRow);
-        tma_load_im2col(to, &x, &full[stage], 64 * (k % 3), -3, unit * 4 % 12, 0, static_cast<uint16_t>(k % 7), 0);
-      } else {
-        barrier_expect(&full[stage], rows * kRow);
-        tma_load(to, &weights, &full[stage], 64 * (k % 3), unit * rows % 192, k % 7);
+  if (WHOLE || threadIdx.x % 32 == 0) {
+    int stage = 0, chunk = 0, tap = 0;
+    uint32_t parity = 1;
+    for (int k = 0; k < count + kStages; ++k) {
+      Barrier *full = &barriers[warp * kStages + stage];
+      uint8_t *to = ring + (warp * kStages + stage) * box;
+      if (k >= kStages)
+        barrier_wait(full, parity);
+      if (k < count) {
+        if constexpr (!WHOLE) {
+          expect_alone(full, pixels * kRow);
+          load_alone(to, &x, full, 64 * chunk, apart * (blockIdx.x % 4) - 3, tap);
+        } else if (warp < x_warps) {
+          barrier_expect(full, pixels * kRow);
+          tma_load_im2col(to, &x, full, 64 * chunk, apart * (blockIdx.x % 4) - 3, 0, 0, static_cast<uint16_t>(tap), 0);
+        } else {
+          barrier_expect(full, rows * kRow);
+          tma_load(to, &weights, full, 64 * chunk, apart * (blockIdx.x % 4) * 32, tap);
+        }
+      }
+      if (++chunk == 3) {
+        chunk = 0;
+        tap = tap == 6 ? 0 : tap + 1;
+      }
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
       }
     }
   }
   sync_block();
   if (blockIdx.x == 0 && threadIdx.x == 0)
     *found = cycles() - begin;
+}
+
+// 16 bytes to the same place of block `rank` of the cluster, counted by its barrier.
+__device__ __forceinline__ void store_remote(uint32_t address, float4 value, Barrier *barrier, uint32_t rank) {
+  asm volatile("{\n.reg .b32 there, counts;\n"
+               "mapa.shared::cluster.u32 there, %0, %6;\n"
+               "mapa.shared::cluster.u32 counts, %1, %6;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%2, %3, %4, %5}, [counts];\n"
+               "}\n" ::"r"(address),
+               "r"(shared_address(barrier)), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(rank)
+               : "memory");
 }
 
 // Blocks of a cluster of four send each other three quarters of 64 x 32 sums, and each adds up a quarter, `rounds`
@@ -107,8 +147,7 @@ __global__ void __launch_bounds__(128) exchanges(int rounds, long long *found, i
     const uint32_t buffer = shared_address(ring) + k % 2 * 4 * 2048;
     Barrier *barrier = &arrived[k % 2];
     if (warp == rank) {
-      if (lane == 0)
-        barrier_expect(barrier, 3 * 2048);
+      barrier_expect(barrier, 3 * 2048);
       barrier_wait(barrier, k / 2 & 1);
       for (int part = 0; part < 4; ++part)
         if (part != rank)
@@ -120,8 +159,8 @@ __global__ void __launch_bounds__(128) exchanges(int rounds, long long *found, i
           }
     } else {
       for (int j = 0; j < 4; ++j)
-        store_remote_16(buffer + rank * 2048 + (32 * j + lane) * 16, make_float4(rank + k, 1, 2, 4 * lane + j), barrier,
-                        warp);
+        store_remote(buffer + rank * 2048 + (32 * j + lane) * 16, make_float4(rank + k, 1, 2, 4 * lane + j), barrier,
+                     warp);
     }
     sync_block();
   }
@@ -181,10 +220,10 @@ int rate_products(long long *memory, int columns, int warpgroups, double *result
   return done(memory, 8.0 * groups, result);
 }
 
-// Cycles a box of one warp, all of which work beside each other. `x` is bfloat16 [1, 17, 17, 192], `weights` [7, 384,
-// 192].
-int rate_copies(long long *memory, uint64_t x, uint64_t weights, int x_warps, int weight_warps, int pixels, int rows,
-                int stages, int blocks, int apart, double *result) {
+// Cycles a box of one warp, all of which work beside each other. `x` is bfloat16 [1, 17, 17, 192], `weights`
+// [7, 384, 192]. `whole`: copies are asked for by whole warps.
+int rate_copies(long long *memory, uint64_t x, uint64_t weights, int whole, int x_warps, int weight_warps, int pixels,
+                int rows, int blocks, int apart, double *result) {
   MapSpec image, matrix;
   image.base = x;
   image.rank = 4;
@@ -201,7 +240,7 @@ int rate_copies(long long *memory, uint64_t x, uint64_t weights, int x_warps, in
   image.lower[0] = -3;
   image.upper[0] = -3;
   image.channels = kDepth;
-  image.pixels = pixels;
+  image.pixels = pixels ? pixels : 64; // a map has to have some
   matrix.base = weights;
   matrix.rank = 3;
   const uint64_t of[] = {192, 384, 7};
@@ -210,7 +249,7 @@ int rate_copies(long long *memory, uint64_t x, uint64_t weights, int x_warps, in
   matrix.stride[0] = 2 * 192;
   matrix.stride[1] = 2 * 192 * 384;
   matrix.box[0] = kDepth;
-  matrix.box[1] = rows;
+  matrix.box[1] = rows ? rows : 32;
   matrix.box[2] = 1;
   CUtensorMap first, second;
   try {
@@ -220,8 +259,10 @@ int rate_copies(long long *memory, uint64_t x, uint64_t weights, int x_warps, in
     return -1;
   }
   int count = 512;
-  void *arguments[] = {&first, &second, &x_warps, &pixels, &rows, &stages, &count, &apart, &memory};
-  launch(reinterpret_cast<const void *>(&copies), blocks, 32 * (x_warps + weight_warps), 1, false, arguments);
+  void *arguments[] = {&first, &second, &x_warps, &pixels, &rows, &count, &apart, &memory};
+  const void *kernel =
+      whole ? reinterpret_cast<const void *>(&copies<true>) : reinterpret_cast<const void *>(&copies<false>);
+  launch(kernel, blocks, 32 * (x_warps + weight_warps), 1, false, arguments);
   return done(memory, count, result);
 }
 

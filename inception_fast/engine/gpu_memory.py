@@ -20,6 +20,10 @@ class Holder(Protocol):
     def held_bytes(self) -> int: ...
 
     @property
+    def holds(self) -> bool:
+        """Whether these are more than 0."""
+
+    @property
     def needed_bytes(self) -> int: ...
 
     def release(self) -> bool:
@@ -51,7 +55,7 @@ class Keeper:
 
     def admit(self, holder: Holder) -> None:
         """Notes that the holder is about to run, and makes room for it."""
-        if self._newest == id(holder) and holder.held_bytes:
+        if self._newest == id(holder) and holder.holds:
             return  # as in most calls: it ran last, and has what it needs
         with self._lock:
             self._recent[id(holder)] = weakref.ref(holder)

@@ -64,6 +64,7 @@ class GpuCompiled:
         self._lock = threading.Lock()
         self._static: _Static | None = None
         self._done: torch.cuda.Event | None = None
+        self._stream: torch.cuda.Stream | None = None  # that of the newest call
 
     @property
     def plan(self) -> GpuPlan:
@@ -99,6 +100,11 @@ class GpuCompiled:
         static = self._static
         return 0 if static is None else static.bytes
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is any."""
+        return self._static is not None
+
     @functools.cached_property
     def needed_bytes(self) -> int:
         """What a call needs to hold, inputs counted as float32."""
@@ -120,30 +126,48 @@ class GpuCompiled:
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         """The module's flattened outputs. With `seconds` every native task is timed alone, without its graph."""
         self._keeper.admit(self)
-        # Static memory made in inference mode could not be written outside of it.
-        with self._lock, torch.inference_mode(False), torch.no_grad(), self._on_device():
+        with self._lock, _plain_mode(), self._on_device():
             if self._static is None:
                 self._static = _Static(self)
-            if self._done is not None:
-                torch.cuda.current_stream().wait_event(self._done)
+            if self.device.type == "cuda":
+                self._follow()
             try:
                 return _Run(self, self._static, inputs, seconds).run()
             finally:  # what was launched before an error still runs
                 if self.device.type == "cuda":
                     self._mark()
 
+    def _follow(self) -> None:
+        """Comes behind the call before; on the same stream it does so anyway."""
+        stream, self._stream = self._stream, torch.cuda.current_stream()
+        if self._done is not None and stream != self._stream:
+            self._stream.wait_event(self._done)
+
     def _mark(self) -> None:
         """The next call starts behind this one, and memory is given back no earlier than it ends."""
         if self._done is None:
             self._done = torch.cuda.Event()
             weakref.finalize(self, self._done.synchronize).atexit = False
-        self._done.record(torch.cuda.current_stream())
+        self._done.record(self._stream)
 
     def _items(self) -> list[NativeItem]:
         return [item for item in self.program.items if isinstance(item, NativeItem)]
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        elsewhere = self.device.type == "cuda" and self.device.index not in (None, torch.cuda.current_device())
+        return torch.cuda.device(self.device) if elsewhere else contextlib.nullcontext()
+
+
+def _plain_mode() -> contextlib.AbstractContextManager[Any]:
+    """Neither gradients nor inference mode, in which static memory could be made that nothing outside may write. Each
+    mode costs microseconds to enter, so none is that is on already.
+    """
+    if torch.is_inference_mode_enabled():
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        return stack
+    return torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
 
 
 class _Static:

@@ -130,6 +130,7 @@ class Device:
 def second(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(Device, "ran", [])
     monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: Device.current)
     return torch.device("cuda", 1)
 
 
@@ -147,7 +148,7 @@ def test_operations_run_on_the_device_of_their_tensor(second: torch.device, monk
 def test_programs_follow_the_callers_stream_on_their_device(
     second: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call waits, on the stream it comes from, for the one before it, and marks its own end there."""
+    """Each call waits, where it comes from another stream, for the one before it, and marks its own end there."""
     streams = [SimpleNamespace(wait_event=lambda event, name=name: said(f"wait on {name}"), name=name) for name in "ab"]
 
     def said(words: str) -> None:
@@ -169,16 +170,17 @@ def test_programs_follow_the_callers_stream_on_their_device(
 
     program = gpu_runner.GpuCompiled.__new__(gpu_runner.GpuCompiled)
     program.device, program._static, program._done = second, SimpleNamespace(bytes=1), None  # type: ignore[assignment]
+    program._stream = None
     program._lock, program._keeper = gpu_runner.threading.Lock(), SimpleNamespace(admit=lambda one: None)  # type: ignore[assignment]
     monkeypatch.setattr(gpu_runner, "_Run", Run)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    for stream in streams:
+    for stream in (*streams, streams[1]):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
         program.run([])
     assert program.release() and not program.held_bytes
-    words = ["run", "mark on a", "wait on b", "run", "mark on b", "awaited"]
+    words = ["run", "mark on a", "wait on b", "run", "mark on b", "run", "mark on b", "awaited"]
     assert [word for word, _ in Device.ran] == words
-    assert [device for _, device in Device.ran[:-1]] == [1] * 5
+    assert [device for _, device in Device.ran[:-1]] == [1] * 7
     Device.ran.clear()
     del program
     assert [word for word, _ in Device.ran] == ["awaited"], "memory is given back no earlier than the device is done"
@@ -264,12 +266,13 @@ def test_a_call_that_fails_still_marks_its_end(captures: torch.device, monkeypat
 
     marks: list[object] = []
     program = gpu_runner.GpuCompiled.__new__(gpu_runner.GpuCompiled)
-    program.device, program._static = captures, SimpleNamespace(bytes=1)  # type: ignore[assignment]
+    program.device, program._static, program._stream = captures, SimpleNamespace(bytes=1), None  # type: ignore[assignment]
     program._done = SimpleNamespace(record=marks.append)  # type: ignore[assignment]
     program._lock, program._keeper = gpu_runner.threading.Lock(), SimpleNamespace(admit=lambda one: None)  # type: ignore[assignment]
     monkeypatch.setattr(gpu_runner, "_Run", Run)
     stream = Stream()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: captures.index)
     with pytest.raises(torch.OutOfMemoryError):
         program.run([])
     assert marks == [stream] and not program._lock.locked()
