@@ -228,7 +228,6 @@ int32_t stub_walk_layout(int64_t *values, int32_t capacity) {
                          sizeof(HopperJob),
                          AT(HopperJob, kind),
                          AT(HopperJob, columns),
-                         AT(HopperJob, chains),
                          AT(HopperJob, needs),
                          AT(HopperJob, need),
                          AT(HopperJob, conv),

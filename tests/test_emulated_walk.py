@@ -47,7 +47,7 @@ def chain(net: Network) -> None:
     """Jobs of one tile, each on a block of its own that waits for nothing but the one before."""
     x = net.image(1, 6, 6, 136)
     y, pooled, z = net.map(1, 6, 6, 16), net.map(1, 6, 6, 16), net.map(1, 1, 1, 16)
-    split = net.conv(x, [(y.part(), True)], kernel=(3, 3), padding=(1, 1), splits=5, chains=True)
+    split = net.conv(x, [(y.part(), True)], kernel=(3, 3), padding=(1, 1), splits=5)
     pool = net.pool(y.part(), pooled.part(), split)
     net.pool(pooled.part(), z.part(), pool, kernel=6, padding=0, kind="avg")
 
@@ -98,9 +98,8 @@ def test_nan_spreads_through_pools(device: WalkDevice) -> None:
             assert y.truth.isnan().sum() == kernel**2
 
 
-@pytest.mark.parametrize("chains", [False, True], ids=["one sum", "sums side by side"])
 @pytest.mark.parametrize("columns", [32, 64])
-def test_a_tile_of_every_width(device: WalkDevice, columns: int, chains: bool) -> None:
+def test_a_tile_of_every_width(device: WalkDevice, columns: int) -> None:
     """Columns that end inside a tile and beside it, pixels that fill several tiles, K that ends inside a step, in its
     first, second, third or last product.
     """
@@ -108,7 +107,7 @@ def test_a_tile_of_every_width(device: WalkDevice, columns: int, chains: bool) -
         net = Network(device, seed=columns)
         x = net.image(1, 10, 15, c)
         y, z = net.map(1, 10, 15, 200), net.map(1, 5, 8, 136)
-        first = net.conv(x, [(y.part(), True)], columns=columns, chains=chains)
+        first = net.conv(x, [(y.part(), True)], columns=columns)
         net.conv(
             y.part(),
             [(z.part(), False)],
@@ -118,7 +117,6 @@ def test_a_tile_of_every_width(device: WalkDevice, columns: int, chains: bool) -
             padding=(1, 1),
             columns=columns,
             splits=4,
-            chains=chains,
         )
         net.run(2)
         net.check()
@@ -212,7 +210,6 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
             setattr(job.conv, "residual_pitch", 16),
             setattr(job.conv.output[0], "relu", 2),
         ),
-        "job 0: chains 2; allowed: 0 to 1": field(0, "chains", 2),
         "job 1: needs 17; allowed: 0 to 16": field(1, "needs", 17),
         "job 1: a needed job 1; allowed: 0 to 0": lambda _, job: job.need.__setitem__(0, 1),
         "job 1: kind of a pool 3; allowed: 0 to 2": field(1, "pool.kind", 3),
@@ -255,7 +252,6 @@ MUTANTS = {
     "the first tap of a part": ("walk_plan.h", "unit.tap_w = unit.step.tap % problem.kw;", "unit.tap_w = 0;"),
     "a part of K begins with its tile's first channels": ("walk.cuh", "int chunk = unit.step.chunk;", "int chunk = 0;"),
     "columns of another width": ("walk.cuh", "(unit.tile.column * slot.body.columns)", "(unit.tile.column * 32)"),
-    "a sum of several is left out": ("walk.cuh", "int half = CHAINS / 2; half > 0", "int half = CHAINS / 4; half > 0"),
     "lanes of a large window are not added": ("walk_pool.cuh", "other < lanes", "other < lanes - 1"),
     "the window's divisor": ("walk_schedule.h", "padded || top > 0 ? top : 0", "top"),
 }  # fmt: skip

@@ -24,16 +24,14 @@ PATIENCE = 60.0  # to make and prove the network
 REPLAYS = 50  # of a walk alone, one behind the other
 ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every layer to 16 bits
 NEVER = 1.0  # seconds that a split costs where none is wanted
-# What each other cut of all convolutions is called: widths of tiles, seconds of a split, products side by side.
-CUTS: dict[str, tuple[tuple[int, ...], float, bool]] = {
-    "as shipped": ((32, 64), walk.SPLIT_SECONDS, False),
-    "side by side": ((32, 64), walk.SPLIT_SECONDS, True),
-    "32 columns, side by side": ((32,), walk.SPLIT_SECONDS, True),
-    "no splits": ((32, 64), NEVER, False),
-    "splits at 1 us": ((32, 64), 1e-6, False),
-    "splits at 4 us": ((32, 64), 4e-6, False),
-    "32 columns": ((32,), walk.SPLIT_SECONDS, False),
-    "64 columns": ((64,), walk.SPLIT_SECONDS, False),
+# What each other cut of all convolutions is called: widths of tiles, seconds of a split.
+CUTS: dict[str, tuple[tuple[int, ...], float]] = {
+    "as shipped": ((32, 64), walk.SPLIT_SECONDS),
+    "no splits": ((32, 64), NEVER),
+    "splits at 1 us": ((32, 64), 1e-6),
+    "splits at 4 us": ((32, 64), 4e-6),
+    "32 columns": ((32,), walk.SPLIT_SECONDS),
+    "64 columns": ((64,), walk.SPLIT_SECONDS),
 }
 
 
@@ -97,7 +95,7 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def remade(
-    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float, chains: bool
+    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float
 ) -> walk.WalkLaunch:
     """The same walk on the same memory with its convolutions cut as the model says with these constants."""
     hopper, made, place, _ = one
@@ -105,8 +103,7 @@ def remade(
     walk.SPLIT_SECONDS = split
     try:
         members = tuple(
-            replace(m, cut=walk.cut(gpu_walk.spec_of(m.step), widths, blocks)._replace(chains=chains)) if m.cut else m
-            for m in made.members
+            replace(m, cut=walk.cut(gpu_walk.spec_of(m.step), widths, blocks)) if m.cut else m for m in made.members
         )
     finally:
         walk.SPLIT_SECONDS = before

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
-ABI = 4
+ABI = 5
 GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
 NEEDS = 16  # earlier jobs that one of a walk waits for
@@ -64,7 +64,7 @@ class Pool(ctypes.Structure):
 
 class Job(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "columns", "chains", "needs")),
+        *((name, c_int32) for name in ("kind", "columns", "needs")),
         ("need", c_int32 * NEEDS),
         ("conv", Conv),
         ("pool", Pool),

@@ -23,7 +23,7 @@ extern "C" {
 
 #pragma GCC visibility push(default) // the library hides everything else
 
-#define HOPPER_ABI 4
+#define HOPPER_ABI 5
 #define HOPPER_GROUP 8   // convolutions of one launch
 #define HOPPER_OUTPUTS 8 // destinations of one convolution
 

@@ -197,41 +197,40 @@ template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkS
   }
 }
 
-// Adds STEPS products of 16 channels; chains take turns.
-template <int N, int CHAINS, class T, int STEPS>
-__device__ __forceinline__ void multiply_chained(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b) {
+// Adds STEPS products of 16 channels.
+template <int N, class T, int STEPS>
+__device__ __forceinline__ void add_products(float (&d)[N / 2], Descriptor a, Descriptor b) {
 #pragma unroll
   for (int k = 0; k < STEPS; ++k)
-    wgmma<N, T>(d[k % CHAINS], a + 2 * k, b + 2 * k, true); // 32 bytes along K, in units of 16
+    wgmma<N, T>(d, a + 2 * k, b + 2 * k, true); // 32 bytes along K, in units of 16
 }
 
 // The same as a group of their own.
-template <int N, int CHAINS, class T, int STEPS>
-__device__ __forceinline__ void multiply_group(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b) {
+template <int N, class T, int STEPS>
+__device__ __forceinline__ void multiply_group(float (&d)[N / 2], Descriptor a, Descriptor b) {
   wgmma_fence();
-  multiply_chained<N, CHAINS, T, STEPS>(d, a, b);
+  add_products<N, T, STEPS>(d, a, b);
   wgmma_commit();
 }
 
 // Products of one step of K, `steps` of 16 channels of it. No branch may stand between a group's fence and its commit.
-template <int N, int CHAINS, class T>
-__device__ __forceinline__ void multiply_step(float (&d)[CHAINS][N / 2], Descriptor a, Descriptor b, int steps) {
+template <int N, class T>
+__device__ __forceinline__ void multiply_step(float (&d)[N / 2], Descriptor a, Descriptor b, int steps) {
   if (steps == 4)
-    multiply_group<N, CHAINS, T, 4>(d, a, b);
+    multiply_group<N, T, 4>(d, a, b);
   else if (steps == 2)
-    multiply_group<N, CHAINS, T, 2>(d, a, b);
+    multiply_group<N, T, 2>(d, a, b);
   else if (steps == 1)
-    multiply_group<N, CHAINS, T, 1>(d, a, b);
+    multiply_group<N, T, 1>(d, a, b);
   else
-    multiply_group<N, CHAINS, T, 3>(d, a, b);
+    multiply_group<N, T, 3>(d, a, b);
 }
 
-// d = the sums of a tile's part of K, over CHAINS sums that products take turns in: with few columns a product is done
-// long before the next one may add to its sums. With `more`, the other warpgroup waits for its turn.
-template <int N, int CHAINS, class T, class Meanwhile>
-__device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const Problem &problem,
-                                              const WalkShared &shared, const Unit &unit, int warpgroup, int lane,
-                                              bool more, Place &place, const Meanwhile &meanwhile) {
+// d = the sums of a tile's part of K. With `more`, the other warpgroup waits for its turn.
+template <int N, class T, class Meanwhile>
+__device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
+                                              const Unit &unit, int warpgroup, int lane, bool more, Place &place,
+                                              const Meanwhile &meanwhile) {
   constexpr int WHOLE = WALK_DEPTH / K_STEP;
   constexpr int A_STEP = WALK_X_BYTES / 16, B_STEP = 2 * WALK_DEPTH * N / 16;
   constexpr int STAGE = WALK_STAGE_BYTES / 16;
@@ -244,10 +243,8 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
     return end ? last_steps : WHOLE;
   };
 #pragma unroll
-  for (int chain = 0; chain < CHAINS; ++chain)
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i)
-      d[chain][i] = 0;
+  for (int i = 0; i < N / 2; ++i)
+    d[i] = 0;
   int used = -1; // a stage whose products may still run
   for (int i = 0; i < count; i += WALK_STEPS) {
     const Descriptor b = a + WALK_WEIGHTS / 16;
@@ -256,15 +253,15 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
     barrier_wait(&shared.full[place.stage], place.parity);
     if (first == WHOLE && second == WHOLE) {
       wgmma_fence();
-      multiply_chained<N, CHAINS, T, WHOLE>(d, a, b);
-      multiply_chained<N, CHAINS, T, WHOLE>(d, a + A_STEP, b + B_STEP);
+      add_products<N, T, WHOLE>(d, a, b);
+      add_products<N, T, WHOLE>(d, a + A_STEP, b + B_STEP);
       wgmma_commit();
       wgmma_wait<1>(); // the products of the stage before this one have ended
     } else {
-      multiply_step<N, CHAINS, T>(d, a, b, first);
+      multiply_step<N, T>(d, a, b, first);
       wgmma_wait<1>();
       if (both)
-        multiply_step<N, CHAINS, T>(d, a + A_STEP, b + B_STEP, second);
+        multiply_step<N, T>(d, a + A_STEP, b + B_STEP, second);
     }
     if (used >= 0 && lane == 0)
       barrier_arrive(&shared.empty[used]);
@@ -276,18 +273,9 @@ __device__ __forceinline__ void multiply_unit(float (&d)[CHAINS][N / 2], const P
     arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
   meanwhile();
   wgmma_wait<0>();
-#pragma unroll
-  for (int chain = 0; chain < CHAINS; ++chain)
-    settle(d[chain]);
+  settle(d);
   if (lane == 0)
     barrier_arrive(&shared.empty[used]);
-#pragma unroll
-  for (int half = CHAINS / 2; half > 0; half /= 2)
-#pragma unroll
-    for (int chain = 0; chain < half; ++chain)
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i)
-        d[chain][i] += d[chain + half][i];
 }
 
 // Counts a unit of the job as ended, once all of the warpgroup's stores are made.
@@ -323,7 +311,7 @@ __device__ __forceinline__ void store_wide(const float (&d)[N / 2], const Proble
   }
 }
 
-template <int N, int CHAINS, class T>
+template <int N, class T>
 __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared &shared, const Slot &slot,
                                               int warpgroup, int thread, int i, bool more, Place &place) {
   const Problem &problem = slot.body.problem;
@@ -336,9 +324,8 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
     sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
   if (thread == 0)
     traced(walk, i, TAKEN);
-  float sums[CHAINS][N / 2];
-  float (&d)[N / 2] = sums[0];
-  multiply_unit<N, CHAINS, T>(sums, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
+  float d[N / 2];
+  multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
   });
@@ -387,15 +374,9 @@ template <class T> __device__ __forceinline__ void compute_units(const Walk &wal
       if (thread == 0)
         traced(walk, i, ENDED);
     } else if (slot.body.columns == 32) {
-      if (slot.body.chains)
-        convolve_unit<32, walk_chains(32), T>(walk, shared, slot, warpgroup, thread, i, more, place);
-      else
-        convolve_unit<32, 1, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      convolve_unit<32, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     } else {
-      if (slot.body.chains)
-        convolve_unit<64, walk_chains(64), T>(walk, shared, slot, warpgroup, thread, i, more, place);
-      else
-        convolve_unit<64, 1, T>(walk, shared, slot, warpgroup, thread, i, more, place);
+      convolve_unit<64, T>(walk, shared, slot, warpgroup, thread, i, more, place);
     }
     sync_warp();
     if (lane == 0)

@@ -33,11 +33,10 @@ EMULATED_BLOCKS = 4  # where there is no GPU
 
 
 class Cut(NamedTuple):
-    """How a convolution is cut: columns of a tile, parts of K, and whether products are added up side by side."""
+    """How a convolution is cut: columns of a tile, and parts of K."""
 
     columns: int
     splits: int = 1
-    chains: bool = False
 
 
 class Pooling(NamedTuple):
@@ -155,8 +154,7 @@ def _filled(
     if pool is not None:
         return abi.Job(kind=abi.POOL_JOB, needs=len(needs), need=need, pool=pool)
     assert conv is not None and cut is not None
-    sizes = {"columns": cut.columns, "chains": int(cut.chains)}
-    return abi.Job(kind=abi.CONV_JOB, needs=len(needs), need=need, conv=conv, **sizes)
+    return abi.Job(kind=abi.CONV_JOB, columns=cut.columns, needs=len(needs), need=need, conv=conv)
 
 
 def _pool(spec: PoolSpec, places: tuple[int, int, int], pitches: tuple[int, int], relu: bool) -> abi.Pool:

@@ -45,7 +45,6 @@ typedef struct {
 typedef struct {
   int32_t kind;    // HopperJobKind: which of `conv` and `pool` counts
   int32_t columns; // of a convolution's tiles of 64 pixels: one of hopper_walk_columns
-  int32_t chains;  // 0: products are added up one after the other; 1: in several sums side by side, added in the end
   int32_t needs;   // used entries of `need`
   int32_t need[HOPPER_NEEDS];
   HopperConv conv; // `splits` as there: parts of K

@@ -25,12 +25,9 @@ constexpr int POOL_THREADS = 128; // that compute a unit of a pool, each an item
 constexpr int POOL_LANES = 8;     // that share an item whose window is large
 constexpr int POOL_LARGE = 16;    // windows of more elements are
 
-// Sums side by side, of products that need not wait for each other, of a tile with this many columns.
-HOST_DEVICE constexpr int walk_chains(int columns) { return 128 / columns; }
-
 // What a block is told of a job. Counters of jobs lie side by side; a job has ended when its own is `ended`.
 struct alignas(16) Body {
-  int32_t kind, columns, chains, needs;
+  int32_t kind, columns, needs;
   int32_t index; // of the job
   int32_t need[HOPPER_NEEDS];
   uint32_t ended[HOPPER_NEEDS]; // what the counters of those jobs are then

@@ -125,12 +125,12 @@ def test_other_cuts_are_other_cuts_of_the_same_numbers(walks: Any, monkeypatch: 
     ((*_, launch),) = seen.walks
     assert isinstance(launch, walk.WalkLaunch) and gpu_walk.launch is before_all and y.isfinite().all()
     before = walk.SPLIT_SECONDS
-    several = walks.remade(seen.walks[0], (32,), 0.0, False)
-    none = walks.remade(seen.walks[0], (32, 64), walks.NEVER, True)
+    several = walks.remade(seen.walks[0], (32,), 0.0)
+    none = walks.remade(seen.walks[0], (64,), walks.NEVER)
     cuts = [[job.cut for job in made.kept[0] if job.cut] for made in (launch, several, none)]
     assert walk.SPLIT_SECONDS == before and len({tuple(one) for one in cuts}) == 3
     assert {cut.columns for cut in cuts[1]} == {32} and max(cut.splits for cut in cuts[1]) > 1
-    assert {(cut.splits, cut.chains) for cut in cuts[2]} == {(1, True)}
+    assert set(cuts[2]) == {walk.Cut(64, 1)}
     last, arena = launch.kept[0][-1].work.targets[0].y, launch.kept[0][0].work.x.data.untyped_storage()
     before_it, results = arena.clone(), []
     for one in (launch, several, none):
