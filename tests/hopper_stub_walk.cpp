@@ -228,6 +228,7 @@ int32_t stub_walk_layout(int64_t *values, int32_t capacity) {
                          sizeof(HopperJob),
                          AT(HopperJob, kind),
                          AT(HopperJob, columns),
+                         AT(HopperJob, ahead),
                          AT(HopperJob, needs),
                          AT(HopperJob, need),
                          AT(HopperJob, conv),

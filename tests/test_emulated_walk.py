@@ -122,6 +122,27 @@ def test_a_tile_of_every_width(device: WalkDevice, columns: int) -> None:
         net.check()
 
 
+@pytest.mark.parametrize(("columns", "tiles"), [(32, 3), (64, 2)])
+def test_weights_that_the_ring_does_not_hold_are_asked_for_ahead(device: WalkDevice, columns: int, tiles: int) -> None:
+    """Those of each step from the thirteenth on, once a tile; whoever does not ask gets the same."""
+    for ahead, splits, asked in ((False, 1, 0), (True, 1, 27 - 12), (True, 2, 2 + 1), (True, 3, 0)):
+        net = Network(device)
+        x, y = net.image(1, 6, 6, 136), net.map(1, 6, 6, 72)
+        net.conv(
+            x,
+            [(y.part(), True)],
+            kernel=(3, 3),
+            padding=(1, 1),
+            columns=columns,
+            splits=splits,
+            ahead=ahead,
+            scale=0.125,
+        )
+        net.run(2)
+        net.check()
+        assert device.lib.emulated_prefetches() == tiles * asked
+
+
 @pytest.mark.parametrize("columns", [32, 64])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_results_in_float32(device: WalkDevice, columns: int, splits: int) -> None:
@@ -210,6 +231,7 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
             setattr(job.conv, "residual_pitch", 16),
             setattr(job.conv.output[0], "relu", 2),
         ),
+        "job 0: ahead 2; allowed: 0 to 1": field(0, "ahead", 2),
         "job 1: needs 17; allowed: 0 to 16": field(1, "needs", 17),
         "job 1: a needed job 1; allowed: 0 to 0": lambda _, job: job.need.__setitem__(0, 1),
         "job 1: kind of a pool 3; allowed: 0 to 2": field(1, "pool.kind", 3),

@@ -24,15 +24,18 @@ PATIENCE = 60.0  # to make and prove the network
 REPLAYS = 50  # of a walk alone, one behind the other
 ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every layer to 16 bits
 NEVER = 1.0  # seconds that a split costs where none is wanted
-# What each other cut of all convolutions is called: widths of tiles, seconds of a split.
-CUTS: dict[str, tuple[tuple[int, ...], float]] = {
-    "as shipped": ((32, 64), walk.SPLIT_SECONDS),
-    "no splits": ((32, 64), NEVER),
-    "splits at 1 us": ((32, 64), 1e-6),
-    "splits at 4 us": ((32, 64), 4e-6),
-    "32 columns": ((32,), walk.SPLIT_SECONDS),
-    "64 columns": ((64,), walk.SPLIT_SECONDS),
+# What each other cut of all convolutions is called: widths of tiles, seconds of a split, weights asked for ahead.
+CUTS: dict[str, tuple[tuple[int, ...], float, bool]] = {
+    "as shipped": ((32, 64), walk.SPLIT_SECONDS, False),
+    "weights ahead": ((32, 64), walk.SPLIT_SECONDS, True),
+    "64 columns, weights ahead": ((64,), walk.SPLIT_SECONDS, True),
+    "no splits": ((32, 64), NEVER, False),
+    "splits at 1 us": ((32, 64), 1e-6, False),
+    "splits at 4 us": ((32, 64), 4e-6, False),
+    "32 columns": ((32,), walk.SPLIT_SECONDS, False),
+    "64 columns": ((64,), walk.SPLIT_SECONDS, False),
 }
+TRACED = ("64 columns", "weights ahead")  # of these, beside the walk as it is
 
 
 class Made:
@@ -59,7 +62,7 @@ class Made:
 
 def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """The network with walks, at batches that have none as well, and without, then the walk alone by every cut of
-    `CUTS`, then each job of one walk.
+    `CUTS`, then each job of the walk as it is and by the cuts of `TRACED`.
     """
     kind = getattr(torch, dtype)
     net, x = network_of(model, n)
@@ -86,28 +89,36 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         times = {"host": summary(host[name]), "device_cold": summary(device[name])}
         rows.append({**about, "runtime": name, "status": "ok", **times})
     yield rows
+    others = {"as made": [(one[1], one[3]) for one in made.walks]}
     for name, cut in CUTS.items():
-        launches = [remade(one, *cut) for one in made.walks]
-        rows.append({**about, "cut": name, "status": "ok", "alone_us": replayed(launches)})
+        pairs = [remade(one, *cut) for one in made.walks]
+        rows.append({**about, "cut": name, "status": "ok", "alone_us": replayed([launch for _, launch in pairs])})
         yield rows
-    rows += [{**about, "status": "ok", **row} for one in made.walks for row in jobs_of(one[1], one[3])]
-    yield rows
+        others |= {name: pairs} if name in TRACED else {}
+    for name, pairs in others.items():
+        rows += [{**about, "status": "ok", "walk": name, **row} for pair in pairs for row in jobs_of(*pair)]
+        yield rows
 
 
 def remade(
-    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float
-) -> walk.WalkLaunch:
+    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float, ahead: bool
+) -> tuple[gpu_walk.Walk, walk.WalkLaunch]:
     """The same walk on the same memory with its convolutions cut as the model says with these constants."""
     hopper, made, place, _ = one
     blocks, before = walk.blocks_of(hopper.device), walk.SPLIT_SECONDS
+
+    def cut(member: gpu_walk.Member) -> gpu_walk.Member:
+        if member.cut is None:
+            return member
+        found = walk.cut(gpu_walk.spec_of(member.step), widths, blocks)
+        return replace(member, cut=found._replace(ahead=ahead))
+
     walk.SPLIT_SECONDS = split
     try:
-        members = tuple(
-            replace(m, cut=walk.cut(gpu_walk.spec_of(m.step), widths, blocks)) if m.cut else m for m in made.members
-        )
+        other = replace(made, members=tuple(map(cut, made.members)))
     finally:
         walk.SPLIT_SECONDS = before
-    return gpu_walk.launch(hopper, replace(made, members=members), place)
+    return other, gpu_walk.launch(hopper, other, place)
 
 
 def replayed(launches: Sequence[walk.WalkLaunch]) -> float:

@@ -64,7 +64,7 @@ class Pool(ctypes.Structure):
 
 class Job(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "columns", "needs")),
+        *((name, c_int32) for name in ("kind", "columns", "ahead", "needs")),
         ("need", c_int32 * NEEDS),
         ("conv", Conv),
         ("pool", Pool),

@@ -142,6 +142,17 @@ __device__ __forceinline__ void advance(Course &course) {
   }
 }
 
+// A warp's share of the tile's weights that the ring does not hold, into the level 2 cache: a network's weights are
+// more than it keeps from one run to the next, and memory's latency is longer than a stage is free.
+__device__ __forceinline__ void ask_ahead(const Job *job, Course course, int warp) {
+  constexpr int HELD = WALK_STAGES * WALK_STEPS;
+  for (int k = 0; k < course.steps; ++k) {
+    if (k >= HELD && k % WEIGHT_WARPS == warp)
+      tma_prefetch(&job->weights, course.step.chunk * WALK_DEPTH, course.column, course.step.tap);
+    advance(course);
+  }
+}
+
 // A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
 template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
   constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
@@ -162,6 +173,8 @@ template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkS
       const Job *job = &walk.jobs[uniform(slot.unit.tile.problem)];
       const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * uniform(slot.body.columns) : WALK_X_BYTES;
       Course course = course_of(slot);
+      if (WEIGHTS && uniform(slot.body.ahead))
+        ask_ahead(job, course, warp);
       for (int k = 0; k < course.steps; k += WALK_STEPS) {
         const bool both = k + 1 < course.steps;
         if (place.stage % WARPS != warp) {

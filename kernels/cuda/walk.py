@@ -33,10 +33,13 @@ EMULATED_BLOCKS = 4  # where there is no GPU
 
 
 class Cut(NamedTuple):
-    """How a convolution is cut: columns of a tile, and parts of K."""
+    """How a convolution is cut: columns of a tile, and parts of K; `ahead`: whether L2 is asked for weights that the
+    ring of a block does not hold before their tile begins.
+    """
 
     columns: int
     splits: int = 1
+    ahead: bool = False
 
 
 class Pooling(NamedTuple):
@@ -154,7 +157,8 @@ def _filled(
     if pool is not None:
         return abi.Job(kind=abi.POOL_JOB, needs=len(needs), need=need, pool=pool)
     assert conv is not None and cut is not None
-    return abi.Job(kind=abi.CONV_JOB, columns=cut.columns, needs=len(needs), need=need, conv=conv)
+    sizes = {"columns": cut.columns, "ahead": int(cut.ahead)}
+    return abi.Job(kind=abi.CONV_JOB, needs=len(needs), need=need, conv=conv, **sizes)
 
 
 def _pool(spec: PoolSpec, places: tuple[int, int, int], pitches: tuple[int, int], relu: bool) -> abi.Pool:

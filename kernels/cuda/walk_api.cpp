@@ -24,6 +24,7 @@ int config_of(int columns) {
 void check_conv(Reasons &reasons, const HopperJob &job, int type) {
   const auto width = std::find(std::begin(WALK_COLUMNS), std::end(WALK_COLUMNS), job.columns);
   reasons.require(width != std::end(WALK_COLUMNS), "columns " + std::to_string(job.columns), "32, 64");
+  reasons.between("ahead", job.ahead, 0, 1);
   if (width == std::end(WALK_COLUMNS))
     return;
   HopperConv conv = job.conv;

@@ -74,6 +74,7 @@ inline std::vector<Body> walk_bodies(const HopperJob *jobs, int count, uint64_t 
     Body &body = bodies[i];
     body.kind = jobs[i].kind;
     body.columns = jobs[i].columns;
+    body.ahead = jobs[i].ahead;
     body.index = i;
     body.needs = jobs[i].needs;
     for (int j = 0; j < jobs[i].needs; ++j) {

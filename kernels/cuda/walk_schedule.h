@@ -27,7 +27,7 @@ constexpr int POOL_LARGE = 16;    // windows of more elements are
 
 // What a block is told of a job. Counters of jobs lie side by side; a job has ended when its own is `ended`.
 struct alignas(16) Body {
-  int32_t kind, columns, needs;
+  int32_t kind, columns, ahead, needs;
   int32_t index; // of the job
   int32_t need[HOPPER_NEEDS];
   uint32_t ended[HOPPER_NEEDS]; // what the counters of those jobs are then

@@ -164,6 +164,15 @@ void tma_load_im2col(void *to, const MapSpec &map, void *barrier, uint16_t block
   load(to, map, barrier, blocks, rows_of_column(map, at, tap_w, tap_h), "tma_load_im2col");
 }
 
+void tma_prefetch(const MapSpec &map, int rank, const int *at) {
+  if (rank != map.rank || map.im2col)
+    fail("tma_prefetch of rank %d with a map of rank %d%s", rank, map.rank, map.im2col ? ", im2col" : "");
+  for (const Row &row : rows_of_box(map, at))
+    if (row.from)
+      check_ordered(row.from, row.valid, "tma_prefetch");
+  prefetched_global();
+}
+
 void bulk_load(void *to, const void *from, uint32_t bytes, void *barrier) {
   maybe_yield();
   uint32_t offset = offset_of(to, bytes, "bulk_load"), at = offset_of(barrier, 8, "bulk_load");

@@ -44,6 +44,7 @@ void wait_for_count(const uint32_t *counter, uint32_t value);
 void tma_load(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, int rank, const int *at);
 void tma_load_im2col(void *to, const hopper::MapSpec &map, void *barrier, uint16_t blocks, const int (&at)[4],
                      uint16_t tap_w, uint16_t tap_h);
+void tma_prefetch(const hopper::MapSpec &map, int rank, const int *at);
 void bulk_load(void *to, const void *from, uint32_t bytes, void *barrier);
 void tma_store(const hopper::MapSpec &map, const void *from, int rank, const int *at);
 void tma_store_commit();
