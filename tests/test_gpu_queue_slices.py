@@ -49,7 +49,7 @@ def test_two_short_slices_answer_every_kind_of_question(queue: dict[str, Any]) -
 def documented(queue: dict[str, Any]) -> str:
     """The command of the docstring that goes on from filed results."""
     text = queue["run"].__doc__
-    return str(text[text.index("    F=") : text.index("and each slice after")])
+    return str(text[text.index("    R=") : text.index("and each slice after")])
 
 
 def test_the_documented_command_goes_on_from_what_is_filed(queue: dict[str, Any]) -> None:

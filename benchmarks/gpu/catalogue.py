@@ -55,7 +55,7 @@ def jobs() -> list[Job]:
     found += [Job(f"tiles/{name}/new", 60, 200, "cuts", 20, asked=True) for name in cut]
     found += beside("network/{}", list(dict.fromkeys([*first, *large])), "networks")
     found += beside("network/{}/tuned", cut, "networks")
-    found += beside("peers/{}/xla", [f"{FIRST}/{n}/{wide}" for n in (1, LARGE)], "networks")
+    found += beside("peers/{}/xla", [f"{FIRST}/{n}/{wide}" for n in (1, LARGE)], "xla")
     found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
