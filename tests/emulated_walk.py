@@ -134,6 +134,7 @@ class Network:
         self, x: Part, outputs: Sequence[tuple[Part, bool]], *needs: int, kernel: tuple[int, int] = (1, 1),
         stride: int = 1, padding: tuple[int, int] = (0, 0), columns: int = 32, splits: int = 1,
         residual: Part | None = None, scale: float = 0.25, ahead: bool = False,
+        halo: bool = False,
     ) -> int:  # fmt: skip
         oc = sum(part.channels for part, _ in outputs)
         weight = self._draw(oc, x.channels, *kernel, most=1)
@@ -161,7 +162,7 @@ class Network:
             )  # fmt: skip
             self._write(part, y)
             column += part.channels
-        return self._add(abi.Job(kind=0, columns=columns, ahead=int(ahead), conv=conv), needs)
+        return self._add(abi.Job(kind=0, columns=columns, ahead=int(ahead), halo=int(halo), conv=conv), needs)
 
     def pool(
         self, x: Part, y: Part, *needs: int, kernel: int = 3, stride: int = 1, padding: int = 1, kind: str = "max",

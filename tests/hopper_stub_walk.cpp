@@ -229,6 +229,7 @@ int32_t stub_walk_layout(int64_t *values, int32_t capacity) {
                          AT(HopperJob, kind),
                          AT(HopperJob, columns),
                          AT(HopperJob, ahead),
+                         AT(HopperJob, halo),
                          AT(HopperJob, needs),
                          AT(HopperJob, need),
                          AT(HopperJob, conv),

@@ -52,6 +52,23 @@ def chain(net: Network) -> None:
     net.pool(pooled.part(), z.part(), pool, kernel=6, padding=0, kind="avg")
 
 
+def mixed(net: Network) -> None:
+    """Tiles whose rows of x stay between others and pools, so that a ring is never at the same stage twice."""
+    x = net.image(1, 12, 10, 136)
+    a, b, c, d = (net.map(1, 12, 10, 72) for _ in range(4))
+    one = net.conv(x, [(a.part(), True)], kernel=(1, 7), padding=(0, 3), halo=True, scale=0.125)
+    two = net.conv(x, [(b.part(), True)], kernel=(3, 3), padding=(1, 1), columns=64, splits=3, scale=0.0625)
+    pool = net.pool(a.part(), c.part(), one)
+    three = net.conv(
+        a.part(), [(d.part(), True)], one, kernel=(7, 1), padding=(3, 0), columns=64, halo=True, scale=0.0625
+    )  # fmt: skip
+    last = net.map(1, 12, 10, 40)
+    net.conv(
+        c.part(), [(last.part(), False)], pool, two, three, kernel=(3, 3), padding=(1, 1), halo=True,
+        residual=d.part(0, 40), scale=0.03125,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_a_block_is_exact(device: WalkDevice, dtype: torch.dtype, blocks: int) -> None:
@@ -120,6 +137,35 @@ def test_a_tile_of_every_width(device: WalkDevice, columns: int) -> None:
         )
         net.run(2)
         net.check()
+
+
+@pytest.mark.parametrize("columns", [32, 64])
+def test_tiles_whose_rows_of_x_stay(device: WalkDevice, columns: int) -> None:
+    """Every kind of taps that the networks have, padded and not, K that ends inside a chunk in each of its products,
+    columns that end inside a tile, images whose border lies inside a tile, taps that fill several stages.
+    """
+    cases = [
+        ((1, 7), (0, 3), 200, (2, 17, 17)), ((7, 1), (3, 0), 160, (1, 17, 17)), ((3, 3), (1, 1), 72, (1, 35, 35)),
+        ((3, 3), (0, 0), 96, (2, 11, 20)), ((1, 3), (0, 1), 384, (1, 8, 8)), ((3, 1), (1, 0), 48, (3, 8, 8)),
+        ((5, 5) if columns == 32 else (4, 5), (2, 2), 48, (1, 12, 12)), ((1, 1), (0, 0), 144, (2, 9, 5)),
+        ((3, 3), (1, 1), 32, (4, 3, 2)),
+    ]  # fmt: skip
+    for kernel, padding, c, (n, h, w) in cases:
+        net = Network(device, seed=c)
+        x = net.image(n, h, w, c)
+        y = net.map(n, h + 2 * padding[0] + 1 - kernel[0], w + 2 * padding[1] + 1 - kernel[1], 72)
+        outputs = [(y.part(0, 40), True), (y.part(40, 32), False)]
+        net.conv(x, outputs, kernel=kernel, padding=padding, columns=columns, halo=True, scale=0.0625)
+        net.run(3)
+        net.check()
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 8])
+def test_both_kinds_of_tiles_follow_each_other(device: WalkDevice, blocks: int) -> None:
+    net = Network(device)
+    mixed(net)
+    net.run(blocks, times=2)
+    net.check()
 
 
 @pytest.mark.parametrize(("columns", "tiles"), [(32, 3), (64, 2)])
@@ -232,6 +278,7 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
             setattr(job.conv.output[0], "relu", 2),
         ),
         "job 0: ahead 2; allowed: 0 to 1": field(0, "ahead", 2),
+        "job 0: halo 2; allowed: 0 to 1": field(0, "halo", 2),
         "job 1: needs 17; allowed: 0 to 16": field(1, "needs", 17),
         "job 1: a needed job 1; allowed: 0 to 0": lambda _, job: job.need.__setitem__(0, 1),
         "job 1: kind of a pool 3; allowed: 0 to 2": field(1, "pool.kind", 3),
@@ -244,6 +291,25 @@ def test_what_cannot_run_is_named(device: WalkDevice) -> None:
     for text, change in refused.items():
         assert text in seen(change)
     assert device.reasons([]) == ["jobs of a walk 0; allowed: 1 to 65536"]
+
+
+def test_what_cannot_keep_its_rows_of_x_is_named(device: WalkDevice) -> None:
+    def why(kernel: tuple[int, int], h: int, w: int, **given: Any) -> list[str]:
+        net = Network(device)
+        stride = given.get("stride", 1)
+        y = net.map(1, (h - kernel[0]) // stride + 1, (w - kernel[1]) // stride + 1, 16, given.pop("dtype", None))
+        net.conv(net.image(1, h, w, 64), [(y.part(), True)], kernel=kernel, halo=True, scale=0.0625, **given)
+        return device.reasons(net.jobs)
+
+    assert why((3, 3), 20, 20) == why((3, 3), 10, 64) == why((5, 5), 20, 20) == []
+    assert why((3, 3), 20, 20, stride=2) == [
+        "rows of a halo tile's stride 2; allowed: 1 to 1",
+        "columns of a halo tile's stride 2; allowed: 1 to 1",
+    ]
+    assert why((3, 3), 20, 20, splits=2) == ["parts of a halo tile's K 2; allowed: 1 to 1"]
+    assert why((3, 3), 20, 20, dtype=torch.float32) == ["a halo tile of float32; allowed: 16 bits"]
+    assert why((5, 5), 20, 20, columns=64) == ["stages of a halo tile's taps 7; allowed: 1 to 5"]
+    assert why((3, 3), 10, 70) == ["pixels of rows that a halo tile reads 280; allowed: 1 to 256"]
 
 
 MUTANTS = {
@@ -270,7 +336,24 @@ MUTANTS = {
         "WEIGHT_WARPS + CONSUMER_WARPS);",
         "WEIGHT_WARPS + CONSUMER_WARPS - 1);",
     ),
-    "a skipped unit leaves its stages": ("walk.cuh", "skip(place, WALK_STAGES, walk_stages(slot.unit.tile));", ";"),
+    "rows of x that stay are given back before the last tap": (
+        "walk.cuh",
+        "advance(place, WALK_STAGES);\n    Descriptor a = ring",
+        "used_x = x;\n    advance(place, WALK_STAGES);\n    Descriptor a = ring",
+    ),
+    "rows of x that stay are not given back": ("walk.cuh", "    used_x = x;\n  }", "  }"),
+    "a tap's row is forgotten": ("walk.cuh", "a = a + down;", ";"),
+    "the tile's first position": ("walk.cuh", "offset * ROW", "0"),
+    "the other kind of warp does not count itself in": (
+        "walk.cuh",
+        "if (lane == 0)\n          barrier_arrive(full);",
+        ";",
+    ),
+    "images are not told apart": ("walk.cuh", "h = -top;\n            ++image;", "h = -top;"),
+    "the rows of x begin at the map's and not at the padding's": ("walk_plan.h", " - problem.top, -problem.left};", ", -problem.left};"),
+    "a stage of weights is not counted": ("walk_plan.h", "(1 + ceil_div(problem.taps", "(ceil_div(problem.taps"),
+    "positions without an output are stored": ("walk.cuh", "if (halo)\n      return pixel_of", "if (halo && r > 99)\n      return pixel_of"),
+    "a skipped unit leaves its stages": ("walk.cuh", "skip(place, WALK_STAGES, slot.unit.stages);", ";"),
     "the first tap of a part": ("walk_plan.h", "unit.tap_w = unit.step.tap % problem.kw;", "unit.tap_w = 0;"),
     "a part of K begins with its tile's first channels": ("walk.cuh", "int chunk = unit.step.chunk;", "int chunk = 0;"),
     "columns of another width": ("walk.cuh", "(unit.tile.column * slot.body.columns)", "(unit.tile.column * 32)"),
@@ -288,7 +371,7 @@ def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory)
     device = WalkDevice(spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers))
     caught = False
     modes = (Mode(), *(Mode(RANDOM, RANDOM, schedule=1, seed=seed) for seed in range(3)))
-    for mode, made in itertools.product(modes, (chain, block)):
+    for mode, made in itertools.product(modes, (chain, block, mixed)):
         with device.memory():
             device.configure(mode)
             net = Network(device)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from inception_fast.kernels.cuda import walk
+from inception_fast.kernels.plan import ConvStep
 from networks import ended_after, network_of
 from timing import device_seconds, host_seconds, summary
 from torch import Tensor
@@ -24,18 +25,22 @@ PATIENCE = 60.0  # to make and prove the network
 REPLAYS = 50  # of a walk alone, one behind the other
 ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every layer to 16 bits
 NEVER = 1.0  # seconds that a split costs where none is wanted
-# What each other cut of all convolutions is called: widths of tiles, seconds of a split, weights asked for ahead.
-CUTS: dict[str, tuple[tuple[int, ...], float, bool]] = {
-    "as shipped": ((32, 64), walk.SPLIT_SECONDS, False),
-    "weights ahead": ((32, 64), walk.SPLIT_SECONDS, True),
-    "64 columns, weights ahead": ((64,), walk.SPLIT_SECONDS, True),
-    "no splits": ((32, 64), NEVER, False),
-    "splits at 1 us": ((32, 64), 1e-6, False),
-    "splits at 4 us": ((32, 64), 4e-6, False),
-    "32 columns": ((32,), walk.SPLIT_SECONDS, False),
-    "64 columns": ((64,), walk.SPLIT_SECONDS, False),
+# What each other cut of all convolutions is called: widths of tiles, seconds of a split, and what else differs where a
+# convolution can have it.
+CUTS: dict[str, tuple[tuple[int, ...], float, dict[str, bool]]] = {
+    "as shipped": ((32, 64), walk.SPLIT_SECONDS, {}),
+    "halo": ((32, 64), walk.SPLIT_SECONDS, {"halo": True}),
+    "32 columns, halo": ((32,), walk.SPLIT_SECONDS, {"halo": True}),
+    "weights ahead": ((32, 64), walk.SPLIT_SECONDS, {"ahead": True}),
+    "halo, weights ahead": ((32, 64), walk.SPLIT_SECONDS, {"ahead": True, "halo": True}),
+    "64 columns, halo, weights ahead": ((64,), walk.SPLIT_SECONDS, {"ahead": True, "halo": True}),
+    "no splits": ((32, 64), NEVER, {}),
+    "splits at 1 us": ((32, 64), 1e-6, {}),
+    "splits at 4 us": ((32, 64), 4e-6, {}),
+    "32 columns": ((32,), walk.SPLIT_SECONDS, {}),
+    "64 columns": ((64,), walk.SPLIT_SECONDS, {}),
 }
-TRACED = ("64 columns", "weights ahead")  # of these, beside the walk as it is
+TRACED = ("halo", "64 columns")  # of these, beside the walk as it is
 
 
 class Made:
@@ -90,9 +95,13 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         rows.append({**about, "runtime": name, "status": "ok", **times})
     yield rows
     others = {"as made": [(one[1], one[3]) for one in made.walks]}
+    maps = [_arena(one[3]).clone() for one in made.walks]  # what runs one behind the other leave is no image any more
     for name, cut in CUTS.items():
         pairs = [remade(one, *cut) for one in made.walks]
-        rows.append({**about, "cut": name, "status": "ok", "alone_us": replayed([launch for _, launch in pairs])})
+        each = zip(made.walks, pairs, maps, strict=True)
+        apart = max(difference(one[3], launch, before) for one, (_, launch), before in each)
+        row = {**about, "cut": name, "status": "ok" if apart < ALIKE else "wrong", "rel_difference": apart}
+        rows.append({**row, "alone_us": replayed([launch for _, launch in pairs])})
         yield rows
         others |= {name: pairs} if name in TRACED else {}
     for name, pairs in others.items():
@@ -101,17 +110,28 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def remade(
-    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch], widths: Sequence[int], split: float, ahead: bool
+    one: tuple[Any, gpu_walk.Walk, Any, walk.WalkLaunch],
+    widths: Sequence[int],
+    split: float,
+    changes: dict[str, bool],
 ) -> tuple[gpu_walk.Walk, walk.WalkLaunch]:
-    """The same walk on the same memory with its convolutions cut as the model says with these constants."""
+    """The same walk on the same memory with its convolutions cut as the model says with these constants, and so changed
+    where they can be. Rows of x stay only where there are taps to read them again.
+    """
     hopper, made, place, _ = one
     blocks, before = walk.blocks_of(hopper.device), walk.SPLIT_SECONDS
 
     def cut(member: gpu_walk.Member) -> gpu_walk.Member:
         if member.cut is None:
             return member
-        found = walk.cut(gpu_walk.spec_of(member.step), widths, blocks)
-        return replace(member, cut=found._replace(ahead=ahead))
+        assert isinstance(member.step, ConvStep)
+        spec = gpu_walk.spec_of(member.step)
+        found = walk.cut(spec, widths, blocks)
+        for name, value in changes.items():
+            other = found._replace(**{name: value})
+            able = not walk.conv_reasons(hopper.kernels, spec, gpu_walk.columns_of(member.step), other)
+            found = other if able and not (name == "halo" and spec.kh * spec.kw == 1) else found
+        return replace(member, cut=found)
 
     walk.SPLIT_SECONDS = split
     try:
@@ -119,6 +139,29 @@ def remade(
     finally:
         walk.SPLIT_SECONDS = before
     return other, gpu_walk.launch(hopper, other, place)
+
+
+def _arena(launch: walk.WalkLaunch) -> torch.UntypedStorage:
+    """The memory of the maps."""
+    return launch.kept[0][0].work.x.data.untyped_storage()
+
+
+def difference(first: walk.WalkLaunch, other: walk.WalkLaunch, before: torch.UntypedStorage) -> float:
+    """Of the last results of two cuts of one walk, relative L2, each with its maps as they were."""
+    work = first.kept[0][-1].work
+    last, results = (work.y if isinstance(work, walk.Pooling) else work.targets[0].y).data, []
+    for one in (first, other):
+        _arena(first).copy_(before)  # later jobs write over what the first ones read
+        last.fill_(float("nan"))
+        one.run()
+        results.append(last.double())
+    wanted, found = results
+    return float((found - wanted).nan_to_num(0).norm() / wanted.nan_to_num(0).norm()) if _alike_nan(*results) else 1.0
+
+
+def _alike_nan(wanted: Tensor, found: Tensor) -> bool:
+    """Whether the same elements were written: those between the channels of a map are nobody's."""
+    return bool((wanted.isnan() == found.isnan()).all())
 
 
 def replayed(launches: Sequence[walk.WalkLaunch]) -> float:

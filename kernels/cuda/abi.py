@@ -64,7 +64,7 @@ class Pool(ctypes.Structure):
 
 class Job(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "columns", "ahead", "needs")),
+        *((name, c_int32) for name in ("kind", "columns", "ahead", "halo", "needs")),
         ("need", c_int32 * NEEDS),
         ("conv", Conv),
         ("pool", Pool),

@@ -153,6 +153,47 @@ __device__ __forceinline__ void ask_ahead(const Job *job, Course course, int war
   }
 }
 
+// The same warp's share of a tile whose rows of x stay: for every chunk of channels one stage of x, then as many of
+// weights as the taps take. Of the stages of its number the warp fills those of its kind; the others it only counts
+// itself in at, for whoever waits for a stage waits for both kinds.
+template <bool WEIGHTS>
+__device__ __forceinline__ void load_halo(const Job *job, const WalkShared &shared, const Slot &slot,
+                                          const Course &course, int warp, int lane, Place &place) {
+  constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
+  const Problem &problem = slot.body.problem;
+  const int taps = uniform(problem.taps), columns = uniform(slot.body.columns), each = walk_taps(columns);
+  const int rows = uniform(slot.unit.rows), row_bytes = 2 * WALK_DEPTH * uniform(problem.pitch);
+  const int top = uniform(problem.top), below = uniform(problem.image_rows) - top;
+  const int tap_bytes = 2 * WALK_DEPTH * columns;
+  for (int chunk = 0; chunk < course.chunks; ++chunk)
+    for (int first = -each; first < taps; first += each, advance(place, WALK_STAGES)) {
+      if (place.stage % WARPS != warp)
+        continue;
+      uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES;
+      Barrier *full = &shared.full[place.stage];
+      barrier_wait(&shared.empty[place.stage], place.parity);
+      if ((first < 0) == WEIGHTS) {
+        if (lane == 0)
+          barrier_arrive(full);
+      } else if constexpr (WEIGHTS) {
+        const int count = taps - first < each ? taps - first : each;
+        barrier_expect(full, count * tap_bytes);
+        for (int tap = first; tap < first + count; ++tap, to += tap_bytes)
+          tma_load(to, &job->weights, full, chunk * WALK_DEPTH, course.column, tap);
+      } else {
+        barrier_expect(full, rows * row_bytes);
+        int h = course.corner.h, image = course.corner.n;
+        for (int i = 0; i < rows; ++i, to += row_bytes) {
+          tma_load(to, &job->x, full, chunk * WALK_DEPTH, course.corner.w, h, image);
+          if (++h == below) {
+            h = -top;
+            ++image;
+          }
+        }
+      }
+    }
+}
+
 // A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
 template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
   constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
@@ -173,9 +214,12 @@ template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkS
       const Job *job = &walk.jobs[uniform(slot.unit.tile.problem)];
       const uint32_t bytes = WEIGHTS ? 2 * WALK_DEPTH * uniform(slot.body.columns) : WALK_X_BYTES;
       Course course = course_of(slot);
-      if (WEIGHTS && uniform(slot.body.ahead))
+      const bool halo = uniform(slot.body.halo);
+      if (halo)
+        load_halo<WEIGHTS>(job, shared, slot, course, warp, lane, place);
+      else if (WEIGHTS && uniform(slot.body.ahead))
         ask_ahead(job, course, warp);
-      for (int k = 0; k < course.steps; k += WALK_STEPS) {
+      for (int k = halo ? course.steps : 0; k < course.steps; k += WALK_STEPS) {
         const bool both = k + 1 < course.steps;
         if (place.stage % WARPS != warp) {
           advance(course);
@@ -291,6 +335,58 @@ __device__ __forceinline__ void multiply_unit(float (&d)[N / 2], const Problem &
     barrier_arrive(&shared.empty[used]);
 }
 
+// The same of a tile whose rows of x stay: a tap is the same rows from another pixel on.
+template <int N, class T, class Meanwhile>
+__device__ __forceinline__ void multiply_halo(float (&d)[N / 2], const Problem &problem, const WalkShared &shared,
+                                              const Unit &unit, int warpgroup, int lane, bool more, Place &place,
+                                              const Meanwhile &meanwhile) {
+  constexpr int ROW = 2 * WALK_DEPTH / 16, TAP = ROW * N, STAGE = WALK_STAGE_BYTES / 16, EACH = walk_taps(N);
+  const Descriptor ring = matrix_descriptor(shared_address(shared.ring), 0, 1024, Swizzle::bytes128);
+  const int chunks = problem.chunks, taps = problem.taps, kw = problem.kw, down = (problem.pitch - kw) * ROW;
+  const int last_steps = problem.last_steps, offset = unit.offset;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i)
+    d[i] = 0;
+  int used = -1, used_x = -1; // stages whose products may still run
+  const auto release = [&] {
+    if (used >= 0 && lane == 0)
+      barrier_arrive(&shared.empty[used]);
+    if (used_x >= 0 && lane == 0)
+      barrier_arrive(&shared.empty[used_x]);
+    used = used_x = -1;
+  };
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int steps = chunk + 1 == chunks ? last_steps : WALK_DEPTH / K_STEP, x = place.stage;
+    barrier_wait(&shared.full[x], place.parity);
+    advance(place, WALK_STAGES);
+    Descriptor a = ring + (x * STAGE + offset * ROW);
+    for (int first = 0, column = 0; first < taps; first += EACH) {
+      const int stage = place.stage, end = taps - first < EACH ? taps : first + EACH;
+      Descriptor b = ring + stage * STAGE;
+      barrier_wait(&shared.full[stage], place.parity);
+      for (int tap = first; tap < end; ++tap, b = b + TAP) {
+        multiply_step<N, T>(d, a, b, steps);
+        wgmma_wait<1>(); // the products of the tap before this one have ended
+        release();
+        a = a + ROW;
+        if (++column == kw) {
+          column = 0;
+          a = a + down;
+        }
+      }
+      used = stage;
+      advance(place, WALK_STAGES);
+    }
+    used_x = x;
+  }
+  if (more)
+    arrive_named(TURN_BARRIER + 1 - warpgroup, 2 * WARPGROUP);
+  meanwhile();
+  wgmma_wait<0>();
+  settle(d);
+  release();
+}
+
 // Counts a unit of the job as ended, once all of the warpgroup's stores are made.
 __device__ __forceinline__ void end_unit(const Walk &walk, const Body &body, int warpgroup, int thread) {
   fence_async_global(); // own stores, before other blocks' copies
@@ -333,23 +429,33 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(WALK_WIDEST);
   const ColumnsShare share = load_columns<N>(problem, tile.column * N, thread);
+  const bool halo = slot.body.halo;
+  const int from = tile.row * WALK_ROWS + warp * WARP_ROWS;
+  const Position at = halo ? position_at(problem, from + lane / 8) : Position{}; // of the first row that it stores
   if (i > 0)
     sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);
   if (thread == 0)
     traced(walk, i, TAKEN);
   float d[N / 2];
-  multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, [&] {
+  const auto meanwhile = [&] {
     keep_columns<N>(columns, share, thread);
     sync_named(GROUP_BARRIER + warpgroup, WARPGROUP);
-  });
+  };
+  if (halo)
+    multiply_halo<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, meanwhile);
+  else
+    multiply_unit<N, T>(d, problem, shared, slot.unit, warpgroup, lane, more, place, meanwhile);
   if (thread == 0)
     traced(walk, i, SUMMED);
   Shared parts{};
   parts.last = shared.last;
   if (problem.splits > 1 && !add_parts<N, TURNS>(d, problem, parts, tile, warpgroup, thread))
     return;
-  const int from = tile.row * WALK_ROWS + warp * WARP_ROWS;
-  const auto rows = [&](int r) { return from + r < problem.pixels ? from + r : -1; };
+  const auto rows = [&](int r) {
+    if (halo)
+      return pixel_of(problem, behind(problem, at, r - lane / 8));
+    return from + r < problem.pixels ? from + r : -1;
+  };
   if (problem.output[0].relu & HOPPER_FLOAT32)
     store_wide<N>(d, problem, from, tile.column * N, lane);
   else
@@ -370,7 +476,7 @@ template <class T> __device__ __forceinline__ void compute_units(const Walk &wal
     const Slot &slot = shared.slots[at.stage];
     const bool more = i + 1 < units;
     if (i % 2 != warpgroup) {
-      skip(place, WALK_STAGES, walk_stages(slot.unit.tile));
+      skip(place, WALK_STAGES, slot.unit.stages);
     } else if (slot.body.kind == HOPPER_JOB_POOL) {
       if (i > 0)
         sync_named(TURN_BARRIER + warpgroup, 2 * WARPGROUP);

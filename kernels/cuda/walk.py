@@ -34,12 +34,13 @@ EMULATED_BLOCKS = 4  # where there is no GPU
 
 class Cut(NamedTuple):
     """How a convolution is cut: columns of a tile, and parts of K; `ahead`: whether L2 is asked for weights that the
-    ring of a block does not hold before their tile begins.
+    ring of a block does not hold before their tile begins; `halo`: whether rows of x stay in shared memory for all taps.
     """
 
     columns: int
     splits: int = 1
     ahead: bool = False
+    halo: bool = False
 
 
 class Pooling(NamedTuple):
@@ -157,7 +158,7 @@ def _filled(
     if pool is not None:
         return abi.Job(kind=abi.POOL_JOB, needs=len(needs), need=need, pool=pool)
     assert conv is not None and cut is not None
-    sizes = {"columns": cut.columns, "ahead": int(cut.ahead)}
+    sizes = {"columns": cut.columns, "ahead": int(cut.ahead), "halo": int(cut.halo)}
     return abi.Job(kind=abi.CONV_JOB, needs=len(needs), need=need, conv=conv, **sizes)
 
 

@@ -21,6 +21,24 @@ int config_of(int columns) {
   return -1;
 }
 
+// A convolution that can run at all, as one whose rows of x stay.
+void check_halo(Reasons &reasons, const HopperJob &job) {
+  const HopperConv &conv = job.conv;
+  reasons.between("rows of a halo tile's stride", conv.stride_h, 1, 1);
+  reasons.between("columns of a halo tile's stride", conv.stride_w, 1, 1);
+  reasons.between("parts of a halo tile's K", conv.splits, 1, 1);
+  reasons.require(!(conv.output[0].relu & HOPPER_FLOAT32), "a halo tile of float32", "16 bits");
+  if (!reasons.list.empty())
+    return;
+  const Problem problem = walk_problem(job);
+  // One stage holds x until the last of these is read.
+  reasons.between("stages of a halo tile's taps", ceil_div(problem.taps, walk_taps(job.columns)), 1, WALK_STAGES - 1);
+  int64_t most = 0;
+  for (int tile = 0; tile < problem.row_tiles; ++tile)
+    most = std::max(most, int64_t{rows_of(problem, tile, WALK_ROWS).count} * problem.pitch);
+  reasons.between("pixels of rows that a halo tile reads", most, 1, WALK_PIXELS);
+}
+
 void check_conv(Reasons &reasons, const HopperJob &job, int type) {
   const auto width = std::find(std::begin(WALK_COLUMNS), std::end(WALK_COLUMNS), job.columns);
   reasons.require(width != std::end(WALK_COLUMNS), "columns " + std::to_string(job.columns), "32, 64");
@@ -36,6 +54,9 @@ void check_conv(Reasons &reasons, const HopperJob &job, int type) {
   }
   for (const std::string &why : conv_reasons(&conv, 1, type, config_of(job.columns)))
     reasons.list.push_back(reasons.where + why);
+  reasons.between("halo", job.halo, 0, 1);
+  if (job.halo == 1 && reasons.list.empty())
+    check_halo(reasons, job);
 }
 
 void check_pool(Reasons &reasons, const HopperPool &pool) {

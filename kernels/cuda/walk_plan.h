@@ -14,9 +14,11 @@
 
 namespace inception_fast::hopper {
 
-inline HopperConfig walk_config(int columns) {
-  return {WALK_ROWS, columns, WALK_DEPTH, WALK_STAGES, 1, 1, ALIGNMENT + walk_bytes()};
+inline HopperConfig walk_config(int columns, bool halo = false) {
+  return {WALK_ROWS, columns, WALK_DEPTH, WALK_STAGES, 1, halo ? HALO : TURNS, ALIGNMENT + walk_bytes()};
 }
+
+inline HopperConfig walk_config(const HopperJob &job) { return walk_config(job.columns, job.halo != 0); }
 
 inline int pool_units(const HopperPool &pool) {
   const int64_t items = int64_t{pool.n} * pool.oh * pool.ow * (pool.c / 8);
@@ -37,7 +39,7 @@ inline WalkWorkspace walk_workspace(const HopperJob *jobs, int count) {
   int64_t counters = 4 * (int64_t{count} + 1);
   for (int i = 0; i < count; ++i)
     if (jobs[i].kind == HOPPER_JOB_CONV && jobs[i].conv.splits > 1) {
-      const Problem problem = problem_of(jobs[i].conv, walk_config(jobs[i].columns));
+      const Problem problem = problem_of(jobs[i].conv, walk_config(jobs[i]));
       const int64_t tiles = int64_t{problem.row_tiles} * problem.column_tiles;
       counters = (counters + 15) / 16 * 16;
       found.counter[i] = counters;
@@ -53,7 +55,7 @@ inline WalkWorkspace walk_workspace(const HopperJob *jobs, int count) {
 }
 
 inline Problem walk_problem(const HopperJob &job) {
-  Problem problem = problem_of(job.conv, walk_config(job.columns));
+  Problem problem = problem_of(job.conv, walk_config(job));
   problem.first_unit = 0;
   return problem;
 }
@@ -75,6 +77,7 @@ inline std::vector<Body> walk_bodies(const HopperJob *jobs, int count, uint64_t 
     body.kind = jobs[i].kind;
     body.columns = jobs[i].columns;
     body.ahead = jobs[i].ahead;
+    body.halo = jobs[i].halo;
     body.index = i;
     body.needs = jobs[i].needs;
     for (int j = 0; j < jobs[i].needs; ++j) {
@@ -92,6 +95,16 @@ inline std::vector<Body> walk_bodies(const HopperJob *jobs, int count, uint64_t 
   return bodies;
 }
 
+// What a tile whose rows of x stay is told in place of its first pixel's window.
+inline void fill_halo(Unit &unit, const Problem &problem, int columns) {
+  const Rows rows = rows_of(problem, unit.tile.row, WALK_ROWS);
+  const int image = rows.first / problem.image_rows;
+  unit.corner = {image, rows.first - image * problem.image_rows - problem.top, -problem.left};
+  unit.rows = rows.count;
+  unit.offset = rows.offset;
+  unit.stages = problem.chunks * (1 + ceil_div(problem.taps, walk_taps(columns)));
+}
+
 // All units of a job. Where each tile begins is said here, since a division on the device takes long.
 inline std::vector<Unit> units_of(const HopperJob &job, int index) {
   std::vector<Unit> units;
@@ -107,7 +120,11 @@ inline std::vector<Unit> units_of(const HopperJob &job, int index) {
     Unit unit{};
     unit.tile = tile_of(&problem, i, 1, 0);
     unit.tile.problem = index;
-    unit.corner = corner_of(problem, unit.tile.row, WALK_ROWS);
+    unit.stages = ceil_div(unit.tile.last - unit.tile.first, WALK_STEPS); // the last may be filled in part
+    if (job.halo)
+      fill_halo(unit, problem, job.columns);
+    else
+      unit.corner = corner_of(problem, unit.tile.row, WALK_ROWS);
     unit.step = step_of(problem, unit.tile.first);
     unit.tap_h = unit.step.tap / problem.kw;
     unit.tap_w = unit.step.tap % problem.kw;

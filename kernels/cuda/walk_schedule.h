@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_sizes.h"
+#include "halo_schedule.h"
 #include "schedule.h"
 #include "walk_api.h"
 
@@ -27,7 +28,7 @@ constexpr int POOL_LARGE = 16;    // windows of more elements are
 
 // What a block is told of a job. Counters of jobs lie side by side; a job has ended when its own is `ended`.
 struct alignas(16) Body {
-  int32_t kind, columns, ahead, needs;
+  int32_t kind, columns, ahead, halo, needs;
   int32_t index; // of the job
   int32_t need[HOPPER_NEEDS];
   uint32_t ended[HOPPER_NEEDS]; // what the counters of those jobs are then
@@ -41,6 +42,8 @@ struct alignas(64) Unit {
   Corner corner;
   Step step; // the first one, and its tap along h and w
   int32_t tap_h, tap_w;
+  int32_t stages;       // that it fills
+  int32_t rows, offset; // of halo tiles: the corner's row of x and those below it; the first position in it
 };
 
 // One unit with its job, as a block holds them in shared memory.
@@ -51,8 +54,11 @@ struct Slot {
 
 static_assert(sizeof(Unit) == 64 && sizeof(Body) % 16 == 0, "copied 16 bytes at a time");
 
-// Stages that a tile's steps fill; the last may be filled in part.
-HOST_DEVICE int walk_stages(const Tile &tile) { return (tile.last - tile.first + WALK_STEPS - 1) / WALK_STEPS; }
+// Taps whose weights of a chunk of channels fill a stage of a halo tile.
+HOST_DEVICE constexpr int walk_taps(int columns) { return WALK_STAGE_BYTES / (2 * WALK_DEPTH * columns); }
+
+// Pixels of the padded map that a stage holds.
+constexpr int WALK_PIXELS = WALK_STAGE_BYTES / (2 * WALK_DEPTH);
 
 HOST_DEVICE int pool_lanes(const HopperPool &pool) { return pool.kh * pool.kw > POOL_LARGE ? POOL_LANES : 1; }
 

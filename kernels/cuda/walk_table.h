@@ -43,7 +43,7 @@ void write_table(const HopperJob *jobs, int count, int type, uint64_t workspace,
     JobEntry<MAP> entry{};
     entry.body = bodies[i];
     if (jobs[i].kind == HOPPER_JOB_CONV) {
-      const HopperConfig config = walk_config(jobs[i].columns);
+      const HopperConfig config = walk_config(jobs[i]);
       entry.x = encoded(x_map(jobs[i].conv, element_named(type), config));
       entry.weights = encoded(weight_map(jobs[i].conv, element_named(type), config));
     }

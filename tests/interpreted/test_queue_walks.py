@@ -95,7 +95,7 @@ def test_a_walk_is_compared_timed_cut_anew_and_traced(walks: Any) -> None:
     assert list(dict.fromkeys(traced)) == ["as made", *(name for name in walks.CUTS if name in walks.TRACED)]
     ran = [count for count, name, *_ in launched() if name == "walk"]
     assert len(rows) == 3 + len(cuts) + 3 * len(jobs) and set(ran) == {len(jobs)}
-    assert len(ran) == 3 + 5 * len(cuts) + 3 * 2, "checked, timed twice, replayed by every cut, traced"
+    assert len(ran) == 3 + 7 * len(cuts) + 3 * 2, "checked, timed twice, compared and replayed by every cut, traced"
     assert [row["job"] for row in jobs] == list(range(len(jobs)))
     for row in jobs:
         pool = row["cut"] is None
@@ -127,12 +127,12 @@ def test_other_cuts_are_other_cuts_of_the_same_numbers(walks: Any, monkeypatch: 
     ((*_, launch),) = seen.walks
     assert isinstance(launch, walk.WalkLaunch) and gpu_walk.launch is before_all and y.isfinite().all()
     before = walk.SPLIT_SECONDS
-    _, several = walks.remade(seen.walks[0], (32,), 0.0, False)
-    _, none = walks.remade(seen.walks[0], (64,), walks.NEVER, True)
+    _, several = walks.remade(seen.walks[0], (32,), 0.0, {})
+    _, none = walks.remade(seen.walks[0], (64,), walks.NEVER, {"ahead": True, "halo": True})
     cuts = [[job.cut for job in made.kept[0] if job.cut] for made in (launch, several, none)]
     assert walk.SPLIT_SECONDS == before and len({tuple(one) for one in cuts}) == 3
     assert {cut.columns for cut in cuts[1]} == {32} and max(cut.splits for cut in cuts[1]) > 1
-    assert set(cuts[2]) == {walk.Cut(64, 1, True)}
+    assert set(cuts[2]) == {walk.Cut(64, 1, True), walk.Cut(64, 1, True, True)}
     last, arena = launch.kept[0][-1].work.targets[0].y, launch.kept[0][0].work.x.data.untyped_storage()
     before_it, results = arena.clone(), []
     for one in (launch, several, none):
