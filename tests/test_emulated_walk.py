@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -314,7 +315,7 @@ def test_what_cannot_keep_its_rows_of_x_is_named(device: WalkDevice) -> None:
 
 MUTANTS = {
     "x is read before what it needs has ended": (
-        "walk.cuh",
+        "walk_loads.cuh",
         "if (convolution && !WEIGHTS) {",
         "if (convolution && !WEIGHTS && units < 0) {",
     ),
@@ -337,26 +338,42 @@ MUTANTS = {
         "WEIGHT_WARPS + CONSUMER_WARPS - 1);",
     ),
     "rows of x that stay are given back before the last tap": (
-        "walk.cuh",
+        "walk_products.cuh",
         "advance(place, WALK_STAGES);\n    Descriptor a = ring",
         "used_x = x;\n    advance(place, WALK_STAGES);\n    Descriptor a = ring",
     ),
-    "rows of x that stay are not given back": ("walk.cuh", "    used_x = x;\n  }", "  }"),
-    "a tap's row is forgotten": ("walk.cuh", "a = a + down;", ";"),
-    "the tile's first position": ("walk.cuh", "offset * ROW", "0"),
+    "rows of x that stay are not given back": ("walk_products.cuh", "    used_x = x;\n  }", "  }"),
+    "a tap's row is forgotten": ("walk_products.cuh", "a = a + down;", ";"),
+    "the tile's first position": ("walk_products.cuh", "offset * ROW", "0"),
     "the other kind of warp does not count itself in": (
-        "walk.cuh",
+        "walk_loads.cuh",
         "if (lane == 0)\n          barrier_arrive(full);",
         ";",
     ),
-    "images are not told apart": ("walk.cuh", "h = -top;\n            ++image;", "h = -top;"),
-    "the rows of x begin at the map's and not at the padding's": ("walk_plan.h", " - problem.top, -problem.left};", ", -problem.left};"),
+    "images are not told apart": ("walk_loads.cuh", "h = -top;\n            ++image;", "h = -top;"),
+    "the rows of x begin at the map's and not at the padding's": (
+        "walk_plan.h",
+        " - problem.top, -problem.left};",
+        ", -problem.left};",
+    ),
     "a stage of weights is not counted": ("walk_plan.h", "(1 + ceil_div(problem.taps", "(ceil_div(problem.taps"),
-    "positions without an output are stored": ("walk.cuh", "if (halo)\n      return pixel_of", "if (halo && r > 99)\n      return pixel_of"),
+    "positions without an output are stored": (
+        "walk.cuh",
+        "if (halo)\n      return pixel_of",
+        "if (halo && r > 99)\n      return pixel_of",
+    ),
     "a skipped unit leaves its stages": ("walk.cuh", "skip(place, WALK_STAGES, slot.unit.stages);", ";"),
     "the first tap of a part": ("walk_plan.h", "unit.tap_w = unit.step.tap % problem.kw;", "unit.tap_w = 0;"),
-    "a part of K begins with its tile's first channels": ("walk.cuh", "int chunk = unit.step.chunk;", "int chunk = 0;"),
-    "columns of another width": ("walk.cuh", "(unit.tile.column * slot.body.columns)", "(unit.tile.column * 32)"),
+    "a part of K begins with its tile's first channels": (
+        "walk_products.cuh",
+        "int chunk = unit.step.chunk;",
+        "int chunk = 0;",
+    ),
+    "columns of another width": (
+        "walk_loads.cuh",
+        "(unit.tile.column * slot.body.columns)",
+        "(unit.tile.column * 32)",
+    ),
     "lanes of a large window are not added": ("walk_pool.cuh", "other < lanes", "other < lanes - 1"),
     "the window's divisor": ("walk_schedule.h", "padded || top > 0 ? top : 0", "top"),
 }  # fmt: skip

@@ -33,8 +33,8 @@ EMULATED_BLOCKS = 4  # where there is no GPU
 
 
 class Cut(NamedTuple):
-    """How a convolution is cut: columns of a tile, and parts of K; `ahead`: whether L2 is asked for weights that the
-    ring of a block does not hold before their tile begins; `halo`: whether rows of x stay in shared memory for all taps.
+    """How a convolution is cut: columns of a tile, and parts of K. `ahead`: L2 is asked for weights that the ring of a
+    block does not hold before their tile begins. `halo`: rows of x stay in shared memory for all taps.
     """
 
     columns: int
