@@ -22,8 +22,8 @@ TENSOR_CORE = "HGMMA"
 DEVICE_WIDE = ("MEMBAR.SC.GPU", "MEMBAR.ALL.GPU", "CCTL.IVALL")
 MOST_DEVICE_WIDE = 4  # of each
 # A walk orders memory between blocks by design, once a tile or piece, never once a step. Fences: a release where a unit
-# ends and one for its split K, by each kind of tile (32 and 64 columns), one for pools, one for the last block. Acquires:
-# split K's, the last block's, a first look and a loop both where x and where a pool waits.
+# ends and one for its split K, by each kind of tile (32 and 64 columns), one for pools, one for the last block.
+# Acquires: split K's, the last block's, a first look and a loop both where x and where a pool waits.
 WALK_TILES = 2
 MOST_OF_A_WALK = {"MEMBAR.SC.GPU": 0, "MEMBAR.ALL.GPU": 2 * WALK_TILES + 2, "CCTL.IVALL": WALK_TILES + 5}
 WALK = "walk_jobs"
