@@ -53,21 +53,26 @@ def chain(net: Network) -> None:
     net.pool(pooled.part(), z.part(), pool, kernel=6, padding=0, kind="avg")
 
 
-def mixed(net: Network) -> None:
+def mixed(net: Network, images: int = 1) -> None:
     """Tiles whose rows of x stay between others and pools, so that a ring is never at the same stage twice."""
-    x = net.image(1, 12, 10, 136)
-    a, b, c, d = (net.map(1, 12, 10, 72) for _ in range(4))
+    x = net.image(images, 12, 10, 136)
+    a, b, c, d = (net.map(images, 12, 10, 72) for _ in range(4))
     one = net.conv(x, [(a.part(), True)], kernel=(1, 7), padding=(0, 3), halo=True, scale=0.125)
     two = net.conv(x, [(b.part(), True)], kernel=(3, 3), padding=(1, 1), columns=64, splits=3, scale=0.0625)
     pool = net.pool(a.part(), c.part(), one)
     three = net.conv(
         a.part(), [(d.part(), True)], one, kernel=(7, 1), padding=(3, 0), columns=64, halo=True, scale=0.0625
     )  # fmt: skip
-    last = net.map(1, 12, 10, 40)
+    last = net.map(images, 12, 10, 40)
     net.conv(
         c.part(), [(last.part(), False)], pool, two, three, kernel=(3, 3), padding=(1, 1), halo=True,
         residual=d.part(0, 40), scale=0.03125,
     )  # fmt: skip
+
+
+def two_images(net: Network) -> None:
+    """The same, of images whose border lies inside a tile."""
+    mixed(net, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -81,12 +86,13 @@ def test_a_block_is_exact(device: WalkDevice, dtype: torch.dtype, blocks: int) -
 
 def test_no_timing_matters_and_counters_serve_again(library: WalkDevice) -> None:
     for mode in MODES:
-        with library.memory():
-            library.configure(mode)
-            net = Network(library)
-            block(net)
-            net.run(4, times=2)
-            net.check()
+        for made in (block, mixed, two_images):
+            with library.memory():
+                library.configure(mode)
+                net = Network(library)
+                made(net)
+                net.run(4, times=2)
+                net.check()
 
 
 def test_pools_of_all_kinds(device: WalkDevice) -> None:
@@ -162,9 +168,10 @@ def test_tiles_whose_rows_of_x_stay(device: WalkDevice, columns: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 8])
-def test_both_kinds_of_tiles_follow_each_other(device: WalkDevice, blocks: int) -> None:
+@pytest.mark.parametrize("images", [1, 2])
+def test_both_kinds_of_tiles_follow_each_other(device: WalkDevice, images: int, blocks: int) -> None:
     net = Network(device)
-    mixed(net)
+    mixed(net, images)
     net.run(blocks, times=2)
     net.check()
 
@@ -379,16 +386,10 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file, old, new = MUTANTS[name]
-    headers = {header.name: header.read_text() for header in KERNELS.glob("walk*.*h")}
-    assert headers[file].count(old) == 1
-    headers[file] = headers[file].replace(old, new)
-    device = WalkDevice(spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers))
-    caught = False
+def noticed(device: WalkDevice) -> bool:
+    """Whether any network goes wrong in any order of things."""
     modes = (Mode(), *(Mode(RANDOM, RANDOM, schedule=1, seed=seed) for seed in range(3)))
-    for mode, made in itertools.product(modes, (chain, block, mixed)):
+    for mode, made in itertools.product(modes, (chain, block, mixed, two_images)):
         with device.memory():
             device.configure(mode)
             net = Network(device)
@@ -398,6 +399,18 @@ def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory)
                     net.run(8)
                     net.check()
             except (AssertionError, EmulationError):
-                caught = True
-                break
-    assert caught
+                return True
+    return False
+
+
+def test_nothing_is_noticed_where_nothing_is_wrong(library: WalkDevice) -> None:
+    assert not noticed(library)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file, old, new = MUTANTS[name]
+    headers = {header.name: header.read_text() for header in KERNELS.glob("walk*.*h")}
+    assert headers[file].count(old) == 1
+    headers[file] = headers[file].replace(old, new)
+    assert noticed(WalkDevice(spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers)))

@@ -33,10 +33,7 @@ void check_halo(Reasons &reasons, const HopperJob &job) {
   const Problem problem = walk_problem(job);
   // One stage holds x until the last of these is read.
   reasons.between("stages of a halo tile's taps", ceil_div(problem.taps, walk_taps(job.columns)), 1, WALK_STAGES - 1);
-  int64_t most = 0;
-  for (int tile = 0; tile < problem.row_tiles; ++tile)
-    most = std::max(most, int64_t{rows_of(problem, tile, WALK_ROWS).count} * problem.pitch);
-  reasons.between("pixels of rows that a halo tile reads", most, 1, WALK_PIXELS);
+  reasons.between("pixels of rows that a halo tile reads", int64_t{halo_rows(problem)} * problem.pitch, 1, WALK_PIXELS);
 }
 
 void check_conv(Reasons &reasons, const HopperJob &job, int type) {

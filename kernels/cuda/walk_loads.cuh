@@ -78,7 +78,7 @@ __device__ __forceinline__ void load_halo(const Job *job, const WalkShared &shar
   const Problem &problem = slot.body.problem;
   const int taps = uniform(problem.taps), columns = uniform(slot.body.columns), each = walk_taps(columns);
   const int rows = uniform(slot.unit.rows), row_bytes = 2 * WALK_DEPTH * uniform(problem.pitch);
-  const int top = uniform(problem.top), below = uniform(problem.image_rows) - top;
+  const int top = uniform(problem.top), below = uniform(problem.image_rows) - top, box = uniform(slot.body.box);
   const int tap_bytes = 2 * WALK_DEPTH * columns;
   for (int chunk = 0; chunk < course.chunks; ++chunk)
     for (int first = -each; first < taps; first += each, advance(place, WALK_STAGES)) {
@@ -88,6 +88,7 @@ __device__ __forceinline__ void load_halo(const Job *job, const WalkShared &shar
       Barrier *full = &shared.full[place.stage];
       barrier_wait(&shared.empty[place.stage], place.parity);
       if ((first < 0) == WEIGHTS) {
+        sync_warp(); // no lane may wait still: whoever is let in ends the phase that it waits for
         if (lane == 0)
           barrier_arrive(full);
       } else if constexpr (WEIGHTS) {
@@ -96,9 +97,9 @@ __device__ __forceinline__ void load_halo(const Job *job, const WalkShared &shar
         for (int tap = first; tap < first + count; ++tap, to += tap_bytes)
           tma_load(to, &job->weights, full, chunk * WALK_DEPTH, course.column, tap);
       } else {
-        barrier_expect(full, rows * row_bytes);
+        barrier_expect(full, (box == 1 ? rows : box) * row_bytes);
         int h = course.corner.h, image = course.corner.n;
-        for (int i = 0; i < rows; ++i, to += row_bytes) {
+        for (int i = 0; i < rows; i += box, to += row_bytes) {
           tma_load(to, &job->x, full, chunk * WALK_DEPTH, course.corner.w, h, image);
           if (++h == below) {
             h = -top;

@@ -60,6 +60,18 @@ inline Problem walk_problem(const HopperJob &job) {
   return problem;
 }
 
+// Most rows of x that a halo tile of the job reads.
+inline int halo_rows(const Problem &problem) {
+  int most = 0;
+  for (int tile = 0; tile < problem.row_tiles; ++tile)
+    most = std::max(most, rows_of(problem, tile, WALK_ROWS).count);
+  return most;
+}
+
+// Rows that a copy brings: of a single image all that a tile may read, since those below it are zeros; of several, in
+// which another image may begin below any row, one.
+inline int halo_box(const HopperJob &job) { return job.halo && job.conv.n == 1 ? halo_rows(walk_problem(job)) : 1; }
+
 // Pieces, or tiles that are stored, of which each counts once towards the job's end.
 inline uint32_t ended_at(const HopperJob &job) {
   if (job.kind == HOPPER_JOB_POOL)
@@ -78,6 +90,7 @@ inline std::vector<Body> walk_bodies(const HopperJob *jobs, int count, uint64_t 
     body.columns = jobs[i].columns;
     body.ahead = jobs[i].ahead;
     body.halo = jobs[i].halo;
+    body.box = jobs[i].kind == HOPPER_JOB_CONV ? halo_box(jobs[i]) : 0;
     body.index = i;
     body.needs = jobs[i].needs;
     for (int j = 0; j < jobs[i].needs; ++j) {

@@ -30,6 +30,7 @@ constexpr int POOL_LARGE = 16;    // windows of more elements are
 struct alignas(16) Body {
   int32_t kind, columns, ahead, halo, needs;
   int32_t index; // of the job
+  int32_t box;   // rows of x that a copy of a halo tile brings
   int32_t need[HOPPER_NEEDS];
   uint32_t ended[HOPPER_NEEDS]; // what the counters of those jobs are then
   Problem problem;

@@ -44,7 +44,10 @@ void write_table(const HopperJob *jobs, int count, int type, uint64_t workspace,
     entry.body = bodies[i];
     if (jobs[i].kind == HOPPER_JOB_CONV) {
       const HopperConfig config = walk_config(jobs[i]);
-      entry.x = encoded(x_map(jobs[i].conv, element_named(type), config));
+      MapSpec x = x_map(jobs[i].conv, element_named(type), config);
+      if (jobs[i].halo)
+        x.box[2] = halo_box(jobs[i]);
+      entry.x = encoded(x);
       entry.weights = encoded(weight_map(jobs[i].conv, element_named(type), config));
     }
     std::memcpy(to + i * sizeof entry, &entry, sizeof entry);
