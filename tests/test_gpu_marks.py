@@ -1,7 +1,10 @@
-"""Marks of the Hopper convolutions without a GPU: what they sum up to, and that a build with them compiles."""
+"""Marks of the Hopper convolutions without a GPU: what they sum up to, and that a build with them compiles, as does the
+probe of rates.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -76,6 +79,15 @@ def test_a_cut_that_does_not_run_has_a_row_that_says_so(marks: Any, monkeypatch:
     assert len([row for row in rows if row["status"] == "ok"]) == len(marks.THREADS) * sum(
         "in turn" not in name for name in cuts
     )
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_probe_of_rates_compiles(tmp_path: Path) -> None:
+    """Into a library that has what the job calls."""
+    with loaded("rates") as modules:
+        library = ctypes.CDLL(str(modules["rates"].compiled(tmp_path / "rates.so")))
+    names = ("rate_products", "rate_copies", "rate_exchanges", "rate_clusters")
+    assert all(hasattr(library, name) for name in names) and not hasattr(library, "rate_nothing")
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

@@ -41,6 +41,11 @@ def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> 
     serial = replace(good, instructions={"HGMMA": 8, "WARPGROUP.DEPBAR": 8})
     assert serial.complaint == "8 waits for 8 products, which run one by one; allowed: fewer waits"
     assert replace(serial, kernel="cuda/pair").complaint == ""
+    loops = offline.counted(" @P0 BRA.U.ANY `(.L_x_3) ;\n UTMALDG.3D [UR8], [UR4] ;\n @P1 BRA `(.L_x_4) ;")
+    assert loops == {"BRA.U.ANY": 1, "UTMALDG": 1}
+    assert (
+        replace(good, instructions={**loops, "HGMMA": 1}).complaint == "1 loops over lanes, round copies; allowed: none"
+    )
     assert offline.counted("  WARPGROUP.DEPBAR.LE gsb0, 0x1 ;\n  WARPGROUP.ARRIVE ;") == {"WARPGROUP.DEPBAR": 1}
     few, many = offline.counted(FENCE * 4), offline.counted(FENCE * 5)
     assert replace(good, instructions={**few, "HGMMA": 1}).complaint == ""

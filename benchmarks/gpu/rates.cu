@@ -266,7 +266,7 @@ int rate_copies(long long *memory, uint64_t x, uint64_t weights, int whole, int 
   return done(memory, count, result);
 }
 
-// Cycles an exchange, and in `clusters` how many clusters of this many blocks fit the device.
+// Cycles an exchange, of so many clusters at once; `wrong` counts sums that did not arrive as they were sent.
 int rate_exchanges(long long *memory, int *wrong, int clusters, int cooperative, double *result) {
   int rounds = 256;
   void *arguments[] = {&rounds, &memory, &wrong};
@@ -274,6 +274,7 @@ int rate_exchanges(long long *memory, int *wrong, int clusters, int cooperative,
   return done(memory, rounds, result);
 }
 
+// How many clusters of `size` blocks fit the device.
 int rate_clusters(int size, int *clusters) {
   const void *kernel = reinterpret_cast<const void *>(&exchanges);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);

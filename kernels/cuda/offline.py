@@ -31,9 +31,10 @@ WALK = "walk_jobs"
 # waits for each tap's products anyway: those of different taps differ in shape.
 WAIT = "WARPGROUP.DEPBAR"
 ONE_BY_ONE = ("pair",)
+LANE_LOOP = "BRA.U.ANY"  # round a copy that one lane of a branch asks for (hopper.cuh, ONE_LANE)
 # Products, loads and stores past the registers, the registers that warps hand to each other, spills.
 CLASSES = (
-    "HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL", WAIT,
+    "HGMMA", "FFMA", "UTMALDG", "UTMASTG", "UBLKCP", "LDGSTS", "STSM", "USETMAXREG", "LDL", "STL", WAIT, LANE_LOOP,
     *DEVICE_WIDE,
 )  # fmt: skip
 
@@ -58,6 +59,8 @@ class Compiled:
         walks, waits, products = name == WALK, self.instructions.get(WAIT, 0), self.instructions.get(TENSOR_CORE, 0)
         if products and waits >= products and name not in ONE_BY_ONE:
             return f"{waits} waits for {products} products, which run one by one; allowed: fewer waits"
+        if products and LANE_LOOP in self.instructions:
+            return f"{self.instructions[LANE_LOOP]} loops over lanes, round copies; allowed: none"
         for kind in DEVICE_WIDE:
             most = MOST_OF_A_WALK[kind] if walks else MOST_DEVICE_WIDE
             if self.instructions.get(kind, 0) > most:

@@ -99,7 +99,8 @@ __device__ __forceinline__ void convolve_unit(const Walk &walk, const WalkShared
 
 // Two warpgroups: products, pools and stores.
 template <class T> __device__ __forceinline__ void compute_units(const Walk &walk, const WalkShared &shared) {
-  const int units = walk.begin[blockIdx.x + 1] - walk.begin[blockIdx.x];
+  const Range range = range_of(walk);
+  const int units = range.end - range.begin;
   const int warpgroup = uniform(threadIdx.x / WARPGROUP) - WALK_PRODUCERS / WARPGROUP;
   const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, warp = thread / 32;
   Place place{0, 0}, at{0, 0};

@@ -45,9 +45,9 @@ typedef struct {
 typedef struct {
   int32_t kind;    // HopperJobKind: which of `conv` and `pool` counts
   int32_t columns; // of a convolution's tiles of 64 pixels: one of hopper_walk_columns
-  int32_t ahead; // 1: the level 2 cache is asked ahead for weights of a tile that the ring does not hold; 0: it is not
-  int32_t halo;  // 1: rows of x with their padding stay in shared memory for all taps; 0: x is copied for each tap
-  int32_t needs; // used entries of `need`
+  int32_t ahead;   // 1: L2 is asked ahead for weights that the ring does not hold, of tiles without halo; 0: it is not
+  int32_t halo;    // 1: rows of x with their padding stay in shared memory for all taps; 0: x is copied for each tap
+  int32_t needs;   // used entries of `need`
   int32_t need[HOPPER_NEEDS];
   HopperConv conv; // `splits` as there: parts of K
   HopperPool pool;

@@ -68,6 +68,38 @@ __device__ __forceinline__ void ask_ahead(const Job *job, Course course, int war
   }
 }
 
+// A warp's share of a tile's weights or of x, two steps of K a stage, x copied for each tap.
+template <bool WEIGHTS>
+__device__ __forceinline__ void load_steps(const Job *job, const WalkShared &shared, Course course, uint32_t bytes,
+                                           int warp, Place &place) {
+  constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
+  for (int k = 0; k < course.steps; k += WALK_STEPS, advance(place, WALK_STAGES)) {
+    const bool both = k + 1 < course.steps;
+    if (place.stage % WARPS != warp) {
+      advance(course);
+      if (both)
+        advance(course);
+      continue;
+    }
+    uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? WALK_WEIGHTS : 0);
+    Barrier *full = &shared.full[place.stage];
+    barrier_wait(&shared.empty[place.stage], place.parity);
+    barrier_expect(full, both ? 2 * bytes : bytes);
+#pragma unroll
+    for (int half = 0; half < WALK_STEPS; ++half)
+      if (half == 0 || both) {
+        if constexpr (WEIGHTS)
+          tma_load(to + half * bytes, &job->weights, full, course.step.chunk * WALK_DEPTH, course.column,
+                   course.step.tap);
+        else
+          tma_load_im2col(to + half * bytes, &job->x, full, course.step.chunk * WALK_DEPTH, course.corner.w,
+                          course.corner.h, course.corner.n, static_cast<uint16_t>(course.tap_w),
+                          static_cast<uint16_t>(course.tap_h));
+        advance(course);
+      }
+  }
+}
+
 // The same warp's share of a tile whose rows of x stay: for every chunk of channels one stage of x, then as many of
 // weights as the taps take. Of the stages of its number the warp fills those of its kind; the others it only counts
 // itself in at, for whoever waits for a stage waits for both kinds.
@@ -112,7 +144,6 @@ __device__ __forceinline__ void load_halo(const Job *job, const WalkShared &shar
 
 // A warp's share of weights or of x: of the stages of each tile those whose number leaves the warp's own.
 template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkShared &shared, int warp, int lane) {
-  constexpr int WARPS = WEIGHTS ? WEIGHT_WARPS : X_WARPS;
   const Range range = range_of(walk);
   const int units = range.end - range.begin;
   Place place{0, 1}, at{0, 0};
@@ -135,33 +166,8 @@ template <bool WEIGHTS> __device__ void load_units(const Walk &walk, const WalkS
         load_halo<WEIGHTS>(job, shared, slot, course, warp, lane, place);
       else if (WEIGHTS && uniform(slot.body.ahead))
         ask_ahead(job, course, warp);
-      for (int k = halo ? course.steps : 0; k < course.steps; k += WALK_STEPS) {
-        const bool both = k + 1 < course.steps;
-        if (place.stage % WARPS != warp) {
-          advance(course);
-          if (both)
-            advance(course);
-          advance(place, WALK_STAGES);
-          continue;
-        }
-        uint8_t *to = shared.ring + place.stage * WALK_STAGE_BYTES + (WEIGHTS ? WALK_WEIGHTS : 0);
-        Barrier *full = &shared.full[place.stage];
-        barrier_wait(&shared.empty[place.stage], place.parity);
-        barrier_expect(full, both ? 2 * bytes : bytes);
-#pragma unroll
-        for (int half = 0; half < WALK_STEPS; ++half)
-          if (half == 0 || both) {
-            if constexpr (WEIGHTS)
-              tma_load(to + half * bytes, &job->weights, full, course.step.chunk * WALK_DEPTH, course.column,
-                       course.step.tap);
-            else
-              tma_load_im2col(to + half * bytes, &job->x, full, course.step.chunk * WALK_DEPTH, course.corner.w,
-                              course.corner.h, course.corner.n, static_cast<uint16_t>(course.tap_w),
-                              static_cast<uint16_t>(course.tap_h));
-            advance(course);
-          }
-        advance(place, WALK_STAGES);
-      }
+      if (!halo) // not an else of the above, where ptxas 13.0 keeps half of a copy's operands in registers
+        load_steps<WEIGHTS>(job, shared, course, bytes, warp, place);
     }
     sync_warp();
     if (lane == 0)
