@@ -34,11 +34,14 @@ class ConvDevice(Device):
         self.configs = (abi.Config * self.lib.hopper_conv_configs(None, 0))()
         self.lib.hopper_conv_configs(self.configs, len(self.configs))
 
-    def config(self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1, rows: int = 0) -> int:
+    def config(
+        self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1, rows: int = 0, behind: int = 0
+    ) -> int:
         """The index of the configuration; the first of them where `rows` are not named."""
-        wanted = (columns, turns, depth, cluster)
+        wanted = (columns, turns, depth, cluster, behind)
         keys = [
-            (one.columns, one.turns, one.depth, one.cluster) if rows in (0, one.rows) else () for one in self.configs
+            (one.columns, one.turns, one.depth, one.cluster, one.behind) if rows in (0, one.rows) else ()
+            for one in self.configs
         ]
         return keys.index(wanted)
 

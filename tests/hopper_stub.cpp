@@ -9,7 +9,7 @@ using namespace stub;
 namespace {
 
 const HopperConfig configs[] = {
-    {128, 64, 64, 4, 1, 0, 98304}, {128, 128, 64, 4, 1, 0, 131072}, {256, 96, 64, 3, 2, 1, 135168}};
+    {128, 64, 64, 4, 1, 0, 0, 98304}, {128, 128, 64, 4, 1, 0, 0, 131072}, {256, 96, 64, 3, 2, 1, 0, 135168}};
 const int config_count = sizeof configs / sizeof *configs;
 
 struct Blob {
@@ -216,6 +216,7 @@ int32_t stub_layout(int64_t *values, int32_t capacity) {
                          AT(HopperConfig, stages),
                          AT(HopperConfig, cluster),
                          AT(HopperConfig, turns),
+                         AT(HopperConfig, behind),
                          AT(HopperConfig, shared_bytes),
                          sizeof(HopperPair),
                          AT(HopperPair, x),

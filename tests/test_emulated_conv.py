@@ -52,11 +52,12 @@ GEOMETRIES = {
 # (columns, turns, depth, cluster): tiles narrower and wider than a warp stores at a time, and whole multiples.
 CUTS = ((48, 0, 64, 1), (48, 1, 64, 1), (80, 0, 32, 1), (32, 1, 32, 2), (80, 0, 64, 2), (192, 1, 64, 2))
 TWOS = tuple((96, 1, depth, cluster, 128) for depth in (64, 32) for cluster in (1, 2))  # of 128 pixels in turn
+BEHIND = ((96, 0, 64, 1, 128, 1), (96, 0, 32, 2, 128, 1), (192, 0, 64, 2, 128, 1))  # stored by warps of their own
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_every_walk_is_exact_by_every_cut(device: ConvDevice, name: str) -> None:
-    for cut in (*CUTS, *TWOS):
+    for cut in (*CUTS, *TWOS, *BEHIND):
         assert_exact(device, [GEOMETRIES[name]], device.config(*cut), torch.bfloat16)
 
 
@@ -122,6 +123,26 @@ def test_two_and_two_take_tiles_in_turn(library: ConvDevice, cut: tuple[int, ...
         assert library.reasons([conv], config) == ["a residual of tiles of 128 pixels in turn; allowed: none"]
     if blocks == 2:
         assert_no_timing_matters(library, PLAIN_GROUP, config)
+
+
+QUICK = Shape(8, 9, 9, 16, ((96, RELU),), residual_scale=0.5)  # many tiles of a product each, which wait for stores
+UNSPLIT = [*(replace(shape, splits=1) for shape in GROUP), WIDE, replace(WIDE, residual_scale=0.5), QUICK]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 200], ids="{} blocks".format)
+@pytest.mark.parametrize("cut", BEHIND, ids=str)
+def test_other_warps_store_behind_the_products(library: ConvDevice, cut: tuple[int, ...], blocks: int) -> None:
+    """Columns that are scattered, residuals that come to where results will be, tiles past the last of a cluster."""
+    config = library.config(*cut)
+    for dtype in (torch.bfloat16, torch.float16):
+        with library.memory():
+            library.configure(Mode())
+            assert_exact(library, UNSPLIT, config, dtype, blocks)
+    if blocks == 2:
+        assert_no_timing_matters(library, UNSPLIT, config)
+    with library.memory():
+        conv = case(library, replace(WIDE, splits=2), torch.bfloat16).conv
+        assert library.reasons([conv], config) == ["splits of tiles that are stored behind 2; allowed: 1 to 1"]
 
 
 @pytest.mark.parametrize("cut", [(48, 0, 64, 1), (48, 1, 64, 1), (48, 0, 64, 2), (48, 1, 64, 2)], ids=str)
@@ -208,25 +229,63 @@ TWOS_MUTANTS = {
 }
 
 
+# Of tiles that other warps store.
+BEHIND_MUTANTS = {
+    "results are stored before they are made": (r"barrier_wait\(made, parity\);", ""),
+    "results overwrite what is still stored": (r"barrier_wait\(&shared\.ready\[warpgroup\], parity\);", ""),
+    "results of one warp count for all": (r"(barrier_init\(&shared\.made\[i\]), 4\)", r"\1, 1)"),
+    "a phase is taken for the one before": (r", parity \^= 1\)", ")"),
+    "both store the first 64 rows": (r"\+ 64 \* warpgroup;", ";"),
+    "a residual of the first columns": (r"tile\.column \* N \+ part \* STAGED_COLUMNS", "part * STAGED_COLUMNS"),
+    "a residual of the first part": (r"staged \+ part \* PART", "staged"),
+    "parts lie on each other": (r"staged \+ 4 \* STAGED_BYTES, lane", "staged, lane"),
+    "all columns go where the first part's go": (r"2 \* STAGED_COLUMNS \* part", "0"),
+    "they store before the earlier grid ends": (
+        r"grid_wait\(\); // before a residual is read, and before y is written\n  for",
+        "for",
+    ),
+}
+
+
+EVERY_MUTANT = (
+    *MUTANTS,
+    *(f"in turn: {name}" for name in TWOS_MUTANTS),
+    *(f"behind: {name}" for name in BEHIND_MUTANTS),
+)
+
+
+def mutant(name: str) -> tuple[tuple[tuple[tuple[int, ...], ...], list[Shape]], str, tuple[str, str]]:
+    """(cuts and shapes that show it), the forms to compile, what to replace."""
+    form, _, what = name.rpartition(": ")
+    if form == "in turn":
+        return (TWOS[:1], PLAIN_GROUP), "-DONLY_TWOS", TWOS_MUTANTS[what]
+    if form == "behind":
+        return (BEHIND[:1], UNSPLIT), "-DONLY_BEHIND", BEHIND_MUTANTS[what]
+    return (((48, 0, 64, 1), (48, 1, 64, 1)), GROUP), "-DONLY_48", MUTANTS[what]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> Iterator[dict[str, Future[Path]]]:
     """The library with each mistake, two compiled at a time."""
-    texts = {name: (KERNELS / name).read_text() for name in ("conv.cuh", "epilogue.cuh", "halo.cuh")}
+    texts = {
+        name: (KERNELS / name).read_text()
+        for name in ("conv.cuh", "conv_ring.cuh", "behind.cuh", "epilogue.cuh", "halo.cuh")
+    }
 
     def made(name: str) -> Path:
-        change, only = (MUTANTS[name], "-DONLY_48") if name in MUTANTS else (TWOS_MUTANTS[name], "-DONLY_TWOS")
+        _, only, change = mutant(name)
         wrong = {file: re.sub(*change, text) for file, text in texts.items()}
         assert wrong != texts, "the kernel no longer says this"
         return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, wrong, only)
 
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(made, name) for name in (*MUTANTS, *TWOS_MUTANTS)}
+        yield {name: pool.submit(made, name) for name in EVERY_MUTANT}
 
 
-@pytest.mark.parametrize("name", (*MUTANTS, *TWOS_MUTANTS))
+@pytest.mark.parametrize("name", EVERY_MUTANT)
 def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
     device = ConvDevice(mutants[name].result())
-    cuts, group = (((48, 0, 64, 1), (48, 1, 64, 1)), GROUP) if name in MUTANTS else (TWOS[:1], PLAIN_GROUP)
+    (cuts, group), *_ = mutant(name)
     for mode in (Mode(), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, RANDOM, schedule=1, seed=5)):
         for cut in cuts:
             with device.memory():

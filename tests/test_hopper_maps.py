@@ -154,7 +154,7 @@ def test_every_convolution_of_the_networks(maps: ctypes.CDLL, part: int) -> None
         cut = configs[config]
         n = 1 if shape.h > 20 else 2
         iterations = shape.kh * shape.kw * -(-shape.c // cut.depth)
-        conv = described(shape, n, min(1 + index % 3, iterations))
+        conv = described(shape, n, 1 if cut.behind else min(1 + index % 3, iterations))
         x = random.integers(-3, 4, (n, shape.h, shape.w, shape.c)).astype(np.float64)
         weight = random.integers(-3, 4, (shape.oc, shape.c, shape.kh, shape.kw)).astype(np.float64)
         packed = weight.transpose(2, 3, 0, 1).reshape(-1, shape.oc, shape.c)
@@ -217,7 +217,7 @@ def test_a_group_is_covered_once(maps: ctypes.CDLL) -> None:
         text = ctypes.create_string_buffer(1000)
         group = (abi.Conv * len(convs))(*convs)
         for conv in group:
-            conv.splits = min(conv.splits, conv.kh * conv.kw * -(-conv.c // cut.depth))
+            conv.splits = 1 if cut.behind else min(conv.splits, conv.kh * conv.kw * -(-conv.c // cut.depth))
         assert maps.hopper_conv_reasons(group, len(convs), 0, config, text, 1000) == 0, text.value
         seen = [tuple(row) for row in tiles_of(maps, list(group), config, cut.cluster)[:, :6]]
         expected = []

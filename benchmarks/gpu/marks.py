@@ -26,12 +26,34 @@ MARKS = 2048
 # Products of a 1x1 with and without a residual, of few and of many channels, and of a 3x3, by every way of sharing
 # tiles. (h, c, oc, k, residual): cuts.
 SHAPES: dict[tuple[int, int, int, int, bool], tuple[str, ...]] = {
-    (17, 384, 1088, 1, True): ("64x224x64 s5 c2 in turn", "64x224x64 s5 in turn", "128x224x64 s4"),
-    (17, 1088, 320, 1, False): ("128x112x64 s6 in turn", "128x160x64 s5", "64x160x64 s7 in turn"),
-    (17, 1024, 896, 1, False): ("128x128x64 s5 in turn", "64x256x64 s5 in turn", "128x256x64 s4"),
-    (35, 256, 256, 3, False): ("128x128x64 s5 in turn", "64x256x64 s5 in turn", "128x256x64 s4"),
+    (17, 384, 1088, 1, True): (
+        "64x224x64 s5 c2 in turn",
+        "64x224x64 s5 in turn",
+        "128x224x64 s4",
+        "128x224x64 s3 behind",
+    ),
+    (17, 1088, 320, 1, False): (
+        "128x112x64 s6 in turn",
+        "128x160x64 s5",
+        "64x160x64 s7 in turn",
+        "128x160x64 s4 behind",
+    ),
+    (17, 1024, 896, 1, False): (
+        "128x128x64 s5 in turn",
+        "64x256x64 s5 in turn",
+        "128x256x64 s4",
+        "128x256x64 s3 behind",
+        "128x224x64 s3 behind",
+    ),
+    (35, 256, 256, 3, False): (
+        "128x128x64 s5 in turn",
+        "64x256x64 s5 in turn",
+        "128x256x64 s4",
+        "128x256x64 s3 behind",
+    ),
 }
-# What a thread does between a mark and the next one, by the later's kind.
+STORING = {"third": "stores first", "fourth": "stores second"}  # where tiles are stored behind: for whom
+# What a thread does between a mark and the next one, by the later's kind. Who stores waits for results at its "turn".
 LOADING = {READY: "sets up", END: "loads"}
 MULTIPLYING = {TURN: "waits for its turn", ISSUED: "issues products", SUMS: "waits for sums", STORED: "stores"}
 
@@ -48,7 +70,7 @@ def mark_rows(library: Library, batch: int, dtype: str) -> Iterator[list[dict[st
             except (RuntimeError, ValueError) as problem:
                 rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             else:
-                rows += [{**about, "status": "ok", **row} for row in summaries(found)]
+                rows += [{**about, "status": "ok", **row} for row in summaries(found, "behind" in name)]
             yield rows
 
 
@@ -81,7 +103,7 @@ def taken(library: Library, to: np.ndarray[Any, Any] | None) -> None:
         raise RuntimeError("the marks cannot be read")
 
 
-def summaries(found: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+def summaries(found: np.ndarray[Any, Any], behind: bool = False) -> Iterator[dict[str, Any]]:
     """Of each thread that left marks, its tiles, and the median cycles of each part of one, the first tile left out."""
     for who, marks in zip(THREADS, found.tolist(), strict=True):
         parts: dict[str, list[int]] = {}
@@ -100,7 +122,7 @@ def summaries(found: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
             before = cycles
         if tiles >= 0:
             medians = {name: statistics.median(values) for name, values in parts.items()}
-            yield {"thread": who, "tiles": tiles + 1, "cycles": medians}
+            yield {"thread": STORING.get(who, who) if behind else who, "tiles": tiles + 1, "cycles": medians}
 
 
 def library_of(file: Path) -> Library:

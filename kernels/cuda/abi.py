@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
-ABI = 5
+ABI = 6
 GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
 NEEDS = 16  # earlier jobs that one of a walk waits for
@@ -37,7 +37,7 @@ class Conv(ctypes.Structure):
 
 class Config(ctypes.Structure):
     _fields_ = tuple(
-        (name, c_int32) for name in ("rows", "columns", "depth", "stages", "cluster", "turns", "shared_bytes")
+        (name, c_int32) for name in ("rows", "columns", "depth", "stages", "cluster", "turns", "behind", "shared_bytes")
     )
 
 

@@ -23,7 +23,7 @@ extern "C" {
 
 #pragma GCC visibility push(default) // the library hides everything else
 
-#define HOPPER_ABI 5
+#define HOPPER_ABI 6
 #define HOPPER_GROUP 8   // convolutions of one launch
 #define HOPPER_OUTPUTS 8 // destinations of one convolution
 
@@ -66,6 +66,7 @@ typedef struct {
   int32_t turns;   // 0: two warpgroups halve a tile; 1: they take tiles in turn, one multiplies while the other stores,
                    // and where a tile has 128 pixels two and two do; 2, 3, 4: so many share a run of pixels of the
                    // padded map, whose rows stay for all taps (halo)
+  int32_t behind;  // 1: results, and a residual, lie in shared memory, stored while the next tile multiplies
   int32_t shared_bytes;
 } HopperConfig;
 

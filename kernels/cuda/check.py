@@ -6,6 +6,7 @@ reason. A small walk as well: where that is wrong, plans have none, and steps ar
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,7 @@ from ..spec import ConvSpec, PairSpec, PoolSpec
 from . import convolve, loader, pair, walk
 from .convolve import Cut, Problem, Target
 from .driver import HOPPER
-from .loader import Library
+from .loader import Config, Library
 
 # Two images of 9x9, so that tiles meet every border and the next image; sums below 256 are exact in both formats.
 SPEC = ConvSpec(2, 9, 9, 64, 96, 1, 3, padding=(0, 0, 1, 1), relu=False, dtype="bfloat16")
@@ -75,24 +76,39 @@ def _found(device: torch.device) -> str:
 
 
 def wrong(kernels: Library, device: torch.device, spec: ConvSpec = SPEC) -> str:
-    """Which configurations give another result than the exact one, in words; empty when none does."""
+    """Which configurations give another result than the exact one, in words; empty when none does. All of them in
+    bfloat16, and one of each form in float16, whose kernels are compiled from the same source.
+    """
+    able = convolve.able(kernels, spec)
+    forms = {config.form: config for config in able}
+    bad = _wrong_convs(kernels, device, spec, able)
+    other = replace(spec, dtype="float16")
+    bad += [f"{name} in float16" for name in _wrong_convs(kernels, device, other, list(forms.values()))]
+    bad += _wrong_pairs(kernels, device)
+    return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def _wrong_convs(kernels: Library, device: torch.device, spec: ConvSpec, configs: Sequence[Config]) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).float()
     weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
     shift = torch.randint(-3, 4, (spec.oc,), generator=generator).float()
     padding = (spec.padding[0], spec.padding[2])
     wanted = F.conv2d(x.double(), weight.double(), shift.double(), spec.stride, padding)
-    dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16
+    dtype = getattr(torch, spec.dtype)
     there = x.to(device, dtype).permute(0, 2, 3, 1).contiguous()
     packed = convolve.pack(weight, None, shift, dtype, device)
     bad = []
-    for config in convolve.able(kernels, spec):
+    for config in configs:
         for splits in convolve.splits_of(spec, config, 1)[:2]:
             y = _run(kernels, spec, there, packed, Cut(config, splits))
             if not torch.equal(y.permute(0, 3, 1, 2).double().cpu(), wanted):
                 bad.append(f"{config.name} in {splits}" if splits > 1 else config.name)
-    bad += _wrong_pairs(kernels, device)
-    return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
+        if config.behind:  # whose residual comes another way
+            y = _run(kernels, spec, there, packed, Cut(config), residual=True)
+            if not torch.equal(y.permute(0, 3, 1, 2).double().cpu(), wanted + 1):
+                bad.append(f"{config.name} with a residual")
+    return bad
 
 
 def _wrong_pairs(kernels: Library, device: torch.device) -> list[str]:
@@ -116,9 +132,13 @@ def _wrong_pairs(kernels: Library, device: torch.device) -> list[str]:
     return bad
 
 
-def _run(kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, cut: Cut) -> Tensor:
+def _run(
+    kernels: Library, spec: ConvSpec, x: Tensor, packed: convolve.Packed, cut: Cut, residual: bool = False
+) -> Tensor:
+    """The result; a residual is ones."""
     y = torch.full((spec.n, spec.oh, spec.ow, spec.oc), float("nan"), dtype=x.dtype, device=x.device)
-    problem = Problem(spec, dense(x), packed, (Target(dense(y), spec.relu),))
+    old = dense(torch.ones_like(y)) if residual else None
+    problem = Problem(replace(spec, residual=residual), dense(x), packed, (Target(dense(y), spec.relu),), old)
     launch = convolve.group("check", kernels, [problem], cut)
     launch.run()
     if x.is_cuda:

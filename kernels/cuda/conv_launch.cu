@@ -17,14 +17,15 @@ constexpr uint32_t MAGIC = 0x68636f6e; // what a blob begins with
 using ConvBlob = Blob<Group>;
 
 template <class T> const void *tile_kernel(const HopperConfig &config) {
-  const int way = way_of(config.rows, config.turns);
-  const int *columns = way == TWOS ? TWOS_COLUMNS : TILE_COLUMNS;
+  const int way = way_of(config);
+  const int *columns = way == TWOS ? TWOS_COLUMNS : way == BEHIND ? BEHIND_COLUMNS : TILE_COLUMNS;
   int index = 0;
   while (columns[index] != config.columns)
     ++index;
   return way == HALVES  ? conv_kernel<T, HALVES>(index)
          : way == TURNS ? conv_kernel<T, TURNS>(index)
-                        : conv_kernel<T, TWOS>(index);
+         : way == TWOS  ? conv_kernel<T, TWOS>(index)
+                        : conv_kernel<T, BEHIND>(index);
 }
 
 const void *kernel_of(const HopperConfig &config, int type) {
@@ -45,6 +46,8 @@ ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfi
   for (int i = 0; i < count; ++i) {
     blob.group.x[i] = encode(x_map(convs[i], element_named(type), config));
     blob.group.weights[i] = encode(weight_map(convs[i], element_named(type), config));
+    if (config.behind && convs[i].residual)
+      blob.group.residual[i] = encode(residual_map(convs[i], element_named(type)));
   }
   const int64_t units = fill_problems(convs, count, config, workspace, blob.group.problem);
   fill_group(blob.group, count, units, config);

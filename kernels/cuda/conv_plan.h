@@ -23,7 +23,7 @@ inline std::vector<HopperConfig> conv_configs() {
     for (int depth : {64, 32})
       for (int cluster : {1, 2}) {
         const int stages = ring_stages(way, columns, depth);
-        configs.push_back({tile_rows(way), columns, depth, stages, cluster, way != HALVES,
+        configs.push_back({tile_rows(way), columns, depth, stages, cluster, way == TURNS || way == TWOS, way == BEHIND,
                            ALIGNMENT + shared_bytes(way, columns, depth, stages)});
       }
   };
@@ -32,9 +32,11 @@ inline std::vector<HopperConfig> conv_configs() {
       add(columns, way);
   for (int columns : TWOS_COLUMNS)
     add(columns, TWOS);
+  for (int columns : BEHIND_COLUMNS)
+    add(columns, BEHIND);
   for (const HaloTile &tile : HALO_TILES)
     for (int depth : {64, 32})
-      configs.push_back({halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, SHARED_LIMIT});
+      configs.push_back({halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, 0, SHARED_LIMIT});
   return configs;
 }
 
@@ -54,9 +56,12 @@ inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) 
   return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES))};
 }
 
+// How the warpgroups of tiles that are no halo tiles share them.
+inline int way_of(const HopperConfig &config) { return way_of(config.rows, config.turns, config.behind); }
+
 // Of a block: one warpgroup fills the ring, the others multiply.
 inline int threads_of(const HopperConfig &config) {
-  return WARPGROUP * (1 + (is_halo(config.turns) ? config.turns : consumers(way_of(config.rows, config.turns))));
+  return WARPGROUP * (1 + (is_halo(config.turns) ? config.turns : consumers(way_of(config))));
 }
 
 inline int64_t iterations_of(const HopperConv &conv, const HopperConfig &config) {
@@ -157,6 +162,22 @@ inline HaloSizes halo_sizes(const Problem *problems, int count, const HopperConf
 inline MapSpec weight_map(const HopperConv &conv, Element element, const HopperConfig &config) {
   return weights_map(conv.weights, static_cast<int64_t>(conv.kh) * conv.kw, conv.oc, conv.c, element, config.depth,
                      config.columns / config.cluster);
+}
+
+// The residual, of which a warpgroup's part of a tile takes boxes of 64 pixels by 64 columns, swizzled as its results
+// are.
+inline MapSpec residual_map(const HopperConv &conv, Element element) {
+  MapSpec map;
+  map.base = conv.residual;
+  map.rank = 2;
+  map.element = element;
+  map.swizzle = Swizzle::bytes128;
+  map.size[0] = conv.oc;
+  map.size[1] = static_cast<uint64_t>(conv.n) * conv.oh * conv.ow;
+  map.stride[0] = 2 * static_cast<uint64_t>(conv.residual_pitch);
+  map.box[0] = STAGED_COLUMNS;
+  map.box[1] = 64;
+  return map;
 }
 
 // What the group needs beside its tensors, and where in it each problem's share begins.

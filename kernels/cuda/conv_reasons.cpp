@@ -52,8 +52,13 @@ void check_map(Reasons &reasons, const HopperConv &conv, const HopperConfig &con
 }
 
 void check_twos(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
-  if (!is_halo(config.turns) && way_of(config.rows, config.turns) == TWOS)
+  if (!is_halo(config.turns) && way_of(config) == TWOS)
     reasons.require(conv.residual == 0, "a residual of tiles of 128 pixels in turn", "none");
+}
+
+void check_behind(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
+  if (config.behind)
+    reasons.between("splits of tiles that are stored behind", conv.splits, 1, 1);
 }
 
 void check_halo(Reasons &reasons, const HopperConv &conv) {
@@ -119,6 +124,7 @@ std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int ty
       continue; // what follows computes with these
     check_map(reasons, convs[i], configs[config]);
     check_twos(reasons, convs[i], configs[config]);
+    check_behind(reasons, convs[i], configs[config]);
     if (is_halo(configs[config].turns)) {
       check_halo(reasons, convs[i]);
       if (reasons.list.size() == before)

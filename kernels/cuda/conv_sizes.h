@@ -13,13 +13,18 @@ constexpr int WARPGROUP = 128; // threads
 
 // Ways in which a block's warpgroups share tiles: two halve one of 128 rows; two take tiles of 64 rows in turn, so that
 // one multiplies while the other stores; two and two take tiles of 128 rows in turn, which ask for fewer operands a
-// product: 112 registers each leave room for so many columns, and none for a residual.
-constexpr int HALVES = 0, TURNS = 1, TWOS = 2;
+// product: 112 registers each leave room for so many columns, and none for a residual. BEHIND is HALVES whose results
+// wait in shared memory, from where two more warps store them while the next tile multiplies; a residual comes there
+// ahead of them.
+constexpr int HALVES = 0, TURNS = 1, TWOS = 2, BEHIND = 3;
 constexpr int TWOS_COLUMNS[] = {96, 112, 128};
+constexpr int BEHIND_COLUMNS[] = {96, 128, 160, 192, 224, 256};
 
 HOST_DEVICE constexpr int tile_rows(int way) { return way == TURNS ? 64 : 128; }
 HOST_DEVICE constexpr int consumers(int way) { return way == TWOS ? 4 : 2; } // warpgroups that multiply
-HOST_DEVICE constexpr int way_of(int rows, int turns) { return turns == 0 ? HALVES : rows == 64 ? TURNS : TWOS; }
+HOST_DEVICE constexpr int way_of(int rows, int turns, int behind) {
+  return behind ? BEHIND : turns == 0 ? HALVES : rows == 64 ? TURNS : TWOS;
+}
 
 // Halo tiles: columns, and 64 positions this many times of each of so many warpgroups. The more there are, the fewer
 // registers each has, and the more of them multiply while one stores.
@@ -43,10 +48,16 @@ HOST_DEVICE constexpr int stage_bytes(int rows, int columns, int depth) { return
 // What a warpgroup keeps of the columns of its tile: scale and shift, and 16 bytes about each 8 of them.
 HOST_DEVICE constexpr int columns_bytes(int columns) { return 8 * columns + 2 * columns; }
 
-// The ring, the warpgroups' staging memory and columns, two barriers a stage, a flag each.
+// Staging memory of a warpgroup: four warps' of one part of 64 columns, or of all parts of its tile.
+HOST_DEVICE constexpr int staged_parts(int way, int columns) {
+  return way == BEHIND ? (columns + STAGED_COLUMNS - 1) / STAGED_COLUMNS : 1;
+}
+HOST_DEVICE constexpr int staged_bytes(int way, int columns) { return staged_parts(way, columns) * 4 * STAGED_BYTES; }
+
+// The ring, the warpgroups' staging memory and columns, two barriers a stage and a warpgroup, a flag each.
 HOST_DEVICE constexpr int shared_bytes(int way, int columns, int depth, int stages) {
   return stages * stage_bytes(tile_rows(way), columns, depth) +
-         consumers(way) * (4 * STAGED_BYTES + columns_bytes(columns) + 4) + 2 * MAX_STAGES * 8;
+         consumers(way) * (staged_bytes(way, columns) + columns_bytes(columns) + 2 * 8 + 4) + 2 * MAX_STAGES * 8;
 }
 
 HOST_DEVICE constexpr int ring_stages(int way, int columns, int depth) {

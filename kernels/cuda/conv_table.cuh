@@ -11,10 +11,14 @@ namespace inception_fast::hopper {
 
 constexpr int TILE_WIDTHS = sizeof(TILE_COLUMNS) / sizeof(TILE_COLUMNS[0]);
 constexpr int TWOS_WIDTHS = sizeof(TWOS_COLUMNS) / sizeof(TWOS_COLUMNS[0]);
+constexpr int BEHIND_WIDTHS = sizeof(BEHIND_COLUMNS) / sizeof(BEHIND_COLUMNS[0]);
+
+template <int WAY> constexpr int columns_at(int index) {
+  return WAY == TWOS ? TWOS_COLUMNS[index] : WAY == BEHIND ? BEHIND_COLUMNS[index] : TILE_COLUMNS[index];
+}
 
 template <class T, int WAY, size_t... I> const void *conv_kernel_at(int index, std::index_sequence<I...>) {
-  static const void *const kernels[] = {reinterpret_cast<const void *>(
-      &conv<(WAY == TWOS ? TWOS_COLUMNS[I % TWOS_WIDTHS] : TILE_COLUMNS[I]), WAY, T>)...};
+  static const void *const kernels[] = {reinterpret_cast<const void *>(&conv<columns_at<WAY>(I), WAY, T>)...};
   return kernels[index];
 }
 
@@ -32,14 +36,16 @@ template <class T> const void *halo_kernel(int index);
 template <> const void *halo_kernel<__nv_bfloat16>(int index);
 template <> const void *halo_kernel<__half>(int index);
 
-// The kernel for tiles of TILE_COLUMNS[index] columns, or TWOS_COLUMNS[index].
+// The kernel for tiles of columns_at<WAY>(index) columns.
 template <class T, int WAY> const void *conv_kernel(int index);
 
 template <> const void *conv_kernel<__nv_bfloat16, HALVES>(int index);
 template <> const void *conv_kernel<__nv_bfloat16, TURNS>(int index);
 template <> const void *conv_kernel<__nv_bfloat16, TWOS>(int index);
+template <> const void *conv_kernel<__nv_bfloat16, BEHIND>(int index);
 template <> const void *conv_kernel<__half, HALVES>(int index);
 template <> const void *conv_kernel<__half, TURNS>(int index);
 template <> const void *conv_kernel<__half, TWOS>(int index);
+template <> const void *conv_kernel<__half, BEHIND>(int index);
 
 } // namespace inception_fast::hopper

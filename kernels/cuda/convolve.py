@@ -137,8 +137,10 @@ def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -
 
 
 def splits_of(spec: ConvSpec, config: Config, least: int) -> list[int]:
-    """Into how many parts a configuration may cut K so that each has `least` steps; halo tiles do not cut it."""
-    if config.halo:
+    """Into how many parts a configuration may cut K so that each has `least` steps; halo tiles, and those that are
+    stored behind, do not cut it.
+    """
+    if config.halo or config.behind:
         return [1]
     return [splits for splits in SPLITS if splits == 1 or _steps(spec, config) >= least * splits]
 
@@ -178,11 +180,14 @@ def _step_seconds(spec: ConvSpec, config: Config) -> float:
 
 
 def _tile_seconds(config: Config) -> float:
-    """What a tile takes beside its steps: to change turns, or to store while nothing multiplies."""
+    """What a tile takes beside its steps: to change turns, or to finish sums while nothing multiplies. That of tiles
+    which are stored behind is expected, not measured: a third of what those take that store.
+    """
     if config.turns == 1:
         return 1.2e-6
     warpgroups = config.turns if config.halo else 2
-    return 0.3e-6 + 0.9e-6 * config.columns * config.rows / (64 * 64 * warpgroups)
+    each = 0.3e-6 if config.behind else 0.9e-6
+    return 0.3e-6 + each * config.columns * config.rows / (64 * 64 * warpgroups)
 
 
 def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1) -> abi.Conv:

@@ -10,7 +10,8 @@
 // keep_columns and the next store_tile.
 //
 // Sums are scaled, added to and rounded once, 64 columns at a time, go through the warp's 2 KiB of staging memory and
-// leave it 16 bytes a lane, a row of 128 bytes by eight lanes.
+// leave it 16 bytes a lane, a row of 128 bytes by eight lanes. Or they stay there, in memory for all columns of a tile,
+// where `stage_tile` puts them and another warp finds them (`store_staged`); there the residual lies in their place.
 #pragma once
 
 #include "conv_sizes.h"
@@ -131,6 +132,28 @@ __device__ __forceinline__ void store_rows(uint32_t staged, uint4 target, const 
   }
 }
 
+// Scales, adds and rounds the warp's sums of a part, GROUPS times 8 columns from the tile's FIRST on, into its staging
+// memory, AT_ONCE at a time, as many as registers allow.
+template <int N, int FIRST, int GROUPS, class T, bool RESIDUAL, int AT_ONCE>
+__device__ __forceinline__ void stage_part(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
+                                           uint32_t staged, int lane) {
+#pragma unroll
+  for (int at = 0; at < GROUPS; at += AT_ONCE) {
+    uint32_t low[AT_ONCE], high[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i)
+      if (at + i < GROUPS)
+        finish<T, RESIDUAL>(&d[(FIRST / 8 + at + i) * 4], columns + 8 * FIRST + 64 * (at + i) + 16 * (lane % 4),
+                            problem.residual_scale, staged, at + i, lane, low[i], high[i]);
+    if constexpr (RESIDUAL)
+      sync_warp(); // every lane has read its residual
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i += 2)
+      if (at + i < GROUPS)
+        store_matrices(staged_address(staged, lane % 16, at + i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
+  }
+}
+
 // The warp's sums of the columns from the tile's FIRST on. `residual` holds that of the first 64 of them.
 template <int N, int FIRST, class T, bool RESIDUAL, bool LEAN>
 __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
@@ -149,22 +172,7 @@ __device__ __forceinline__ void store_parts(const float (&d)[N / 2], const Probl
   uint4 target = make_uint4(0, 0, 0, 0);
   if (group < GROUPS)
     target = load_shared_16(columns + 8 * N + 2 * FIRST + 16 * group);
-  constexpr int AT_ONCE = RESIDUAL || LEAN ? 4 : GROUPS; // as many as registers allow
-#pragma unroll
-  for (int at = 0; at < GROUPS; at += AT_ONCE) {
-    uint32_t low[AT_ONCE], high[AT_ONCE];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i)
-      if (at + i < GROUPS)
-        finish<T, RESIDUAL>(&d[(FIRST / 8 + at + i) * 4], columns + 8 * FIRST + 64 * (at + i) + 16 * (lane % 4),
-                            problem.residual_scale, staged, at + i, lane, low[i], high[i]);
-    if constexpr (RESIDUAL)
-      sync_warp(); // every lane has read its residual
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i += 2)
-      if (at + i < GROUPS)
-        store_matrices(staged_address(staged, lane % 16, at + i + lane / 16), low[i], high[i], low[i + 1], high[i + 1]);
-  }
+  stage_part<N, FIRST, GROUPS, T, RESIDUAL, (RESIDUAL || LEAN ? 4 : GROUPS)>(d, problem, columns, staged, lane);
   sync_warp();
   store_rows(staged, target, pixel, lane);
   sync_warp(); // the next columns, or the next tile's, may overwrite these
@@ -189,6 +197,52 @@ __device__ __forceinline__ void store_tile(const float (&d)[N / 2], const Proble
     store_parts<N, 0, T, true, LEAN>(d, problem, columns, staged, pixel, column, lane, residual);
   } else {
     store_parts<N, 0, T, false, LEAN>(d, problem, columns, staged, pixel, column, lane, residual);
+  }
+}
+
+// The warp's results of the columns from the tile's FIRST on, each part of 64 in its own staging memory, 4 *
+// STAGED_BYTES behind the part before.
+template <int N, int FIRST, class T, bool RESIDUAL>
+__device__ __forceinline__ void stage_parts(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
+                                            uint32_t staged, int lane) {
+  constexpr int NEXT = FIRST + STAGED_COLUMNS, GROUPS = (NEXT < N ? STAGED_COLUMNS : N - FIRST) / 8;
+  stage_part<N, FIRST, GROUPS, T, RESIDUAL, (RESIDUAL ? 4 : GROUPS)>(d, problem, columns, staged, lane);
+  if constexpr (NEXT < N)
+    stage_parts<N, NEXT, T, RESIDUAL>(d, problem, columns, staged + 4 * STAGED_BYTES, lane);
+}
+
+// The sums of the calling warp's 16 rows, N columns, into staging memory, where a residual lies already. Whoever stores
+// them reads them behind a barrier.
+template <int N, class T>
+__device__ __forceinline__ void stage_tile(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
+                                           uint32_t staged, int lane) {
+  lane = renewed(lane);
+  if (problem.residual)
+    stage_parts<N, 0, T, true>(d, problem, columns, staged, lane);
+  else
+    stage_parts<N, 0, T, false>(d, problem, columns, staged, lane);
+}
+
+// What `stage_tile` of a warpgroup's four warps left, to memory, by one warp: `first` is the pixel of the first of 64
+// rows, each the pixel behind the one before, and those past the last are not stored.
+template <int N>
+__device__ __forceinline__ void store_staged(const Problem &problem, uint32_t columns, uint32_t staged, int first,
+                                             int lane) {
+#pragma unroll 1
+  for (int part = 0; part * STAGED_COLUMNS < N; ++part, staged += 4 * STAGED_BYTES) {
+    uint4 target = make_uint4(0, 0, 0, 0);
+    if (part * STAGED_COLUMNS + 8 * (lane % 8) < N)
+      target = load_shared_16(columns + 8 * N + 2 * STAGED_COLUMNS * part + 16 * (lane % 8));
+#pragma unroll 2
+    for (int warp = 0; warp < 4; ++warp) {
+      int pixel[4];
+#pragma unroll
+      for (int pass = 0; pass < 4; ++pass) {
+        const int at = first + warp * WARP_ROWS + pass * 4 + lane / 8;
+        pixel[pass] = at < problem.pixels ? at : -1;
+      }
+      store_rows(staged + warp * STAGED_BYTES, target, pixel, lane);
+    }
   }
 }
 

@@ -25,6 +25,7 @@ class Config(NamedTuple):
     stages: int
     cluster: int
     turns: int
+    behind: int
     shared_bytes: int
 
     @property
@@ -32,16 +33,19 @@ class Config(NamedTuple):
         if self.halo:
             shared = f" by {self.turns}" if self.turns > HALO else ""
             return f"{self.rows}x{self.columns}x{self.depth} halo{shared}"
-        alternate = " in turn" if self.turns else ""
+        how = " in turn" if self.turns else " behind" if self.behind else ""
         cluster = f" c{self.cluster}" if self.cluster > 1 else ""
-        return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{alternate}"
+        return f"{self.rows}x{self.columns}x{self.depth} s{self.stages}{cluster}{how}"
 
     @property
     def form(self) -> str:
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
         if self.halo:
             return f"halo{f'{self.turns}x' if self.turns > HALO else ''}{self.depth}"
-        kind = "halves" if not self.turns else "turns" if self.rows == 64 else "twos"
+        if self.turns:
+            kind = "turns" if self.rows == 64 else "twos"
+        else:
+            kind = "behind" if self.behind else "halves"
         return f"{kind}{self.depth}c{self.cluster}"
 
     @property

@@ -20,49 +20,81 @@ template <int N, int PARTS, int WARPGROUPS, class T> int run_halo(const Group &g
 
 using Run = int (*)(const Group &, int, int);
 
-// The widths that the tests use: one and several parts of 64 columns, whole and not.
-template <class T> Run run_of(const HopperConfig &config) {
-  if (is_halo(config.turns))
-    switch (config.turns * 1000000 + config.rows * 1000 + config.columns) {
-    case 2512048:
-      return run_halo<48, 4, 2, T>;
-    case 4512048:
-      return run_halo<48, 2, 4, T>;
-#ifndef ONLY_48
-    case 2512032:
-      return run_halo<32, 4, 2, T>;
-    case 2128192:
-      return run_halo<192, 1, 2, T>;
-    case 4512032:
-      return run_halo<32, 2, 4, T>;
-    case 3192128:
-      return run_halo<128, 1, 3, T>;
-#endif
-    default:
-      return nullptr;
-    }
-#ifndef ONLY_48
-  if (way_of(config.rows, config.turns) == TWOS)
-    return config.columns == 96 ? run<96, TWOS, T> : nullptr;
-#endif
-#ifdef ONLY_TWOS
-  return nullptr;
+// The widths that the tests use: one and several parts of 64 columns, whole and not. A kernel with a mistake is
+// compiled in few forms, by one type.
+#if defined(ONLY_48) || defined(ONLY_TWOS) || defined(ONLY_BEHIND)
+constexpr int ONLY_TYPE = HOPPER_BFLOAT16;
 #else
-  switch (config.columns) {
-  case 48:
-    return config.turns ? run<48, TURNS, T> : run<48, HALVES, T>;
+constexpr int ONLY_TYPE = -1;
+#endif
+
+template <class T> Run run_of_halo(const HopperConfig &config) {
+  switch (config.turns * 1000000 + config.rows * 1000 + config.columns) {
+#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND)
+  case 2512048:
+    return run_halo<48, 4, 2, T>;
+  case 4512048:
+    return run_halo<48, 2, 4, T>;
 #ifndef ONLY_48
-  case 32:
-    return config.turns ? run<32, TURNS, T> : run<32, HALVES, T>;
-  case 80:
-    return config.turns ? run<80, TURNS, T> : run<80, HALVES, T>;
-  case 192:
-    return config.turns ? run<192, TURNS, T> : run<192, HALVES, T>;
+  case 2512032:
+    return run_halo<32, 4, 2, T>;
+  case 2128192:
+    return run_halo<192, 1, 2, T>;
+  case 4512032:
+    return run_halo<32, 2, 4, T>;
+  case 3192128:
+    return run_halo<128, 1, 3, T>;
+#endif
 #endif
   default:
     return nullptr;
   }
+}
+
+template <class T> Run run_of(const HopperConfig &config) {
+  if (is_halo(config.turns))
+    return run_of_halo<T>(config);
+  switch (way_of(config) * 1000 + config.columns) {
+#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND)
+  case HALVES * 1000 + 48:
+    return run<48, HALVES, T>;
+  case TURNS * 1000 + 48:
+    return run<48, TURNS, T>;
+#ifndef ONLY_48
+  case HALVES * 1000 + 32:
+    return run<32, HALVES, T>;
+  case TURNS * 1000 + 32:
+    return run<32, TURNS, T>;
+  case HALVES * 1000 + 80:
+    return run<80, HALVES, T>;
+  case TURNS * 1000 + 80:
+    return run<80, TURNS, T>;
+  case HALVES * 1000 + 192:
+    return run<192, HALVES, T>;
+  case TURNS * 1000 + 192:
+    return run<192, TURNS, T>;
+  case BEHIND * 1000 + 192:
+    return run<192, BEHIND, T>;
 #endif
+#endif
+#if !defined(ONLY_48) && !defined(ONLY_BEHIND)
+  case TWOS * 1000 + 96:
+    return run<96, TWOS, T>;
+#endif
+#if !defined(ONLY_48) && !defined(ONLY_TWOS)
+  case BEHIND * 1000 + 96:
+    return run<96, BEHIND, T>;
+#endif
+  default:
+    return nullptr;
+  }
+}
+
+Run run_of(const HopperConfig &config, int type) {
+  if constexpr (ONLY_TYPE == HOPPER_BFLOAT16)
+    return type == ONLY_TYPE ? run_of<__nv_bfloat16>(config) : nullptr;
+  else
+    return type == HOPPER_BFLOAT16 ? run_of<__nv_bfloat16>(config) : run_of<__half>(config);
 }
 
 int complain(const std::string &text) {
@@ -83,7 +115,12 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
   for (int i = 0; i < count; ++i) {
     group.x[i] = x_map(convs[i], element, chosen);
     group.weights[i] = weight_map(convs[i], element, chosen);
-    for (const MapSpec *map : {&group.x[i], &group.weights[i]})
+    std::vector<const MapSpec *> maps{&group.x[i], &group.weights[i]};
+    if (chosen.behind && convs[i].residual) {
+      group.residual[i] = residual_map(convs[i], element);
+      maps.push_back(&group.residual[i]);
+    }
+    for (const MapSpec *map : maps)
       if (const char *why = emulated::check_map(*map))
         return complain(why);
   }
@@ -95,7 +132,7 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
       emulated::earlier_grid_uses(reinterpret_cast<const void *>(convs[i].output[j].y));
   }
   fill_group(group, count, units, chosen);
-  const Run run = type == HOPPER_BFLOAT16 ? run_of<__nv_bfloat16>(chosen) : run_of<__half>(chosen);
+  const Run run = run_of(chosen, type);
   if (!run)
     return complain("tiles of " + std::to_string(chosen.columns) + " columns are not compiled for the emulator");
   return run(group, grid_blocks(units, chosen.cluster, blocks), chosen.shared_bytes);

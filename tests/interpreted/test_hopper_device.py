@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "runs here")
 
 # Tests of one form name it first: a process that a form ends is begun anew without that form's other tests.
 HALO_FORMS = [f"{kind}{depth}" for kind in ("halo", "halo3x", "halo4x") for depth in (64, 32)]
-WAYS = ("halves", "turns", "twos")
+WAYS = ("halves", "turns", "twos", "behind")
 FORMS = [f"{kind}{depth}c{cluster}" for kind in WAYS for cluster in (1, 2) for depth in (64, 32)]
 FORMS += HALO_FORMS
 PAIR_FORMS = ("pair3c1", "pair4c1", "pair3c2", "pair4c2")
@@ -153,17 +153,19 @@ def test_a_group_with_two_destinations_and_a_residual(form: str) -> None:
     x, weight, shift = integers(spec)
     expected = wanted(replace(spec, relu=False), x, weight, torch.ones(spec.oc), shift)
     packed = convolve.pack(weight, None, shift, torch.bfloat16, DEVICE)
-    source, old = put(x.bfloat16()), torch.ones(spec.n, spec.oc, spec.oh, spec.ow)
+    source, old = put(x.bfloat16()), torch.randint(-3, 4, expected.shape).float()
     wrong: dict[str, str] = {}
     for cut in cuts(spec, form):
         left, right = (empty(spec.n, 96, 17, 17, torch.bfloat16, 32, 0) for _ in range(2))
         whole = empty(spec.n, 192, 17, 17, torch.bfloat16)
         problems = [
             Problem(spec, source, packed, (Target(left, True), Target(right, False))),
-            Problem(replace(spec, residual=True), source, packed, (Target(whole, True),), put(old.bfloat16()), 2.0),
+            Problem(
+                replace(spec, residual=True), source, packed, (Target(whole, True),), put(old.bfloat16(), 8, 16), 2.0
+            ),
         ][: 1 if form.startswith("twos") else 2]  # these take no residual
         convolve.group("test", cuda.library(), problems, cut).run()
-        sums = (1 + 2 * expected).relu().bfloat16()
+        sums = (old + 2 * expected).relu().bfloat16()
         results = (("left", left, expected[:, :96].relu()), ("right", right, expected[:, 96:]), ("whole", whole, sums))
         for place, y, what in results[: 1 + len(problems)]:
             wrong[f"{named(cut)}, {place}"] = numerics.differences(take(y), what)

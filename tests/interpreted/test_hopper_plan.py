@@ -103,7 +103,12 @@ def test_a_plan_runs_on_the_kernels_own_source() -> None:
 
 def test_the_check_before_the_first_use_asks_no_form_for_what_it_refuses() -> None:
     """On the kernels' own source, every form of them: a GPU runs it before it is given any network."""
-    assert {config.form for config in convolve.able(emulated(), check.SPEC)} >= {"halo64", "halo4x32", "turns64c2"}
+    assert {config.form for config in convolve.able(emulated(), check.SPEC)} >= {
+        "halo64",
+        "halo4x32",
+        "turns64c2",
+        "behind32c2",
+    }
     assert check.wrong(emulated(), DEVICE) == ""
     assert check.wrong_walks(emulated(), DEVICE) == ""
 
