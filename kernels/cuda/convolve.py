@@ -124,16 +124,18 @@ def _able(library: Library, spec: ConvSpec, columns: tuple[int, ...]) -> tuple[C
 
 def predicted(library: Library, spec: ConvSpec, columns: tuple[int, ...] = ()) -> Cut:
     """The cut that a model of tile and wave quantisation prefers; for those who named these kernels before a
-    measurement did. Raises ValueError where no configuration runs the spec.
+    measurement did. Tiles that are stored behind are none of these: the model has only what is expected of them.
+    Raises ValueError where no configuration runs the spec.
     """
+    configs = [config for config in able(library, spec, columns) if not config.behind]
     best = min(
-        ((modelled(spec, Cut(config, splits)), i, splits) for i, config in enumerate(able(library, spec, columns))
+        ((modelled(spec, Cut(config, splits)), i, splits) for i, config in enumerate(configs)
          for splits in splits_of(spec, config, 4)),
         default=None,
     )  # fmt: skip
     if best is None:
         raise ValueError(f"{spec}: {'; '.join(spec_reasons(library, spec, columns))}")
-    return Cut(able(library, spec, columns)[best[1]], best[2])
+    return Cut(configs[best[1]], best[2])
 
 
 def splits_of(spec: ConvSpec, config: Config, least: int) -> list[int]:
