@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 COLOURS = ("#1b6ca8", "#d9772b", "#3b8f4e", "#7d5ba6", "#b83a4b", "#6b6b6b", "#c2a11f", "#2a9d9d")
 WIDTH, HEIGHT = 460, 300
@@ -86,7 +86,7 @@ def _drawn(line: Line, place) -> list[str]:  # type: ignore[no-untyped-def]
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers, at most about `most`, the first at or below `low` and the last at or above `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # alike but for rounding: nothing to tell between them
         high = low + (abs(low) or 1.0)
     raw = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(raw))
@@ -104,11 +104,17 @@ def number(value: float) -> str:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window` - 1 before it."""
-    result, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        result.append(total / min(i + 1, window))
+    """The mean of each value and up to `window` - 1 before it.
+
+    Sums of what ends one block and begins the next: nothing is subtracted, so that a spike leaves no rounding behind.
+    """
+    result: list[float] = []
+    tails = [0.0] * window  # [n]: the sum of the last n values of the block before
+    for first in range(0, len(values), window):
+        block = values[first : first + window]
+        for n, head in enumerate(accumulate(block), 1):
+            result.append((head + tails[window - n]) / min(first + n, window))
+        tails = list(accumulate(reversed(block), initial=0.0))
     return result
 
 
