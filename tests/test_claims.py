@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from inception_fast.claims.context import Context
 from inception_fast.claims.factorising import macs, raced
 from inception_fast.claims.page import number, page
 from inception_fast.claims.race import Contestant, Race, RedGate, without
-from inception_fast.claims.row import VERDICTS, Row, counted, higher, saved
+from inception_fast.claims.row import VERDICTS, Row, below, counted, higher, saved
 from inception_fast.claims.study import run, studies
 from inception_fast.cli import main
 from inception_fast.engine import passes
@@ -174,13 +175,61 @@ def test_a_given_comparison_is_judged(tmp_path, plain, smooth, verdict, measured
     assert row["label_smoothing"].measured == pytest.approx(measured)
 
 
-def test_steps_to_the_others_loss(tmp_path):
-    ends = {"residual": [0.9] * 6, "plain": [0.9] * 6}
+ENDS = {"residual": [0.9] * 6, "plain": [0.9] * 6}
+
+
+def test_steps_to_a_loss_that_both_reach(tmp_path):
     curves = {"residual": [4.0, 1.0, 0.5, 0.2], "plain": [4.0, 3.0, 2.0, 1.0]}
-    row = judged(tmp_path, comparison("residual", ends, curves))["residual"]
+    row = judged(tmp_path, comparison("residual", ENDS, curves))["residual"]
     assert (row.measured, row.verdict) == (2.0, "confirmed")
     slower = {"residual": curves["plain"], "plain": curves["residual"]}
-    assert judged(tmp_path, comparison("residual", ends, slower))["residual"].verdict == "not established"
+    row = judged(tmp_path, comparison("residual", ENDS, slower))["residual"]
+    assert (row.measured, row.verdict) == (0.5, "refuted")
+
+
+def noisy(seed: object, offset: float = 0.0) -> list[float]:
+    """A loss that falls to a plateau, which noise crosses up and down; lower by `offset` from the start."""
+    rng = random.Random(str(seed))
+    return [max(0.5, 2.3 * 0.9**step) - offset + rng.gauss(0, 0.05) for step in range(100)]
+
+
+def steps_document(residual: Sequence[list[float]], plain: Sequence[list[float]]) -> dict:
+    document = comparison("residual", ENDS)
+    document["settings"]["steps"] = 100
+    document["rows"] = [
+        {"model": label, "seed": seed, "step": step, "loss": loss}
+        for label, curves in (("residual", residual), ("plain", plain))
+        for seed, curve in enumerate(curves)
+        for step, loss in enumerate(curve, 1)
+    ]
+    return document
+
+
+def test_steps_saved_by_nothing_are_not_confirmed():
+    """Of like trainings at most 5 in 100 are told apart, and one is as often called the faster as the other."""
+    verdicts = []
+    for trial in range(60):
+        sides = [[noisy((trial, side, seed)) for seed in range(6)] for side in "ab"]
+        verdicts.append(training.steps_saved(steps_document(*sides), ["residual"], ["plain"]).verdict)
+    assert sum(verdict != "not established" for verdict in verdicts) <= 0.05 * 60 + 4  # two deviations
+    twins = steps_document(sides[0], sides[0])
+    found = training.steps_saved(twins, ["residual"], ["plain"])
+    assert (found.measured, found.verdict) == (1.0, "not established")
+
+
+def test_steps_saved_with_the_sides_exchanged_are_steps_lost():
+    document = steps_document([noisy(("a", s), 0.3) for s in range(6)], [noisy(("b", s)) for s in range(6)])
+    found = training.steps_saved(document, ["residual"], ["plain"])
+    other = training.steps_saved(document, ["plain"], ["residual"])
+    assert (found.verdict, other.verdict) == ("confirmed", "refuted")
+    assert found.measured == pytest.approx(1 / other.measured) and found.measured > 1
+
+
+def test_a_spike_of_the_loss_is_forgotten(tmp_path):
+    """One that ends higher is the slower, whatever rounding a loss of 1e18 left in a running sum."""
+    slower = [[1e18 if step == 2 else loss for step, loss in enumerate(noisy(s))] for s in range(6)]
+    document = steps_document(slower, [noisy(s, 0.3) for s in range(6)])
+    assert training.steps_saved(document, ["residual"], ["plain"]).verdict == "refuted"
 
 
 def watched(with_norm: list[float | None], without: list[float | None]) -> dict:
@@ -220,6 +269,30 @@ def test_drift_that_was_not_watched_is_not_judged(tmp_path):
     assert (row.verdict, row.measured) == ("not established", None) and "not watched" in row.note
 
 
+def test_a_comparison_that_was_cut_short_is_refused(tmp_path, capsys):
+    document = comparison("residual", ENDS)
+    document["runs"] = [run for run in document["runs"] if (run["model"], run["seed"]) != ("plain", 5)]
+    (tmp_path / "compare.json").write_text(json.dumps(document))
+    assert main(["claims", "--only", "training", "--training", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "has no run of 'plain' with seed 5, which others have: it was cut short" in capsys.readouterr().err
+
+
+def test_trainings_of_an_earlier_report_are_not_taken_for_this_one(tmp_path, monkeypatch):
+    """Without --resume, or under other conditions, everything is trained again."""
+    seen = []
+
+    def compare(variants, settings, seeds, folder, options, *, about):
+        seen.append((folder / "old").exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "old").touch()
+
+    monkeypatch.setattr(training, "compare", compare)
+    for resume, commit in ((False, "a"), (True, "a"), (True, "b"), (True, "b"), (False, "b")):
+        context = Context(tmp_path, True, resume=resume, conditions={"commit": commit})
+        training._run(training.EXPERIMENTS["residual"], context)
+    assert seen == [False, True, False, True, False]
+
+
 def test_a_comparison_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is of experiment 'mine'; allowed: batchnorm_rate, "):
         judged(tmp_path, comparison("mine", {}))
@@ -229,6 +302,7 @@ def test_verdicts():
     assert counted(28.0, 28) == counted(30.0, 28) == counted(5.0, None) == "confirmed"
     assert (counted(40.0, 28), counted(-28.0, 28)) == ("differs", "refuted")
     assert (saved(25, 28, True), saved(10, 28, True), saved(-3, 28, True)) == ("confirmed", "differs", "refuted")
+    assert (below(23.8, 25), below(26, 25), below(25, 25)) == ("confirmed", "refuted", "refuted")
     assert saved(90, 28, False) == higher([1.0], [0.0]) == higher([], []) == "not established"
     six, five = [float(x) for x in range(6)], [float(x) for x in range(5)]
     assert higher([x + 1 for x in six], six) == "confirmed" and higher(six, [x + 1 for x in six]) == "refuted"
@@ -242,6 +316,15 @@ def test_two_ways_to_train_that_are_alike_are_called_so():
         days = [[rng.gauss(0.9, 0.05) for _ in range(seeds)] for _ in range(400)]
         told = [higher([d + rng.gauss(0, 0.01) for d in day], [d + rng.gauss(0, 0.01) for d in day]) for day in days]
         assert sum(verdict != "not established" for verdict in told) <= 0.05 * 400 + 8  # two deviations
+
+
+def test_many_seeds_are_judged_in_no_time():
+    """Where all ways to set the signs are too many to try, the same sample of them gives the same verdict."""
+    rng = random.Random(0)
+    noise = [rng.gauss(0, 1) for _ in range(100)]
+    assert higher([x + 0.4 for x in noise], [0.0] * 100) == "confirmed"
+    assert higher([x - 0.4 for x in noise], [0.0] * 100) == "refuted"
+    assert higher(noise, [0.0] * 100) == "not established"
 
 
 def test_verdicts_have_names():

@@ -19,6 +19,7 @@ class Context:
     """`trained` maps an experiment's name to the document of a comparison that ran it.
 
     `resume`: what `out` holds of a study that was cut short may be taken, where it depends on nothing that changed.
+    `conditions`: what measurements must share to stand in one report.
     """
 
     out: Path
@@ -26,6 +27,7 @@ class Context:
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     say: Callable[[str], None] = lambda text: None
     resume: bool = False
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:

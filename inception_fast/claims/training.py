@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..measure.results import Parts
 from ..train.charts import smooth
 from ..train.comparison import compare
 from ..train.experiments import EXPERIMENTS, Experiment
@@ -42,7 +45,8 @@ def read_comparisons(path: Path) -> dict[str, Document]:
     """The documents of comparisons by their experiment's name: of a file, of the folder of a comparison, or of a folder
     with several, as compare.json in folders of their own or as filed results of kind "training", the newest of each.
 
-    Raises ValueError for a file that no experiment of `inception-fast compare` wrote, and where there is none.
+    Raises ValueError for a file that no experiment of `inception-fast compare` wrote, or one that was cut short, and
+    where there is none.
     """
     if not path.is_dir() or (path / "compare.json").exists():
         name, document = _read(path / "compare.json" if path.is_dir() else path)
@@ -69,7 +73,20 @@ def _read(file: Path) -> tuple[str, Document]:
         ]
     if name not in JUDGES:
         raise ValueError(f"{file} is of experiment {name!r}; allowed: {', '.join(JUDGES)}")
+    _check_whole(file, EXPERIMENTS[name], document)
     return name, document
+
+
+def _check_whole(file: Path, experiment: Experiment, document: Document) -> None:
+    """Raises ValueError where a variant lacks a seed that another has."""
+    held = {(run["model"], run["seed"]) for run in document["runs"]}
+    for seed in sorted({seed for _, seed in held}):
+        for variant in experiment.variants:
+            if (variant.label, seed) not in held:
+                raise ValueError(
+                    f"{file} has no run of {variant.label!r} with seed {seed}, which others have: it was cut short; "
+                    "give its command again, which goes on with it"
+                )
 
 
 def training(context: Context) -> list[Row]:
@@ -85,17 +102,27 @@ def training(context: Context) -> list[Row]:
 
 
 def _run(experiment: Experiment, context: Context) -> Document:
-    """The experiment with seeds enough; quick: a few steps of one, which show that it runs and prove nothing."""
+    """The experiment with seeds enough; quick: a few steps of one, which show that it runs and prove nothing.
+
+    What an earlier report trained is cleared away, but for one that this report resumes.
+    """
     settings = experiment.settings(**({"steps": QUICK_STEPS, "batch_size": 8} if context.quick else {}))
     seeds = 1 if context.quick else max(SEEDS, experiment.seeds)
     watch = min(experiment.drift_every, QUICK_STEPS // 2) if context.quick else experiment.drift_every
     options = Options(checkpoint_every=10**9, eval_images=0 if context.quick else 500, drift_every=watch)
     folder = context.out / "training" / f"{experiment.name}{'-quick' if context.quick else ''}"
+    kept = Parts(context.out / "parts", context.conditions, context.resume)
+    if folder.exists() and not kept.load(f"training-{folder.name}"):
+        shutil.rmtree(folder)
+    kept.save(f"training-{folder.name}", True)
     return compare(experiment.variants, settings, seeds, folder, options, about=experiment.about())
 
 
 def accuracies(document: Document, label: str) -> list[float]:
-    """Held-out accuracy for each seed, or the training's where nothing was held out; 0 for a run that diverged."""
+    """Held-out accuracy for each seed, or the training's where nothing was held out.
+
+    A run that diverged has that of the last weights it had, and 0 where it made no step.
+    """
     runs = [run for run in document["runs"] if run["model"] == label]
     return [
         run["held_out_accuracy"] if run["held_out_accuracy"] is not None else run["accuracy"] or 0.0 for run in runs
@@ -120,18 +147,23 @@ def _budget(document: Document) -> str:
 
 
 def steps_saved(document: Document, fast: Sequence[str], slow: Sequence[str]) -> Finding:
-    """How many times fewer steps the best of `fast` takes to the last loss of the best of `slow`, per seed."""
+    """How many times fewer steps the best of `fast` takes than the best of `slow` to a loss that both reach.
+
+    For each seed that is the higher of their two last losses, and both count to the first step at it: with the sides
+    exchanged a ratio is its inverse, and of two that are alike each is as likely ahead. Over seeds, the geometric mean.
+    """
     window = max(document["settings"]["steps"] // 20, 1)
-    ratios: list[float] = []
+    logs: list[float] = []
     for seed in sorted({run["seed"] for run in document["runs"]}):
-        quick, late = (_best_curve(document, labels, seed, window) for labels in (fast, slow))
-        reached = next((i for i, loss in enumerate(quick, 1) if loss <= late[-1]), None) if late else None
-        if reached is None:
-            return Finding(None, OPEN, f"the loss of the other was not reached, {_budget(document)}")
-        ratios.append(len(late) / reached)
-    verdict = higher(ratios, [1.0] * len(ratios))
-    note = f"to the loss that the other ended with; {min(ratios):.1f} to {max(ratios):.1f}, {_budget(document)}"
-    return Finding(mean(ratios), verdict, note)
+        sides = [_best_curve(document, labels, seed, window) for labels in (fast, slow)]
+        if not all(sides):
+            return Finding(None, OPEN, f"all runs of one side diverged, {_budget(document)}")
+        shared = max(curve[-1] for curve in sides)
+        quick, late = (next(i for i, loss in enumerate(curve, 1) if loss <= shared) for curve in sides)
+        logs.append(math.log(late / quick))
+    low, high = math.exp(min(logs)), math.exp(max(logs))
+    note = f"to the higher of the two last losses; {low:.1f} to {high:.1f}, {_budget(document)}"
+    return Finding(math.exp(mean(logs)), higher(logs, [0.0] * len(logs)), note)
 
 
 def _best_curve(document: Document, labels: Sequence[str], seed: int, window: int) -> list[float]:

@@ -88,7 +88,7 @@ def _measure(
     shared = conditions(origin) | {"quick": args.quick}
     runs = {"trained": {name: document["runs"] for name, document in trained.items()}}
     with Meter(len(names)) as meter:
-        context = Context(folder, args.quick, trained, meter.stage, args.resume)
+        context = Context(folder, args.quick, trained, meter.stage, args.resume, shared)
         sections = {}
         for number, name in enumerate(names, 1):
             parts = Parts(folder / "parts", shared | (runs if name == "training" else {}), args.resume)
