@@ -196,8 +196,17 @@ def _origin(origin: Mapping[str, Any], path: Path) -> str:
     return (
         f"From [{path.as_posix()}]({path.as_posix()}): {origin['machine']}, threads {origin['threads']}, "
         f"load {origin.get('load')}, {origin['date'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}; {versions}; "
-        f"`{origin['command']}`."
+        f"`{origin['command']}`.{_judged(origin)}"
     )
+
+
+def _judged(origin: Mapping[str, Any]) -> str:
+    """What benchmarks/judge.py noted in the file."""
+    if "judged" not in origin:
+        return ""
+    note = origin["judged"]
+    rows = ", ".join(f"`{row}`" for row in note["rows"])
+    return f" Judged again by later rules, {note['date'][:10]}, commit {(note['commit'] or 'unknown')[:10]}: {rows}."
 
 
 def _newest(found: Sequence[tuple[Path, str, Document]], kind: str) -> list[tuple[Path, Document]]:

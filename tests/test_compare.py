@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -221,6 +222,7 @@ def test_chart_survives_odd_values() -> None:
     ElementTree.fromstring(chart("t", "x", []))
     assert "no data" in chart("t", "x", [])
     ElementTree.fromstring(chart("t", "x", [Line("flat", [1], [2.0])]))
+    ElementTree.fromstring(chart("t", "x", [Line("flat but for rounding", [1, 2], [0.957, math.nextafter(0.957, 0)])]))
 
 
 def test_a_gap_in_a_line_stays_one() -> None:
@@ -236,6 +238,8 @@ def test_ticks_enclose(low: float, high: float) -> None:
 
 
 def test_small_parts() -> None:
-    assert smooth([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert smooth([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5] and smooth([], 3) == []
+    assert smooth([1, 1e18, 1, 2, 3, 4, 5], 3)[-3:] == [2, 3, 4]
+    assert smooth([3, 1, 2], 9) == [3, 2, 2]
     assert [number(v) for v in (0.25, 1500, 2_500_000, 3e12)] == ["0.25", "1500", "2.5M", "3T"]
     assert spread([1.0, 2.0]) == "1.5 ± 0.5" and spread([0.5], percent=True) == "50.0 %" and spread([None]) == "-"

@@ -13,15 +13,15 @@ import pytest
 from checkout import ROOT
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-publish = _load()
+publish, judge = _load("publish"), _load("judge")
 ORIGIN = {
     "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
@@ -218,6 +218,35 @@ def test_claims_are_shown_without_the_published(house: Path) -> None:
     text = (house / "README.md").read_text()
     assert "| x \\| y | 28 | 28 | % | confirmed |" in text and "hidden" not in text
     assert "2026-01-02-claims.json" in text
+
+
+def test_claims_judged_again_say_so(house: Path) -> None:
+    note = {"date": "2026-02-03T04:05:06+00:00", "commit": "fedcba9876543210", "rows": ["a"]}
+    assert publish.main([str(put(house, claims(judged=note)))], house) == 0
+    assert "Judged again by later rules, 2026-02-03, commit fedcba9876: `a`." in (house / "README.md").read_text()
+
+
+def test_filed_verdicts_on_trainings_are_those_of_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge.main(["--check"]) == 0, "run python benchmarks/judge.py, then benchmarks/publish.py"
+    assert "2026-" in capsys.readouterr().out
+
+
+def test_a_verdict_by_other_rules_is_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
+    folder = tmp_path / "chip"
+    folder.mkdir()
+    for name in ("2026-11-25-training-residual.json", "2026-11-26-claims.json"):
+        (folder / name).write_text((source / name).read_text())
+    path = folder / "2026-11-26-claims.json"
+    right = json.loads(path.read_text())
+    wrong = copy.deepcopy(right)
+    next(row for row in wrong["rows"] if row["id"] == "residual")["measured"] = 99.0
+    path.write_text(json.dumps(wrong))
+    assert judge.main(["--check"], tmp_path) == 1 and "residual to change" in capsys.readouterr().out
+    assert json.loads(path.read_text()) == wrong
+    assert judge.main([], tmp_path) == 0 and judge.main(["--check"], tmp_path) == 0
+    found = json.loads(path.read_text())
+    assert found["rows"] == right["rows"] and found["provenance"]["judged"]["rows"] == ["residual"]
 
 
 def broken(key: str, value: object) -> dict:
