@@ -41,20 +41,6 @@ __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
 
 RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
 POOLS: dict[type[nn.Module], type[nn.Module]] = {nn.MaxPool2d: MaxPool2d, nn.AvgPool2d: AvgPool2d}
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -86,8 +72,8 @@ class ReplacementReport(tuple[Replacement, ...]):
 def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """Swaps blocks of `module` in place and returns it, with `module.replacement_report`.
 
-    Parameters, buffers, state-dict keys, training mode and hooks stay. When `module` itself is such a block, the layer
-    in its place is returned.
+    Parameters, buffers, attributes, state-dict keys, training mode and hooks stay. When `module` itself is such a block,
+    the layer in its place is returned.
 
     Args:
         winograd: in training on the CPU, float32 convolutions of these layers at stride 1 may take every tile of
@@ -126,7 +112,7 @@ class _Swap:
         if isinstance(module, (ConvBNReLU, PoolProject, _Two, FusedSequential)):
             return module
         if type(module) in POOLS:
-            return _pool(module)
+            return module if _own_call(module) else _pool(module)
         block = _block(module)
         if isinstance(block, ConvBNReLU):
             return self._became(name, module, block)
@@ -136,7 +122,10 @@ class _Swap:
             if child is not None:
                 module._modules[key] = self.module(f"{name}.{key}" if name else key, child)
         if type(module) is nn.Sequential:
-            fused = _sequential(module)
+            problem = _own_call(module)
+            if problem:
+                self.why[name] = problem
+            fused = None if problem else _sequential(module)
             if fused is not None:
                 return self._became(name, module, fused)
         return module
@@ -176,6 +165,15 @@ def _pool(module: nn.Module) -> nn.Module:
     return pool  # type: ignore[no-any-return]
 
 
+def _own_call(module: nn.Module) -> str | None:
+    """What a call of the module does beside its class's `forward`, which is lost with the class; None for nothing."""
+    if "forward" in vars(module):
+        return "its forward was set on the instance"
+    if type(module).__call__ is not nn.Module.__call__:
+        return "its class overrides __call__"
+    return "it was compiled in place" if getattr(module, "_compiled_call_impl", None) is not None else None
+
+
 def _block(module: nn.Module) -> ConvBNReLU | str | None:
     """The layer equal to a block, why there is none, or None when nothing asks for one."""
     children = dict(module.named_children())
@@ -186,13 +184,14 @@ def _block(module: nn.Module) -> ConvBNReLU | str | None:
     conv, bn = convs[0], norms[0]
     if children.get("conv") is not conv or children.get("bn") is not bn:
         return "its children are not named conv and bn"
-    problem = conv_problem(conv) or _norm_problem(bn) or _forward_problem(module, conv, bn)
+    problem = conv_problem(conv) or _norm_problem(bn) or _own_call(module) or _forward_problem(module, conv, bn)
     if problem:
         return problem
     if any(has_hooks(part) for part in module.modules() if part not in (module, conv, bn)):
         return "a child beside conv and bn has hooks"
     layer = _empty(ConvBNReLU, {"conv": conv, "bn": _plain_norm(bn)})
-    if layer.state_dict().keys() != module.state_dict().keys():
+    own, held = ({*m.state_dict(), *dict(m.named_buffers())} for m in (layer, module))
+    if own != held:
         return "it has parameters or buffers beside those of conv and bn"
     return layer
 
@@ -267,8 +266,6 @@ def _plain_norm(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:
     if type(bn) is nn.BatchNorm2d:
         return bn
     plain = nn.BatchNorm2d(bn.num_features, bn.eps, bn.momentum, bn.affine, device="meta")
-    for name in (*plain._parameters, *plain._buffers):
-        setattr(plain, name, getattr(bn, name))
     _take_over(bn, plain)
     return plain
 
@@ -283,10 +280,10 @@ def _empty(kind: type[Any], children: dict[str, Any]) -> Any:
 
 
 def _take_over(old: nn.Module, new: nn.Module) -> None:
-    """Mode and hooks; the very dictionaries, so that handles given out before still remove their hook."""
-    new.training = old.training
-    for name in HOOKS:
-        setattr(new, name, getattr(old, name))
+    """All but the children: parameters, buffers, mode, attributes and hooks, the very dictionaries, so that handles
+    given out before still remove their hook.
+    """
+    new.__dict__.update({name: value for name, value in vars(old).items() if name not in ("_modules", "_fold")})
 
 
 class Run(NamedTuple):

@@ -107,6 +107,31 @@ class WithScale(Plain):
         self.gain = nn.Parameter(torch.ones(1))
 
 
+class WithUnstoredBuffer(Plain):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+
+class Called(Plain):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 5
+
+
+def run_of_three() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def with_forward(block: nn.Module) -> nn.Module:
+    block.forward = lambda x: 2 * type(block).forward(block, x)  # type: ignore[method-assign]
+    return block
+
+
+def compiled(block: nn.Module) -> nn.Module:
+    block.compile(backend="eager")
+    return block
+
+
 def with_conv(**options: Any) -> nn.Module:
     block = Plain(4, 4, 3)
     block.conv = nn.Conv2d(4, 4, 3, bias=False, **options)
@@ -127,6 +152,11 @@ LEFT: dict[str, tuple[nn.Module, str]] = {
     "a branch on the data": (Branching(4, 4, 3), "cannot be traced"),
     "a step before": (Twice(4, 4, 3), "not just convolution"),
     "another parameter": (WithScale(4, 4, 3), "beside those of conv and bn"),
+    "a buffer that is not stored": (WithUnstoredBuffer(4, 4, 3), "beside those of conv and bn"),
+    "a forward of its own": (with_forward(Plain(4, 4, 3)), "forward was set on the instance"),
+    "a Sequential with one": (with_forward(run_of_three()), "forward was set on the instance"),
+    "a call of its own": (Called(4, 4, 3), "overrides __call__"),
+    "compiled": (compiled(Plain(4, 4, 3)), "compiled in place"),
     "groups": (with_conv(groups=2), "groups 2"),
     "dilation": (with_conv(dilation=2), "dilation (2, 2)"),
     "reflected padding": (with_conv(padding=1, padding_mode="reflect"), "'reflect'"),
@@ -157,6 +187,39 @@ def test_hooks_move_along_and_can_still_be_removed() -> None:
     handle.remove(), inner.remove()
     model(x)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        run_of_three,
+        lambda: nn.Sequential(*run_of_three(), nn.Conv2d(4, 4, 1)),
+        lambda: nn.Sequential(Plain(4, 4, (1, 3), 1, (0, 1)), Plain(4, 4, (3, 1), 1, (1, 0))),
+    ],
+)
+def test_what_a_sequential_has_of_its_own_stays(made: Callable[[], nn.Sequential]) -> None:
+    model = made()
+    model.out_channels = 4  # type: ignore[assignment]
+    model.register_buffer("steps", torch.zeros(3))
+    model.register_buffer("unstored", torch.zeros(3), persistent=False)
+    model.register_parameter("gain", nn.Parameter(torch.ones(2)))
+    replaced, report = swapped(model, numerics.random(2, 4, 8, 8))
+    assert replaced is not model and report.swapped and replaced.out_channels == 4
+    assert {"gain", "steps", "unstored"} <= {n for n, _ in [*replaced.named_parameters(), *replaced.named_buffers()]}
+
+
+def test_attributes_of_a_block_stay() -> None:
+    block = Plain(4, 6, 3)
+    block.out_channels = 6  # type: ignore[assignment]
+    layer = copy.deepcopy(fast.replace_layers(block))
+    assert isinstance(layer, fast.ConvBNReLU) and layer.out_channels == 6
+
+
+def test_a_pool_with_a_forward_of_its_own_keeps_it() -> None:
+    pool = nn.MaxPool2d(2)
+    pool.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    x = numerics.random(1, 4, 6, 6)
+    assert fast.replace_layers(nn.Sequential(pool))[0] is pool and torch.equal(pool(x), x)
 
 
 def test_a_shared_block_stays_shared() -> None:
