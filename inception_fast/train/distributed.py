@@ -156,21 +156,23 @@ class _Sum(torch.autograd.Function):
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics are those of the whole batch over all processes, equal shares each, on any device.
 
-    `torch.nn.SyncBatchNorm` does this on GPUs only. Names in the state dict are those of `nn.BatchNorm2d`.
+    `torch.nn.SyncBatchNorm` does this on GPUs only. Names in the state dict are those of `nn.BatchNorm2d`; maps of a
+    narrower format are computed in float32, as there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = _Sum.apply(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
+        mean = _Sum.apply(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         self._track(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         scale = torch.rsqrt(variance + self.eps)
         if not self.affine:
-            return centred * scale[:, None, None]
-        return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
+            return (centred * scale[:, None, None]).to(x.dtype)
+        return (centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -213,7 +215,7 @@ class SharedDropout(TorchFunctionMode):
         shape = (rows * self.world.size, *input.shape[1:])
         drawn = torch.rand(shape, generator=self.generator, device=input.device)
         mask = drawn[self.world.rank * rows : (self.world.rank + 1) * rows] >= p
-        return input * (mask.to(input.dtype) / (1 - p))
+        return input * (mask.to(input.dtype) / (1 - p or 1))  # of p = 1 the mask is all zeros
 
 
 def wrap(model: nn.Module, world: World, batch_norm: str) -> nn.Module:
