@@ -149,12 +149,24 @@ def test_folder(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(data.source.image(8)), expected)
 
 
-def test_folder_with_its_own_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["val", "valid", "validation", "test"])
+def test_folder_with_its_own_split(tmp_path: Path, part: str) -> None:
     folder_of_classes(tmp_path / "train", 3)
-    folder_of_classes(tmp_path / "val", 2)
+    folder_of_classes(tmp_path / part, 2)
+    if part == "val":
+        folder_of_classes(tmp_path / "test", 4)
     data = load_data(str(tmp_path))
     assert (len(data.train), len(data.held_out)) == (6, 4)
     assert [data.source.labels[i] for i in data.held_out] == [0, 0, 1, 1]
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    elsewhere = folder_of_classes(tmp_path / "elsewhere", 3)
+    root = folder_of_classes(tmp_path / "data", 2)
+    (root / "cat" / "more").symlink_to(elsewhere / "cat")
+    (root / "cat" / "loop").symlink_to(root / "cat")
+    data = load_data(str(root))
+    assert data.source.labels == [0] * 5 + [1] * 2
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

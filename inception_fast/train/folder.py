@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..images import SUFFIXES, ImageError, check_names, load_image
 from .check import broken_images, judge
 from .labelled import Data, DataError, split
 
-PARTS = ("train", "val")
+TRAIN_PART, HELD_OUT_PARTS = "train", ("val", "valid", "validation", "test")
 
 
 class ImageFolder:
@@ -28,7 +29,9 @@ class ImageFolder:
 
 
 def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], None]) -> Data:
-    """ROOT/class/image, every fifth of a class held out, or ROOT/train/class/image and ROOT/val/class/image."""
+    """ROOT/class/image, every fifth of a class held out, or ROOT/train/class/image and, for what is held out, the first
+    of ROOT/val, valid, validation and test.
+    """
     if not root.exists():
         raise DataError(
             f"data {str(root)!r}: no such folder; allowed: digits, a folder with a folder for each class, hf:NAME, "
@@ -36,7 +39,7 @@ def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], N
         )
     if not root.is_dir():
         raise DataError(f"data {root} is a file; name a folder with a folder for each class")
-    parts = [root / part for part in PARTS] if all((root / part).is_dir() for part in PARTS) else [root]
+    parts = _parts(root)
     names = sorted({p.name for part in parts for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")})
     found = {(part, name): _images(part / name) for part in parts for name in names}
     files = [path for paths in found.values() for path in paths]
@@ -78,10 +81,22 @@ def _assemble(
     return Data(source, train, held_out, tuple(problems))
 
 
+def _parts(root: Path) -> list[Path]:
+    """What to train on and what is held out, or the root where it has no such folders."""
+    held_out = [root / part for part in HELD_OUT_PARTS if (root / part).is_dir()]
+    return [root / TRAIN_PART, held_out[0]] if held_out and (root / TRAIN_PART).is_dir() else [root]
+
+
 def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Those in the folder and in folders inside it, linked ones too, each once: a link may lead back."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(folders)
+        found += [] if real in seen else [Path(place, name) for name in files]
+        seen.add(real)
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def _key(root: Path, path: Path) -> str:
