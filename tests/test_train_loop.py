@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,7 +18,7 @@ from inception_fast import create_model
 from inception_fast.cli import main
 from inception_fast.train import loop
 from inception_fast.train.data import load_data
-from inception_fast.train.distributed import SharedDropout, World
+from inception_fast.train.distributed import SharedDropout, World, share_statistics
 from inception_fast.train.loop import Options, train
 from inception_fast.train.networks import REDUCTIONS, TinyInception
 from inception_fast.train.recipe import get_recipe
@@ -146,6 +148,22 @@ def test_divergence_ends_the_run_and_is_told(tmp_path: Path) -> None:
     assert len(curve(tmp_path)) == summary["steps"]
 
 
+def test_weights_with_broken_statistics_are_not_left_behind(tmp_path: Path) -> None:
+    """The forward pass of the step that diverges moves the statistics; without an average they are the result's."""
+    said: list[str] = []
+    recipe = get_recipe("modern", lr=1e30, ema=0.0, clip=0.0, warmup=0.0)
+    settings = Settings("inception_v1", steps=4, batch_size=2, image_size=32, aux="off", recipe=recipe)
+    summary = train(settings, tmp_path, QUICK, say=said.append)
+    assert summary["status"].startswith("diverged") and "model.safetensors" not in summary["files"]
+    assert not (tmp_path / "model.safetensors").exists() and "no weights are left behind" in said[-1]
+
+
+def test_options_that_cannot_be_kept_are_refused() -> None:
+    for value in (torch.float32, {1, 2}, float("nan")):
+        with pytest.raises(ValueError, match="allowed: what JSON can hold"):
+            tiny(options={"width": value})
+
+
 def test_gradient_is_clipped_and_label_smoothing_counts(tmp_path: Path) -> None:
     smooth = get_recipe("paper", clip=1e-6, label_smoothing=0.5)
     train(tiny(2, smooth), tmp_path, QUICK)
@@ -188,6 +206,23 @@ def test_dropout_of_parts_is_dropout_of_the_whole() -> None:
     assert 0.3 < (whole == 0).float().mean() < 0.5
     with SharedDropout(3, World()):
         assert F.dropout(x, 0.4, training=False) is x
+        assert torch.equal(F.dropout(x, 1.0), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_of_all_processes_takes_narrow_maps(dtype: torch.dtype) -> None:
+    """Of one process alone it is torch's batch norm, output and statistics, in autocast's format too."""
+    x = (torch.randn(4, 3, 5, 5) * 2 + 7).to(dtype)
+    plain = nn.BatchNorm2d(3)
+    shared = nn.Sequential(copy.deepcopy(plain))
+    share_statistics(shared)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        found = shared(x)
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(found, plain(x))
+    torch.testing.assert_close(shared.state_dict(), {f"0.{name}": value for name, value in plain.state_dict().items()})
 
 
 def test_a_model_of_the_package_trains_and_its_weights_load(tmp_path: Path) -> None:
@@ -245,6 +280,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--option", "speed"], "KEY=VALUE"),
         (["--option", "num_classes=0"], "option num_classes=0; allowed: none, the data decides"),
         (["--option", "aux_logits=true"], "option aux_logits=True; allowed: none, --aux on, off or auto decides"),
+        (["--option", "in_chans=1"], "option in_chans=1; allowed: none, images are RGB"),
         (["--option", "weights=x.pth"], "option weights='x.pth'; allowed: none, --weights SOURCE decides"),
         (["--option", "features_only=true"], "option features_only=True; allowed: none, training needs a classifier"),
         (["--model", "nope"], "inception_v4, tiny_inception"),

@@ -283,7 +283,7 @@ def _stop_asked(world: World) -> Iterator[Callable[[], bool]]:
 
 def _summary(run: Run, status: str) -> dict[str, Any]:
     """Judges the result, writes weights, summary and plot."""
-    from .report import export_weights, plot_run
+    from .report import broken, export_weights, plot_run
 
     rows = read_log(run.out)
     last = rows[-20:]
@@ -312,6 +312,8 @@ def _summary(run: Run, status: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "files": [NAME, DRIFT] if run.probe else [NAME],
     }
+    if run.options.export and (odd := broken(run.weights)):
+        run.say(f"{odd} has values that are no finite numbers: no weights are left behind")
     weights = export_weights(trainer, run.out, run.weights) if run.options.export else None
     summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
     summary["files"] += [run.checkpoints.path(step).name for step in run.checkpoints.steps()]

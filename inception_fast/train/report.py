@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]) -> Path | None:
     """Writes FOLDER/model.safetensors for `create_model(name, weights=...)`; None for the small network, which is not
-    among the models.
+    among the models, and for `broken` weights.
 
     Holds `weights`, the averaged ones, the options of the network, and the image size it was trained at.
     """
-    if trainer.settings.model == TINY:
+    if trainer.settings.model == TINY or broken(weights):
         return None
     from ..weights import Source
     from ..weights.convert import write
@@ -37,6 +37,11 @@ def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]
     path = folder / "model.safetensors"
     write(path, Source("inception_fast", trainer.settings.model, options, config, tensors, str(path)), tensors)
     return path
+
+
+def broken(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with values that are no finite numbers: statistics of the step at which a run diverged."""
+    return next((name for name, value in weights.items() if not value.isfinite().all()), None)
 
 
 def plot_run(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:

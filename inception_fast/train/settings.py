@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ DTYPES = ("float32", "bfloat16")
 BAD_DATA = ("refuse", "skip")
 TAKEN = {
     "num_classes": "none, the data decides",
+    "in_chans": "none, images are RGB",
     "aux_logits": "none, --aux on, off or auto decides",
     "weights": "none, --weights SOURCE decides",
     "features_only": "none, training needs a classifier",
@@ -70,6 +72,10 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options {self.options!r} ({error}); allowed: what JSON can hold") from error
         for key, instead in TAKEN.items():
             if key in self.options:
                 raise ValueError(f"option {key}={self.options[key]!r}; allowed: {instead}")
