@@ -17,13 +17,13 @@ from checkout import ROOT
 from inception_fast.cli import main
 from inception_fast.measure.flops import layers, totals
 from inception_fast.train.charts import Line, chart, number, smooth, ticks
-from inception_fast.train.comparison import Variant, compare, parse_variant
+from inception_fast.train.comparison import Variant, compare, parse_variant, run_folder
 from inception_fast.train.experiments import EXPERIMENTS, get_experiment
 from inception_fast.train.loop import Options
 from inception_fast.train.networks import TinyInception, build
 from inception_fast.train.page import spread
 from inception_fast.train.recipe import get_recipe
-from training import tiny
+from training import folder_of_classes, photo, tiny
 
 PLAIN, OTHER = "tiny_inception", "tiny_inception:width=8"
 ARGUMENTS = f"compare --models {PLAIN},{OTHER} --data digits --steps 3 --batch-size 8 --image-size 16 --seeds 2".split()
@@ -102,6 +102,33 @@ def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     compare([Variant("a", PLAIN)], tiny(2), 1, tmp_path, QUICK)
     with pytest.raises(ValueError, match="holds a run with steps 2, not 3; name another"):
         compare([Variant("a", PLAIN)], tiny(3), 1, tmp_path, QUICK)
+
+
+def test_runs_of_other_data_or_judged_otherwise_are_not_mixed_in(tmp_path: Path) -> None:
+    root, out = folder_of_classes(tmp_path / "data"), tmp_path / "out"
+    base = tiny(1, data=str(root))
+    compare([Variant("a", PLAIN)], base, 1, out, Options(eval_images=2, workers=0))
+    with pytest.raises(ValueError, match="holds a run with images judged: 2, not 1; name another --out"):
+        compare([Variant("a", PLAIN), Variant("b", PLAIN)], base, 1, out, Options(eval_images=1, workers=0))
+    photo(root / "cat" / "new.png", 9)
+    with pytest.raises(ValueError, match=r"holds a run with other data, of fingerprint \w+, not \w+; name another"):
+        compare([Variant("a", PLAIN), Variant("b", PLAIN)], base, 1, out, Options(eval_images=2, workers=0))
+    assert [path.name for path in (out / "runs").iterdir()] == ["a-seed0"]
+
+
+def test_every_variant_is_looked_at_before_one_is_trained(tmp_path: Path) -> None:
+    for wrong, words in (({"depth": 0}, "depth 0; allowed"), ({"image_size": 8}, "8x8; allowed: 16x16")):
+        fields = {"settings": wrong} if "image_size" in wrong else {"options": wrong}
+        with pytest.raises(ValueError, match=words):
+            compare([Variant("a", PLAIN), Variant("b", PLAIN, **fields)], tiny(2), 1, tmp_path / "out", QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = {run_folder(tmp_path, label, 0).name for label in ("ä=1", "ö=1", "with BN, rate 0.1")}
+    assert names == {"ä=1-seed0", "ö=1-seed0", "with_BN_rate_0.1-seed0"}
+    with pytest.raises(ValueError, match="variants a/b, a:b with folders a_b-seed0, a_b-seed0; allowed: one for each"):
+        compare([Variant("a/b", PLAIN), Variant("a:b", PLAIN)], tiny(1), 1, tmp_path, QUICK)
 
 
 def test_a_variant_that_diverges_is_a_result(tmp_path: Path) -> None:

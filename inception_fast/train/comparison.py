@@ -11,14 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..measure.results import write_json
 from .checkpoint import Checkpoints
+from .data import load_data
 from .drift import movements, read_drift
+from .labelled import Data
 from .log import read_log
 from .loop import SUMMARY, Options, train
 from .settings import Settings
 from .torchrun import place
-from .trainer import Say
+from .trainer import Say, assemble
 
 COLUMNS = ("step", "loss", "cross_entropy", "accuracy", "seconds")
 
@@ -81,7 +85,8 @@ def compare(
     A run whose loss stops being a number ends there and counts as such.
 
     Raises:
-        ValueError: no variant, two with one label, settings that cannot be used, or OUT holds runs with other settings.
+        ValueError: no variant, two with one label, settings that cannot be used, or OUT holds runs with other settings
+            or other data. No variant is trained before all of them could be built.
     """
     labels = [variant.label for variant in variants]
     if not variants or len(set(labels)) < len(labels):
@@ -94,16 +99,43 @@ def compare(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")
+    folders = [run_folder(out, label, base.seed).name for label in labels]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"variants {', '.join(labels)} with folders {', '.join(folders)}; allowed: one for each")
+    options = options or Options()
+    judged = _check(variants, base, out, options, say)
     runs: list[dict[str, Any]] = []
     document: dict[str, Any] = {}
     for seed in range(base.seed, base.seed + seeds):
         for variant in variants:
-            runs.append(_run(variant, variant.apply(base, seed), out, options or Options(), say, on_row))
+            settings = variant.apply(base, seed)
+            runs.append(_run(variant, settings, judged[variant.label], out, options, say, on_row))
             origin = {"provenance": provenance, "about": about, "settings": base.as_json(), "variants": labels}
             document = origin | _results(runs)
             write_json(out / "compare.json", document)
             write_page(document, out)
     return document
+
+
+Basis = tuple[str, int]
+"""What a run's end depends on beside its settings: the data's fingerprint and the number of images judged on."""
+
+
+def _check(variants: Sequence[Variant], base: Settings, out: Path, options: Options, say: Say) -> dict[str, Basis]:
+    """Builds every variant, without memory, and looks at its data; raises ValueError for one that cannot be trained."""
+    found: dict[tuple[str, str], Data] = {}
+    basis: dict[str, Basis] = {}
+    for variant in variants:
+        settings = variant.apply(base, base.seed)
+        key = settings.data, settings.bad_data
+        if key not in found:
+            cache = out / "data-check.json" if out.is_dir() else None
+            found[key] = load_data(*key, cache, say, options.download)
+        data = found[key]
+        basis[variant.label] = data.fingerprint(), min(options.eval_images, len(data.held_out))
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            assemble(replace(settings, weights=None), len(data.source.classes))
+    return basis
 
 
 def write_page(document: dict[str, Any], out: Path) -> None:
@@ -116,12 +148,14 @@ def write_page(document: dict[str, Any], out: Path) -> None:
 
 def run_folder(out: Path, label: str, seed: int) -> Path:
     """Where a variant's run with one seed lies."""
-    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', label)}-seed{seed}"
+    name = re.sub(r"[^\w.=-]+", "_", label)
+    return out / "runs" / f"{name}-seed{seed}"
 
 
 def _run(
     variant: Variant,
     settings: Settings,
+    basis: Basis,
     out: Path,
     options: Options,
     say: Say,
@@ -129,7 +163,7 @@ def _run(
 ) -> dict[str, Any]:
     folder = run_folder(out, variant.label, settings.seed)
     name = f"{variant.label} seed {settings.seed}"
-    summary = _finished(folder, settings)
+    summary = _finished(folder, settings, basis)
     if summary is None:
         say(f"{name}: training")
         control = replace(options, resume=folder.is_dir(), export=False)
@@ -142,8 +176,8 @@ def _run(
     return {"label": variant.label, "seed": settings.seed, "folder": folder, "summary": summary}
 
 
-def _finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """The summary of a run that has ended; ValueError where it is one of other settings."""
+def _finished(folder: Path, settings: Settings, basis: Basis) -> dict[str, Any] | None:
+    """The summary of a run that has ended; ValueError where it is one of other settings or of another basis."""
     path = folder / SUMMARY
     if not path.exists():
         return None
@@ -153,6 +187,10 @@ def _finished(folder: Path, settings: Settings) -> dict[str, Any] | None:
         if summary["settings"].get(key) != value:
             held = summary["settings"].get(key)
             raise ValueError(f"{folder} holds a run with {key} {held!r}, not {value!r}; name another --out")
+    held = summary["data"]["fingerprint"], (summary["evaluation"] or {}).get("images", 0)
+    for name, before, now in zip(("other data, of fingerprint", "images judged:"), held, basis, strict=True):
+        if before != now:
+            raise ValueError(f"{folder} holds a run with {name} {before}, not {now}; name another --out")
     return summary
 
 

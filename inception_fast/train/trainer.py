@@ -43,7 +43,7 @@ class Trainer:
             )
         self.settings, self.world = settings, world
         self.classes = len(data.source.classes)
-        self.model, self.aux, costs = self._build(say)
+        self.model, self.aux, costs = assemble(settings, self.classes, world.size)
         self.macs, self.parameters = costs
         if settings.init_scale != 1:
             scale_weights(self.model, settings.init_scale)
@@ -62,40 +62,6 @@ class Trainer:
         config: Any = self.model.data_config
         self.normalise = Normalise(config.mean, config.std, world.device)
         self.steps_done = 0
-
-    def _build(self, say: Say) -> tuple[nn.Module, bool, tuple[int, int]]:
-        """(model, whether it has auxiliary heads, (multiply-adds of an image in training, parameters)); raises
-        ValueError for bad sizes.
-        """
-        s = self.settings
-        tries = {"on": (True,), "off": (False,), "auto": (True, False)}[s.aux]
-        for aux in tries:
-            torch.manual_seed(s.seed)
-            try:
-                model = build(s.model, self.classes, s.options, s.weights, aux)
-                return model, aux, self._costs(model)
-            except ValueError as error:
-                if aux is tries[-1]:
-                    raise
-                reason = str(error)
-        raise AssertionError(reason)
-
-    def _costs(self, model: nn.Module) -> tuple[int, int]:
-        s = self.settings
-        images = s.batch_size // (self.world.size if s.batch_norm == "local" else 1)
-        model.train()
-        if s.batch_norm == "frozen":
-            freeze_statistics(model)
-        try:
-            macs, parameters = totals(layers(model, torch.empty(images, 3, s.image_size, s.image_size, device="meta")))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                f"{images} image of {s.image_size}x{s.image_size} for each batch norm: one value a channel has no "
-                "variance; allowed: a batch of 2 or more, larger images, or frozen batch norm"
-            ) from error
-        return macs // images, parameters
 
     def step(self, images: Tensor, labels: Tensor, epoch: float) -> dict[str, float]:
         """One update from this process's share of the batch: uint8 [n, 3, h, w], int64 [n]. Returns what the log keeps.
@@ -206,6 +172,40 @@ class Trainer:
                     value.copy_(like(parts[part][name], value))
         load_optimizer_tensors(self.optimizer, self.model, parts["optimizer"])
         self.steps_done = step
+
+
+def assemble(settings: Settings, classes: int, processes: int = 1) -> tuple[nn.Module, bool, tuple[int, int]]:
+    """(model, whether it has auxiliary heads, (multiply-adds of an image in training, parameters)); raises ValueError
+    for bad sizes.
+    """
+    tries = {"on": (True,), "off": (False,), "auto": (True, False)}[settings.aux]
+    for aux in tries:
+        torch.manual_seed(settings.seed)
+        try:
+            model = build(settings.model, classes, settings.options, settings.weights, aux)
+            return model, aux, _costs(settings, model, processes)
+        except ValueError as error:
+            if aux is tries[-1]:
+                raise
+            reason = str(error)
+    raise AssertionError(reason)
+
+
+def _costs(s: Settings, model: nn.Module, processes: int) -> tuple[int, int]:
+    images = s.batch_size // (processes if s.batch_norm == "local" else 1)
+    model.train()
+    if s.batch_norm == "frozen":
+        freeze_statistics(model)
+    try:
+        macs, parameters = totals(layers(model, torch.empty(images, 3, s.image_size, s.image_size, device="meta")))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{images} image of {s.image_size}x{s.image_size} for each batch norm: one value a channel has no "
+            "variance; allowed: a batch of 2 or more, larger images, or frozen batch norm"
+        ) from error
+    return macs // images, parameters
 
 
 def freeze_statistics(model: nn.Module) -> None:
