@@ -101,6 +101,12 @@ def test_every_form_of_a_source_gives_the_same_fid(
     capsys.readouterr()
     assert run(capsys, place / "a", out, *weights)["fid"] == wanted
     assert run(capsys, out, tmp_path / "a.npz")["fid"] == pytest.approx(wanted, rel=FID_REL)
+    assert run(capsys, out, out, *weights, "--is", "--is-splits", "2")["is_mean"] >= 1
+    state = torch.load(weights[1])
+    first = next(iter(state))
+    torch.save(state | {first: state[first] + 1}, tmp_path / "other.pth")
+    assert main(["fid", str(out), str(out), "--weights", str(tmp_path / "other.pth"), "--is"]) == 2
+    assert "allowed for the Inception score: the same" in capsys.readouterr().err
     (out / "features-00001.parquet").unlink()
     assert main(["fid", str(out), str(tmp_path / "a.npz")]) == 2
     assert "holds 2 of 3 shards; run inception-fast features again" in capsys.readouterr().err

@@ -146,6 +146,13 @@ def _check_request(args: argparse.Namespace, a: Opened, b: Opened) -> None:
     if args.score and a.settings is not None and a.settings.get("form") != "fid":
         seen = f"{a.name} holds features of {a.settings.get('model')}"
         raise CommandError(f"{seen}; allowed for the Inception score: {NEEDED}")
+    if args.score and a.settings is not None and a.source is None:
+        held, given = a.settings.get("weights"), _made(args).settings["weights"]
+        if held != given:
+            raise CommandError(
+                f"{a.name} holds features of weights {held!r} and --weights has {given!r}; allowed for the Inception "
+                "score: the same"
+            )
     if args.score and a.count is not None:
         check_splits(args.is_splits, a.count)
     if a.count is None or b.count is None:
