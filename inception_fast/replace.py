@@ -72,8 +72,8 @@ class ReplacementReport(tuple[Replacement, ...]):
 def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """Swaps blocks of `module` in place and returns it, with `module.replacement_report`.
 
-    Parameters, buffers, attributes, state-dict keys, training mode and hooks stay. When `module` itself is such a block,
-    the layer in its place is returned.
+    Parameters, buffers, attributes, state-dict keys, training mode and hooks stay. When `module` itself is such a
+    block, the layer in its place is returned.
 
     Args:
         winograd: in training on the CPU, float32 convolutions of these layers at stride 1 may take every tile of
