@@ -206,7 +206,8 @@ def test_a_comparison_is_filed_with_its_losses(house: Path) -> None:
     assert [(row["model"], row["seed"], row["step"]) for row in read["rows"]] == [
         (row["model"], row["seed"], row["step"]) for row in rows
     ]
-    newer = document | {"provenance": ORIGIN | {"date": "2026-01-02T04:00:00+00:00"}, "runs": [{"model": "newer"}]}
+    runs = [{"model": label, "seed": 9} for label in ("smoothing 0", "smoothing 0.1")]
+    newer = document | {"provenance": ORIGIN | {"date": "2026-01-02T04:00:00+00:00"}, "runs": runs}
     assert publish.main([str(put(house, newer))], house) == 0 and len(list(filed.parent.iterdir())) == 2
     assert read_comparisons(filed.parent)["label_smoothing"]["runs"] == newer["runs"]
     rows[0]["step"] = 7

@@ -61,6 +61,7 @@ def _read(file: Path) -> tuple[str, Document]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         name = document["about"]["name"]
+        held = {(run["model"], run["seed"]) for run in document["runs"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is no result of 'inception-fast compare --experiment' ({type(error).__name__}: {error})"
@@ -73,13 +74,12 @@ def _read(file: Path) -> tuple[str, Document]:
         ]
     if name not in JUDGES:
         raise ValueError(f"{file} is of experiment {name!r}; allowed: {', '.join(JUDGES)}")
-    _check_whole(file, EXPERIMENTS[name], document)
+    _check_whole(file, EXPERIMENTS[name], held)
     return name, document
 
 
-def _check_whole(file: Path, experiment: Experiment, document: Document) -> None:
+def _check_whole(file: Path, experiment: Experiment, held: set[tuple[str, int]]) -> None:
     """Raises ValueError where a variant lacks a seed that another has."""
-    held = {(run["model"], run["seed"]) for run in document["runs"]}
     for seed in sorted({seed for _, seed in held}):
         for variant in experiment.variants:
             if (variant.label, seed) not in held:
