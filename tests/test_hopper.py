@@ -457,10 +457,19 @@ def test_the_shipped_rows_are_whole() -> None:
 
 def test_a_measured_cut_is_taken_where_it_runs(here: loader.Library) -> None:
     wide = row()._replace(config=here.configs[2].name, splits=2)
-    assert hopper_gpu.cut_of(here, replace(SPEC, oc=192), row=wide) == Cut(here.configs[2], 2)
+    assert hopper_gpu.cut_of(here, replace(SPEC, c=128, oc=192), row=wide) == Cut(here.configs[2], 2)
     assert hopper_gpu.cut_of(here, SPEC, row=wide).config in here.configs[:2], "96 columns do not fit 24"
-    with pytest.raises(ValueError, match="configuration '1x1'; allowed: 128x64x64 s4"):
-        hopper_gpu.cut_of(here, SPEC, row=wide._replace(config="1x1"))
+    unknown = wide._replace(config="1x1")  # of other kernels: by a table of the user's, say
+    assert hopper_gpu.cut_of(here, SPEC, row=unknown) == hopper_gpu.cut_of(here, SPEC)
+
+
+def test_a_measured_cut_has_fewer_parts_where_there_are_too_few_steps(here: loader.Library) -> None:
+    """A row within reach may be of a longer K: of 1x1 from 1024 channels for one from 256."""
+    spec, longer = (ConvSpec(1, 8, 8, c, 320, 1, 1, dtype="float16") for c in (256, 1024))
+    tuned = Row("", hopper_gpu.shape_of(longer), here.configs[0].name, 8, 1e-6, 2e-6)
+    assert choices.nearest(hopper_gpu.shape_of(spec), "", [tuned]) == tuned
+    assert hopper_gpu.cut_of(here, longer, row=tuned) == Cut(here.configs[0], 8)
+    assert hopper_gpu.cut_of(here, spec, row=tuned) == Cut(here.configs[0], 2), "four steps of 64 channels"
 
 
 def test_unnamed_the_backend_is_taken_only_where_it_won(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,12 +110,15 @@ def measured(device: torch.device) -> tuple[str, tuple[Row, ...]]:
 
 
 def cut_of(kernels: Library, spec: ConvSpec, columns: tuple[int, ...] = (), row: Row | None = None) -> Cut:
-    """As measured for a shape near it, where that configuration runs this one; else as the model predicts."""
-    if row is not None:
-        config = kernels.config(row.config)
-        if config in convolve.able(kernels, spec, columns):
-            return Cut(config, row.splits)
-    return convolve.predicted(kernels, spec, columns)
+    """As measured for a shape near it, where that configuration runs this one, in fewer parts where K is too short for
+    as many; else as the model predicts.
+    """
+    named = [
+        config for config in convolve.able(kernels, spec, columns) if row is not None and config.name == row.config
+    ]
+    if row is None or not named:
+        return convolve.predicted(kernels, spec, columns)
+    return Cut(named[0], max(parts for parts in convolve.splits_of(spec, named[0], 2) if parts <= row.splits))
 
 
 def _called(kernels: Library, prepared: Prepared, x: Tensor, residual: Tensor | None) -> Tensor:

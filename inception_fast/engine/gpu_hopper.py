@@ -105,9 +105,15 @@ class Hopper:
         found = [self._cut(part, buffers) for part in steps]
         refused = [cut for cut in found if isinstance(cut, str)]
         cuts = [cut for cut in found if not isinstance(cut, str)]
-        if refused:
-            return "; ".join(dict.fromkeys(refused))
-        return Work(tuple((part, self.packed(part)) for part in steps), *cuts[0])
+        both = [cut for cut in cuts if not self._refusal(steps, cut[0])]
+        if refused or not both:
+            return "; ".join(dict.fromkeys(refused or self._refusal(steps, cuts[0][0])))
+        return Work(tuple((part, self.packed(part)) for part in steps), *both[0])
+
+    def _refusal(self, steps: Sequence[ConvStep], cut: Cut) -> list[str]:
+        """Why these cannot be one launch by this cut."""
+        convs = [convolve.blank(spec_of(step), columns_of(step), cut.splits) for step in steps]
+        return self.kernels.reasons(convs, steps[0].spec.dtype, cut.config)
 
     def fuses(self, step: PairStep, buffers: Sequence[Buffer]) -> bool:
         """Whether a chain is one launch: only where that was measured to be faster than two."""
@@ -127,7 +133,7 @@ class Hopper:
         row = choices.nearest(hopper_gpu.shape_of(second.spec, "pair"), self.gpu, self.rows)
         if row is None or row.seconds >= row.against:
             return None
-        return row if self.kernels.pair_config(row.config) in pair.able(self.kernels, spec) else None
+        return row if row.config in [config.name for config in pair.able(self.kernels, spec)] else None
 
     def expect_work(self, tasks: Iterable[Any]) -> None:
         """Raises ValueError where these kernels were named and every one of a program's tasks is left to others."""

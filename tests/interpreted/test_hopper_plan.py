@@ -242,13 +242,15 @@ def test_only_measured_steps_leave_triton(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_pair_is_fused_only_where_that_won() -> None:
-    """One launch whose intermediate is in no memory of the plan; a pair that lost, or was not measured, stays two."""
+    """One launch whose intermediate is in no memory of the plan; a pair that lost, was not measured, or whose
+    configuration is in no library stays two.
+    """
     x, plain, wanted = compiled(1)
     chain = next(step for step in plain.plan.plan.steps if isinstance(step, PairStep) and step.kind == "chain")
     shape = hopper_gpu.shape_of(chain.second.spec, "pair")
     row = Row("", shape, stub().pair_configs[0].name, 1, 1e-6, 2e-6)
-    for against, launches in ((2e-6, 1), (9e-7, 0)):
-        hopper = Hopper(stub(), DEVICE, always=True, rows=[row._replace(against=against)])
+    for one, launches in ((row, 1), (row._replace(against=9e-7), 0), (row._replace(config="pair 1"), 0)):
+        hopper = Hopper(stub(), DEVICE, always=True, rows=[one])
         executable = compiled(1, hopper)[1]
         launched()
         assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
@@ -259,6 +261,29 @@ def test_a_pair_is_fused_only_where_that_won() -> None:
         mine = next(step for step in executable.plan.plan.steps if step.name == chain.name)
         assert executable.plan.ran_by(mine) == ("cuda", "")
     assert not any(len(t.steps) == 2 and t.step is chain for t in plain.plan.tasks)
+
+
+def test_siblings_are_one_launch_by_a_cut_that_runs_both() -> None:
+    """What was measured for the first of a split, tiles of 96 columns, does not run the second of 24."""
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.one = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 96, (1, 3), padding=(0, 1))
+            self.two, self.after = nn.Conv2d(16, 24, (3, 1), padding=(1, 0)), nn.Conv2d(120, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.before(x).relu()
+            return self.after(torch.cat([self.one(y).relu(), self.two(y).relu()], 1))
+
+    module, x = Split().eval(), numerics.random(1, 3, 9, 11)
+    captured = next(iter(optimize(module, x)._session._captured.values()))
+    program = lower(captured.graph, [x], spec_reasons, "float16")
+    row = Row("", Shape("conv", "half", 99, 96, 48, 3), stub().configs[2].name, 1, 1e-6, 2e-6)
+    executable = GpuCompiled(program, Packs(DEVICE), big, hopper=Hopper(stub(), DEVICE, always=True, rows=[row]))
+    assert numerics.rel_l2(executable.run([x])[0], engine_nets.eager(module, x)) <= DEEP
+    (work,) = [task.hopper for task in executable.plan.tasks if task.hopper]
+    assert len(work.parts) == 2 and isinstance(work.cut, convolve.Cut) and work.cut.config.columns == 64
 
 
 def test_a_named_backend_that_runs_no_step_says_why() -> None:
