@@ -106,6 +106,25 @@ def test_results_that_are_asked_for_again_do_not_count(queue: dict[str, Any], fi
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("other", [{"name": "another GPU"}, {"driver_version": "581"}, {"sources": "cd"}, {}])
+def test_what_another_machine_measured_before_is_its_own(
+    queue: dict[str, Any], tmp_path: Path, other: dict[str, str]
+) -> None:
+    """In a folder that slices on several machines went on in; a slice without a GPU between them hides nothing."""
+    store, job = queue["store"], queue["store"].Job
+    first = {"name": "a GPU", "driver_version": "580", "sources": "ab", "date": "2026-01-02"}
+    machines = [{"status": "ok", "machine": first}, {"status": "failed"}, {"status": "ok", "machine": first | other}]
+    for number, machine in enumerate(machines):
+        slice_ = store.Store(tmp_path)
+        for name, result in (("build", {"status": "ok"}), ("machine", machine), (f"layers/{number}", {"status": "ok"})):
+            slice_.put(job(name, 1, 2), result)
+    apart = {"name": "a GPU", "sources": "ab", "date": "2026-01-02"}
+    of = {name: result.get("of") for name, result in store.Store(tmp_path).results.items()}
+    old = apart if other else None
+    assert of == {"build": None, "machine": None, "layers/0": old, "layers/1": old, "layers/2": None}
+    assert slice_.summary()["machine"] == first | other
+
+
 def test_a_wrong_pattern_is_named_before_anything_runs(filed: Path) -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--dry-run", "--earlier", str(filed), "--again", "exact/conv"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -45,6 +45,7 @@ from typing import Any
 
 import catalogue
 from store import (
+    ABOUT,
     CUT_OFF,
     FAILED,
     OK,
@@ -61,7 +62,7 @@ from store import (
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LEFT = 3
-ALWAYS = ("build", "machine")  # in each slice: machines are fresh
+ALWAYS = ABOUT  # in each slice: machines are fresh
 SLICE = 570.0  # seconds: of the ten minutes that machines lend, a reserve for the end
 LOG = 6000  # characters of what a failed job printed
 BESIDE = 6  # timed jobs at once: each compiles by several cores, and holds a network on the GPU

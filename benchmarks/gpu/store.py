@@ -15,6 +15,7 @@ OK, FAILED, UNAVAILABLE = "ok", "failed", "unavailable"
 TRIES = 2  # a job that failed is tried once more in a later slice, then left alone
 NAME = "result.json"
 RUNNING = "running"  # a folder for what jobs have so far, empty and gone when none runs
+ABOUT = ("build", "machine")  # jobs that measure nothing
 CUT_OFF = "cut off with its slice"
 
 
@@ -54,13 +55,17 @@ class Store:
 
     def put(self, job: Job, result: dict[str, Any]) -> None:
         """Raises ValueError for what JSON has no form for, and keeps what there was. Of two failures the rows of the
-        longer stay.
+        longer stay, and what the last machine was.
         """
         before = self.get(job) or {}
         kept = {**result, "tries": before.get("tries", 0) + 1}
         if kept["status"] == FAILED and len(before.get("rows", [])) > len(kept.get("rows", [])):
-            kept["rows"] = before["rows"]
+            kept |= {key: before[key] for key in ("rows", "of") if key in before}
+        if kept["status"] == FAILED and "machine" in before:
+            kept = {**before, **kept}
         json.dumps(kept, allow_nan=False)
+        if differ(before.get("machine"), kept.get("machine")):
+            self._set_apart(before["machine"])
         self.results[job.name] = kept
         self.write()
         self._forget(self.running(job))
@@ -80,6 +85,11 @@ class Store:
         machine = self.results.get("machine", {}).get("machine")
         done = sum(result["status"] != FAILED for result in self.results.values())
         return {"machine": machine, "done": done, "jobs": self.jobs, "status": status, "rows": rows}
+
+    def _set_apart(self, machine: dict[str, Any]) -> None:
+        """What was measured on a machine unlike that of this slice says so, like what `earlier` files hold."""
+        mine = [name for name, result in self.results.items() if "of" not in result and name not in ABOUT]
+        self.results |= {name: {"of": stamp(machine), **self.results[name]} for name in mine}
 
     def wants(self, job: Job) -> bool:
         """Whether the job has still to run: it has no result, or failed fewer than twice."""
@@ -128,8 +138,7 @@ def earlier_results(earlier: Iterable[Path], again: Sequence[str] = ()) -> dict[
         found = read_results(file)
         if not found:
             raise ValueError(f"{path} holds no results; allowed: the {NAME} of a former slice, or its folder")
-        machine = found.get("machine", {}).get("machine") or {}
-        of = {key: machine[key] for key in ("name", "date", "sources") if key in machine}
+        of = stamp(found.get("machine", {}).get("machine") or {})
         results = {**{name: {"of": of, **result} for name, result in found.items()}, **results}
     for pattern in again:
         matching = fnmatch.filter(results, pattern)
@@ -138,6 +147,16 @@ def earlier_results(earlier: Iterable[Path], again: Sequence[str] = ()) -> dict[
         for name in matching:
             del results[name]
     return results
+
+
+def stamp(machine: dict[str, Any]) -> dict[str, Any]:
+    """What a result keeps of the machine of another slice."""
+    return {key: machine[key] for key in ("name", "date", "sources") if key in machine}
+
+
+def differ(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether what was measured on two machines is two results."""
+    return bool(one and other) and any(one.get(key) != other.get(key) for key in ("name", "driver_version", "sources"))
 
 
 def beside(file: Path) -> Path:
