@@ -8,6 +8,7 @@ import pytest
 from inception_fast.kernels.spec import ConvSpec, PairSpec
 from PIL import Image
 
+from inception_fast import dispatch
 from inception_fast.cli import main
 from inception_fast.measure.compare import Row
 from inception_fast.measure.cpu_suite import SETTLE, resized, time_pair
@@ -61,7 +62,7 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
 
 
 def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
-    """What is done is not measured again with --resume, and it is without, or where other options were given."""
+    """What is done is not measured again with --resume, and it is without, with other options or instructions."""
     pytest.importorskip("matplotlib")
     calls: list[str] = []
     row = Row("inception_v1", 1, "float32", "inception_fast", 10.0, 0.1, 1e-7, 1.0)
@@ -96,6 +97,13 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     assert main([*command, "--resume", "--seconds", "3"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main([*command, "--resume", "--seconds", "3", "--winograd"]) == 0 and calls == [*first, "start"]
+    calls.clear()
+    assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
+    calls.clear()
+    assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == []
+    other = {**dispatch._probe(), "cpu": dispatch.Available("another tier")}
+    monkeypatch.setattr(dispatch, "_probe", lambda: other)
+    assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
 

@@ -87,7 +87,7 @@ def provenance(threads: int, arguments: Sequence[str]) -> dict[str, Any]:
     """What a result file says of its origin; `arguments` are those after `inception-fast`."""
     import torch
 
-    from .. import __version__
+    from .. import __version__, backend_status
 
     return {
         "machine": f"{cpu_model()}, {cores()} cores",
@@ -99,6 +99,7 @@ def provenance(threads: int, arguments: Sequence[str]) -> dict[str, Any]:
         "system": platform.platform(),
         "threads": threads,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "tier": getattr(backend_status()["cpu"], "detail", None),
         "python": platform.python_version(),
         "versions": {"inception_fast": __version__} | {p: v for p in PACKAGES if (v := version(p))},
         "commit": commit(),

@@ -65,7 +65,7 @@ class Parts:
 
 def conditions(origin: Mapping[str, Any]) -> dict[str, Any]:
     """Of a provenance, what measurements must share to stand in one result."""
-    return {name: origin[name] for name in ("machine", "threads", "versions", "commit")}
+    return {name: origin[name] for name in ("machine", "threads", "capability", "tier", "versions", "commit")}
 
 
 def _umask() -> int:
