@@ -81,6 +81,34 @@ def test_without_forms_a_function_is_left_out_alone(queue: dict[str, Any], tmp_p
     assert found["test_first[dies-2]"] == "left out" and found["test_second[dies]"] == "ok"
 
 
+# A process that is killed while it writes: the verdict of the first test, the beginning of the second.
+TORN = """
+import os, journal, pytest
+
+@pytest.mark.parametrize("form", ("one", "between", "two"))
+def test_torn(form, request):
+    status = {"one": "failed", "two": "begun", "between": ""}[form]
+    file = request.config.getoption("journal")
+    if status and not file.with_name(form).exists():
+        file.with_name(form).touch()
+        text = file.read_text()
+        whole = text if form == "one" else text[: text.rstrip().rfind("\\n") + 1]
+        file.write_text(whole + journal.line(request.node.nodeid, status)[:20])
+        os._exit(9)
+
+def test_last():
+    pass
+"""
+
+
+def test_a_torn_line_costs_no_verdict(queue: dict[str, Any], tmp_path: Path) -> None:
+    *_, rows = queue["each"].each(suite(tmp_path, TORN), {}, patience=20.0)
+    found = {row["test"].split("::")[-1]: row["status"] for row in rows}
+    assert found.pop("test_torn[one]") == "ended"
+    assert found == dict.fromkeys(("test_torn[between]", "test_torn[two]", "test_last"), "ok")
+    assert "exit code 9" in rows[0]["note"] and queue["work"].judged(rows)["status"] == "failed"
+
+
 def test_a_suite_that_cannot_be_read_has_no_rows(queue: dict[str, Any], tmp_path: Path) -> None:
     *_, rows = queue["each"].each(suite(tmp_path, "import nothing_of_this_name"), {}, patience=1.5)
     assert rows == [] and queue["work"].judged(rows)["status"] == "failed"

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 START = 120.0  # seconds until the first test begins
 MOST = 40  # processes
+WHOLE = (0, 1, 5)  # exit codes of a pytest that came to its end: all passed, some failed, none were left
 
 
 def each(
@@ -37,7 +38,7 @@ def each(
             _close(file, code)
             yield verdicts(journal.read(file))
             lines = journal.read(file)
-            if len(lines) == before or not journal.unfinished(lines[before:]):
+            if len(lines) == before or (code in WHOLE and not journal.unfinished(lines[before:])):
                 return
 
 
@@ -63,13 +64,12 @@ def _watched(
 
 
 def _close(file: Path, code: int) -> None:
-    """A test that was running when its process ended has a verdict too."""
-    lines = journal.read(file)
-    if lines and lines[-1]["status"] == "begun":
-        killed = code == -9
-        note = "took too long" if killed else f"its process ended with exit code {code}"
-        with file.open("a") as out:
-            out.write(journal.line(lines[-1]["test"], "hung" if killed else "ended", note))
+    """A test that was running when its process ended has a verdict too, and one whose own was not written whole."""
+    last = {line["test"]: line["status"] for line in journal.read(file)}
+    killed = code == -9
+    note = "took too long" if killed else f"its process ended with exit code {code}"
+    for test in (test for test, status in last.items() if status == "begun"):
+        journal.append(file, test, "hung" if killed else "ended", note)
 
 
 def verdicts(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

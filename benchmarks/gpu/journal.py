@@ -87,7 +87,7 @@ def unfinished(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Whole lines; the last may be torn."""
+    """Whole lines; the last of each process may be torn."""
     found = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -102,6 +102,13 @@ def line(test: str, status: str, note: str = "", seconds: float = 0.0) -> str:
     return json.dumps(found | ({"note": note} if note else {})) + "\n"
 
 
+def append(file: Path, *values: Any) -> None:
+    """A line of its own, behind one that a process left torn as well."""
+    with file.open("ab+") as out:
+        out.seek(max(out.seek(0, os.SEEK_END) - 1, 0))
+        torn = out.read(1) not in (b"", b"\n")
+        out.write(("\n" if torn else "").encode() + line(*values).encode())
+
+
 def _write(config: Any, *values: Any) -> None:
-    with config.getoption("journal").open("a") as file:
-        file.write(line(*values))
+    append(config.getoption("journal"), *values)
