@@ -224,6 +224,14 @@ def test_a_missing_tensor_core_is_seen() -> None:
     assert offline.complaint(compiled(entry, "sm_90a"), True) == "no HGMMA instruction"
 
 
+@pytest.mark.parametrize("arch", offline.TARGETS)
+def test_rounded_products_of_any_kind_are_seen(arch: str) -> None:
+    """A small tile of tf32 is HMMA on every architecture."""
+    for name in offline.TENSOR_CORE.values():
+        found = offline.Compiled(arch, 32, 0, 0, {"FFMA": 16, name: 16})
+        assert offline.complaint(found, False) == f"{name} instructions would round float32"
+
+
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(ValueError, match="'sm_70'; allowed: sm_80, sm_90a, sm_100a"):
         offline.compile_launch(ENTRIES[0].launch, "sm_70")

@@ -85,10 +85,11 @@ def complaint(found: Compiled, tensor_cores: bool) -> str:
     """What is wrong with a compiled kernel that should, or should not, use tensor cores; empty when nothing is."""
     if found.spill_bytes:
         return f"{found.spill_bytes} bytes of registers spill"
-    if tensor_cores != found.uses_tensor_cores:
-        name = TENSOR_CORE[found.arch]
-        return f"no {name} instruction" if tensor_cores else f"{name} instructions would round float32"
-    return ""
+    if tensor_cores:
+        return "" if found.uses_tensor_cores else f"no {TENSOR_CORE[found.arch]} instruction"
+    # Small products of later architectures are those of an earlier one.
+    rounding = [name for name in TENSOR_CORE.values() if name in found.instructions]
+    return f"{rounding[0]} instructions would round float32" if rounding else ""
 
 
 def describe(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any]]:
