@@ -202,7 +202,9 @@ def single(kind: str) -> list[Launch]:
     outputs = [catalogue.blank(1, 1, 1, oc, half) for _ in range(groups)]
     config = replace(tiny, form="tma", block_m=64) if kind == "tma" else tiny
     spec = ConvSpec(1, 1, 1, 2048, oc * groups, 1, 1, dtype="bfloat16")
-    return convolve.convolution(kind, spec, catalogue.blank(1, 1, 1, 2048, half), packed, outputs, config)
+    found = convolve.convolution(kind, spec, catalogue.blank(1, 1, 1, 2048, half), packed, outputs, config)
+    wide = {**found[0].arguments, "WIDE": True}
+    return [*found, replace(found[0], arguments=wide)] if kind == "linear" else found
 
 
 @pytest.mark.parametrize("kind", ("linear", "group", "tma", "pool"))

@@ -39,7 +39,7 @@ def conv_kernel(
     """The pointer form. PADDED: taps may fall outside; EVEN_C: c is whole BLOCK_Ks; WIDE: pixels need 64 bits."""
     block, start = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     if WIDE:
-        start = start.to(tl.int64)
+        start, oh = start.to(tl.int64), tl.cast(oh, tl.int64)  # and with oh every product of sizes
     if MIXED:
         w_offset, w_pitch, kw, taps, pad_top, pad_left, column, columns, curved = fields(table_ptr, block)
     else:

@@ -106,7 +106,7 @@ def imported(x: Tensor, y: Map, scale: Any = None, shift: Any = None) -> list[La
         "scale_ptr": parameters(scale, y.data),
         "shift_ptr": parameters(shift, y.data),
         "y_ptr": y.data,
-        **{"n": y.n, "h": y.h, "w": y.w, "c": y.c, "blocks": blocks},
+        **{"rows": y.rows, "h": y.h, "w": y.w, "c": y.c, "blocks": blocks},
         **{"stride_n": n, "stride_c": c, "stride_y": h, "stride_x": w, "y_pitch": y.pitch},
         **{"SCALE": scale is not None, "SHIFT": shift is not None, "BLOCK_M": block_m, "BLOCK_N": block_n},
     }

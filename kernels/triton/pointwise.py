@@ -34,14 +34,14 @@ def eltwise_kernel(
 
 @triton.jit
 def import_kernel(
-    x_ptr, scale_ptr, shift_ptr, y_ptr, n, h, w, c, blocks, stride_n, stride_c, stride_y, stride_x, y_pitch,
+    x_ptr, scale_ptr, shift_ptr, y_ptr, rows, h, w, c, blocks, stride_n, stride_c, stride_y, stride_x, y_pitch,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """y = scale * x + shift from [n, c, h, w] of any strides, uint8 or floating."""
     block, start = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     m, k = start * BLOCK_M + tl.arange(0, BLOCK_M), block * BLOCK_N + tl.arange(0, BLOCK_N)
-    ok = (m < n * h * w)[:, None] & (k < c)[None, :]
-    at = (m // (h * w)) * stride_n + (m // w % h) * stride_y + (m % w) * stride_x
+    ok = (m < rows)[:, None] & (k < c)[None, :]
+    at = (m // w // h) * stride_n + (m // w % h) * stride_y + (m % w) * stride_x
     y = tl.load(x_ptr + at[:, None] + (k.to(tl.int64) * stride_c)[None, :], mask=ok, other=0).to(tl.float32)
     if SCALE:
         y *= tl.load(scale_ptr + k, mask=k < c, other=0.0)[None, :]

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_pixels_beyond_32_bits_are_found(kind: str, far: Tensor) -> None:
         numerics.assert_close_budget(gathered(target), wanted)
         return
     numerics.assert_exact(gathered(target), wanted)
+
+
+@pytest.mark.parametrize("kind", ("conv", "import"))
+def test_more_pixels_than_32_bits_count_are_all_there(kind: str) -> None:
+    """The first tile of them, all in one place: products of the sizes that wrap would leave it out."""
+    n, size = 24100, 299
+    y = torch.zeros(64 * C, dtype=HALF, device=DEVICE)
+    places = Map(y, n, size, size, C, 0)
+    if kind == "import":
+        (one,) = launch.imported(torch.ones(1, 1, 1, 1, device=DEVICE).expand(n, C, size, size), places)
+    else:
+        packed = convolve.pack([convolve.Part(torch.ones(C, C, 1, 1), None, None, (0, 0), False)], HALF, DEVICE)
+        spec, x = ConvSpec(n, size, size, C, C, 1, 1, relu=False, dtype="float16"), torch.ones_like(y)
+        config = Config(block_m=16, block_n=16, block_k=16)
+        (one,) = convolve.convolution("conv", spec, Map(x, n, size, size, C, 0), packed, [places], config)
+    run([replace(one, grid=(1,) * len(one.grid))])
+    assert y[:C].tolist() == [1.0 if kind == "import" else C] * C
 
 
 def test_no_kernel_adds_in_an_order_of_chance() -> None:
