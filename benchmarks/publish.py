@@ -6,7 +6,7 @@
 
 Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py`, `training_step.py` and
 `aa.py` write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The newest file of a
-machine speaks for each case in it; older ones stay as history.
+machine that has its times speaks for each case in it; older ones stay as history.
 """
 
 from __future__ import annotations
@@ -124,46 +124,60 @@ def read_results(results: Path) -> list[tuple[Path, str, Document]]:
 def bench_section(found: Sequence[tuple[Path, str, Document]], root: Path, keras: bool = False) -> str:
     """A table for each file that still speaks for a case on its machine, the newest file first.
 
-    A newer file takes a case over where it names every runtime that the older one has: none that is ahead is lost.
-    keras: of the models run by Keras, or of the others.
+    A newer file takes a case over where it has a time of every runtime that the older one has a time of: none that is
+    ahead is lost, and no failure hides a time. keras: of the models run by Keras, or of the others.
     """
-    speaks: dict[tuple[str, Case], dict[Path, set[str]]] = {}
+    speaks: dict[tuple[object, ...], dict[Path, set[str]]] = {}
     for path, kind, document in found:
         if kind == "bench":
             for case in _cases(document["rows"], keras):
-                runtimes = {r["runtime"] for r in document["rows"] if (r["model"], r["batch"], r["dtype"]) == case}
-                older = speaks.setdefault((path.parent.name, case), {})
-                for file in [file for file, held in older.items() if held <= runtimes]:
+                timed = {r["runtime"] for r in document["rows"] if _case(r) == case and r["median_ms"] is not None}
+                older = speaks.setdefault(_question(path, document, case), {})
+                for file in [file for file, held in older.items() if held <= timed]:
                     del older[file]
-                older[path] = runtimes
+                older[path] = timed
     parts = []
     for path, kind, document in reversed(found):
         if kind == "bench":
-            cases = [c for c in _cases(document["rows"], keras) if path in speaks[path.parent.name, c]]
+            cases = [c for c in _cases(document["rows"], keras) if path in speaks[_question(path, document, c)]]
             if cases:
                 parts.append(_bench_table(cases, document, path.relative_to(root)))
     return "\n\n".join(parts) or UNMEASURED
 
 
+def _question(path: Path, document: Document, case: Case) -> tuple[object, ...]:
+    """What two files that answer it have in common: the machine, the threads, the network on images of one size."""
+    return path.parent.name, document["provenance"]["threads"], _image_size(document, case[0]), case
+
+
+def _image_size(document: Document, model: str) -> int | None:
+    return (document.get("models", {}).get(model) or {}).get("image_size")
+
+
+def _case(row: Mapping[str, Any]) -> Case:
+    return row["model"], row["batch"], row["dtype"]
+
+
 def _cases(rows: Iterable[Mapping[str, Any]], keras: bool) -> list[Case]:
     wanted = (row for row in rows if row["model"].endswith(KERAS) == keras)
-    return list(dict.fromkeys((row["model"], row["batch"], row["dtype"]) for row in wanted))
+    return list(dict.fromkeys(map(_case, wanted)))
 
 
 def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
-    rows = {((r["model"], r["batch"], r["dtype"]), r["runtime"]): r for r in document["rows"]}
+    rows = {(_case(r), r["runtime"]): r for r in document["rows"]}
     runtimes = [OURS, *dict.fromkeys(r["runtime"] for r in document["rows"] if r["runtime"] != OURS)]
     head = ["model", "batch", "format", *runtimes, "rel. error"]
     lines = [_line(head), "|---|--:|---|" + "--:|" * (len(runtimes) + 1)]
     notes: dict[str, None] = {}
+    resized = any(word.startswith("--image-size") for word in document["provenance"]["command"].split())
     for case in cases:
         model, batch, dtype = case
-        cells = [f"`{model.removesuffix(KERAS)}`", str(batch), dtype]
+        side = f" {_image_size(document, model)}x{_image_size(document, model)}" if resized else ""
+        cells = [f"`{model.removesuffix(KERAS)}`{side}", str(batch), dtype]
         for name in runtimes:
             row = rows.get((case, name))
             cells.append(_time(row))
-            if row is not None and row["status"] != "ok":
-                notes[f"{name}, {dtype}: {row['status']}: {row['note']}"] = None
+            notes |= dict.fromkeys(_notes(row))
         mine = rows.get((case, OURS))
         error = mine["rel_error"] if mine else None
         lines.append(_line([*cells, "-" if error is None else f"{error:.1e}"]))
@@ -175,10 +189,18 @@ def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
     return "\n".join([*lines, "", *remarks, *([""] if notes else []), *(f"- {note}" for note in notes)])
 
 
+def _notes(row: Mapping[str, Any] | None) -> list[str]:
+    """What is said of a row that is not ok."""
+    if row is None or row.get("status", "ok") == "ok":
+        return []
+    said = row.get("note") or f"its loss is off by {row.get('loss_error', 0):.1e}"
+    return [f"{row['runtime']}, {row['dtype']}: {row['status']}: {said}"]
+
+
 def _time(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
-    if row["median_ms"] is None:
+    if row["median_ms"] is None or row.get("status", "ok") != "ok":
         return str(row["status"])
     text = f"{row['median_ms']:.2f}" if row["median_ms"] < 100 else f"{row['median_ms']:.1f}"
     if row["runtime"] == OURS:
@@ -234,7 +256,7 @@ def suite_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> st
 
 
 def _suite(path: Path, document: Document, root: Path) -> str:
-    rows = {((r["model"], r["batch"], r["dtype"]), r["runtime"]): r for r in document["rows"]}
+    rows = {(_case(r), r["runtime"]): r for r in document["rows"]}
     runtimes = [OURS, *dict.fromkeys(r["runtime"] for r in document["rows"] if r["runtime"] != OURS)]
     lines = [_line(["model", "batch", "format", *runtimes, "of the peak"])]
     lines.append("|---|--:|---|" + "--:|" * (len(runtimes) + 1))
@@ -279,6 +301,7 @@ def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str
     parts = []
     for path, document in _newest(found, "step"):
         lines = [_line(["model", "images", "format", "runtime", "time", "peak MB"]), "|---|---|---|---|--:|--:|"]
+        notes = [note for row in document["rows"] for note in _notes(row)]
         for row in document["rows"]:
             established = (
                 row["p_value"] is not None and row["p_value"] < LEAST_P and row["noise"] < abs(row["ratio"] - 1)
@@ -287,7 +310,8 @@ def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str
             cells = [f"`{row['model']}`", side, row["dtype"], row["runtime"], _time(row | {"established": established})]
             lines.append(_line([*cells, f"{row['peak_bytes'] / 1e6:.0f}"]))
         remark = "Milliseconds a step, the median and in brackets its time over the plain layers'; ~: within the noise."
-        parts.append("\n".join([*lines, "", remark, _origin(document["provenance"], path.relative_to(root))]))
+        said = [remark, _origin(document["provenance"], path.relative_to(root)), *([""] if notes else [])]
+        parts.append("\n".join([*lines, "", *said, *(f"- {note}" for note in notes)]))
     return "\n\n".join(parts) or UNMEASURED
 
 

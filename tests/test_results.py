@@ -116,11 +116,13 @@ def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
         row | {"runtime": "eager", "median_ms": 12.0, "ratio": 1.2, "p_value": 0.01, "peak_bytes": 3_000_000},
         row | {"runtime": "compile", "median_ms": 10.05, "ratio": 1.005, "p_value": 0.01},
         row | {"runtime": "other", "median_ms": 9.0, "ratio": 0.9, "p_value": 0.3},
+        row | {"runtime": "off", "median_ms": 5.0, "ratio": 0.5, "p_value": 0.01, "status": "wrong", "loss_error": 0.7},
     ]
     assert publish.main([str(put(house, {"provenance": ORIGIN, "rows": rows}))], house) == 0
     shown = (house / "README.md").read_text().split("<!-- step: begin -->")[1].split("<!-- step: end -->")[0]
     assert "| `m` | 4 of 96x96 | float32 | inception_fast | **10.00** | 2 |" in shown
     assert "eager | 12.00 (1.20x) | 3 |" in shown and "2026-01-02-step.json" in shown
+    assert "off | wrong | 2 |" in shown and "- off, float32: wrong: its loss is off by 7.0e-01" in shown
     assert "compile | 10.05 (~1.00x)" in shown and "other | 9.00 (~0.90x)" in shown
 
 
@@ -148,6 +150,33 @@ def test_a_run_without_a_peer_hides_no_peer(house: Path) -> None:
     assert publish.main([str(put(house, full, "c.json"))], house) == 0
     text = (house / "README.md").read_text()
     assert "**4.00**" in text and "**5.00**" not in text and "**10.00**" not in text
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "inception_fast"])
+def test_a_failure_hides_no_time(house: Path, runtime: str) -> None:
+    """Of a peer that is not installed any more, or of ours; a later run with all times stands alone."""
+    new, later = bench(date="2026-01-02T09:00:00+00:00"), bench(date="2026-01-02T10:00:00+00:00")
+    row = next(row for row in new["rows"] if row["runtime"] == runtime)
+    row.update(median_ms=None, ratio=None, status="failed", note="gone")
+    later["rows"][0]["median_ms"] = 4.0
+    assert publish.main([str(put(house, bench(), "a.json")), str(put(house, new, "b.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "**10.00** | 25.00 (2.50x) | 9.50 (~0.95x)" in text and f"{runtime}, float32: failed: gone" in text
+    assert publish.main([str(put(house, later, "c.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "**4.00** | 25.00 (2.50x) | 9.50 (~0.95x)" in text and "**10.00**" not in text and "gone" not in text
+
+
+def test_other_threads_and_image_sizes_are_other_cases(house: Path) -> None:
+    single, small = bench(threads=1, date="2026-01-03T00:00:00+00:00"), bench(date="2026-01-04T00:00:00+00:00")
+    small["provenance"]["command"] += " --image-size 96"
+    plain = bench() | {"models": {"m": {"image_size": 299}}}
+    documents = plain, single | {"models": plain["models"]}, small | {"models": {"m": {"image_size": 96}}}
+    for number, document in enumerate(documents):
+        assert publish.main([str(put(house, document, f"{number}.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert text.count("| `m` | 1 | float32 | **10.00** |") == 2 and "threads 1," in text and "threads 2," in text
+    assert text.count("| `m` 96x96 | 1 | float32 | **10.00** |") == 1
 
 
 def suite(**origin: object) -> dict:
