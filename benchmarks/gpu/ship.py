@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from catalogue import LAYERS
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.triton import configs
 
 from inception_fast.engine import gpu_walk
 
 ROOT = Path(__file__).resolve().parents[2]
+CHOOSING = ("hopper", "tiles", "network")  # kinds of jobs: single layers, then networks' own shapes, then walks
+TILING = ("tune", "tiles")
 
 
 def main(argv: Sequence[str], root: Path = ROOT) -> int:
@@ -39,7 +43,9 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
     file = root / "kernels" / "cuda" / "choices.json"
     shipped = choices.read(file)
-    chosen = weighed(merged(shipped, cuts, 2), {row[:2] for row in cuts}, tiles, document["machine"]["name"])
+    chosen = weighed(
+        merged(shipped, cuts, 2), {row[:2] for row in cuts}, seconds_of(document), document["machine"]["name"]
+    )
     if chosen != shipped:
         choices.write(file, chosen, about)
     if tiles:
@@ -65,16 +71,18 @@ def read(file: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterator[Any]:
-    """What rows of these kinds of jobs hold under `key`, in the order of the jobs."""
-    for name, result in document["results"].items():
-        if name.split("/")[0] in kinds and not result.get("red"):
-            yield from (row[key] for row in result.get("rows", []) if key in row)
+def rows_of(document: dict[str, Any], kinds: Sequence[str], key: str) -> Iterator[dict[str, Any]]:
+    """Rows of these kinds of jobs that hold a `key`, in the order of the kinds, then of the jobs."""
+    for kind in kinds:
+        for name, result in document["results"].items():
+            if name.split("/")[0] == kind and not result.get("red"):
+                yield from (row for row in result.get("rows", []) if key in row)
 
 
 def cuts_of(document: dict[str, Any]) -> Iterator[choices.Row]:
-    for values in rows_of(document, ("hopper", "tiles", "network"), "choice"):
-        yield choices.row_of(values)
+    """Of a shape that several jobs measured the last counts, as in `cuts.measured`."""
+    for row in rows_of(document, CHOOSING, "choice"):
+        yield choices.row_of(row["choice"])
     yield from walks_of(document)
 
 
@@ -91,8 +99,25 @@ def walks_of(document: dict[str, Any]) -> Iterator[choices.Row]:
 
 
 def tiles_of(document: dict[str, Any]) -> Iterator[configs.Row]:
-    for arch, precision, m, oc, k, config, seconds in rows_of(document, ("tiles", "tune"), "row"):
+    for arch, precision, m, oc, k, config, seconds in (row["row"] for row in rows_of(document, TILING, "row")):
         yield configs.Row(arch, precision, int(m), int(oc), int(k), configs.Config(*config), seconds)
+
+
+def seconds_of(document: dict[str, Any]) -> dict[choices.Shape, float]:
+    """What Triton takes now for convolutions of which as much is known."""
+    found = {}
+    for row in rows_of(document, TILING, "row"):
+        _, precision, m, oc, k, _, seconds = row["row"]
+        taps = taps_of(row)
+        if taps and seconds:
+            found[choices.Shape("conv", precision, int(m), int(oc), int(k), taps)] = seconds
+    return found
+
+
+def taps_of(row: dict[str, Any]) -> int:
+    """Of the convolution that a row with a tile is about, which the tile does not say; 0 where nothing says it."""
+    kernel = LAYERS[row["layer"]][3] if "layer" in row else re.findall(r"\bk[hw]=(\d+)", row.get("shape", ""))
+    return math.prod(map(int, kernel)) if kernel else 0
 
 
 def merged(older: Sequence[Any], newer: Sequence[Any], key: int) -> list[Any]:
@@ -102,17 +127,11 @@ def merged(older: Sequence[Any], newer: Sequence[Any], key: int) -> list[Any]:
 
 
 def weighed(
-    rows: Sequence[choices.Row], fresh: Collection[Any], tiles: Sequence[configs.Row], gpu: str
+    rows: Sequence[choices.Row], fresh: Collection[Any], seconds: Mapping[choices.Shape, float], gpu: str
 ) -> list[choices.Row]:
     """The rows of CUDA kernels on this GPU against what Triton takes now, but for those measured in the same race."""
-    seconds = {(tile.precision, tile.m, tile.oc, tile.k): tile.seconds for tile in tiles if tile.seconds}
-    found = []
-    for row in rows:
-        shape = row.shape
-        now = seconds.get((shape.precision, shape.m, shape.oc, shape.k))
-        same = row.gpu == gpu and shape.kernel == "conv" and row[:2] not in fresh
-        found.append(row._replace(against=now) if same and now else row)
-    return found
+    old = [row.gpu == gpu and row[:2] not in fresh and row.shape in seconds for row in rows]
+    return [row._replace(against=seconds[row.shape]) if late else row for row, late in zip(rows, old, strict=True)]
 
 
 def own(document: dict[str, Any]) -> dict[str, Any]:

@@ -264,12 +264,17 @@ def test_measured_cuts_become_what_plans_choose(
             row["choice"][-1] = 1.0  # Triton's seconds: these kernels have won
     tile = {"row": ["sm_90", "half", 64, 32, 64, ["tma", 64, 32, 64, 1, 4, 3], 1e-6]}
     old = next(row for row in choices.shipped() if row.shape.kernel == "conv")  # a shape raced before
-    again = {"row": ["sm_90", *old.shape[1:5], ["tma", 64, 64, 64, 1, 4, 3], 2.5e-5]}
+    again, other = (
+        {"shape": f"kh=1, kw={taps}", "row": ["sm_90", *old.shape[1:5], ["tma", 64, 64, 64, 1, 4, 3], seconds]}
+        for taps, seconds in ((old.shape.taps, 2.5e-5), (old.shape.taps + 1, 1e-5))
+    )
     walk = {"runtime": "cuda", "choice": [gpu, "walk", "half", 1, 20, 1, 1, "walk", 1, 1e-4, 2e-4]}
+    (single,) = (row["choice"] for row in rows if row.get("choice", [0, 0])[1] == "conv")
+    own = {"choice": [*single[:-2], 1e-3, 4e-3]}  # by a network, which counts more than by a layer alone
     results = {
+        "tiles/small/2/float16": {"status": "ok", "rows": [tile, other, again, own]},
         "hopper/2/float16": {"status": "failed", "rows": rows},
         "hopper/1/float16": {"status": "ok", "red": True, "rows": rows},
-        "tiles/small/2/float16": {"status": "ok", "rows": [tile, again]},
         "network/small/1/float16": {"status": "ok", "rows": [{"runtime": "ours"}, walk]},
         "walk/other/1/float16": {"status": "ok", "rows": walk_rows()},
         "walk/wrong/1/float16": {"status": "failed", "rows": walk_rows()[:1]},
@@ -287,7 +292,7 @@ def test_measured_cuts_become_what_plans_choose(
         before = len(configs.shipped()) + (again["row"][:5] not in [list(row[:5]) for row in configs.shipped()])
         for _ in range(2):  # the second time changes nothing
             assert ship.main([str(file)], tmp_path) == 0
-        assert "4 shapes of the CUDA kernels, faster in 4; 2 tiles of Triton" in capsys.readouterr().out
+        assert "5 shapes of the CUDA kernels, faster in 5; 3 tiles of Triton" in capsys.readouterr().out
         filed = list((tmp_path / "benchmarks" / "results").glob("*/*"))
         assert [str(path.relative_to(tmp_path)) for path in filed] == [
             "benchmarks/results/nvidia-h200/2026-11-27-gpu.json"
@@ -298,7 +303,7 @@ def test_measured_cuts_become_what_plans_choose(
         assert [row.against for row in others if row[:2] == old[:2]] == [2.5e-5]
         unchanged = [row for row in choices.read(real) if row.shape[1:5] != old.shape[1:5]]
         assert [row for row in others if row.shape[1:5] != old.shape[1:5]] == unchanged
-        assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 2e-3)
+        assert (conv.shape.kernel, pair.shape.kernel, conv.seconds) == ("conv", "pair", 1e-3)
         assert whole == choices.row_of(walk["choice"]) and whole in queue["cuts"].measured(file)
         assert alone == Row(gpu, Shape("walk", "half", 1, 3, 1, 1), "walk", 1, 0.25e-3, 0.5e-3)
         assert len(configs.shipped()) == before and configs.choose("sm_90", "half", 64, 32, 64).form == "tma"
