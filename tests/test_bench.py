@@ -145,6 +145,32 @@ def test_peers_that_do_not_run_are_listed_with_the_reason(subject, ours_is):
     assert (broken.status, broken.note) == ("failed", "RuntimeError: no such op")
 
 
+def test_who_fails_while_timed_costs_the_others_nothing(subject, ours_is):
+    """And where that is ours, nothing is timed."""
+
+    def failing(model, calls):
+        left = iter(range(calls))
+
+        def call(x):
+            if next(left, None) is None:
+                raise RuntimeError("out of\n memory")
+            return model(x)
+
+        return call
+
+    class Tired(Peer):
+        def build(self, model, x, dtype, threads):
+            return super().build(failing(model, len(subject.batches) + 1), x, dtype, threads)
+
+    ours_is(lambda model: model)
+    ours, tired, good = rows_of(subject, Tired("tired"), Peer("good"))
+    assert (tired.status, tired.note) == ("failed", "while timed: RuntimeError: out of memory")
+    assert tired.median_ms is None and ours.rounds == good.rounds == 2 and good.ratio is not None
+    ours_is(lambda model: failing(model, len(subject.batches) + 1))
+    (row,) = rows_of(subject, Peer())
+    assert row.status == "failed" and row.median_ms is None
+
+
 def test_a_slow_build_is_given_up(subject, ours_is):
     class Slow(Peer):
         def build(self, model, x, dtype, threads):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -153,7 +153,8 @@ def compare(
     """The rows of one case, ours first; `limit` is the number of seconds a peer may take to build the network.
 
     `ours` is another way to call this package, of the same name, such as under TensorFlow.
-    Without a right answer of ours nothing is timed: there is nothing to compare with.
+    Without a right answer of ours nothing is timed: there is nothing to compare with. A peer that fails while it is
+    timed has failed, and the others are timed anew without it.
     """
     with torch.inference_mode():
         rows, runners = [], {}
@@ -166,10 +167,41 @@ def compare(
             elif step == 0:
                 return rows
             watch.done(BUILD_SHARE * (step + 1) / (len(peers) + 1))
-        watch.stage(f"{case}: timing {', '.join(runners)}")
-        calls = {name: runner.bind(subject.batches[0]) for name, runner in runners.items()}
-        samples = interleave(calls, plan, on_round=lambda part: watch.done(BUILD_SHARE + (1 - BUILD_SHARE) * part))
-    return _timed(rows, samples)
+        while Ours.name in runners:
+            watch.stage(f"{case}: timing {', '.join(runners)}")
+            calls = {name: _named(name, runner.bind(subject.batches[0])) for name, runner in runners.items()}
+            try:
+                rounds = interleave(calls, plan, on_round=lambda p: watch.done(BUILD_SHARE + (1 - BUILD_SHARE) * p))
+                return _timed(rows, rounds)
+            except _Failed as failure:
+                del runners[failure.runtime]
+                note = f"while timed: {_said(failure.error)}"
+                rows = [replace(r, status="failed", note=note) if r.runtime == failure.runtime else r for r in rows]
+    return rows[:1]
+
+
+class _Failed(Exception):
+    """Which runtime raised what."""
+
+    def __init__(self, runtime: str, error: Exception) -> None:
+        super().__init__(runtime, error)
+        self.runtime, self.error = runtime, error
+
+
+def _named(name: str, run: Callable[[], object]) -> Callable[[], object]:
+    """The call, whose errors say whose they are."""
+
+    def call() -> object:
+        try:
+            return run()
+        except Exception as error:
+            raise _Failed(name, error) from error
+
+    return call
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _ready(runtime: Runtime, case: Case, subject: Subject, threads: int, limit: float) -> tuple[Row, Built | None]:
@@ -187,7 +219,7 @@ def _ready(runtime: Runtime, case: Case, subject: Subject, threads: int, limit: 
         return replace(row, status="failed", note=f"building it: {error}"), None
     except Exception as error:  # libraries raise anything; the reason is listed, and where it is ours the case ends
         refusal = ours and isinstance(error, (ValueError, NotImplementedError))
-        reason = " ".join(f"{'' if refusal else type(error).__name__ + ': '}{error}".split())[:300]
+        reason = " ".join(str(error).split())[:300] if refusal else _said(error)
         return replace(row, status="unavailable" if refusal else "failed", note=reason), None
     return _judged(row, built, outputs, subject.truth)
 
