@@ -340,6 +340,10 @@ def _conv_flops(x: Any, weight: Any, *rest: Any, out_shape: Any, **options: Any)
     return 2 * n * oh * ow * torch.Size(weight).numel()
 
 
+def _conv_batch_norm_flops(x: Any, kernel: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
+    return _conv_flops(x, kernel, out_shape=out_shape[0])
+
+
 def _gradient_flops(grad: Any, x: Any, weight: Any, *rest: Any, **options: Any) -> int:
     return _conv_flops(x, weight, out_shape=grad)
 
@@ -394,6 +398,7 @@ def _register() -> Any:
 
 def _register_flops(counter: Any) -> None:
     counter.register_flop_formula(torch.ops.inception_fast.convolution)(_conv_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.conv_batch_norm_relu)(_conv_batch_norm_flops)
     counter.register_flop_formula(torch.ops.inception_fast.conv_weight_gradient)(_gradient_flops)
     counter.register_flop_formula(torch.ops.inception_fast.conv_input_gradient)(_gradient_flops)
     for name, (*_, flops) in _PARTS.items():

@@ -180,6 +180,10 @@ def test_flop_counter_counts_the_operations() -> None:
     with FlopCounterMode(display=False) as counter:
         all_four(x, weights)
     assert counter.get_total_flops() == 2 * (2 * 5 * 6) * 8 * 8 * (1 + 2 * 3 + 2 * 3 + 1)
+    kernel, norm = torch.ones(4, 8, 3, 3, requires_grad=True), torch.ones(4)
+    with FlopCounterMode(display=False) as counter:
+        ops.conv_batch_norm_relu(x, kernel, norm, norm, stride=1, padding=1, eps=1e-3)
+    assert counter.get_total_flops() == 2 * (2 * 5 * 6) * 4 * 8 * 9
 
 
 def test_a_flop_counter_imported_later_counts_them_too() -> None:
