@@ -45,6 +45,22 @@ def test_groups_and_functional_calls_are_counted_where_they_happen():
     assert costs[""].macs == 16 * 4 * 5
 
 
+def test_a_layer_under_two_names_counts_where_it_is_first():
+    """And what contains it under the second name does not lose what it never did."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.both = nn.Sequential(self.a, nn.Conv2d(8, 4, 1, bias=False))
+
+        def forward(self, x):
+            return self.both(self.a(x))
+
+    costs = {c.name: c.macs for c in layers(Shared(), torch.zeros(1, 8, 5, 5))}
+    assert costs == {"a": 2 * 25 * 8 * 8 * 9, "both.1": 25 * 8 * 4}
+
+
 @pytest.mark.parametrize(
     "name, size, macs",
     [("inception_v1", 224, 1_498_376_192), ("inception_v3", 299, 5_713_216_096), ("inception_v4", 299, 12_253_974_624)],
