@@ -27,6 +27,21 @@ def test_levels_by_hand():
     json.dumps(design.to_dict(), allow_nan=False)
 
 
+def test_every_tensor_of_an_operation_is_followed():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            left, right = self.a(x).chunk(2, 1)
+            return self.b(left) + self.c(right)
+
+    design = inspect(Halves(), torch.zeros(1, 3, 5, 5))
+    assert design.macs == 25 * (48 + 32 + 32)
+    assert [(x.name, x.values, x.depth) for x in design.levels] == [("input", 75, 0), ("a", 400, 1), ("add", 100, 5)]
+
+
 def test_the_articles_bottleneck_is_flagged_and_its_cure_is_not():
     x = nets.images(*nets.REDUCTION)
     found = {name: inspect(make(), x) for name, make in nets.REDUCTIONS.items()}

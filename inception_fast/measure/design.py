@@ -76,7 +76,9 @@ class Design:
 
 @dataclass
 class _Node:
-    """One operation on something that depends on the input. `inputs` are numbers of nodes."""
+    """A tensor that an operation made of what depends on the input. `inputs` are numbers of nodes, `step` that of the
+    operation.
+    """
 
     name: str
     kind: str
@@ -85,6 +87,7 @@ class _Node:
     macs: int = 0
     params: int = 0
     path: str = ""
+    step: int = 0
     last_use: int = field(default=-1)
 
     @property
@@ -101,8 +104,9 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Tensor] = []  # an id means nothing once its tensor is gone
         self.number: dict[int, int] = {}
         self.tracker = ModuleTracker()
-        for x in inputs:
-            self._bind(x, _Node("input", "input", tuple(x.shape[1:]), ()))
+        self.steps = len(inputs)
+        for step, x in enumerate(inputs):
+            self._bind(x, _Node("input", "input", tuple(x.shape[1:]), (), step=step))
 
     def _bind(self, value: Tensor, node: _Node) -> None:
         self.nodes.append(node)
@@ -114,13 +118,16 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         read = tuple(dict.fromkeys(self.number[id(x)] for x in leaves if id(x) in self.number))
-        made = next((x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)), None)
-        if read and made is not None:
+        made = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        if read and made:
             formula = flop_registry.get(func._overloadpacket)
             macs = formula(*args, **kwargs, out_val=result) // 2 if formula else 0
             path = max((p for p in self.tracker.parents if p != "Global"), key=len, default="")
             kind = str(func._overloadpacket).split(".")[-1].rstrip("_")
-            self._bind(made, _Node(path, kind, tuple(made.shape[1:]), read, macs, path=path))
+            for x in reversed(made):  # the first last, for nobody may read the others
+                work = macs if x is made[0] else 0
+                self._bind(x, _Node(path, kind, tuple(x.shape[1:]), read, work, path=path, step=self.steps))
+            self.steps += 1
         return result
 
 
@@ -186,10 +193,10 @@ def _levels(nodes: list[_Node], root: str, batch: int) -> tuple[Level, ...]:
             name = _common(before.name, name) or before.name
             level = Level(
                 name, before.kind, before.shape, before.values, before.macs + spent // batch, before.params + owned,
-                position,
+                node.step,
             )  # fmt: skip
         elif carrier == position:
-            level = Level(name, held.kind, held.shape, held.values, spent // batch, owned, position)
+            level = Level(name, held.kind, held.shape, held.values, spent // batch, owned, node.step)
         else:
             continue
         found.append(level)
