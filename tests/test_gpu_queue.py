@@ -195,6 +195,21 @@ def test_a_long_job_reports_its_parts(queue: dict[str, Any]) -> None:
     assert queue["work"].timed(iter([]), parts.append)["note"] == "ours: no row"
 
 
+def test_wrong_numbers_fail_the_job_that_found_them(queue: dict[str, Any]) -> None:
+    """Of any kernel of ours, in rows that name no runtime as well; what a peer gives, and what has no kernel, do not."""
+    timed = queue["work"].timed
+    cut = {"layer": "l", "runtime": "cuda", "config": "64x32", "median_ms": 1.0}
+    layers = [cut, {**cut, "status": "unavailable"}, {**cut, "runtime": "cudnn", "status": "wrong"}]
+    assert timed(iter([layers]), print, ("cudnn",))["status"] == "ok"
+    for runtime in ("cuda", "pair 256", "triton"):
+        result = timed(iter([[*layers, {**cut, "runtime": runtime, "status": "wrong"}]]), print, ("cudnn",))
+        assert (result["status"], result["note"]) == ("failed", f"l by {runtime}: wrong") and len(result["rows"]) == 4
+    tiles = [{"shape": "s", "status": "ok"}, {"shape": "s", "status": "failed", "cuda": "failed", "note": "off by 0.5"}]
+    assert timed(iter([tiles]), print)["note"] == "s by ours: off by 0.5"
+    network = [{"runtime": "ours", "status": "ok"}, {"runtime": "separate", "status": "wrong"}]
+    assert timed(iter([network]), print)["status"] == "ok", "what ships is right"
+
+
 def test_counters_that_a_gpu_lacks_are_left_out(queue: dict[str, Any]) -> None:
     said = "==ERROR== Failed to find metric sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active\n==PROF== x"
     found = queue["work"].unknown_metrics(said, queue["work"].METRICS)

@@ -150,6 +150,12 @@ def test_a_network_waits_for_its_tiles(queue: dict[str, Any], tmp_path: Path) ->
     assert ran == ["build", "machine", "tiles/m/1/x", "network/m/1/x/tuned"]
     cuts = queue["store"].Store(tmp_path / "cuts")
     assert queue["run"].waits(jobs[3], cuts)
+    some = {"status": "failed", "rows": [{"row": []}]}
+    for tries, waits in enumerate((True, False)):
+        cuts.put(jobs[2], some)
+        assert queue["run"].waits(jobs[3], cuts) is waits, tries
+    del cuts.results["tiles/m/1/x"]
+    assert queue["run"].waits(jobs[3], cuts)
     cuts.put(job("tiles/m/1/x/cuda", 1, 2), {"status": "ok"})
     assert not queue["run"].waits(jobs[3], cuts), "cuts of the CUDA kernels alone are measured tiles as well"
 

@@ -83,7 +83,9 @@ def pair_row(spec: PairSpec, separate: float) -> dict[str, Any]:
     name = min(times, key=times.__getitem__)
     shape = hopper_gpu.shape_of(spec.second, "pair")
     choice = [torch.cuda.get_device_name(), *shape, name, 1, times[name], separate]
-    return {"cuda": name, "cuda_ms": times[name] * 1e3, "separate_ms": separate * 1e3, "choice": choice}
+    wrong = {n: row for n, row in rows.items() if n not in calls}
+    said = {"status": "failed", "note": str(wrong)[:400]} if wrong else {}
+    return {"cuda": name, "cuda_ms": times[name] * 1e3, "separate_ms": separate * 1e3, "choice": choice, **said}
 
 
 def guarded(race: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:

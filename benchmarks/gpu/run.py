@@ -206,13 +206,14 @@ def blocked(job: Job, store: Store) -> bool:
 
 
 def waits(job: Job, store: Store) -> bool:
-    """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first."""
+    """Whether the job wants tiles that are not measured: where the longer job did not fit, the shorter comes first. Of
+    a job that has failed for good those that came out right are all there will be.
+    """
     _, _, whole = job.name.partition("/")
     tiles, _, tuned = whole.rpartition("/")
-    measured = [
-        store.results.get(f"tiles/{name}", {}).get("status") for name in (tiles, f"{tiles}/cuda", f"{tiles}/new")
-    ]
-    return tuned == "tuned" and OK not in measured
+    found = [store.results.get(f"tiles/{name}", {}) for name in (tiles, f"{tiles}/cuda", f"{tiles}/new")]
+    measured = [one["status"] == OK or (one.get("rows") and not to_do(one)) for one in found if one]
+    return tuned == "tuned" and not any(measured)
 
 
 def run_job(job: Job, store: Store, seconds: float) -> dict[str, Any]:

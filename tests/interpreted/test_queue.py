@@ -14,7 +14,7 @@ import pytest
 import torch
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.cuda.choices import Row, Shape
-from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from inception_fast.kernels.triton import configs
 from torch import Tensor, nn
 
@@ -401,6 +401,26 @@ def test_a_cut_that_disagrees_with_triton_is_not_timed(queue: dict[str, Any], mo
     monkeypatch.setattr(gpu_tune.hopper, "pack", lambda weight, *rest: right(weight.flip(0), *rest))
     with pytest.raises(RuntimeError, match="is off Triton's result"):
         cuts.conv_row(one, call)
+
+
+def test_a_wrong_form_of_a_pair_fails_its_row_and_the_right_one_counts(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts, first = queue["cuts"], ConvSpec(1, 5, 5, 32, 32, 1, 3, padding=(0, 0, 1, 1), dtype="float16")
+    spec = PairSpec(first, replace(first, kh=3, kw=1, padding=(1, 1, 0, 0)))
+    monkeypatch.setattr(cuts.cuda, "library", stub)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    right = cuts.pair_row(spec, 1.0)
+    assert "status" not in right and right["choice"][1] == "pair"
+    real = cuts.fused_call
+
+    def broken(spec: Any, x: Any, params: Any, config: Any) -> Any:
+        call = real(spec, x, params, config)
+        return call if config.name == right["cuda"] else lambda: 2 * call()
+
+    monkeypatch.setattr(cuts, "fused_call", broken)
+    row = cuts.pair_row(spec, 1.0)
+    assert row["status"] == "failed" and "'status': 'wrong'" in row["note"] and row["choice"] == right["choice"]
 
 
 def test_a_failed_race_costs_its_row_and_a_lost_gpu_the_job(
