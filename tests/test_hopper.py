@@ -410,6 +410,8 @@ def test_only_what_was_measured_near_by_is_found() -> None:
     other = row("NVIDIA H100")
     assert choices.nearest(SHAPE, "NVIDIA H200", [other, near]) == near, "this GPU's own rows come first"
     assert choices.nearest(SHAPE, "NVIDIA GH200", [other, near]) == other
+    tuned = row("NVIDIA GH200", SHAPE._replace(m=9 * SHAPE.m))
+    assert choices.nearest(SHAPE, "NVIDIA GH200", [near, tuned]) == near, "what was measured here is far"
     assert choices.nearest(SHAPE, "NVIDIA H200", [row(seconds=3e-5), row()]) == row(), "a later row wins"
 
 

@@ -66,14 +66,14 @@ def precision_of(dtype: str) -> str:
 
 
 def nearest(shape: Shape, gpu: str, rows: Iterable[Row] | None = None) -> Row | None:
-    """The row of the nearest shape, measured on this GPU where it has any; None when it is farther than `REACH`.
+    """The row of the nearest shape within `REACH`, measured on this GPU where one is, else on another; None where there
+    is none.
 
     Of rows that are as near the last wins: those tuned on this machine stand behind the shipped ones.
     """
-    found = shipped() if rows is None else tuple(rows)
-    same = [row for row in found if row.gpu == gpu] or found
-    best = min(reversed(same), key=lambda row: row.distance(shape), default=None)
-    return best if best is not None and best.distance(shape) <= REACH else None
+    near = [row for row in (shipped() if rows is None else tuple(rows)) if row.distance(shape) <= REACH]
+    same = [row for row in near if row.gpu == gpu] or near
+    return min(reversed(same), key=lambda row: row.distance(shape), default=None)
 
 
 @functools.cache
