@@ -137,6 +137,19 @@ def test_results_lie_in_no_memory_of_the_callers(backend: str) -> None:
             found[:1].zero_()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_autocast_of_the_callers_reaches_no_program(backend: str) -> None:
+    """Neither what is captured nor what torch runs in between rounds to another format."""
+    module = net(lambda self, x: self.wide(self.conv(x)), wide=nn.Conv2d(4, 4, 3, dilation=2, padding_mode="circular"))
+    plain = optimize(module, X, backend=backend)
+    wanted, first = plain(X), plain(X[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = optimize(module, X, backend=backend)
+        assert torch.equal(fast(X), wanted) and torch.is_autocast_enabled("cpu")
+        assert torch.equal(fast(X[:1]), first) and torch.equal(plain(X), wanted)
+    assert torch.equal(fast(X), wanted)
+
+
 def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
     layers = nn.Sequential(nn.Dropout(0.1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Runnable = Interpreted | Planned
 KEPT_PROGRAMS = 16  # of those planned on demand; sizes asked for at the start stay
+AUTOCASTING = ("cpu", "cuda")
 KEPT_CAPTURES = 32  # a few megabytes each; those of kept programs stay
 
 
@@ -76,6 +78,12 @@ class Session:
     def __call__(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None = None
     ) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return self._call(args, kwargs, seconds)
+        with without_autocast():
+            return self._call(args, kwargs, seconds)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None) -> Any:
         leaves = self.signature.leaves(args, kwargs)
         executable, captured = self.executable(leaves)
         if isinstance(executable, Interpreted):
@@ -121,6 +129,10 @@ class Session:
             return {**self._fixed, **self._recent}
 
     def _make(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
+        with without_autocast():
+            return self._made(leaves)
+
+    def _made(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
         if self.backend in ("cuda", "triton"):
             return self._make_on_gpu(leaves)
         captured = self._capture(leaves)
@@ -240,6 +252,16 @@ class Session:
             f"the parameters of {self.name} changed after it was optimised, and what reads them again, as a program "
             "for another input size does, would mix old and new ones; call optimize again"
         )
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Programs have formats of their own, in what torch runs too. Entering costs microseconds."""
+    with contextlib.ExitStack() as stack:
+        for kind in AUTOCASTING:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def version(tensor: Tensor) -> tuple[int, int]:
