@@ -196,7 +196,7 @@ def test_a_long_job_reports_its_parts(queue: dict[str, Any]) -> None:
 
 
 def test_wrong_numbers_fail_the_job_that_found_them(queue: dict[str, Any]) -> None:
-    """Of any kernel of ours, in rows that name no runtime as well; what a peer gives, and what has no kernel, do not."""
+    """Of any kernel of ours, in rows that name no runtime too; what a peer gives, or what has no kernel, does not."""
     timed = queue["work"].timed
     cut = {"layer": "l", "runtime": "cuda", "config": "64x32", "median_ms": 1.0}
     layers = [cut, {**cut, "status": "unavailable"}, {**cut, "runtime": "cudnn", "status": "wrong"}]
