@@ -11,6 +11,7 @@ from torch import nn
 
 from inception_fast.cli import main
 from inception_fast.engine import optimize, slices
+from inception_fast.measure import roofline
 from inception_fast.measure.profiler import profile
 from inception_fast.measure.roofline import Peak, measure_peak
 
@@ -78,6 +79,14 @@ def test_the_peak_is_measured():
     assert "matrix product" in peak.by or "registers" in peak.by
     with pytest.raises(ValueError, match="dtype 'int8'; allowed: float32, bfloat16"):
         measure_peak("int8")
+
+
+def test_memory_is_read_beyond_the_caches(monkeypatch):
+    for level, found in ((32 << 20, roofline.READ), (1 << 28, 1 << 30)):
+        monkeypatch.setattr(roofline, "caches", lambda level=level: {"L1": 1 << 15, "L3": level})
+        assert roofline._bytes_read() == found
+    monkeypatch.setattr(roofline, "caches", dict)
+    assert roofline._bytes_read() == roofline.READ
 
 
 @pytest.mark.alone
