@@ -24,6 +24,15 @@ def test_provenance():
     json.dumps(origin, allow_nan=False)
 
 
+@pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
+def test_what_a_gpu_runs_under_is_told(tmp_path, kind):
+    file = tmp_path / "version"
+    assert machine.gpu_versions(file)["driver"] is None
+    file.write_text(f"NVRM version: NVIDIA UNIX {kind}  570.86.15  Release Build\nGCC version:  gcc 13.3.0 (x)\n")
+    found = machine.gpu_versions(file)
+    assert found == {"driver": "570.86.15", "cuda": torch.version.cuda, "triton": machine.version("triton")}
+
+
 def test_versions_come_from_metadata():
     assert machine.version("no-such-package-here") is None
     assert machine.version("torch") == torch.__version__

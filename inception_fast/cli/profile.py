@@ -112,6 +112,7 @@ def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured 
 
     from .. import Unavailable, backend_status, optimize
     from ..measure import gpu_profiler
+    from ..measure.machine import gpu_versions
     from ..measure.trace import trace
 
     status = backend_status()["triton"]
@@ -129,7 +130,7 @@ def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured 
     needs, lanes = gpu_profiler.schedule(gpu_profiler.tasks_of(fast, x))
     launches = [*found.walks, *(layer for layer in found.layers if not layer.walk)]
     dearest = max(launches, key=lambda layer: layer.ms).layer
-    more = {"gpu": gpu, "deeper": gpu_profiler.commands(args.argv, dearest)}
+    more = {"gpu": gpu, "gpu_versions": gpu_versions(), "deeper": gpu_profiler.commands(args.argv, dearest)}
     return found, peak, trace(found.layers, f"{args.model} on {gpu}", needs, lanes, found.walks), more
 
 

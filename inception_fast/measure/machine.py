@@ -47,6 +47,15 @@ def caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[st
     return found
 
 
+def gpu_versions(module: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str | None]:
+    """What a GPU's times depend on beside it: the driver, CUDA as torch has it, Triton; None for what is absent."""
+    import torch
+
+    text = module.read_text(errors="replace") if module.exists() else ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", text)
+    return {"driver": found[1] if found else None, "cuda": torch.version.cuda, "triton": version("triton")}
+
+
 def cores() -> int:
     """How many logical processors this process may use: containers and taskset see fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
