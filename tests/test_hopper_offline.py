@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from inception_fast.kernels.cuda import loader, offline
 
+from checkout import ROOT
 from inception_fast.cli import main
 
 SASS = """
@@ -93,3 +95,13 @@ def test_the_command_says_how_to_build(
     told = capsys.readouterr()
     assert "the CUDA kernels were not built" in told.err and "normalize" in told.out
     assert main(["kernels", "cuda/*"]) == 2
+
+
+def test_kernels_of_many_configurations_keep_the_most_shared_memory(tmp_path: Path) -> None:
+    """launch.cu over a runtime that refuses what the last call did not allow, as CUDA's does."""
+    program, root = tmp_path / "launches", ROOT
+    source = ["-x", "c++", str(root / "kernels/cuda/launch.cu"), str(root / "tests/cuda/launches.cpp")]
+    folders = [f"-I{root / folder}" for folder in ("tests/cuda/runtime", "kernels/cuda")]
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", *folders, *source, "-o", str(program)], check=True)
+    ran = subprocess.run([str(program)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
