@@ -100,6 +100,15 @@ def _check_x(x: Like) -> None:
         _value(size >= 1, lambda: f"an empty map, x of shape {_dims(x.shape)}; allowed: sizes >= 1")
 
 
+def check_learning(x: Any, weight: Tensor, channels: int) -> None:
+    """What a layer with such a weight takes in training, where autocast may see to dtypes."""
+    tensors(x=x)
+    _check_x(like(x))
+    _value(x.shape[1] == channels, lambda: f"{x.shape[1]} channels, x of shape {_dims(x.shape)}; allowed: {channels}")
+    cast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    _type(x.dtype is weight.dtype or cast, lambda: f"x of dtype {x.dtype}; allowed: {weight.dtype}, the weight's")
+
+
 def _check_params(x: Like, params: Triple, channels: int, suffix: str = "") -> None:
     """weight [oc, channels, kh, kw] of x's dtype, scale and shift [oc] of the epilogue's, all on x's device."""
     weight, scale, shift = params

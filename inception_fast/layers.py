@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import pair_of
+from ._checks import check_learning, pair_of
 from .backends.stamp import Stamp, can_stamp
 from .backends.window import Window
 
@@ -160,8 +160,11 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
+    if isinstance(x, fx.Proxy):
+        return F.relu(bn(conv(x)))
     padding: Any = conv.padding
     if not fusable(conv, bn):
+        _check_learning(x, conv)
         if not (_trains_on_gpu(x, conv) and _plainly_trains(bn)):
             return trained(x, conv, bn)
         y, mean, var = ops.conv_batch_norm_relu(
@@ -170,6 +173,16 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+
+
+def _check_learning(x: Tensor, conv: nn.Module) -> None:
+    """Raises as the fused operations do for what is no map [n, c, h, w] for the convolution."""
+    if type(conv) is nn.Conv2d and not torch.compiler.is_compiling() and not _by_torch():
+        weight = conv.weight
+        if type(x) is Tensor and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
+            if x.shape[1] == conv.in_channels:
+                return
+        check_learning(x, weight, conv.in_channels)
 
 
 def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
@@ -284,7 +297,7 @@ class AsymmetricPair(_Two):
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._fusable():
+        if isinstance(x, fx.Proxy) or not self._fusable():
             return self.second(self.first(x))
         return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -305,7 +318,7 @@ class ParallelSplit(_Two):
         self.second = _column(cin, cout1 if cout2 is None else cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._fusable():
+        if isinstance(x, fx.Proxy) or not self._fusable():
             return torch.cat((self.first(x), self.second(x)), 1)
         return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -365,7 +378,10 @@ class PoolProject(nn.Module):
         conv, bn = self.conv, self.bn
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
+        if isinstance(x, fx.Proxy):
+            return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
         if not fusable(conv, bn):
+            _check_learning(x, conv)
             window = _average(**pool)
             ours = window is not None and _trained_pool.serves(x, window)
             pooled = _trained_pool.pool(x, window) if ours and window is not None else F.avg_pool2d(x, **pool)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from . import ops
 from ._checks import check_flag
+from .engine import OptimizedModule
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
@@ -85,6 +86,8 @@ def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; allowed: torch.nn.Module")
+    if isinstance(module, OptimizedModule):
+        raise TypeError("module is optimised already, for inference alone; allowed: the module that it was made of")
     check_flag("winograd", winograd)
     swap = _Swap()
     replaced = swap.module("", module)
@@ -360,10 +363,10 @@ class FusedSequential(nn.Sequential):
 
 
 def _run(run: Run, x: Tensor) -> Tensor:
-    modules = run.modules
+    modules, symbolic = run.modules, isinstance(x, fx.Proxy)
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
-    if run.kind == "pair" and all(fusable(m.conv, m.bn) and not has_hooks(m) for m in modules):
+    if run.kind == "pair" and not symbolic and all(fusable(m.conv, m.bn) and not has_hooks(m) for m in modules):
         return ops.asymmetric_pair(x, *modules[0].fused_arguments(), *modules[1].fused_arguments())
     for module in modules:
         x = module(x)

@@ -165,6 +165,15 @@ def test_classify(capsys, photo, small_net):
     assert len(err.splitlines()) == 1 and "weights are random" in err
 
 
+def test_classify_prints_all_of_few_classes(capsys, photo, small_net, monkeypatch):
+    net = inception_fast.create_model("inception_v3")
+    net[2], net.num_classes = torch.nn.Linear(3, 3), 3
+    monkeypatch.setattr(inception_fast, "create_model", lambda name, weights=None: net)
+    assert main(["classify", str(photo), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert sorted(p["index"] for p in row["predictions"]) == [0, 1, 2]
+
+
 def test_classify_prints_labels(capsys, photo, small_net, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join("abcdefghij") + "\n\n")

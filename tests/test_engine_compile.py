@@ -147,13 +147,15 @@ def test_parameters_as_attributes() -> None:
 
 
 @pytest.mark.parametrize("asks", ["parameters", "input"])
-def test_gradients_are_refused(asks: str) -> None:
+def test_torch_runs_what_asks_for_gradients(asks: str) -> None:
+    """And says so; without gradients it is native again."""
     module = small().requires_grad_(asks == "parameters")
-    compiled = torch.compile(module, backend="inception_fast")
-    with pytest.raises(
-        Exception, match=r"gradients are asked for: call module.eval\(\) and run it under torch.no_grad"
-    ):
-        compiled(X.clone().requires_grad_(asks == "input"))
+    compiled, x = torch.compile(module, backend="inception_fast"), X.clone().requires_grad_(asks == "input")
+    with pytest.warns(UserWarning, match=r"so torch runs this: call module.eval\(\) and run it under torch.no_grad"):
+        found = compiled(x)
+    assert torch.equal(found["logits"], module(x)["logits"]) and found["map"].requires_grad
+    with torch.no_grad():
+        check(compiled, module, x)
 
 
 def test_training_is_refused() -> None:

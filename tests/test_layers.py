@@ -253,6 +253,17 @@ def test_traced_layers_are_plain() -> None:
             numerics.assert_close_budget(traced(x[:, :, 1:]), layer(x[:, :, 1:]).double(), roundings=2)
 
 
+def test_symbolic_traces_are_plain() -> None:
+    x = numerics.random(1, 8, 9, 9)
+    made = (
+        fast.ConvBNReLU(8, 10, 3), fast.AsymmetricPair(8, 6, 10, 3), fast.ParallelSplit(8, 6), layers.PoolProject(8, 10)
+    )  # fmt: skip
+    for layer in map(randomise, made):
+        with torch.no_grad():
+            y = layer.eval()(x)
+            numerics.assert_close_budget(torch.fx.symbolic_trace(layer)(x), y.double(), roundings=2)
+
+
 def test_the_other_order_of_a_pair() -> None:
     pair = randomise(fast.AsymmetricPair(8, 12, 10, 3, order="nx1_1xn")).eval()
     assert pair.first.conv.kernel_size == (3, 1) and pair.second.conv.kernel_size == (1, 3)
@@ -261,9 +272,20 @@ def test_the_other_order_of_a_pair() -> None:
         numerics.assert_close_budget(pair(x), pair.second(pair.first(x)).double(), roundings=2)
 
 
-def test_an_empty_batch_raises_in_evaluation() -> None:
-    with pytest.raises(ValueError, match="empty batch"):
-        fast.ConvBNReLU(8, 10, 3).eval()(torch.zeros(0, 8, 6, 6))
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_what_a_layer_cannot_take_raises(training: bool) -> None:
+    for layer in (fast.ConvBNReLU(8, 10, 3), fast.AsymmetricPair(8, 6, 10, 3), layers.PoolProject(8, 10)):
+        layer.train(training)
+        with pytest.raises(ValueError, match=r"empty batch, x of shape \[0, 8, 6, 6\]; allowed: n >= 1"):
+            layer(torch.zeros(0, 8, 6, 6))
+        with pytest.raises(ValueError, match=r"7 .*channels.*; allowed: 8"):
+            layer(torch.zeros(2, 7, 6, 6))
+        with pytest.raises(ValueError, match="allowed: four dimensions"):
+            layer(torch.zeros(8, 6, 6))
+        with pytest.raises(TypeError, match=r"dtype torch\.float\d\d.*; allowed"):
+            layer(torch.zeros(2, 8, 6, 6, dtype=torch.float64))
+        with pytest.raises(TypeError, match=r"x is a ndarray; allowed: torch\.Tensor"):
+            layer(torch.zeros(2, 8, 6, 6).numpy())
 
 
 def test_label_smoothing_is_torchs() -> None:

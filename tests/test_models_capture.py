@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from inception_fast.models import create_model
+from inception_fast.models import create_model, list_models
+from inception_fast.replace import replace_layers
 
 PLAIN_OPS = {
     "adaptive_avg_pool2d",
@@ -107,6 +108,17 @@ def test_trace() -> None:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(net, x)
     assert relative(traced(x[:1]), net(x[:1])) < 1e-5
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_symbolic_trace(name: str) -> None:
+    """What torchvision's feature extractors stand on; of the model, and of one with our layers in it."""
+    net, x = create_model(name, num_classes=3).eval(), torch.randn(1, 3, 83, 90)
+    with torch.no_grad():
+        wanted = net(x)
+        assert torch.equal(torch.fx.symbolic_trace(net)(x), wanted)
+        traced = torch.fx.symbolic_trace(replace_layers(net))
+        assert relative(traced(x), wanted) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])

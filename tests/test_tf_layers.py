@@ -297,6 +297,7 @@ def test_dicts_of_outputs_and_of_one_input() -> None:
     shapes = {key: value.shape for key, value in fast_model(keras.Input((8, 8, 4))).items()}
     assert shapes == {"pooled": (None, 4), "all": (None, 256)}
     assert fast_model.compute_output_shape((5, 8, 8, 4)) == {"pooled": (5, 4), "all": (5, 256)}
+    assert (fast_model.input_shape, fast_model.output_shape) == (model.input_shape, model.output_shape)
 
 
 @pytest.mark.parametrize("kind", ["Add", "Multiply"])

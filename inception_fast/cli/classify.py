@@ -9,6 +9,7 @@ from .common import OK, CommandError, add_json, integer, note, print_json, servi
 from .labels import find_labels
 
 BATCH = 8
+TOPK = 5
 DEFAULT_MODEL = "inception_v3"
 
 
@@ -16,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     parser.add_argument("--model", metavar="NAME", help="from 'inception-fast list' (default: what the weights are of)")
     parser.add_argument("--weights", metavar="SOURCE", help="a weight file or hf:<repo>; without it they are random")
-    parser.add_argument("--topk", type=integer(1, 100000), default=5, metavar="K", help="classes to print (default 5)")
+    parser.add_argument("--topk", type=integer(1, 100000), metavar="K", help="classes to print (default 5, or all)")
     parser.add_argument("--labels", metavar="FILE", help="class names: a label a line, or a JSON list")
     add_json(parser)
 
@@ -26,12 +27,13 @@ def run(args: argparse.Namespace) -> int:
     photos = _photos(args.images)
     name, model = _model(args)
     labels = find_labels(args.labels, args.weights, model.num_classes)
-    if args.topk > model.num_classes:
-        raise CommandError(f"--topk {args.topk}; the model has {model.num_classes} classes")
+    topk = min(TOPK, model.num_classes) if args.topk is None else args.topk
+    if topk > model.num_classes:
+        raise CommandError(f"--topk {topk}; the model has {model.num_classes} classes")
     if args.weights is None:
         note("warning: no --weights, so the weights are random and the answers mean nothing")
     rows = []
-    for photo, (values, indices) in zip(photos, _top(model, photos, args.topk), strict=True):
+    for photo, (values, indices) in zip(photos, _top(model, photos, topk), strict=True):
         predictions = [
             {"index": index, "label": labels[index], "probability": value}
             for value, index in zip(values, indices, strict=True)

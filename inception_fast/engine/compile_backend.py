@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def compile_backend(
     """The callable that Dynamo runs in place of `gm`: inference only, on the CPU, for any batch that Dynamo hands over.
 
     Parameters arrive as attributes of `gm` or among its inputs. `options` is torch.compile's: {"winograd": True} as in
-    `optimize`. Raises RuntimeError where gradients are asked for.
+    `optimize`. Where gradients are asked for torch runs `gm`, with a warning.
     """
     options = options or {}
     unknown = sorted({*options, *others} - {"winograd"})
@@ -36,10 +37,12 @@ def compile_backend(
     check_winograd(winograd, "cpu", None)
     tensors = [*(x for x in example_inputs if isinstance(x, Tensor)), *gm.parameters(), *gm.buffers()]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        raise RuntimeError(
-            "backend 'inception_fast' only infers, and gradients are asked for: call module.eval() and run it "
-            "under torch.no_grad() or torch.inference_mode()"
+        warnings.warn(
+            "backend 'inception_fast' only infers, and gradients are asked for, so torch runs this: call "
+            "module.eval() and run it under torch.no_grad() or torch.inference_mode()",
+            stacklevel=2,
         )
+        return gm.forward
     if any(isinstance(x, FakeTensor) for x in tensors):
         raise RuntimeError("backend 'inception_fast' plans for real tensors; fake ones came")
     run = _Replanned(gm, example_inputs, winograd)

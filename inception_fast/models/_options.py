@@ -24,6 +24,10 @@ def check_count(option: str, value: Any, least: int) -> None:
     check(integer and value >= least, f"{option}={value!r}", f"an integer >= {least}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of every family. None stands for the family's own habit and is replaced by it.
@@ -58,9 +62,12 @@ class Options:
         check(
             bool(self.global_pool) or self.classes == 0, "global_pool='' with a classifier", "with num_classes=0 only"
         )
-        check(0 <= self.dropout < 1, f"drop_rate={self.drop_rate!r}", "0 <= drop_rate < 1")
-        check(self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
-        check(0 <= self.bn_momentum <= 1, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")
+        check(_is_number(self.dropout) and 0 <= self.dropout < 1, f"drop_rate={self.drop_rate!r}", "0 <= drop_rate < 1")
+        check(_is_number(self.bn_eps) and self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
+        momentum = _is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
+        check(momentum, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")
+        made = self.conv_block is None or callable(self.conv_block)
+        check(made, f"conv_block={self.conv_block!r}", "what makes a convolution, as BasicConv2d does")
 
     def default(self, option: str, value: Any) -> None:
         """Puts `value` where the caller left the option open."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from ._base import InceptionNet
 from ._init import SkipInit, reset_parameters
+from ._options import check_choice
 from ._trunk import FeatureNet
 from .inception_resnet import InceptionResnetV1, InceptionResnetV2
 from .inception_v1 import InceptionV1
@@ -92,6 +93,7 @@ def create_model(
     """
     asked = {"num_classes": num_classes, "in_chans": in_chans, "aux_logits": aux_logits, "convention": convention}
     options |= {key: value for key, value in asked.items() if value is not None}
+    check_choice("features_only", features_only, (False, True))
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices={out_indices!r} without features_only; allowed: features_only=True")
     if features_only and options.get("aux_logits"):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 Steps = tuple[tuple[str | None, str], ...]
 """(endpoint name or None, module path) in execution order."""
@@ -37,6 +37,8 @@ def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tens
     `weight` is one of those that will meet the image: their dtypes are the same, or autocast sees to it.
     Sizes that a tracer left symbolic are not looked at: they would become guards, or constants, of the graph.
     """
+    if isinstance(x, fx.Proxy):
+        return
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} got {type(x).__name__}; allowed: a torch.Tensor [n, {in_chans}, h, w]")
     if x.dim() != 4:
@@ -60,6 +62,8 @@ def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tens
 
 def check_map(x: Tensor, name: str, channels: int) -> None:
     """Raises TypeError or ValueError where `x` is not the trunk's last map, [n, channels, h, w]."""
+    if isinstance(x, fx.Proxy):
+        return
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}'s head got {type(x).__name__}; allowed: a torch.Tensor [n, {channels}, h, w]")
     if torch.jit.is_tracing():  # type: ignore[attr-defined]

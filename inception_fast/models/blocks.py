@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 ConvBlock = Callable[..., nn.Module]
 """conv_block(cin, cout, kernel_size, stride=1, padding=0) -> module, with `eps` and `momentum` of its BN bound."""
@@ -59,6 +59,9 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     out = -(-size // stride)
     total = max((out - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
+
+
+fx.wrap("same_padding")  # one call in a symbolic trace, where sizes are not known
 
 
 def map_size(x: Tensor) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._data_config import inception_config
 from ._base import InceptionNet
-from ._options import Options, check
+from ._options import Options, check, check_choice
 from ._trunk import table
 from .blocks import AuxHead, ConvBlock, branch_avg_pool, branch_max_pool
 
@@ -28,6 +28,7 @@ class InceptionV3Options(Options):
     transform_input: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("fid", self.fid, (False, True))
         if self.fid:
             check(not self.aux_logits, "aux_logits=True with fid=True", "False, the FID graph has no auxiliary head")
             check(self.convention != "torch", "convention='torch' with fid=True", "'tf'")

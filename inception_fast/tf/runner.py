@@ -58,6 +58,7 @@ class OptimizedModel(keras.Model):
         graph = graph_of(model)
         self._inputs, self._structure = Inputs(graph), graph.output
         self._spec_of = graph.compute_output_spec
+        self._shapes = graph.input_shape, graph.output_shape
         self._guarded: Any = None
         self.supports_jit = False
         self.run_eagerly = True
@@ -78,6 +79,15 @@ class OptimizedModel(keras.Model):
         flat = [x if _is_float32(x) else keras.ops.cast(x, "float32") for x in flat]
         outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
         return keras.tree.pack_sequence_as(self._structure, outputs)
+
+    @property
+    def input_shape(self) -> Any:
+        """(batch, ...) of the one input, or a structure of such; None where a size is open."""
+        return self._shapes[0]
+
+    @property
+    def output_shape(self) -> Any:
+        return self._shapes[1]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         specs = self.compute_output_spec(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
