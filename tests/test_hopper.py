@@ -354,9 +354,8 @@ def test_a_failed_question_raises(here: loader.Library, monkeypatch: pytest.Monk
 def test_refused_groups_name_the_reason(here: loader.Library) -> None:
     x, params = draws(SPEC)
     packed, y = convolve.pack(*params, HALF, "cpu"), torch.empty(2, 5, 6, 32, dtype=HALF)
-    problem = Problem(
-        SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (Target(dense(y).channels(4, 24), True),)
-    )
+    target = Target(dense(y).channels(4, 24), True)
+    problem = Problem(SPEC, dense(x.permute(0, 2, 3, 1).contiguous()), packed, (target,))
     with pytest.raises(ValueError, match="odd with 128x64x64 s4: output 0 is not on 16 bytes"):
         convolve.group("odd", here, [problem], Cut(here.configs[0]))
 
