@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .dispatch import PoolProjectSpec
 from .kernels.spec import ConvSpec, PairSpec, PoolSpec, out_size
@@ -51,6 +51,11 @@ def tensors(**named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; allowed: torch.Tensor")
+
+
+def symbolic(x: Any) -> bool:
+    """Whether x stands for a map in a symbolic trace, of which nothing is known."""
+    return isinstance(x, fx.Proxy)
 
 
 def pair_of(value: int | Sequence[int], name: str) -> list[int]:

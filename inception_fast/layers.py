@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_learning, pair_of
+from ._checks import check_learning, pair_of, symbolic
 from .backends.stamp import Stamp, can_stamp
 from .backends.window import Window
 
@@ -160,7 +160,7 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
-    if isinstance(x, fx.Proxy):
+    if symbolic(x):
         return F.relu(bn(conv(x)))
     padding: Any = conv.padding
     if not fusable(conv, bn):
@@ -297,7 +297,7 @@ class AsymmetricPair(_Two):
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, fx.Proxy) or not self._fusable():
+        if symbolic(x) or not self._fusable():
             return self.second(self.first(x))
         return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -318,7 +318,7 @@ class ParallelSplit(_Two):
         self.second = _column(cin, cout1 if cout2 is None else cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, fx.Proxy) or not self._fusable():
+        if symbolic(x) or not self._fusable():
             return torch.cat((self.first(x), self.second(x)), 1)
         return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -378,7 +378,7 @@ class PoolProject(nn.Module):
         conv, bn = self.conv, self.bn
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
-        if isinstance(x, fx.Proxy):
+        if symbolic(x):
             return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
         if not fusable(conv, bn):
             _check_learning(x, conv)

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from . import ops
 from ._checks import check_flag
-from .engine import OptimizedModule
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
@@ -86,8 +85,6 @@ def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; allowed: torch.nn.Module")
-    if isinstance(module, OptimizedModule):
-        raise TypeError("module is optimised already, for inference alone; allowed: the module that it was made of")
     check_flag("winograd", winograd)
     swap = _Swap()
     replaced = swap.module("", module)

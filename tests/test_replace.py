@@ -286,9 +286,3 @@ def test_models_people_have_are_swapped_whole(name: str) -> None:
         assert len(model.replacement_report.left) == left
         # float32 against float32 through up to 22 layers in a row: their budgets and torch's add in squares.
         assert numerics.rel_l2(model(x), before) <= numerics.FP32_REL_L2 * (2 * 22) ** 0.5
-
-
-def test_an_optimised_module_is_refused() -> None:
-    quick = fast.optimize(nn.Conv2d(3, 4, 1).eval(), torch.rand(1, 3, 5, 5))
-    with pytest.raises(TypeError, match="optimised already, for inference alone"):
-        fast.replace_layers(quick)

@@ -31,7 +31,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [row["module"] for row in self]
 
 
-def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tensor | None) -> None:
+def check_input(x: Any, name: str, in_chans: int, min_size: int, weight: Tensor | None) -> None:
     """Raises ValueError where `x` is not [n, in_chans, h, w] of at least min_size, TypeError for what its type is.
 
     `weight` is one of those that will meet the image: their dtypes are the same, or autocast sees to it.
@@ -60,7 +60,7 @@ def check_input(x: Tensor, name: str, in_chans: int, min_size: int, weight: Tens
         raise ValueError(f"{name} got an empty batch of shape {tuple(x.shape)}; allowed: at least one image")
 
 
-def check_map(x: Tensor, name: str, channels: int) -> None:
+def check_map(x: Any, name: str, channels: int) -> None:
     """Raises TypeError or ValueError where `x` is not the trunk's last map, [n, channels, h, w]."""
     if isinstance(x, fx.Proxy):
         return
