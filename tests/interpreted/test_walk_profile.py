@@ -146,7 +146,7 @@ def test_the_command_names_the_layers_of_a_walk(
     fast, _ = small
     to = Tensor.to
     monkeypatch.setattr(Tensor, "to", lambda x, *rest, **more: x if rest == ("cuda",) else to(x, *rest, **more))
-    monkeypatch.setattr(inception_fast, "backend_status", lambda: {"triton": True})
+    monkeypatch.setattr(inception_fast, "backend_status", lambda: {"triton": True, "cpu": None})
     monkeypatch.setattr(inception_fast, "optimize", lambda *ignored, **options: fast)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(gpu_profiler, "measure_gpu_peak", lambda *ignored: PEAK)
