@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import ops
-from ._checks import check_flag
+from ._checks import check_flag, symbolic
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
@@ -360,10 +360,10 @@ class FusedSequential(nn.Sequential):
 
 
 def _run(run: Run, x: Tensor) -> Tensor:
-    modules, symbolic = run.modules, isinstance(x, fx.Proxy)
+    modules = run.modules
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
-    if run.kind == "pair" and not symbolic and all(fusable(m.conv, m.bn) and not has_hooks(m) for m in modules):
+    if run.kind == "pair" and not symbolic(x) and all(fusable(m.conv, m.bn) and not has_hooks(m) for m in modules):
         return ops.asymmetric_pair(x, *modules[0].fused_arguments(), *modules[1].fused_arguments())
     for module in modules:
         x = module(x)

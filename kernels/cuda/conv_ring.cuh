@@ -21,7 +21,8 @@ HOST_DEVICE constexpr bool registers_suffice(int way) {
   return loading_registers(way) + consumers(way) * multiplying_registers(way) <=
          (1 + consumers(way)) * given_registers(way);
 }
-static_assert(registers_suffice(HALVES) && registers_suffice(TURNS) && registers_suffice(TWOS),
+static_assert(registers_suffice(HALVES) && registers_suffice(TURNS) && registers_suffice(TWOS) &&
+                  registers_suffice(BEHIND),
               "a warpgroup that asks for more than the others gave up waits for ever");
 // Warpgroups that share a tile.
 HOST_DEVICE constexpr int sharers(int way) { return way == TURNS ? 1 : 2; }
