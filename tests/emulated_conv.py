@@ -11,6 +11,7 @@ import torch
 from inception_fast.kernels import reference
 from inception_fast.kernels.cuda import abi
 from torch import Tensor
+from torch.nn import functional as F
 
 from checkout import ROOT
 from emulated import HERE, MODES, Device
@@ -35,12 +36,13 @@ class ConvDevice(Device):
         self.lib.hopper_conv_configs(self.configs, len(self.configs))
 
     def config(
-        self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1, rows: int = 0, behind: int = 0
-    ) -> int:
+        self, columns: int, turns: int = 0, depth: int = 64, cluster: int = 1, rows: int = 0, behind: int = 0,
+        pooled: int = 0,
+    ) -> int:  # fmt: skip
         """The index of the configuration; the first of them where `rows` are not named."""
-        wanted = (columns, turns, depth, cluster, behind)
+        wanted = (columns, turns, depth, cluster, behind, pooled)
         keys = [
-            (one.columns, one.turns, one.depth, one.cluster, one.behind) if rows in (0, one.rows) else ()
+            (one.columns, one.turns, one.depth, one.cluster, one.behind, one.pooled) if rows in (0, one.rows) else ()
             for one in self.configs
         ]
         return keys.index(wanted)
@@ -91,6 +93,7 @@ class Shape:
     residual_scale: float | None = None
     splits: int = 1
     gap: int = 8
+    pooled: tuple[int, int] = (0, 0)  # rows and columns of 3x3 maxima at stride 2
 
     @property
     def oc(self) -> int:
@@ -122,7 +125,7 @@ class Case:
                 residual=None if residual is None else residual[:, part],
                 residual_scale=1.0 if shape.residual_scale is None else shape.residual_scale,
             )  # fmt: skip
-            results.append(y.permute(0, 2, 3, 1))
+            results.append(_pooled(y, shape.pooled).permute(0, 2, 3, 1))
             column += channels
         return results
 
@@ -131,6 +134,15 @@ class Case:
         for wide, (channels, _) in zip(self.wide, self.shape.outputs, strict=True):
             assert wide[..., channels:].isnan().all(), "channels beside an output were written to"
         return [wide[..., :channels] for wide, (channels, _) in zip(self.wide, self.shape.outputs, strict=True)]
+
+
+def _pooled(y: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """y [n, c, h, w], or its maxima: windows may reach beyond the end, where there is nothing."""
+    if sizes == (0, 0):
+        return y
+    (h, w), (rows, columns) = sizes, y.shape[2:]
+    beyond = F.pad(y, (0, max(2 * w + 1 - columns, 0), 0, max(2 * h + 1 - rows, 0)), value=-torch.inf)
+    return F.max_pool2d(beyond[:, :, : 2 * h + 1, : 2 * w + 1], 3, 2)
 
 
 def case(device: Device, shape: Shape, dtype: torch.dtype, seed: int = 0, integers: bool = True) -> Case:
@@ -152,7 +164,7 @@ def case(device: Device, shape: Shape, dtype: torch.dtype, seed: int = 0, intege
     conv = abi.Conv(
         n=shape.n, h=shape.h, w=shape.w, c=shape.c, oc=shape.oc, kh=kh, kw=kw, stride_h=sh, stride_w=sw, top=top,
         left=left, oh=oh, ow=ow, splits=shape.splits, outputs=len(shape.outputs),
-        residual_scale=shape.residual_scale or 0,
+        pooled_h=shape.pooled[0], pooled_w=shape.pooled[1], residual_scale=shape.residual_scale or 0,
     )  # fmt: skip
     conv.x, conv.x_pitch = _placed(device, x, shape.gap)
     conv.weights = device.like(weight.permute(2, 3, 0, 1).contiguous()).data_ptr()
@@ -161,7 +173,8 @@ def case(device: Device, shape: Shape, dtype: torch.dtype, seed: int = 0, intege
         conv.residual, conv.residual_pitch = _placed(device, residual, shape.gap)
     made = Case(shape, x, weight, scale, shift, residual, conv)
     for index, (channels, relu) in enumerate(shape.outputs):
-        wide = device.empty(shape.n, oh, ow, channels + shape.gap, dtype=dtype)
+        rows, columns = (oh, ow) if shape.pooled == (0, 0) else shape.pooled
+        wide = device.empty(shape.n, rows, columns, channels + shape.gap, dtype=dtype)
         made.wide.append(wide)
         conv.output[index] = abi.Output(wide.data_ptr(), channels + shape.gap, channels, int(relu))
     return made

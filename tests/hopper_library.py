@@ -71,7 +71,7 @@ class Emulated(Library):
     WIDTHS = (32, 48, 80, 192)
 
     def _configs(self) -> tuple[Config, ...]:
-        others = (("halo3x", 128), ("twos", 96), ("behind", 96))  # other columns than these widths
+        others = (("halo3x", 128), ("twos", 96), ("behind", 96), ("pooled", 96))  # other columns than these widths
         return tuple(
             c for c in super()._configs()
             if c.columns in self.WIDTHS or any(c.form.startswith(form) and c.columns == n for form, n in others)

@@ -8,8 +8,10 @@ using namespace stub;
 
 namespace {
 
-const HopperConfig configs[] = {
-    {128, 64, 64, 4, 1, 0, 0, 98304}, {128, 128, 64, 4, 1, 0, 0, 131072}, {256, 96, 64, 3, 2, 1, 0, 135168}};
+const HopperConfig configs[] = {{128, 64, 64, 4, 1, 0, 0, 0, 98304},
+                                {128, 128, 64, 4, 1, 0, 0, 0, 131072},
+                                {256, 96, 64, 3, 2, 1, 0, 0, 135168},
+                                {256, 64, 32, 2, 1, 2, 0, 1, 196608}};
 const int config_count = sizeof configs / sizeof *configs;
 
 struct Blob {
@@ -63,6 +65,8 @@ int32_t hopper_conv_reasons(const HopperConv *convs, int32_t count, int32_t type
     const HopperConv &conv = convs[i];
     complain_of(conv, all, found);
     complain(all, found, configs[config].columns == 96 && conv.oc % 96, "oc is no multiple of 96");
+    complain(all, found, configs[config].pooled != (conv.pooled_h > 0), "pooled rows, or none");
+    complain(all, found, configs[config].pooled && (count > 1 || conv.residual), "a group or a residual, pooled");
   }
   return told(all, found, text, capacity);
 }

@@ -4,6 +4,7 @@
 #include "api.h"
 #include "walk_api.h"
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <string>
@@ -112,8 +113,39 @@ inline void complain_of(const HopperConv &conv, std::string &all, int32_t &found
   complain(all, found, columns != conv.oc, "outputs of " + std::to_string(columns) + " columns");
 }
 
+inline float *compute(const HopperConv &conv, int32_t type, float *parts);
+
+// The maxima of a convolution's results.
+inline float *compute_pooled(const HopperConv &conv, int32_t type, float *parts) {
+  HopperConv whole = conv;
+  std::vector<uint16_t> middle(pixels(conv) * conv.oc);
+  whole.pooled_h = whole.pooled_w = 0;
+  for (int32_t i = 0, first = 0; i < conv.outputs; first += conv.output[i++].channels) {
+    whole.output[i].y = reinterpret_cast<uint64_t>(&middle[first]);
+    whole.output[i].pitch = conv.oc;
+  }
+  parts = compute(whole, type, parts);
+  for (int64_t at = 0; at < int64_t(conv.n) * conv.pooled_h * conv.pooled_w; ++at)
+    for (int32_t i = 0, first = 0; i < conv.outputs; first += conv.output[i++].channels)
+      for (int32_t column = 0; column < conv.output[i].channels; ++column) {
+        const int64_t w = at % conv.pooled_w, h = at / conv.pooled_w % conv.pooled_h;
+        const int64_t image = at / conv.pooled_w / conv.pooled_h;
+        float most = -INFINITY;
+        for (int64_t y = 2 * h; y < 2 * h + 3 && y < conv.oh; ++y)
+          for (int64_t x = 2 * w; x < 2 * w + 3 && x < conv.ow; ++x) {
+            const uint64_t from = reinterpret_cast<uint64_t>(middle.data());
+            const float one = load(from, ((image * conv.oh + y) * conv.ow + x) * conv.oc + first + column, type);
+            most = one != one || one > most ? one : most;
+          }
+        store(conv.output[i].y, at * conv.output[i].pitch + column, type, most);
+      }
+  return parts;
+}
+
 // All of a convolution, its parts of K through `parts` where there are several; returns the end of these.
 inline float *compute(const HopperConv &conv, int32_t type, float *parts) {
+  if (conv.pooled_h)
+    return compute_pooled(conv, type, parts);
   for (int64_t pixel = 0; pixel < pixels(conv); ++pixel)
     for (int32_t column = 0; column < conv.oc; ++column) {
       float total = 0;

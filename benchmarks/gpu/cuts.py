@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hopper import fused_call, pair_truth
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import abi, choices, pair, tune
+from inception_fast.kernels.cuda import abi, choices, convolve, pair, pooled, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
-from inception_fast.kernels.cuda.convolve import Cut
-from inception_fast.kernels.spec import ConvSpec, PairSpec
+from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
+from inception_fast.kernels.cuda.loader import Config
+from inception_fast.kernels.maps import dense
+from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from journal import broken_context
-from measure import CHECKED, LAYER_BUDGET, checked, draw
+from measure import CHECKED, DEVICE, LAYER_BUDGET, checked, draw
 from store import read_results
 from timing import device_seconds, summary
 from torch import Tensor
+from torch.nn import functional as F
 
 from inception_fast.backends import hopper_gpu
-from inception_fast.engine.gpu_tune import Wanted, scattered
+from inception_fast.engine.gpu_tune import Wanted, pool_call, scattered
 
 QUICK, ROUNDS = 3, 11  # of all, then of the best
 PREPARED = 400_000  # cycles of a backlog in which the host launches what is prepared
@@ -86,6 +89,59 @@ def pair_row(spec: PairSpec, separate: float) -> dict[str, Any]:
     wrong = {n: row for n, row in rows.items() if n not in calls}
     said = {"status": "failed", "note": str(wrong)[:400]} if wrong else {}
     return {"cuda": name, "cuda_ms": times[name] * 1e3, "separate_ms": separate * 1e3, "choice": choice, **said}
+
+
+def pooled_row(spec: ConvSpec, pool: PoolSpec, separate: float) -> dict[str, Any]:
+    """The fastest kernel of a convolution with the maximum behind it, beside the convolution by whatever is faster,
+    `separate` seconds, and Triton's pool, timed here.
+    """
+    why = pooled.spec_reasons(cuda.library(), spec, pool)
+    if why:
+        return {"cuda": "; ".join(why)}
+    x, *params = draw(spec)
+    able = {config.name: config for config in pooled.able(cuda.library(), spec, pool)}
+    makers: dict[str, Any] = {n: lambda config=c: pooled_call(spec, pool, x, params, config) for n, c in able.items()}
+    rows, calls = checked(makers, {}, pooled_truth(spec, pool, x[:CHECKED], params), lambda _: LAYER_BUDGET[spec.dtype])
+    if not calls:
+        return {"cuda": "wrong", "status": "failed", "note": str(rows)[:400]}
+    times = medians({**calls, "pool": pool_call(pool, DEVICE)})
+    alone = times.pop("pool")
+    name = min(times, key=times.__getitem__)
+    shape = hopper_gpu.shape_of(spec, "pooled")
+    choice = [torch.cuda.get_device_name(), *shape, name, 1, times[name], separate + alone]
+    parts = {"pool_ms": alone * 1e3, "separate_ms": (separate + alone) * 1e3}
+    others = {one: seconds * 1e3 for one, seconds in times.items()}
+    wrong = {n: row for n, row in rows.items() if n not in calls}
+    said = {"status": "failed", "note": str(wrong)[:400]} if wrong else {}
+    return {"cuda": name, "cuda_ms": times[name] * 1e3, **parts, "cuts_ms": others, "choice": choice, **said}
+
+
+def pooled_truth(spec: ConvSpec, pool: PoolSpec, x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """In float64 all through."""
+    weight, scale, shift = (tensor.double() for tensor in params)
+    beyond = (spec.padding[2], spec.padding[3], spec.padding[0], spec.padding[1])
+    y = torch.conv2d(F.pad(x.double(), beyond), weight)
+    y = y * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+    y = F.max_pool2d(y, 3, 2, ceil_mode=pool.overhang != (0, 0))
+    return y.relu() if spec.relu else y
+
+
+def pooled_call(
+    spec: ConvSpec, pool: PoolSpec, x: Tensor, params: Sequence[Tensor], config: Config
+) -> Callable[[], Tensor]:
+    """A prepared launch and its result, logically NCHW."""
+    y = torch.empty(pool.n, pool.oh, pool.ow, pool.c, dtype=x.dtype, device=x.device)
+    weight, scale, shift = params
+    packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
+    target = (Target(dense(y), spec.relu),)
+    problem = Problem(spec, hopper_gpu.nhwc(x), packed, target, pooled=(pool.oh, pool.ow))
+    launch = convolve.group("pooled", cuda.library(), [problem], Cut(config))
+
+    def call() -> Tensor:
+        launch.run()
+        return y.permute(0, 3, 1, 2)
+
+    return call
 
 
 def guarded(race: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:

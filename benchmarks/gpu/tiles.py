@@ -28,7 +28,7 @@ from inception_fast.backends import triton_gpu
 from inception_fast.engine.gpu_hopper import pair_of
 from inception_fast.engine.gpu_plan import GpuPlan
 from inception_fast.engine.gpu_runner import GpuCompiled
-from inception_fast.engine.gpu_tune import Wanted, triton_call, wanted
+from inception_fast.engine.gpu_tune import Wanted, pools_of, triton_call, wanted
 
 TRIED = 6  # wide tiles and the cost model's favourites
 ROUNDS = 5
@@ -38,9 +38,9 @@ PARTS = ("", "cuda", "new")
 
 def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True) -> Iterator[list[dict[str, Any]]]:
     """The best tile of every convolution that the network's plan has and, with `cuda` and where the CUDA kernels run,
-    the best of these for it and for its pairs, as rows of the shipped data; all so far. `part` "cuda": only the CUDA
-    kernels, beside the tile that ships; "new": these for shapes without a shipped row of their own. Raises ValueError
-    for another.
+    the best of these for it, for its pairs and for it with its pool, as rows of the shipped data; all so far. `part`
+    "cuda": only the CUDA kernels, beside the tile that ships; "new": these for shapes without a shipped row of their
+    own. Raises ValueError for another.
     """
     if part not in PARTS:
         raise ValueError(f"part {part!r} of a network; allowed: none, {', '.join(filter(None, PARTS))}")
@@ -79,6 +79,12 @@ def tile_rows(model: str, n: int, dtype: str, part: str = "", cuda: bool = True)
             about = {"model": model, "batch": n, "dtype": dtype, "shape": str(spec), "status": "ok"}
             rows.append({**about, **cuts.guarded(cuts.pair_row, spec, sum(fastest[half] for half in halves))})
             yield rows
+    for conv, pool in pools_of(plans) if hopper else ():
+        if cuts.shape_of(conv, "pooled") in done or conv not in fastest:
+            continue
+        about = {"model": model, "batch": n, "dtype": dtype, "shape": f"{conv} then {pool}", "status": "ok"}
+        rows.append({**about, **cuts.guarded(cuts.pooled_row, conv, pool, fastest[conv])})
+        yield rows
 
 
 def tile_row(one: Wanted, arch: str) -> tuple[dict[str, Any], Callable[[], Any]]:

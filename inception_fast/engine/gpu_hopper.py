@@ -19,13 +19,14 @@ import torch
 from .. import dispatch
 from ..backends import hopper_gpu
 from ..kernels import cuda
-from ..kernels.cuda import abi, check, choices, convolve, pair
+from ..kernels.cuda import abi, check, choices, convolve, pair, pooled
 from ..kernels.cuda.choices import Row
 from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Workspace
-from ..kernels.cuda.loader import Library, PairConfig
+from ..kernels.cuda.loader import Config, Library, PairConfig
 from ..kernels.maps import Map
 from ..kernels.plan import Buffer, ConvStep, PairStep, PoolStep, Step, View
 from ..kernels.spec import ConvSpec, PairSpec
+from .gpu_pooled import PooledStep
 from .segment import views
 
 # Up to here launches of a stream may overlap: on an H200 v3 takes 1.31 ms so and 1.36 without at batch 32, at 128 as
@@ -44,21 +45,22 @@ Place = Callable[[View], Map]
 
 @dataclass(frozen=True)
 class Work:
-    """Convolutions of one launch: independent ones, or a fused pair's two. `cut` says how, `measured` whether that was
-    measured.
+    """Convolutions of one launch: independent ones, a fused pair's two, or one that is `pooled`. `cut` says how,
+    `measured` whether that was measured.
     """
 
     parts: tuple[tuple[ConvStep, Packed], ...]
     cut: Cut | PairConfig
     measured: bool
+    pooled: PooledStep | None = None
 
     @property
     def name(self) -> str:
-        return " + ".join(step.name for step, _ in self.parts)
+        return " + ".join(step.name for step in self.steps)
 
     @property
     def steps(self) -> list[Step]:
-        return [step for step, _ in self.parts]
+        return [*(step for step, _ in self.parts), *(() if self.pooled is None else (self.pooled.second,))]
 
     def joined(self, other: Work) -> Work:
         return Work(self.parts + other.parts, self.cut, self.measured and other.measured)
@@ -67,6 +69,7 @@ class Work:
         """Whether both can be one launch: cut alike, of one dtype, few enough."""
         same = (
             self.cut == other.cut
+            and self.pooled is None
             and isinstance(self.cut, Cut)
             and self.parts[0][0].spec.dtype == other.parts[0][0].spec.dtype
         )
@@ -92,8 +95,14 @@ class Hopper:
         """Of the packed weights."""
         return sum(packed.bytes for packed in self._packs.values())
 
-    def take(self, step: Step, buffers: Sequence[Buffer]) -> Work | str:
-        """The step's work for these kernels, or why another kernel runs it. A chain comes here only where `fuses`."""
+    def take(self, step: Step | PooledStep, buffers: Sequence[Buffer]) -> Work | str:
+        """The step's work for these kernels, or why another kernel runs it. A chain comes here only where `fuses`, and
+        a convolution with its pool where `pools`.
+        """
+        if isinstance(step, PooledStep):
+            config = self._pooled_by(step, buffers)
+            assert config is not None
+            return Work(((step.first, self.packed(step.first)),), Cut(config), True, step)
         if not isinstance(step, (ConvStep, PairStep)):
             return f"a {type(step).__name__.removesuffix('Step').lower()} has no kernel here"
         steps = (step.first, step.second) if isinstance(step, PairStep) else (step,)
@@ -118,6 +127,19 @@ class Hopper:
     def fuses(self, step: PairStep, buffers: Sequence[Buffer]) -> bool:
         """Whether a chain is one launch: only where that was measured to be faster than two."""
         return step.kind == "chain" and self._won(step, buffers) is not None
+
+    def pools(self, step: PooledStep, buffers: Sequence[Buffer]) -> bool:
+        """Whether a convolution and its pool are one launch: only where that was measured to be faster than two."""
+        return self._pooled_by(step, buffers) is not None
+
+    def _pooled_by(self, step: PooledStep, buffers: Sequence[Buffer]) -> Config | None:
+        """The configuration that won, where it runs these two."""
+        conv, pool = spec_of(step.first), step.second.spec
+        if misplaced(step.first, conv.dtype, buffers) or misplaced(step.second, conv.dtype, buffers):
+            return None
+        able = {config.name: config for config in pooled.able(self.kernels, conv, pool)}
+        row = choices.nearest(hopper_gpu.shape_of(conv, "pooled"), self.gpu, self.rows) if able else None
+        return None if row is None or row.seconds >= row.against else able.get(row.config)
 
     def _won(self, step: PairStep, buffers: Sequence[Buffer]) -> Row | None:
         """The row of a fused pair that won and that runs this one."""
@@ -168,7 +190,7 @@ class Hopper:
 
     def sizes(self, work: Work) -> tuple[int, int]:
         """Bytes of workspace, and how many of them are counters."""
-        if not isinstance(work.cut, Cut):
+        if not isinstance(work.cut, Cut) or work.pooled is not None:
             return 0, 0
         convs = [convolve.blank(spec_of(step), columns_of(step), work.cut.splits) for step, _ in work.parts]
         return self.kernels.workspace_bytes(convs, work.cut.config)
@@ -194,7 +216,10 @@ class Hopper:
             (first, one), (second, two) = work.parts
             spec, x, y = pair_of(PairStep(work.name, "chain", first, second)), first.x, second.outputs[0].view
             return pair.launch(work.name, self.kernels, spec, place(x), (one, two), place(y), work.cut, overlap=alone)
-        problems = [problem_of(step, packed, place) for step, packed in work.parts]
+        if work.pooled is not None:
+            problems = [pooled_problem(work.pooled, work.parts[0][1], place)]
+        else:
+            problems = [problem_of(step, packed, place) for step, packed in work.parts]
         return convolve.group(work.name, self.kernels, problems, work.cut, place=workspace, overlap=alone)
 
 
@@ -225,6 +250,13 @@ def problem_of(step: ConvStep, packed: Packed, place: Place) -> Problem:
     targets = tuple(Target(place(o.view), o.relu) for o in step.outputs)
     residual = None if step.residual is None else place(step.residual)
     return Problem(spec_of(step), place(step.x), packed, targets, residual, step.residual_scale)
+
+
+def pooled_problem(step: PooledStep, packed: Packed, place: Place) -> Problem:
+    """A convolution that is pooled, on the maps that `place` finds."""
+    y, pool = place(step.second.y), step.second.spec
+    spec = spec_of(step.first)
+    return Problem(spec, place(step.first.x), packed, (Target(y, step.relu),), pooled=(pool.oh, pool.ow))
 
 
 def columns_of(step: ConvStep) -> tuple[int, ...]:

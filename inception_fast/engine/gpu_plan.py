@@ -1,6 +1,7 @@
 """A plan as GPU launches on concurrent branches.
 
-1. Steps become tasks: a pair's two convolutions are two tasks, a split is one, an import that only stems read is none.
+1. Steps become tasks: a pair's two convolutions are two tasks, a split is one, an import that only stems read is none,
+   and a convolution and its maximum are one where that was measured to be faster (`gpu_pooled`).
 2. A task depends on earlier ones that touch the same channels of the same buffer, one of them writing. Its level is one
    more than that of the deepest task it depends on; tasks of one level may run at the same time.
 3. Buffers get places in an arena by the levels they live through, so that sharing memory never orders what may overlap.
@@ -40,8 +41,9 @@ from ..kernels.triton import convolve, launch, pools, stems
 from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
-from . import gpu_walk
+from . import gpu_pooled, gpu_walk
 from .gpu_hopper import Hopper, Work, overlapping
+from .gpu_pooled import PooledStep
 from .memory import Lifetime, place
 from .segment import views, writes
 
@@ -101,7 +103,7 @@ class Span(NamedTuple):
 class Task:
     """One step's work. `needs` are positions of tasks in the final order; `waits` those of them in other streams."""
 
-    step: Step
+    step: Step | PooledStep
     entry: ImportStep | None
     spans: list[Span]
     config: Config | None = None
@@ -124,7 +126,9 @@ class Task:
     def steps(self) -> list[Step]:
         """All that it computes: several where a level's convolutions are one launch, or a walk."""
         made = self.walk or self.hopper
-        return [self.step] if made is None else made.steps
+        if made is not None:
+            return made.steps
+        return [self.step.first, self.step.second] if isinstance(self.step, PooledStep) else [self.step]
 
     @property
     def backend(self) -> str:
@@ -192,7 +196,7 @@ class GpuPlan:
 
     def _prepare(self, task: Task, packs: Packs, choose: Choose) -> None:
         step = task.step
-        if not isinstance(step, (ConvStep, PairStep)) or task.member is not None:
+        if not isinstance(step, (ConvStep, PairStep, PooledStep)) or task.member is not None:
             return
         if self.hopper is not None:
             found = (
@@ -204,6 +208,7 @@ class GpuPlan:
                 task.hopper, task.note = found, gpu_walk.denied(self.hopper, self.plan.buffers)
                 return
             task.note = found
+        assert not isinstance(step, PooledStep), "taken by the Hopper kernels, or not joined"
         first = step.first if isinstance(step, PairStep) else step
         task.packed = packs.get(step, DTYPES[first.spec.dtype])
         columns = sum(group.channels for group in task.packed.groups)
@@ -243,7 +248,7 @@ class GpuPlan:
 
 def _expanded(
     plan: Plan, kept: frozenset[int], hopper: Hopper | None, apart: bool
-) -> list[tuple[Step, ImportStep | None]]:
+) -> list[tuple[Step | PooledStep, ImportStep | None]]:
     """The steps as tasks see them, each with the import it takes over."""
     steps: list[Step] = []
     for step in plan.steps:
@@ -255,11 +260,14 @@ def _expanded(
     imports = {step.y.buffer: step for step in steps if isinstance(step, ImportStep)}
     mine = {buffer: step for buffer, step in imports.items() if buffer not in kept}
     taken = {buffer: step for buffer, step in mine.items() if _only_stems_read(plan, steps, buffer)}
-    found: list[tuple[Step, ImportStep | None]] = []
-    for step in steps:
-        if isinstance(step, ImportStep) and step.y.buffer in taken:
+    pooled = []
+    if hopper is not None and not apart:
+        pooled = [one for one in gpu_pooled.candidates(plan, kept) if hopper.pools(one, plan.buffers)]
+    found: list[tuple[Step | PooledStep, ImportStep | None]] = []
+    for made in gpu_pooled.merged(steps, pooled):
+        if isinstance(made, ImportStep) and made.y.buffer in taken:
             continue
-        found.append((step, taken.get(step.x.buffer) if isinstance(step, ConvStep) else None))
+        found.append((made, taken.get(made.x.buffer) if isinstance(made, ConvStep) else None))
     return found
 
 
@@ -288,11 +296,14 @@ def _only_stems_read(plan: Plan, steps: Sequence[Step], buffer: int) -> bool:
     )
 
 
-def _spans(step: Step, entry: ImportStep | None) -> list[Span]:
+def _spans(step: Step | PooledStep, entry: ImportStep | None) -> list[Span]:
     written = writes(step)
+    apart = set() if entry is None else {entry.y.buffer}
+    if isinstance(step, PooledStep):
+        apart.add(step.second.x.buffer)  # what is between its two
     found = []
     for view in views(step):
-        if entry is None or view.buffer != entry.y.buffer:
+        if view.buffer not in apart:
             found.append(Span(view.buffer, view.offset, view.offset + view.channels, view in written))
     return list(dict.fromkeys(found))
 

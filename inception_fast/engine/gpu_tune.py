@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from ..backends import hopper_gpu
 from ..kernels import cuda
-from ..kernels.cuda import abi, choices
+from ..kernels.cuda import abi, choices, pooled
 from ..kernels.cuda import convolve as hopper
 from ..kernels.cuda import tune as hopper_tune
 from ..kernels.cuda.convolve import Cut, Problem, Target
 from ..kernels.maps import dense
 from ..kernels.plan import ConvStep, PairStep
-from ..kernels.spec import ConvSpec
-from ..kernels.triton import configs, tune
+from ..kernels.spec import ConvSpec, PoolSpec
+from ..kernels.triton import configs, pools, tune
 from ..kernels.triton.configs import Config, Row
 from ..kernels.triton.convolve import Part, pack
-from .gpu_plan import DTYPES, Task
+from .gpu_plan import DTYPES, GpuPlan, Task
+from .gpu_pooled import candidates
 from .gpu_runner import GpuCompiled
 from .runner import optimize
 
@@ -81,20 +82,27 @@ def tune_model(
     arch = configs.arch_of(torch.cuda.get_device_capability(device))
     file = configs.cache_file(torch.cuda.get_device_name(device))
     found: dict[ConvSpec, Wanted] = {}
+    behind: list[tuple[ConvSpec, PoolSpec]] = []
     for shape in shapes:
         x = torch.zeros(shape, device=device)
         made = optimize(module, x, dtype=DTYPES[dtype], backend="triton")
         executable, _ = made._session.executable([x])
         assert isinstance(executable, GpuCompiled)
-        found |= {one.spec: one for one in wanted(task for plan in executable.native.values() for task in plan.tasks)}
+        plans = list(executable.native.values())
+        found |= {one.spec: one for one in wanted(task for plan in plans for task in plan.tasks)}
+        behind += pools_of(plans)
+    fastest: dict[ConvSpec, float] = {}
     for i, one in enumerate(found.values(), 1):
         drawn = one.drawn(lambda spec: _draws(spec, device))
         times = tune.tried(one.spec, *drawn, arch, _seconds, stem=one.stem, residual=one.old(device))
         best = min(times, key=times.__getitem__)
         row = tune.row_of(one.spec, arch, best, times[best])
         keep(file, row)
-        raced(one, times[best], device)
+        there = raced(one, times[best], device)
+        fastest[one.spec] = times[best] if there is None else min(times[best], there.seconds)
         progress(i, len(found), row)
+    for conv, pool in dict.fromkeys(behind):
+        raced_pooled(conv, pool, fastest[conv], device)
     return file
 
 
@@ -115,6 +123,42 @@ def raced(wanted: Wanted, against: float, device: torch.device) -> choices.Row |
     row = choice(spec, gpu, found, against)
     choices.keep(choices.cache_file(gpu, abi.ABI), row)
     return row
+
+
+def raced_pooled(conv: ConvSpec, pool: PoolSpec, separate: float, device: torch.device) -> choices.Row | None:
+    """The fastest launch of a convolution with the maximum behind it, beside the two, of which the convolution takes
+    `separate` seconds, kept; None where none runs them.
+    """
+    from .. import dispatch
+
+    if not dispatch.backend_status()["cuda"] or pooled.spec_reasons(cuda.library(), conv, pool):
+        return None
+    found = hopper_tune.tried(cuda.library(), conv, *_draws(conv, device), _seconds, pool=pool)
+    best, gpu = min(found, key=found.__getitem__), torch.cuda.get_device_name(device)
+    against = separate + _seconds(pool_call(pool, device))
+    row = choices.Row(gpu, hopper_gpu.shape_of(conv, "pooled"), best.config.name, 1, found[best], against)
+    choices.keep(choices.cache_file(gpu, abi.ABI), row)
+    return row
+
+
+def pool_call(pool: PoolSpec, device: torch.device) -> Callable[[], None]:
+    """Triton's prepared launches of a pool, on maps of its own."""
+    x = torch.randn(pool.n, pool.h, pool.w, pool.c, device=device).to(DTYPES[pool.dtype])
+    y = torch.empty(pool.n, pool.oh, pool.ow, pool.c, device=device, dtype=x.dtype)
+    launches = pools.pooled(pool, dense(x), dense(y))
+
+    def call() -> None:
+        for launch in launches:
+            launch.run()
+
+    return call
+
+
+def pools_of(plans: Sequence[GpuPlan]) -> list[tuple[ConvSpec, PoolSpec]]:
+    """The distinct convolutions that could be one launch with the maximum behind them, as `wanted` has them, and it."""
+    found = [one for plan in plans for one in candidates(plan.plan, plan.kept)]
+    specs = [(dataclasses.replace(one.first.spec, groups=1, residual=False), one.second.spec) for one in found]
+    return list(dict.fromkeys(specs))
 
 
 def scattered(

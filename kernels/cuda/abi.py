@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
-ABI = 6
+ABI = 7
 GROUP = 8  # convolutions of one launch
 OUTPUTS = 8  # destinations of one convolution
 NEEDS = 16  # earlier jobs that one of a walk waits for
@@ -27,7 +27,7 @@ class Conv(ctypes.Structure):
         *((name, c_uint64) for name in ("x", "weights", "scale", "shift", "residual")),
         *((name, c_int64) for name in ("x_pitch", "residual_pitch")),
         *((name, c_int32) for name in ("n", "h", "w", "c", "oc", "kh", "kw", "stride_h", "stride_w")),
-        *((name, c_int32) for name in ("top", "left", "oh", "ow")),
+        *((name, c_int32) for name in ("top", "left", "oh", "ow", "pooled_h", "pooled_w")),
         ("residual_scale", c_float),
         ("splits", c_int32),
         ("outputs", c_int32),
@@ -37,7 +37,8 @@ class Conv(ctypes.Structure):
 
 class Config(ctypes.Structure):
     _fields_ = tuple(
-        (name, c_int32) for name in ("rows", "columns", "depth", "stages", "cluster", "turns", "behind", "shared_bytes")
+        (name, c_int32)
+        for name in ("rows", "columns", "depth", "stages", "cluster", "turns", "behind", "pooled", "shared_bytes")
     )
 
 

@@ -23,7 +23,7 @@ extern "C" {
 
 #pragma GCC visibility push(default) // the library hides everything else
 
-#define HOPPER_ABI 6
+#define HOPPER_ABI 7
 #define HOPPER_GROUP 8   // convolutions of one launch
 #define HOPPER_OUTPUTS 8 // destinations of one convolution
 
@@ -50,6 +50,8 @@ typedef struct {
   int32_t stride_h, stride_w;
   int32_t top, left; // rows and columns of zeros before the map; those behind it follow from oh and ow
   int32_t oh, ow;
+  int32_t pooled_h, pooled_w; // not 0: y [n, pooled_h, pooled_w, oc] is the maximum of 3x3 windows at stride 2 of that
+                              // map, from its first pixel on, clipped at its end
   float residual_scale;
   int32_t splits;  // parts of K that are summed apart, then added in order; 1 leaves K whole
   int32_t outputs; // used entries of `output`
@@ -67,6 +69,7 @@ typedef struct {
                    // and where a tile has 128 pixels two and two do; 2, 3, 4: so many share a run of pixels of the
                    // padded map, whose rows stay for all taps (halo)
   int32_t behind;  // 1: results, and a residual, lie in shared memory, stored while the next tile multiplies
+  int32_t pooled;  // 1: for one convolution whose result is pooled; 0: for those whose results are not
   int32_t shared_bytes;
 } HopperConfig;
 

@@ -15,13 +15,16 @@ from torch.nn import functional as F
 
 from ..maps import Map, dense
 from ..spec import ConvSpec, PairSpec, PoolSpec
-from . import convolve, loader, pair, walk
+from . import convolve, loader, pair, pooled, walk
 from .convolve import Cut, Problem, Target
 from .driver import HOPPER
 from .loader import Config, Library
 
 # Two images of 9x9, so that tiles meet every border and the next image; sums below 256 are exact in both formats.
 SPEC = ConvSpec(2, 9, 9, 64, 96, 1, 3, padding=(0, 0, 1, 1), relu=False, dtype="bfloat16")
+# Of two columns of tiles, and windows that are clipped.
+POOLED = ConvSpec(2, 10, 9, 32, 104, 3, 3, padding=(1, 1, 1, 1), dtype="bfloat16")
+MAXIMUM = PoolSpec(2, 10, 9, 104, 3, 3, (2, 2), overhang=(1, 0), dtype="bfloat16")
 PAIR = PairSpec(
     ConvSpec(1, 17, 17, 64, 32, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"),
     ConvSpec(1, 17, 17, 32, 48, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"),
@@ -85,6 +88,7 @@ def wrong(kernels: Library, device: torch.device, spec: ConvSpec = SPEC) -> str:
     other = replace(spec, dtype="float16")
     bad += [f"{name} in float16" for name in _wrong_convs(kernels, device, other, list(forms.values()))]
     bad += _wrong_pairs(kernels, device)
+    bad += _wrong_pooled(kernels, device)
     return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
 
 
@@ -127,6 +131,27 @@ def _wrong_pairs(kernels: Library, device: torch.device) -> list[str]:
     for config in pair.able(kernels, spec):
         y = torch.full((1, 17, 17, parts[1].oc), float("nan"), dtype=torch.bfloat16, device=device)
         pair.launch("check", kernels, spec, source, (first, second), dense(y), config).run()
+        if not torch.equal(y.permute(0, 3, 1, 2).cpu(), wanted):
+            bad.append(config.name)
+    return bad
+
+
+def _wrong_pooled(kernels: Library, device: torch.device) -> list[str]:
+    """The convolutions with a maximum behind them whose result differs: a maximum rounds nothing."""
+    spec, pool, generator = POOLED, MAXIMUM, torch.Generator().manual_seed(3)
+    x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).bfloat16()
+    weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
+    sums = F.conv2d(x.double(), weight.double(), None, 1, (spec.padding[0], spec.padding[2])).relu()
+    wanted = F.max_pool2d(sums, 3, 2, ceil_mode=True).bfloat16()
+    source, packed = (
+        dense(x.to(device).permute(0, 2, 3, 1).contiguous()),
+        convolve.pack(weight, None, None, x.dtype, device),
+    )
+    bad = []
+    for config in pooled.able(kernels, spec, pool):
+        y = torch.full((pool.n, pool.oh, pool.ow, pool.c), float("nan"), dtype=x.dtype, device=device)
+        problem = Problem(spec, source, packed, (Target(dense(y), True),), pooled=(pool.oh, pool.ow))
+        convolve.group("check", kernels, [problem], Cut(config)).run()
         if not torch.equal(y.permute(0, 3, 1, 2).cpu(), wanted):
             bad.append(config.name)
     return bad

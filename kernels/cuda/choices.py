@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHIPPED = Path(__file__).with_name("choices.json")
-KERNELS = ("conv", "pair", "walk")
+KERNELS = ("conv", "pair", "pooled", "walk")
 REACH = 1.0  # octaves; what is farther from every row counts as not measured
 
 
 class Shape(NamedTuple):
-    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's. Of walks
-    m is the network's batch, oc the number of their jobs, k and taps 1.
+    """What a row is looked up by. m = n * oh * ow, k = taps * channels; a pair's are its second convolution's, those of
+    one that is pooled its own. Of walks m is the network's batch, oc the number of their jobs, k and taps 1.
     """
 
     kernel: str
@@ -34,8 +34,8 @@ class Shape(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The fastest `config` of the kernels here, and what it was up against: Triton's best, for a pair two launches, for
-    a walk the network without it.
+    """The fastest `config` of the kernels here, and what it was up against: Triton's best, for a pair, or a convolution
+    with its pool, two launches, for a walk the network without it.
     """
 
     gpu: str

@@ -30,10 +30,13 @@ template <class T> const void *tile_kernel(const HopperConfig &config) {
 
 const void *kernel_of(const HopperConfig &config, int type) {
   if (is_halo(config.turns)) {
+    const HaloTile *tiles = config.pooled ? POOLED_TILES : HALO_TILES;
     int tile = 0;
-    while (HALO_TILES[tile].columns != config.columns || halo_positions(HALO_TILES[tile]) != config.rows ||
-           HALO_TILES[tile].warpgroups != config.turns)
+    while (tiles[tile].columns != config.columns || halo_positions(tiles[tile]) != config.rows ||
+           tiles[tile].warpgroups != config.turns)
       ++tile;
+    if (config.pooled)
+      return type == HOPPER_BFLOAT16 ? pooled_kernel<__nv_bfloat16>(tile) : pooled_kernel<__half>(tile);
     return type == HOPPER_BFLOAT16 ? halo_kernel<__nv_bfloat16>(tile) : halo_kernel<__half>(tile);
   }
   return type == HOPPER_BFLOAT16 ? tile_kernel<__nv_bfloat16>(config) : tile_kernel<__half>(config);
@@ -53,7 +56,7 @@ ConvBlob prepare(const HopperConv *convs, int count, int type, const HopperConfi
   fill_group(blob.group, count, units, config);
   const void *kernel = kernel_of(config, type);
   allow_shared(kernel, config.shared_bytes);
-  const int grid = grid_blocks(units, config.cluster, most_blocks(blocks, device));
+  const int grid = conv_blocks(blob.group.problem, units, config, most_blocks(blocks, device));
   blob.head = {MAGIC,
                device,
                grid,

@@ -9,6 +9,7 @@
 #include "conv_sizes.h"
 #include "halo_schedule.h"
 #include "plan.h"
+#include "pooled_schedule.h"
 #include "schedule.h"
 #include "tensor_map.h"
 
@@ -24,7 +25,7 @@ inline std::vector<HopperConfig> conv_configs() {
       for (int cluster : {1, 2}) {
         const int stages = ring_stages(way, columns, depth);
         configs.push_back({tile_rows(way), columns, depth, stages, cluster, way == TURNS || way == TWOS, way == BEHIND,
-                           ALIGNMENT + shared_bytes(way, columns, depth, stages)});
+                           0, ALIGNMENT + shared_bytes(way, columns, depth, stages)});
       }
   };
   for (int columns : TILE_COLUMNS)
@@ -34,26 +35,41 @@ inline std::vector<HopperConfig> conv_configs() {
     add(columns, TWOS);
   for (int columns : BEHIND_COLUMNS)
     add(columns, BEHIND);
-  for (const HaloTile &tile : HALO_TILES)
+  const auto add_halo = [&](const HaloTile &tile, int pooled) {
     for (int depth : {64, 32})
-      configs.push_back({halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, 0, SHARED_LIMIT});
+      configs.push_back(
+          {halo_positions(tile), tile.columns, depth, HALO_STAGES, 1, tile.warpgroups, 0, pooled, SHARED_LIMIT});
+  };
+  for (const HaloTile &tile : HALO_TILES)
+    add_halo(tile, 0);
+  for (const HaloTile &tile : POOLED_TILES)
+    add_halo(tile, 1);
   return configs;
 }
 
-// What a halo tile needs of shared memory: bytes of a stage of x, and how many stages of weights fit beside two.
+// What a halo tile needs of shared memory: bytes of a stage of x, how many stages of weights fit beside two, and rows
+// of results where these are pooled.
 struct HaloSizes {
   int64_t x_bytes;
-  int stages;
+  int stages, ring;
 };
+
+// What is left of shared memory beside two stages of x.
+inline int64_t left_of_halo(int64_t x_bytes, const HopperConfig &config) {
+  const int more =
+      config.pooled ? pooled_bytes(config.columns, config.turns) : halo_bytes(config.columns, config.turns);
+  return SHARED_LIMIT - ALIGNMENT - HALO_STAGES * x_bytes - more;
+}
 
 inline HaloSizes halo_sizes(const Problem &problem, const HopperConfig &config) {
   const int64_t row = int64_t{2} * config.depth * problem.pitch;
   const int64_t positions = int64_t{problem.pitch} - 1 + config.rows + problem.last_tap;
   const int64_t bytes = (ceil_div(positions, problem.pitch) * row + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  const int64_t left =
-      SHARED_LIMIT - ALIGNMENT - HALO_STAGES * bytes - halo_bytes(0, config.columns, config.depth, 0, config.turns);
+  const int64_t results = int64_t{2} * config.columns * problem.pitch;
+  const int least = config.pooled ? least_ring(problem, config.rows) : 0;
+  const int64_t left = left_of_halo(bytes, config) - least * results;
   const int64_t stages = left < 0 ? 0 : left / stage_bytes(0, config.columns, config.depth);
-  return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES))};
+  return {bytes, static_cast<int>(std::min<int64_t>(stages, MAX_STAGES)), least};
 }
 
 // How the warpgroups of tiles that are no halo tiles share them.
@@ -89,6 +105,8 @@ inline Problem problem_of(const HopperConv &conv, const HopperConfig &config) {
     problem.image_rows = conv.oh + conv.kh - 1;
     problem.oh = conv.oh;
     problem.last_tap = (conv.kh - 1) * problem.pitch + conv.kw - 1;
+    problem.pooled_h = conv.pooled_h;
+    problem.pooled_w = conv.pooled_w;
     const int last = ((conv.n - 1) * problem.image_rows + conv.oh - 1) * problem.pitch + conv.ow - 1;
     problem.row_tiles = ceil_div(last + 1, config.rows);
   } else {
@@ -223,13 +241,22 @@ inline int64_t fill_problems(const HopperConv *convs, int count, const HopperCon
 // What the kernel of a configuration is told beside tensor maps and problems. GROUP is the kernel's Group.
 template <class GROUP> void fill_group(GROUP &group, int count, int64_t units, const HopperConfig &config) {
   const bool halo = is_halo(config.turns);
-  const HaloSizes sizes = halo ? halo_sizes(group.problem, count, config) : HaloSizes{0, config.stages};
+  const HaloSizes sizes = halo ? halo_sizes(group.problem, count, config) : HaloSizes{0, config.stages, 0};
   group.units = static_cast<int32_t>(units);
   group.cluster = config.cluster;
   group.stages = sizes.stages;
   group.depth = config.depth;
   group.x_bytes = static_cast<int32_t>(sizes.x_bytes);
+  group.ring = sizes.ring;
   group.stay = halo && config.columns <= STAYING_COLUMNS && weights_stay(group.problem, count, sizes.stages);
+}
+
+// Blocks of a launch: at most `most`, but as many as one cluster or one band of every column of tiles needs.
+inline int conv_blocks(const Problem *problems, int64_t units, const HopperConfig &config, int most) {
+  if (!config.pooled)
+    return grid_blocks(units, config.cluster, most);
+  const int columns = problems[0].column_tiles, lines = problems[0].pixels / problems[0].image_pixels;
+  return std::min(lines * problems[0].pooled_h, std::max(most / columns, 1)) * columns;
 }
 
 std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int type, int config);

@@ -71,10 +71,25 @@ void check_halo(Reasons &reasons, const HopperConv &conv) {
   reasons.between("pixels of padded maps of halo tiles", rows * HALO_PITCH, 1, MAX_PIXELS);
 }
 
+void check_pooled(Reasons &reasons, const HopperConv &conv, const HopperConfig &config, int count) {
+  if (!config.pooled) {
+    reasons.between("pooled rows of tiles that are not pooled", conv.pooled_h, 0, 0);
+    reasons.between("pooled columns of tiles that are not pooled", conv.pooled_w, 0, 0);
+    return;
+  }
+  reasons.between("pooled rows", conv.pooled_h, 1, (int64_t{conv.oh} + 1) / 2);
+  reasons.between("pooled columns", conv.pooled_w, 1, (int64_t{conv.ow} + 1) / 2);
+  reasons.between("convolutions of a launch that is pooled", count, 1, 1);
+  reasons.require(conv.residual == 0, "a residual of a convolution that is pooled", "none");
+}
+
 void check_fit(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
-  const HaloSizes sizes = halo_sizes(problem_of(conv, config), config);
+  const Problem problem = problem_of(conv, config);
+  const HaloSizes sizes = halo_sizes(problem, config);
   reasons.require(sizes.stages >= 2, std::to_string(sizes.x_bytes) + " bytes of rows of a halo tile",
                   "as many as leave room for two stages of weights");
+  if (config.pooled)
+    reasons.between("rows of results of tiles that are pooled", sizes.ring, 1, most_ring(problem, config.rows));
 }
 
 void check_memory(Reasons &reasons, const HopperConv &conv) {
@@ -125,6 +140,7 @@ std::vector<std::string> conv_reasons(const HopperConv *convs, int count, int ty
     check_map(reasons, convs[i], configs[config]);
     check_twos(reasons, convs[i], configs[config]);
     check_behind(reasons, convs[i], configs[config]);
+    check_pooled(reasons, convs[i], configs[config], count);
     if (is_halo(configs[config].turns)) {
       check_halo(reasons, convs[i]);
       if (reasons.list.size() == before)

@@ -37,6 +37,7 @@ struct Group {
   int32_t depth;   // 64 or 32
   int32_t x_bytes; // of a stage of rows of x, of halo tiles
   int32_t stay;    // 1: all weights of halo tiles fit the ring, and stay there
+  int32_t ring;    // rows of results of tiles that are pooled
 };
 
 // The ring at the start of shared memory, then what follows it.

@@ -36,6 +36,11 @@ constexpr HaloTile HALO_TILES[] = {{32, 4, 2},  {48, 4, 2},  {64, 4, 2}, {64, 2,
 
 HOST_DEVICE constexpr int halo_positions(const HaloTile &tile) { return 64 * tile.parts * tile.warpgroups; }
 
+// Halo tiles whose results are pooled.
+constexpr HaloTile POOLED_TILES[] = {{64, 2, 2}, {64, 4, 2}, {96, 2, 2}, {192, 1, 2}};
+
+constexpr int POOLED_TILES_AHEAD = 16; // of a block's tiles fewer are stored, or may be, and not yet pooled
+
 constexpr int MAX_STAGES = 12;
 constexpr int WARP_ROWS = 16;
 constexpr int STAGED_COLUMNS = 64; // columns that a warp stores at a time
@@ -66,10 +71,14 @@ HOST_DEVICE constexpr int ring_stages(int way, int columns, int depth) {
   return fit < MAX_STAGES ? fit : MAX_STAGES;
 }
 
-// Halo tiles: two stages of rows of x, `stages` of weights, staging memory, columns, two barriers a stage.
-HOST_DEVICE constexpr int halo_bytes(int x_bytes, int columns, int depth, int stages, int warpgroups) {
-  return 2 * x_bytes + stages * stage_bytes(0, columns, depth) + 4 * warpgroups * STAGED_BYTES +
-         warpgroups * columns_bytes(columns) + 2 * (MAX_STAGES + 2) * 8;
+// What halo tiles have of shared memory beside rows of x and weights: staging memory, columns, two barriers a stage.
+HOST_DEVICE constexpr int halo_bytes(int columns, int warpgroups) {
+  return warpgroups * (4 * STAGED_BYTES + columns_bytes(columns)) + 2 * (MAX_STAGES + 2) * 8;
+}
+
+// The same of those that are pooled, beside rows of results: columns, two barriers a stage, two a tile that waits.
+HOST_DEVICE constexpr int pooled_bytes(int columns, int warpgroups) {
+  return warpgroups * columns_bytes(columns) + 2 * (MAX_STAGES + 2 + POOLED_TILES_AHEAD) * 8;
 }
 
 } // namespace inception_fast::hopper

@@ -6,6 +6,7 @@
 
 #include "conv.cuh"
 #include "halo.cuh"
+#include "pooled.cuh"
 
 namespace inception_fast::hopper {
 
@@ -35,6 +36,20 @@ template <class T> const void *halo_kernel(int index);
 
 template <> const void *halo_kernel<__nv_bfloat16>(int index);
 template <> const void *halo_kernel<__half>(int index);
+
+constexpr int POOLED_KINDS = sizeof(POOLED_TILES) / sizeof(POOLED_TILES[0]);
+
+template <class T, size_t... I> const void *pooled_kernel_at(int index, std::index_sequence<I...>) {
+  static const void *const kernels[] = {reinterpret_cast<const void *>(
+      &pooled<POOLED_TILES[I].columns, POOLED_TILES[I].parts, POOLED_TILES[I].warpgroups, T>)...};
+  return kernels[index];
+}
+
+// The kernel for halo tiles POOLED_TILES[index] whose results are pooled.
+template <class T> const void *pooled_kernel(int index);
+
+template <> const void *pooled_kernel<__nv_bfloat16>(int index);
+template <> const void *pooled_kernel<__half>(int index);
 
 // The kernel for tiles of columns_at<WAY>(index) columns.
 template <class T, int WAY> const void *conv_kernel(int index);

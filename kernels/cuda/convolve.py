@@ -54,7 +54,9 @@ class Cut(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One convolution of a group, on given maps."""
+    """One convolution of a group, on given maps. `pooled`: the rows and columns of its targets where these are the 3x3
+    maxima at stride 2 of its result, else zeros.
+    """
 
     spec: ConvSpec
     x: Map
@@ -62,6 +64,7 @@ class Problem(NamedTuple):
     targets: tuple[Target, ...]
     residual: Map | None = None
     residual_scale: float = 1.0
+    pooled: tuple[int, int] = (0, 0)
 
 
 def pack(weight: Any, scale: Any, shift: Any, dtype: torch.dtype, device: torch.device | str) -> Packed:
@@ -192,11 +195,11 @@ def _tile_seconds(config: Config) -> float:
     return 0.3e-6 + each * config.columns * config.rows / (64 * 64 * warpgroups)
 
 
-def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1) -> abi.Conv:
+def blank(spec: ConvSpec, columns: tuple[int, ...], splits: int = 1, pooled: tuple[int, int] = (0, 0)) -> abi.Conv:
     """The convolution on dense maps at an address that every alignment divides: for questions about sizes alone."""
     outputs = [(ALIGNED, spec.oc, channels, 0) for channels in columns]
     residual = (ALIGNED, spec.oc) if spec.residual else (0, 0)
-    return _filled(replace(spec, n=max(spec.n, 1)), (ALIGNED,) * 4, spec.c, outputs, residual, 1.0, splits)
+    return _filled(replace(spec, n=max(spec.n, 1)), (ALIGNED,) * 4, spec.c, outputs, residual, 1.0, splits, pooled)
 
 
 def described(problem: Problem, splits: int) -> abi.Conv:
@@ -205,19 +208,21 @@ def described(problem: Problem, splits: int) -> abi.Conv:
     places = (problem.x.data.data_ptr(), *(t.data_ptr() for t in packed))
     outputs = [(t.y.data.data_ptr(), t.y.pitch, t.y.c, int(t.relu)) for t in problem.targets]
     old = (0, 0) if residual is None else (residual.data.data_ptr(), residual.pitch)
-    return _filled(problem.spec, places, problem.x.pitch, outputs, old, problem.residual_scale, splits)
+    scale, pooled = problem.residual_scale, problem.pooled
+    return _filled(problem.spec, places, problem.x.pitch, outputs, old, scale, splits, pooled)
 
 
 def _filled(
     spec: ConvSpec, places: Sequence[int], x_pitch: int, outputs: Sequence[tuple[int, int, int, int]],
-    residual: tuple[int, int], residual_scale: float, splits: int,
+    residual: tuple[int, int], residual_scale: float, splits: int, pooled: tuple[int, int],
 ) -> abi.Conv:  # fmt: skip
     x, weights, scale, shift = places
     return abi.Conv(
         x=x, weights=weights, scale=scale, shift=shift, residual=residual[0], x_pitch=x_pitch,
         residual_pitch=residual[1], n=spec.n, h=spec.h, w=spec.w, c=spec.c, oc=spec.oc, kh=spec.kh, kw=spec.kw,
         stride_h=spec.stride[0], stride_w=spec.stride[1], top=spec.padding[0], left=spec.padding[2],
-        oh=spec.oh, ow=spec.ow, residual_scale=residual_scale, splits=splits, outputs=len(outputs),
+        oh=spec.oh, ow=spec.ow, pooled_h=pooled[0], pooled_w=pooled[1], residual_scale=residual_scale, splits=splits,
+        outputs=len(outputs),
         output=(abi.Output * abi.OUTPUTS)(*(abi.Output(*values) for values in outputs)),
     )  # fmt: skip
 

@@ -36,51 +36,60 @@ template <int N, int WARPGROUPS> __device__ __forceinline__ HaloShared halo_shar
   return shared;
 }
 
-// One warp: the rows of each tile, a chunk of channels a stage.
+// The rows of a tile, a chunk of channels a stage; by a whole warp.
+__device__ __forceinline__ void load_tile_rows(const Group &group, const HaloShared &shared, const TensorMap &map,
+                                               const Problem &problem, const Rows &rows, Place &place) {
+  const int bytes = 2 * group.depth * problem.pitch;
+  const int first_image = rows.first / problem.image_rows;
+  const int first_h = rows.first - first_image * problem.image_rows;
+  for (int chunk = 0; chunk < problem.chunks; ++chunk) {
+    Barrier *full = &shared.x_full[place.stage];
+    barrier_wait(&shared.x_empty[place.stage], place.parity);
+    barrier_expect(full, rows.count * bytes);
+    int image = first_image, h = first_h;
+    uint8_t *to = shared.x + place.stage * group.x_bytes;
+    for (int i = 0; i < rows.count; ++i, to += bytes) {
+      tma_load(to, &map, full, chunk * group.depth, -problem.left, h - problem.top, image);
+      if (++h == problem.image_rows) {
+        h = 0;
+        ++image;
+      }
+    }
+    advance(place, HALO_STAGES);
+  }
+}
+
+// One warp: the rows of each tile.
 __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
     const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
-    const TensorMap *map = &group.x[tile.problem];
-    const Rows rows = rows_of(problem, tile.row, positions);
-    const int bytes = 2 * group.depth * problem.pitch;
-    const int first_image = rows.first / problem.image_rows;
-    const int first_h = rows.first - first_image * problem.image_rows;
-    for (int chunk = 0; chunk < problem.chunks; ++chunk) {
-      Barrier *full = &shared.x_full[place.stage];
-      barrier_wait(&shared.x_empty[place.stage], place.parity);
-      barrier_expect(full, rows.count * bytes);
-      int image = first_image, h = first_h;
-      uint8_t *to = shared.x + place.stage * group.x_bytes;
-      for (int i = 0; i < rows.count; ++i, to += bytes) {
-        tma_load(to, map, full, chunk * group.depth, -problem.left, h - problem.top, image);
-        if (++h == problem.image_rows) {
-          h = 0;
-          ++image;
-        }
-      }
-      advance(place, HALO_STAGES);
-    }
+    load_tile_rows(group, shared, group.x[tile.problem], problem, rows_of(problem, tile.row, positions), place);
   }
 }
 
-// One warp: weights in the order in which they are used, those that stay once.
-template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
+// Weights of the N columns from `column` on, in the order in which they are used; by a whole warp.
+template <int N>
+__device__ __forceinline__ void load_tile_taps(const Group &group, const HaloShared &shared, const TensorMap &map,
+                                               const Problem &problem, int column, Place &place) {
   const int bytes = stage_bytes(0, N, group.depth);
+  for (int chunk = 0; chunk < problem.chunks; ++chunk)
+    for (int tap = 0; tap < problem.taps; ++tap) {
+      Barrier *full = &shared.full[place.stage];
+      barrier_wait(&shared.empty[place.stage], place.parity);
+      barrier_expect(full, bytes);
+      tma_load(shared.weights + place.stage * bytes, &map, full, chunk * group.depth, column, tap);
+      advance(place, group.stages);
+    }
+}
+
+// One warp: the weights of each tile, those that stay once.
+template <int N> __device__ __forceinline__ void load_taps(const Group &group, const HaloShared &shared) {
   Place place{0, 1};
   for (int unit = blockIdx.x; unit < group.units; unit += group.stay ? group.units : gridDim.x) {
     const Tile tile = tile_of(group.problem, unit, 1, 0);
-    const Problem &problem = group.problem[tile.problem];
-    for (int chunk = 0; chunk < problem.chunks; ++chunk)
-      for (int tap = 0; tap < problem.taps; ++tap) {
-        Barrier *full = &shared.full[place.stage];
-        barrier_wait(&shared.empty[place.stage], place.parity);
-        barrier_expect(full, bytes);
-        tma_load(shared.weights + place.stage * bytes, &group.weights[tile.problem], full, chunk * group.depth,
-                 tile.column * N, tap);
-        advance(place, group.stages);
-      }
+    load_tile_taps<N>(group, shared, group.weights[tile.problem], group.problem[tile.problem], tile.column * N, place);
   }
 }
 

@@ -23,10 +23,14 @@ struct Rows {
   int first, count, offset;
 };
 
-HOST_DEVICE Rows rows_of(const Problem &problem, int row_tile, int positions) {
-  const int begin = row_tile * positions, first = begin / problem.pitch;
-  const int last = (begin + positions - 1 + problem.last_tap) / problem.pitch;
+// Of the tile that begins at a position.
+HOST_DEVICE Rows rows_from(const Problem &problem, int begin, int positions) {
+  const int first = begin / problem.pitch, last = (begin + positions - 1 + problem.last_tap) / problem.pitch;
   return {first, last - first + 1, begin - first * problem.pitch};
+}
+
+HOST_DEVICE Rows rows_of(const Problem &problem, int row_tile, int positions) {
+  return rows_from(problem, row_tile * positions, positions);
 }
 
 // Whether all tiles use the same weights and `stages` stages hold them all: then they are loaded once a block. Read

@@ -26,10 +26,13 @@ class Config(NamedTuple):
     cluster: int
     turns: int
     behind: int
+    pooled: int
     shared_bytes: int
 
     @property
     def name(self) -> str:
+        if self.pooled:
+            return f"{self.rows}x{self.columns}x{self.depth} pooled"
         if self.halo:
             shared = f" by {self.turns}" if self.turns > HALO else ""
             return f"{self.rows}x{self.columns}x{self.depth} halo{shared}"
@@ -40,6 +43,8 @@ class Config(NamedTuple):
     @property
     def form(self) -> str:
         """What it has in common with those that differ in columns alone: what is wrong with one is with all."""
+        if self.pooled:
+            return f"pooled{self.depth}"
         if self.halo:
             return f"halo{f'{self.turns}x' if self.turns > HALO else ''}{self.depth}"
         if self.turns:

@@ -159,4 +159,19 @@ template <> __device__ __forceinline__ float2 unpack<__half>(uint32_t pair) {
   return __half22float2(reinterpret_cast<const __half2 &>(pair));
 }
 
+// The larger of each two halves; NaN of either is the result.
+template <class T> __device__ __forceinline__ uint32_t larger_pair(uint32_t a, uint32_t b);
+
+template <> __device__ __forceinline__ uint32_t larger_pair<__nv_bfloat16>(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+template <> __device__ __forceinline__ uint32_t larger_pair<__half>(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
 } // namespace inception_fast::hopper

@@ -42,6 +42,7 @@ struct Problem {
   int32_t outputs;               // used entries of `output`
   int32_t pitch, image_rows;     // of the padded map that halo tiles walk: its pixels a row, its rows an image
   int32_t oh, last_tap;          // rows of an image of y; positions that the last tap is behind the first
+  int32_t pooled_h, pooled_w;    // where y is pooled, its rows an image and its pixels a row
   float residual_scale;
   uint64_t scale, shift, residual; // residual is 0 when there is none
   int64_t residual_pitch;

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..maps import dense
-from ..spec import ConvSpec
-from . import convolve
+from ..spec import ConvSpec, PoolSpec
+from . import convolve, pooled
 from .convolve import Cut, Launch, Problem, Target
 from .loader import Library
 
@@ -29,22 +29,26 @@ def proposals(kernels: Library, spec: ConvSpec, count: int | None = None) -> lis
 
 def tried(
     kernels: Library, spec: ConvSpec, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, timer: Timer, *,
-    count: int | None = TRIED, residual: Tensor | None = None,
+    count: int | None = TRIED, residual: Tensor | None = None, pool: PoolSpec | None = None,
 ) -> dict[Cut, float]:  # fmt: skip
     """Seconds of every proposal that gives what the first one gives; x is [n, c, h, w], a residual [n, oh, ow, oc].
+    With `pool`, of those that give its maxima.
 
     Raises RuntimeError when none runs.
     """
     source = dense(x.permute(0, 2, 3, 1).contiguous())
     packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
     spec, old = replace(spec, residual=residual is not None), None if residual is None else dense(residual)
-    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
+    rows, columns = (spec.oh, spec.ow) if pool is None else (pool.oh, pool.ow)
+    y = torch.empty(spec.n, rows, columns, spec.oc, dtype=x.dtype, device=x.device)
+    cuts = proposals(kernels, spec, count) if pool is None else list(map(Cut, pooled.able(kernels, spec, pool)))
     found: dict[Cut, float] = {}
     problems, wanted = [], None
-    for cut in proposals(kernels, spec, count):
+    for cut in cuts:
         y.fill_(float("nan"))
         try:
-            problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old)
+            windows = (0, 0) if pool is None else (rows, columns)
+            problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old, pooled=windows)
             launch: Launch = convolve.group("tuned", kernels, [problem], cut)
             launch.run()
             wanted = y.float() if wanted is None else wanted

@@ -2,6 +2,7 @@
 #include "../../kernels/cuda/conv.cuh"
 #include "../../kernels/cuda/conv_plan.h"
 #include "../../kernels/cuda/halo.cuh"
+#include "../../kernels/cuda/pooled.cuh"
 #include "machine.h"
 
 using namespace inception_fast;
@@ -18,11 +19,16 @@ template <int N, int PARTS, int WARPGROUPS, class T> int run_halo(const Group &g
                                [&] { halo<N, PARTS, WARPGROUPS, T>(group); });
 }
 
+template <int N, int PARTS, int WARPGROUPS, class T> int run_pooled(const Group &group, int blocks, int shared) {
+  return emulated::launch_grid(blocks, WARPGROUP * (1 + WARPGROUPS), group.cluster, shared,
+                               [&] { pooled<N, PARTS, WARPGROUPS, T>(group); });
+}
+
 using Run = int (*)(const Group &, int, int);
 
 // The widths that the tests use: one and several parts of 64 columns, whole and not. A kernel with a mistake is
 // compiled in few forms, by one type.
-#if defined(ONLY_48) || defined(ONLY_TWOS) || defined(ONLY_BEHIND)
+#if defined(ONLY_48) || defined(ONLY_TWOS) || defined(ONLY_BEHIND) || defined(ONLY_POOLED)
 constexpr int ONLY_TYPE = HOPPER_BFLOAT16;
 #else
 constexpr int ONLY_TYPE = -1;
@@ -30,7 +36,7 @@ constexpr int ONLY_TYPE = -1;
 
 template <class T> Run run_of_halo(const HopperConfig &config) {
   switch (config.turns * 1000000 + config.rows * 1000 + config.columns) {
-#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND)
+#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND) && !defined(ONLY_POOLED)
   case 2512048:
     return run_halo<48, 4, 2, T>;
   case 4512048:
@@ -51,11 +57,29 @@ template <class T> Run run_of_halo(const HopperConfig &config) {
   }
 }
 
+template <class T> Run run_of_pooled(const HopperConfig &config) {
+#if !defined(ONLY_48) && !defined(ONLY_TWOS) && !defined(ONLY_BEHIND)
+  switch (config.rows * 1000 + config.columns) {
+  case 256064:
+    return run_pooled<64, 2, 2, T>;
+  case 256096:
+    return run_pooled<96, 2, 2, T>;
+#ifndef ONLY_POOLED
+  case 128192:
+    return run_pooled<192, 1, 2, T>;
+#endif
+  }
+#endif
+  return nullptr;
+}
+
 template <class T> Run run_of(const HopperConfig &config) {
+  if (config.pooled)
+    return run_of_pooled<T>(config);
   if (is_halo(config.turns))
     return run_of_halo<T>(config);
   switch (way_of(config) * 1000 + config.columns) {
-#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND)
+#if !defined(ONLY_TWOS) && !defined(ONLY_BEHIND) && !defined(ONLY_POOLED)
   case HALVES * 1000 + 48:
     return run<48, HALVES, T>;
   case TURNS * 1000 + 48:
@@ -77,11 +101,11 @@ template <class T> Run run_of(const HopperConfig &config) {
     return run<192, BEHIND, T>;
 #endif
 #endif
-#if !defined(ONLY_48) && !defined(ONLY_BEHIND)
+#if !defined(ONLY_48) && !defined(ONLY_BEHIND) && !defined(ONLY_POOLED)
   case TWOS * 1000 + 96:
     return run<96, TWOS, T>;
 #endif
-#if !defined(ONLY_48) && !defined(ONLY_TWOS)
+#if !defined(ONLY_48) && !defined(ONLY_TWOS) && !defined(ONLY_POOLED)
   case BEHIND * 1000 + 96:
     return run<96, BEHIND, T>;
 #endif
@@ -135,5 +159,5 @@ extern "C" int emulated_conv(const HopperConv *convs, int32_t count, int32_t typ
   const Run run = run_of(chosen, type);
   if (!run)
     return complain("tiles of " + std::to_string(chosen.columns) + " columns are not compiled for the emulator");
-  return run(group, grid_blocks(units, chosen.cluster, blocks), chosen.shared_bytes);
+  return run(group, conv_blocks(group.problem, units, chosen, blocks), chosen.shared_bytes);
 }

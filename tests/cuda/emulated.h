@@ -226,5 +226,10 @@ template <> inline float2 unpack<__nv_bfloat16>(uint32_t pair) {
 template <> inline float2 unpack<__half>(uint32_t pair) {
   return {emulated::from_half(uint16_t(pair)), emulated::from_half(uint16_t(pair >> 16))};
 }
+template <class T> uint32_t larger_pair(uint32_t a, uint32_t b) {
+  const auto larger = [](float x, float y) { return x != x || x > y ? x : y; };
+  const float2 x = unpack<T>(a), y = unpack<T>(b);
+  return pack<T>(larger(x.x, y.x), larger(x.y, y.y));
+}
 
 } // namespace inception_fast::hopper

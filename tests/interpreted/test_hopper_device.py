@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from inception_fast.kernels import cuda
-from inception_fast.kernels.cuda import convolve, driver, pair
+from inception_fast.kernels.cuda import convolve, driver, pair, pooled
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import dense
-from inception_fast.kernels.spec import ConvSpec, PairSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +41,7 @@ HALO_FORMS = [f"{kind}{depth}" for kind in ("halo", "halo3x", "halo4x") for dept
 WAYS = ("halves", "turns", "twos", "behind")
 FORMS = [f"{kind}{depth}c{cluster}" for kind in WAYS for cluster in (1, 2) for depth in (64, 32)]
 FORMS += HALO_FORMS
+POOLED_FORMS = ("pooled64", "pooled32")
 PAIR_FORMS = ("pair3c1", "pair4c1", "pair3c2", "pair4c2")
 # What the networks have: every map, taps, stride and tail of channels; a batch whose last tile is not full.
 SPECS = {
@@ -59,6 +60,14 @@ SPECS = {
 }
 # What each form is tested on: halo tiles take no strides.
 TAKEN = [(f, name) for f in FORMS for name, spec in SPECS.items() if f not in HALO_FORMS or spec.stride == (1, 1)]
+
+
+# v3's two and one whose windows are clipped, of which a band of several images is one block's.
+POOLED = {
+    "147": (ConvSpec(2, 147, 147, 32, 64, 3, 3, padding=(1, 1, 1, 1)), (0, 0)),
+    "71": (ConvSpec(3, 73, 73, 80, 192, 3, 3), (0, 0)),
+    "many": (ConvSpec(600, 10, 12, 64, 200, 3, 3, padding=(1, 1, 1, 1), relu=False), (1, 1)),
+}
 
 
 def integers(spec: ConvSpec, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,6 +178,32 @@ def test_a_group_with_two_destinations_and_a_residual(form: str) -> None:
         results = (("left", left, expected[:, :96].relu()), ("right", right, expected[:, 96:]), ("whole", whole, sums))
         for place, y, what in results[: 1 + len(problems)]:
             wrong[f"{named(cut)}, {place}"] = numerics.differences(take(y), what)
+    all_right(wrong)
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("form", POOLED_FORMS)
+def test_a_maximum_behind_a_convolution_is_exact(form: str, name: str, dtype: str) -> None:
+    """By every configuration, twice over: integers, and the maxima of what is rounded once."""
+    spec, overhang = replace(POOLED[name][0], dtype=dtype), POOLED[name][1]
+    pool = PoolSpec(spec.n, spec.oh, spec.ow, spec.oc, 3, 3, (2, 2), overhang=overhang, dtype=dtype)
+    x, weight, shift = integers(spec)
+    kind = getattr(torch, dtype)
+    expected = wanted(spec, x, weight, torch.ones(spec.oc), shift).to(kind)
+    expected = F.max_pool2d(expected.float(), 3, 2, ceil_mode=overhang != (0, 0)).to(kind)
+    packed, source = convolve.pack(weight, None, shift, kind, DEVICE), put(x.to(kind), 8, 16)
+    able = [config for config in pooled.able(cuda.library(), spec, pool) if config.form == form]
+    if not able:  # rows of results leave no room for chunks of 64 channels
+        assert form == "pooled64" and name != "many"
+        pytest.skip("no cut of this form has room for these rows")
+    wrong: dict[str, str] = {}
+    for config in able:
+        for time in ("first", "second"):
+            y = empty(spec.n, spec.oc, pool.oh, pool.ow, kind, 16, 8)
+            problem = Problem(spec, source, packed, (Target(y, spec.relu),), pooled=(pool.oh, pool.ow))
+            convolve.group("test", cuda.library(), [problem], Cut(config)).run()
+            wrong[f"{config.name}, {time}"] = numerics.differences(take(y), expected)
     all_right(wrong)
 
 

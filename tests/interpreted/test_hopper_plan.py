@@ -134,10 +134,13 @@ def test_the_devices_own_tests_run_and_fail_where_they_should(monkeypatch: pytes
     small = ConvSpec(2, 5, 5, 24, 48, 1, 3, padding=(0, 0, 1, 1), dtype="bfloat16")
     monkeypatch.setattr(device, "SPECS", {"1x7": small})
     monkeypatch.setattr(device.cuda, "library", emulated)
-    assert {config.form for config in emulated().configs} == set(device.FORMS)
+    assert {config.form for config in emulated().configs} == {*device.FORMS, *device.POOLED_FORMS}
     assert {config.form for config in stub().pair_configs} <= set(device.PAIR_FORMS)
     device.test_integers_are_exact_by_every_configuration("turns32c2", "1x7", "float16")
     device.test_random_numbers_stay_in_the_budget("halves64c1", "1x7")
+    small_pool = {"many": (ConvSpec(3, 7, 6, 16, 96, 3, 3, padding=(1, 1, 1, 1)), (1, 1))}
+    monkeypatch.setattr(device, "POOLED", small_pool)
+    device.test_a_maximum_behind_a_convolution_is_exact("pooled32", "many", "float16")
     with monkeypatch.context() as plain:
         plain.setattr(device.cuda, "library", stub)
         device.test_fused_pairs_are_exact("pair3c1", (32, 32, 32), wide_first=False)

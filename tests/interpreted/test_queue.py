@@ -14,7 +14,7 @@ import pytest
 import torch
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.cuda.choices import Row, Shape
-from inception_fast.kernels.spec import ConvSpec, PairSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from inception_fast.kernels.triton import configs
 from torch import Tensor, nn
 
@@ -321,13 +321,18 @@ def test_measured_cuts_become_what_plans_choose(
 def test_a_network_knows_the_cuts_of_its_own_shapes(
     queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Convolutions beside their best tile, pairs beside their two convolutions, and what a plan then chooses."""
+    """Convolutions beside their best tile, pairs beside their two convolutions, one beside it and its pool, and what a
+    plan then chooses.
+    """
     tiles, cuts, gpu = queue["tiles"], queue["cuts"], "NVIDIA H200"
     wide = replace(queue["measure"].layer_spec("row", 2, "float16"), oc=64, c=64)
     odd, tall = replace(wide, c=12), replace(wide, kh=3, kw=1, padding=(1, 1, 0, 0))
     monkeypatch.setattr(cuts.cuda, "library", stub)
     monkeypatch.setattr(tiles, "cuda_here", lambda: True)
     monkeypatch.setattr(tiles, "plans_of", lambda *about: [SimpleNamespace(tasks=[], plan=SimpleNamespace(steps=[]))])
+    pool = PoolSpec(wide.n, wide.oh, wide.ow, wide.oc, 3, 3, (2, 2), dtype="float16")
+    behind = [(wide, pool), (wide, replace(pool, kind="avg")), (replace(wide, c=8), pool)]  # the last was not timed
+    monkeypatch.setattr(tiles, "pools_of", lambda plans: behind)
     split = Wanted(wide, (replace(wide, oc=32), replace(tall, oc=32)))
     siblings = Wanted(
         replace(wide, h=3, w=3), tuple(replace(wide, h=3, w=3, oc=32, relu=relu) for relu in (True, False))
@@ -346,25 +351,28 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
     monkeypatch.setattr(tiles, "TRIED", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: gpu)
     *_, rows = tiles.tile_rows("small", 2, "float16")
-    assert [row["status"] for row in rows] == ["ok"] * 7, rows
-    assert [row.get("choice", [0, 0])[1] for row in rows] == ["conv", 0, "conv", "conv", "conv", "pair", 0], rows
+    assert [row["status"] for row in rows] == ["ok"] * 9, rows
+    kinds = ["conv", 0, "conv", "conv", "conv", "pair", 0, "pooled", 0]
+    assert [row.get("choice", [0, 0])[1] for row in rows] == kinds, rows
     seen = {tuple(tuple((t.y.c, t.relu) for t in p.targets) for p in problems) for problems in launches}
     assert seen >= {(((32, True), (32, False)),), (((32, True),), ((32, True),))}, "as siblings and a split run"
     assert "c 12" in rows[1]["cuda"] and rows[0]["triton_ms"] == rows[0]["cuda_ms"] == 2.0
     assert rows[5]["separate_ms"] == 4.0 and "1x3 then 1x3" in rows[6]["cuda"]
+    assert (rows[7]["separate_ms"], rows[7]["pool_ms"], rows[7]["cuda"]) == (4.0, 2.0, "256x64x32 pooled")
+    assert "avg of 3x3" in rows[8]["cuda"]
 
     every.append(Wanted(odd, (odd,), True))  # a stem, which these kernels never run
     monkeypatch.setattr(tiles.tune, "tried", lambda *given, **options: pytest.fail("Triton's tiles are raced"))
     *_, alone = tiles.tile_rows("small", 2, "float16", "cuda")
-    assert [row.get("choice") for row in alone] == [row.get("choice") for row in rows] and len(alone) == 7
+    assert [row.get("choice") for row in alone] == [row.get("choice") for row in rows] and len(alone) == 9
     assert not any("row" in row for row in alone) and alone[5]["separate_ms"] == 4.0
     assert alone[1]["status"] == "ok" and alone[1]["config"], "a tile of Triton's that these do not run, and not timed"
     with pytest.raises(ValueError, match="part 'narrow' of a network; allowed: none, cuda, new"):
         next(tiles.tile_rows("small", 2, "float16", "narrow"))
-    there = [choices.row_of([*row["choice"][:-2], 3e-3, 1.5e-3]) for row in (rows[0], rows[5])]
-    monkeypatch.setattr(choices, "shipped", lambda: (*there[:1], there[1]._replace(gpu="another")))
+    there = [choices.row_of([*row["choice"][:-2], 3e-3, 1.5e-3]) for row in (rows[0], rows[5], rows[7])]
+    monkeypatch.setattr(choices, "shipped", lambda: (*there[:1], *(row._replace(gpu="another") for row in there[1:])))
     *_, new = tiles.tile_rows("small", 2, "float16", "new")
-    left = [rows[i]["shape"] for i in (1, 3, 5, 6)]
+    left = [rows[i]["shape"] for i in (1, 3, 5, 6, 7, 8)]
     assert [row["shape"] for row in new] == left, "a row of this GPU serves both directions, and a split as wide"
     assert new[2]["separate_ms"] == 1.5 + 1.5, "the times of their row"
     monkeypatch.setattr(choices, "shipped", lambda: tuple(there))
@@ -374,7 +382,7 @@ def test_a_network_knows_the_cuts_of_its_own_shapes(
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"results": {"tiles/small/2/float16": {"status": "ok", "rows": rows}}}))
     found = cuts.measured(file)
-    assert [row.shape.kernel for row in found] == ["conv"] * 4 + ["pair"]
+    assert [row.shape.kernel for row in found] == ["conv"] * 4 + ["pair", "pooled"]
     monkeypatch.setattr(hopper_gpu, "measured", lambda device: (gpu, ()))
     with cuts.known(found):
         assert hopper_gpu.measured(DEVICE) == (gpu, tuple(found))

@@ -1,0 +1,167 @@
+"""Plans in which a convolution and the maximum behind it are one launch of the Hopper kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from inception_fast.kernels.cuda import check, convolve, loader, pooled, tune
+from inception_fast.kernels.cuda.choices import Row, Shape
+from inception_fast.kernels.cuda.loader import Library
+from inception_fast.kernels.spec import ConvSpec, PoolSpec
+from torch import Tensor, nn
+
+import engine_nets
+import numerics
+from hopper_library import emulated, launched, stub
+from inception_fast.backends.triton_gpu import spec_reasons
+from inception_fast.engine import gpu_pooled, gpu_walk, optimize
+from inception_fast.engine.gpu_hopper import Hopper
+from inception_fast.engine.gpu_plan import Packs
+from inception_fast.engine.gpu_runner import GpuCompiled
+from inception_fast.engine.plan import lower
+
+from .maps import DEVICE
+from .test_gpu_plan import big
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="the stub's pointers are host memory")
+# Five convolutions in a row, each of rounded weights, x and results, and twice that for sums that cancel.
+DEEP = 2 * 15**0.5 * numerics.BF16_REL_L2
+WON, LOST = (1e-6, 2e-6), (2e-6, 1e-6)
+
+
+def conv(c: int, oc: int, kernel: int = 3, **options: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c, oc, kernel, bias=False, **options), nn.BatchNorm2d(oc, eps=1e-3), nn.ReLU())
+
+
+class Stem(nn.Module):
+    """Convolutions and pools as v3's stem has them; the last of them are read twice, and averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 16, stride=2), conv(16, 32, padding=1)
+        self.third, self.twice, self.averaged = conv(32, 48, 1), conv(48, 16), conv(32, 16, 1)
+        self.maximum, self.clipped = nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maximum(self.second(self.first(x)))
+        x = self.clipped(self.third(x))
+        y = self.twice(x)
+        y = self.averaged(torch.cat((self.clipped(y), nn.functional.avg_pool2d(y, (2, 3))), 1))
+        return nn.functional.avg_pool2d(y, (2, 1))
+
+
+# What the first two pools' convolutions are looked up by, at one image of 51 by 47.
+SHAPES = {"second": (25 * 23, 32, 144, 9), "third": (12 * 11, 48, 32, 1)}
+
+
+def compiled(library: Library, rows: Sequence[Row], n: int = 1) -> tuple[Tensor, GpuCompiled, Tensor]:
+    module = engine_nets.randomised(Stem()).eval()
+    x = numerics.random(n, 3, 51, 47)
+    captured = next(iter(optimize(module, x)._session._captured.values()))
+    program = lower(captured.graph, [x], spec_reasons, "bfloat16")
+    with gpu_walk.disabled():
+        executable = GpuCompiled(program, Packs(DEVICE), big, hopper=Hopper(library, DEVICE, always=True, rows=rows))
+    return x, executable, engine_nets.eager(module, x)
+
+
+def row(name: str, config: str, times: tuple[float, float] = WON, n: int = 1) -> Row:
+    m, *others = SHAPES[name]
+    return Row("", Shape("pooled", "half", n * m, *others), config, 1, *times)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("library", [stub, emulated], ids=["loops", "own source"])
+def test_a_convolution_and_its_maximum_are_one_launch(library: object, n: int) -> None:
+    kernels: Library = library()  # type: ignore[operator]
+    name = {"stub": "256x64x32 pooled"}.get(library.__name__, "256x96x32 pooled")  # type: ignore[attr-defined]
+    rows = [row(one, name, n=n) for one in SHAPES]
+    x, apart, wanted = compiled(kernels, [], n)
+    _, joined, _ = compiled(kernels, rows, n)
+    y, separate = joined.run([x])[0], apart.run([x])[0]
+    assert torch.equal(y, separate), "a maximum rounds nothing"
+    assert numerics.rel_l2(y, wanted) <= DEEP
+    made = [task for task in joined.plan.tasks if isinstance(task.step, gpu_pooled.PooledStep)]
+    assert len(made) == 2 and len(joined.plan.tasks) == len(apart.plan.tasks) - 2
+    assert not any(isinstance(task.step, gpu_pooled.PooledStep) for task in apart.plan.tasks)
+    assert joined.plan.arena_bytes < apart.plan.arena_bytes, "what is between lies in no memory"
+    for task in made:
+        assert task.backend == "cuda" and len(task.steps) == 2 and " + " in task.name
+        assert all(joined.plan.ran_by(step) == ("cuda", "") for step in task.steps)
+
+
+def test_launches_say_what_they_are() -> None:
+    x, executable, _ = compiled(stub(), [row("second", "256x64x32 pooled")])
+    launched()
+    executable.run([x])
+    assert [name for _, name, *_ in launched()].count("256x64x32 pooled") == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("second", "256x64x32 pooled", LOST)],
+        [row("second", "256x64x64 pooled")],
+        [Row("", Shape("conv", "half", *SHAPES["second"]), "256x64x32 pooled", 1, *WON)],
+    ],
+    ids=["measured slower", "an unknown configuration", "a row of another kernel"],
+)
+def test_what_did_not_win_stays_apart(rows: list[Row]) -> None:
+    x, executable, wanted = compiled(stub(), rows)
+    assert not any(isinstance(task.step, gpu_pooled.PooledStep) for task in executable.plan.tasks)
+    assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
+
+
+def test_what_is_read_elsewhere_is_no_candidate() -> None:
+    plan = compiled(stub(), [])[1].plan.plan
+    found = gpu_pooled.candidates(plan, frozenset())
+    assert [(one.first.spec.oc, one.second.spec.oh) for one in found] == [(32, 12), (48, 6)]
+    kept = frozenset({found[0].second.x.buffer})
+    assert gpu_pooled.candidates(plan, kept) == found[1:]
+
+
+CONV = ConvSpec(2, 12, 11, 16, 32, 3, 3, padding=(1, 1, 1, 1), dtype="bfloat16")
+POOL = PoolSpec(2, 12, 11, 32, 3, 3, (2, 2), dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "why"),
+    [
+        ({}, {"kind": "avg"}, "avg of 3x3 at stride (2, 2); allowed: max of 3x3 at stride 2"),
+        ({}, {"kh": 2, "kw": 2}, "max of 2x2 at stride (2, 2); allowed: max of 3x3 at stride 2"),
+        ({}, {"padding": (1, 0, 0, 0)}, "padding (1, 0, 0, 0) of a maximum; allowed: behind the map alone"),
+        ({}, {"h": 14}, "a maximum of 2x14x11x32 in bfloat16; allowed: the convolution's"),
+        ({"dtype": "float32"}, {"dtype": "float32"}, "dtype float32; allowed: bfloat16, float16"),
+        ({"groups": 2}, {}, "groups 2; allowed: 1"),
+        ({"residual": True}, {}, "a group or a residual, pooled"),
+    ],
+    ids=lambda value: str(value)[:30],
+)  # fmt: skip
+def test_what_cannot_be_one_launch_says_why(conv: dict[str, object], pool: dict[str, object], why: str) -> None:
+    one, two = replace(CONV, **conv), replace(POOL, **pool)  # type: ignore[arg-type]
+    assert why in pooled.spec_reasons(stub(), one, two) and pooled.able(stub(), one, two) == ()
+    assert pooled.spec_reasons(stub(), CONV, POOL) == [] and len(pooled.able(stub(), CONV, POOL)) == 1
+
+
+def test_the_check_runs_every_one_and_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = pooled.able(emulated(), check.POOLED, check.MAXIMUM)
+    assert {config.form for config in able} == {"pooled64", "pooled32"}
+    assert check._wrong_pooled(emulated(), DEVICE) == []
+    monkeypatch.setattr(loader.Library, "launch", lambda *ignored: None)
+    assert check._wrong_pooled(emulated(), DEVICE) == [config.name for config in able]
+
+
+def test_every_cut_is_tried() -> None:
+    x = numerics.random(CONV.n, CONV.c, CONV.h, CONV.w, dtype=torch.bfloat16)
+    weight = numerics.random(CONV.oc, CONV.c, 3, 3, seed=1, dtype=torch.bfloat16)
+    scale, shift = torch.ones(CONV.oc), torch.zeros(CONV.oc)
+
+    def timer(call: object) -> float:
+        call()  # type: ignore[operator]
+        return 1e-6
+
+    found = tune.tried(emulated(), CONV, x, weight, scale, shift, timer, pool=POOL)
+    assert {cut.config for cut in found} == set(pooled.able(emulated(), CONV, POOL)) and len(found) >= 4
+    assert all(convolve.splits_of(CONV, cut.config, 1) == [1] for cut in found)
