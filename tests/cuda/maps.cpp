@@ -100,3 +100,40 @@ extern "C" int32_t maps_halo(const HopperConv *conv, int32_t config, int32_t *ti
   }
   return problem.row_tiles;
 }
+
+// (column of tiles, first row, lines, tiles) of a block's band, and (image, row of the pooled map, first and last row
+// of the padded maps) of each of its lines; returns the blocks of a launch with `bands` for each column of tiles.
+extern "C" int32_t maps_band(const HopperConv *conv, int32_t config, int32_t bands, int32_t block, int32_t *band,
+                             int32_t *lines) {
+  const HopperConfig chosen = conv_configs()[config];
+  const Problem problem = problem_of(*conv, chosen);
+  const Band found = band_of(problem, block, bands, chosen.rows);
+  for (const int value : {found.column, found.line.row, found.lines, found.tiles})
+    *band++ = value;
+  Line line = found.line;
+  for (int i = 0; lines && i < found.lines; ++i, line = next_line(problem, line))
+    for (const int value : {line.image, line.h, line.row, line.last})
+      *lines++ = value;
+  return bands * problem.column_tiles;
+}
+
+// Pitch, rows of an image and of the ring, positions of a row up to the last that is pooled.
+extern "C" void maps_pooled(const HopperConv *conv, int32_t config, int32_t *sizes) {
+  const HopperConfig chosen = conv_configs()[config];
+  const Problem problem = problem_of(*conv, chosen);
+  for (const int value : {problem.pitch, problem.image_rows, halo_sizes(problem, chosen).ring, line_end(problem)})
+    *sizes++ = value;
+}
+
+extern "C" int32_t maps_may_store(const HopperConv *conv, int32_t config, int32_t tile, int32_t free) {
+  const HopperConfig chosen = conv_configs()[config];
+  const Problem problem = problem_of(*conv, chosen);
+  return may_store(problem, tile, chosen.rows, free, halo_sizes(problem, chosen).ring);
+}
+
+// Where the ring has the 16 bytes of 8 columns.
+extern "C" int32_t maps_result_place(int32_t columns, int32_t position, int32_t group) {
+  return columns == 64   ? result_place<64>(position, group)
+         : columns == 96 ? result_place<96>(position, group)
+                         : result_place<192>(position, group);
+}
