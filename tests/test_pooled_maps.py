@@ -1,5 +1,5 @@
-"""The schedule of convolutions that are pooled, at the sizes that networks have and at odd ones: which lines a band has,
-and that its tiles and lines neither wait for each other for ever nor overwrite what is still needed.
+"""The schedule of convolutions that are pooled, at the sizes that networks have and at odd ones: which lines a band
+has, and that its tiles and lines neither wait for each other for ever nor overwrite what is still needed.
 """
 
 from __future__ import annotations

@@ -197,13 +197,18 @@ __device__ void serve_pooled(const Group &group, const PooledShared &shared, con
   sync_warp();
 }
 
-// Of each thread that multiplies: what the block gets, less 56 of each of the first warpgroup.
+// Of each thread: of the first warpgroup, and of those that multiply. Together they are what the block gets.
+constexpr int SERVING_REGISTERS = 56;
 HOST_DEVICE constexpr int pooled_registers(int warpgroups) { return warpgroups == 2 ? 224 : 152; }
+HOST_DEVICE constexpr bool pooled_registers_suffice(int warpgroups) {
+  const int all = 1 + warpgroups, given = 65536 / (all * WARPGROUP) / 8 * 8;
+  return SERVING_REGISTERS + warpgroups * pooled_registers(warpgroups) <= all * given;
+}
 
 // Blocks are bands of each column of tiles.
 template <int N, int PARTS, int WARPGROUPS, class T>
 __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) pooled(const __grid_constant__ Group group) {
-  static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "registers are dealt for these");
+  static_assert(pooled_registers_suffice(WARPGROUPS), "a warpgroup that asks for more waits for ever");
   constexpr int POSITIONS = 64 * PARTS * WARPGROUPS;
   const PooledShared shared = pooled_shared<N, WARPGROUPS>(group);
   if (threadIdx.x == 0) {
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) pooled(const 
   grid_launch_dependents();
   const Band band = band_of(group.problem[0], blockIdx.x, gridDim.x / group.problem[0].column_tiles, POSITIONS);
   if (threadIdx.x < WARPGROUP) {
-    fewer_registers<56>();
+    fewer_registers<SERVING_REGISTERS>();
     serve_pooled<N, T>(group, shared, band, POSITIONS);
   } else {
     more_registers<pooled_registers(WARPGROUPS)>();

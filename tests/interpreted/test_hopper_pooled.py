@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import check, convolve, loader, pooled, tune
+from inception_fast.kernels.cuda import check, choices, convolve, loader, pooled, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.loader import Library
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 import engine_nets
 import numerics
 from hopper_library import emulated, launched, stub
+from inception_fast import dispatch
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import gpu_pooled, gpu_walk, optimize
+from inception_fast.engine import gpu_pooled, gpu_tune, gpu_walk, optimize
 from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_plan import Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
@@ -165,3 +167,33 @@ def test_every_cut_is_tried() -> None:
     found = tune.tried(emulated(), CONV, x, weight, scale, shift, timer, pool=POOL)
     assert {cut.config for cut in found} == set(pooled.able(emulated(), CONV, POOL)) and len(found) >= 4
     assert all(convolve.splits_of(CONV, cut.config, 1) == [1] for cut in found)
+
+
+def test_the_tuner_keeps_what_won(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Beside the convolution's own time and the pool's, and a plan then takes it."""
+    x, executable, wanted = compiled(stub(), [])
+    pairs = gpu_tune.pools_of([executable.plan])
+    assert [(conv.oc, pool.oh) for conv, pool in pairs] == [(32, 12), (48, 6)]
+    times = iter((3e-6, 2e-6))  # of the launch, of the pool alone
+
+    def seconds(call: Callable[[], object]) -> float:
+        call()
+        return next(times)
+
+    file = tmp_path / "choices.json"
+    monkeypatch.setattr(gpu_tune.cuda, "library", stub)
+    here, there = dispatch.backend_status(), {"cuda": True}
+    monkeypatch.setattr(dispatch, "backend_status", lambda: {**here, **there})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(choices, "cache_file", lambda gpu, version: file)
+    monkeypatch.setattr(gpu_tune, "_seconds", seconds)
+    kept = gpu_tune.raced_pooled(*pairs[0], 1.5e-6, DEVICE)
+    assert kept is not None and choices.read(file) == [kept]
+    assert kept[2:4] == ("256x64x32 pooled", 1) and (kept.seconds, kept.against) == pytest.approx((3e-6, 3.5e-6))
+    _, joined, _ = compiled(stub(), [kept])
+    assert [task.name for task in joined.plan.tasks if isinstance(task.step, gpu_pooled.PooledStep)]
+    assert numerics.rel_l2(joined.run([x])[0], wanted) <= DEEP
+    other = replace(pairs[0][1], padding=(1, 1, 1, 1))
+    assert gpu_tune.raced_pooled(pairs[0][0], other, 1.5e-6, DEVICE) is None
+    there["cuda"] = False
+    assert gpu_tune.raced_pooled(*pairs[0], 1.5e-6, DEVICE) is None
