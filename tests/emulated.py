@@ -41,6 +41,11 @@ class Mode:
     seed: int = 1
 
 
+def starved(*, warp: int = 0, thread: int = 0) -> Mode:
+    """A warp, or a thread, of each block runs where nothing else can happen; copies and products are early."""
+    return Mode(EARLY, EARLY, schedule=1000 + thread if thread else 2 + warp)
+
+
 # Everything early, everything late, each against the other, and a few random ones.
 MODES = (
     Mode(EARLY, EARLY),

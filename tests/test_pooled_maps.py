@@ -93,9 +93,12 @@ class Band:
         self.pitch, self.image_rows, self.ring, self.end = map(int, sizes)
         self._maps, self._conv, self._config = maps, conv, config
 
-    def allowed(self, free: int, before: int) -> int:
-        """How many tiles may be stored where `before` of them may be already."""
-        while before < self.tiles and self._maps.maps_may_store(ctypes.byref(self._conv), self._config, before, free):
+    def allowed(self, row: int, made: int, before: int) -> int:
+        """How many tiles may be stored where `before` of them may be already, the next line begins at a row of the
+        band's and `made` tiles are stored.
+        """
+        given = ctypes.byref(self._conv), self._config
+        while before < self.tiles and self._maps.maps_may_store(*given, before, row, made):
             before += 1
         return before
 
@@ -124,10 +127,12 @@ def test_every_line_is_in_one_band_of_each_column(maps: ctypes.CDLL, name: str, 
                 assert max(len(b.lines) for b in mine) - min(len(b.lines) for b in mine) <= 1
 
 
-@pytest.mark.parametrize("eager", [True, False], ids=["tiles first", "lines first"])
+@pytest.mark.parametrize("fast", [(True, True), (False, False), (True, False), (False, True)], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_tiles_and_lines_take_turns(maps: ctypes.CDLL, name: str, eager: bool) -> None:
-    """Whoever is fast, tiles end, lines find the rows that they need, and no barrier of a tile is used again early."""
+def test_tiles_and_lines_take_turns(maps: ctypes.CDLL, name: str, fast: tuple[bool, bool]) -> None:
+    """Whichever half of a tile is stored as soon as it may be, or only when a line waits for it: tiles end, lines find
+    the rows that they need, and no barrier of a tile is used again early.
+    """
     shape = SHAPES[name]
     for n, bands in ((2, 1), (9, 4)):
         conv = described(shape, n)
@@ -135,29 +140,37 @@ def test_tiles_and_lines_take_turns(maps: ctypes.CDLL, name: str, eager: bool) -
         assert found
         for config, cut in found.items():
             for block in (0, Band(maps, conv, config, bands, 0).blocks - 1):
-                walked(Band(maps, conv, config, bands, block), cut.rows, eager)
+                walked(Band(maps, conv, config, bands, block), cut.rows, fast)
 
 
-def walked(band: Band, positions: int, eager: bool) -> None:
+def walked(band: Band, positions: int, fast: tuple[bool, bool]) -> None:
     length = band.ring * band.pitch
-    held = np.full(length, -1)
-    stored, seen, allowed = 0, 0, band.allowed(0, 0)
+    held, stored = np.full(length, -1), [0, 0]
+    made, allowed = 0, band.allowed(0, 0, 0)
+
+    def store(half: int, last: int) -> None:
+        """Tiles up to the last."""
+        assert last < allowed, "a line waits for a tile that waits for it"
+        for tile in range(stored[half], last + 1):
+            at = tile * positions + half * positions // 2 + np.arange(positions // 2)
+            assert (held[at % length] < at).all(), "what another half has stored is overwritten by something older"
+            held[at % length] = at
+            stored[half] = tile + 1
+
     for i, (_, _, top, last) in enumerate(band.lines - [0, 0, band.row, band.row]):
         end = (last * band.pitch + band.end - 1) // positions
         assert end < band.tiles
-        for tile in range(stored, allowed if eager else end + 1):
-            assert tile < allowed, "a line waits for a tile that waits for it"
-            at = np.arange(tile * positions, (tile + 1) * positions)
-            held[at % length] = at
-            stored = tile + 1
-        assert stored > end, "a line waits for a tile that waits for it"
-        assert allowed - 1 < stored + AHEAD and stored - 1 < seen + AHEAD, "a barrier is used again"
-        seen = max(seen, end + 1)
+        while made <= end:
+            for half in range(2):
+                store(half, max(allowed - 1, made) if fast[half] else made)
+            assert allowed <= min(stored) + AHEAD and max(stored) <= made + AHEAD, "a barrier is used again"
+            made += 1
+            allowed = band.allowed(int(top), made, allowed)
         for row in {top, min(top + 1, last), last}:
             wanted = row * band.pitch + np.arange(band.end)
             assert (held[wanted % length] == wanted).all(), "a row was overwritten, or is not there yet"
-        free = band.lines[i + 1][2] - band.row if i + 1 < len(band.lines) else top
-        allowed = band.allowed(int(free), allowed)
+        beginning = band.lines[i + 1][2] - band.row if i + 1 < len(band.lines) else top
+        allowed = band.allowed(int(beginning), made, allowed)
     assert allowed == band.tiles, "the last tiles wait for ever"
 
 

@@ -84,12 +84,9 @@ void check_pooled(Reasons &reasons, const HopperConv &conv, const HopperConfig &
 }
 
 void check_fit(Reasons &reasons, const HopperConv &conv, const HopperConfig &config) {
-  const Problem problem = problem_of(conv, config);
-  const HaloSizes sizes = halo_sizes(problem, config);
+  const HaloSizes sizes = halo_sizes(problem_of(conv, config), config);
   reasons.require(sizes.stages >= 2, std::to_string(sizes.x_bytes) + " bytes of rows of a halo tile",
                   "as many as leave room for two stages of weights");
-  if (config.pooled)
-    reasons.between("rows of results of tiles that are pooled", sizes.ring, 1, most_ring(problem, config.rows));
 }
 
 void check_memory(Reasons &reasons, const HopperConv &conv) {

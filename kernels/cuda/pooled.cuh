@@ -70,9 +70,10 @@ __device__ __forceinline__ void pool_windows(const Problem &problem, uint32_t re
   }
 }
 
-// Lets the warpgroups store the tiles that may be, from the one numbered `allowed` on.
+// Lets the warpgroups store the tiles that may be, from the one numbered `allowed` on, where `line` is the next one.
 __device__ __forceinline__ void allow_tiles(const PooledShared &shared, const Problem &problem, const Band &band,
-                                            int positions, int free, int ring, int &allowed) {
+                                            const Line &line, int positions, int ring, int made, int &allowed) {
+  const int free = free_position(problem, band, line, positions, made);
   for (; allowed < band.tiles && may_store(problem, allowed, positions, free, ring); ++allowed)
     if (threadIdx.x % 32 == 0)
       barrier_arrive(&shared.free[allowed % POOLED_TILES_AHEAD]);
@@ -93,12 +94,16 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
   const uint32_t relu = problem.output[output].relu ? 0xffffffffu : 0;
   int made = 0, allowed = 0;
   grid_wait(); // before y is written
-  allow_tiles(shared, problem, band, positions, 0, ring, allowed);
   Line line = band.line;
+  allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
   for (int i = 0; i < band.lines; ++i) {
     const int top = line.row - band.line.row, bottom = line.last - band.line.row;
-    for (const int end = ((bottom * pitch) + line_end(problem) - 1) / positions; made <= end; ++made)
+    const int end = (bottom * pitch + line_end(problem) - 1) / positions;
+    while (made <= end) {
       barrier_wait(&shared.made[made % POOLED_TILES_AHEAD], made / POOLED_TILES_AHEAD & 1);
+      ++made;
+      allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
+    }
     const int row[WINDOW] = {top % ring * pitch, lesser(top + 1, bottom) % ring * pitch, bottom % ring * pitch};
     if (first < last)
       pool_windows<N, T>(
@@ -107,7 +112,7 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
           relu, first, last, own);
     sync_warp(); // all lanes have read
     line = next_line(problem, line);
-    allow_tiles(shared, problem, band, positions, line.row - band.line.row, ring, allowed);
+    allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
   }
 }
 

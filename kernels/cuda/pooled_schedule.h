@@ -66,17 +66,16 @@ HOST_DEVICE int least_ring(const Problem &problem, int positions) {
   return ceil_div(positions, problem.pitch) + WINDOW;
 }
 
-// Most rows with which no barrier of a tile is used again before all have passed it: the rows from a line to the next
-// image's first are free before they are stored.
-HOST_DEVICE int most_ring(const Problem &problem, int positions) {
-  const int between = problem.image_rows - WINDOW_STEP * (problem.pooled_h - 1);
-  return (POOLED_TILES_AHEAD - 2) * positions / problem.pitch - between;
+// Whether a tile may be stored: what it overwrites in the ring lies ahead of the position `free`, counted as tiles are
+// from the band's first. Ahead of it nothing is needed any more, and all of it has been stored: rows that no window
+// reads as well, or a warp that is late with them would overwrite what another has stored since.
+HOST_DEVICE bool may_store(const Problem &problem, int tile, int positions, int free, int ring) {
+  return (tile + 1) * positions <= free + ring * problem.pitch;
 }
 
-// Whether a tile may be stored: what it overwrites in the ring lies ahead of `free`, the first row that is needed,
-// counted as the tiles are from the band's first.
-HOST_DEVICE bool may_store(const Problem &problem, int tile, int positions, int free, int ring) {
-  return (tile + 1) * positions <= (free + ring) * problem.pitch;
+// Where `free` is when a line is to be pooled next, and `made` tiles have been stored.
+HOST_DEVICE int free_position(const Problem &problem, const Band &band, const Line &line, int positions, int made) {
+  return lesser((line.row - band.line.row) * problem.pitch, made * positions);
 }
 
 // The 16 bytes of 8 columns of a position in the ring, in units of those: rotated, so that neither the same columns of

@@ -28,10 +28,13 @@ constexpr uint8_t kPoisonByte = 0xff;         // NaN in bfloat16, float16 and fl
 // When something asynchronous happens: at once, as late as allowed, or at a random point between.
 enum class When : int { early = 0, late = 1, random = 2 };
 
+constexpr int kLateWarp = 2, kLateThread = 1000;
+
 struct Options {
   int copies = 0;   // When, of TMA
   int products = 0; // When, of wgmma
-  int schedule = 0; // 0: threads in turn; 1: random priorities of warps that change on the way
+  int schedule = 0; // 0: threads in turn; 1: random priorities of warps that change on the way; kLateWarp + w, or
+                    // kLateThread + t: threads in turn, warp w or thread t of a block where nothing else can happen
   int resident = 1; // clusters that run at the same time
   int sms = 4;      // what the host is told
   uint64_t seed = 1;

@@ -125,9 +125,12 @@ extern "C" void maps_pooled(const HopperConv *conv, int32_t config, int32_t *siz
     *sizes++ = value;
 }
 
-extern "C" int32_t maps_may_store(const HopperConv *conv, int32_t config, int32_t tile, int32_t free) {
+// Whether a tile may be stored where the next line begins at `row` of the band's, and `made` tiles are stored.
+extern "C" int32_t maps_may_store(const HopperConv *conv, int32_t config, int32_t tile, int32_t row, int32_t made) {
   const HopperConfig chosen = conv_configs()[config];
   const Problem problem = problem_of(*conv, chosen);
+  const Line line{0, 0, row, row};
+  const int free = free_position(problem, Band{}, line, chosen.rows, made);
   return may_store(problem, tile, chosen.rows, free, halo_sizes(problem, chosen).ring);
 }
 

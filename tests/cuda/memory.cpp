@@ -162,7 +162,7 @@ int emulated_free(void *data) {
   return intact ? 0 : 1;
 }
 
-// When copies and products happen (0 early, 1 late, 2 random), the schedule (0 turns, 1 random priorities), clusters
+// When copies and products happen (0 early, 1 late, 2 random), the schedule (machine.h), clusters
 // that run together, multiprocessors that the host sees, and the seed.
 void emulated_configure(int copies, int products, int schedule, int resident, int sms, uint64_t seed) {
   machine().options = {copies, products, schedule, resident, sms, seed};

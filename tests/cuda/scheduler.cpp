@@ -109,13 +109,18 @@ void land_one() {
   land();
 }
 
-// Threads in turn: every thread that can runs until it waits. Returns whether any ran.
-bool round_of_turns() {
+// Which threads of a block a schedule lets run last.
+bool starves(int schedule, int thread) {
+  return schedule >= kLateThread ? thread == schedule - kLateThread : thread / kWarp == schedule - kLateWarp;
+}
+
+// Threads in turn: every thread that can runs until it waits, those that are starved not yet. Returns whether any ran.
+bool round_of_turns(int schedule) {
   bool any = false;
   for (auto &cluster : machine().running)
     for (auto &cta : cluster->ctas)
       for (auto &fiber : cta->fibers)
-        if (can_run(*fiber)) {
+        if (!starves(schedule, fiber->index) && can_run(*fiber)) {
           resume(*fiber);
           any = true;
         }
@@ -229,13 +234,15 @@ void run_grid(uint32_t shared_bytes) {
   while (next < clusters || !m.running.empty()) {
     while (next < clusters && int(m.running.size()) < std::max(1, m.options.resident))
       start_cluster(next++, shared_bytes);
-    bool ran = m.options.schedule ? step_of_priorities() : round_of_turns();
+    bool ran = m.options.schedule == 1 ? step_of_priorities() : round_of_turns(m.options.schedule);
     if (!m.flights.empty() && (!ran || (m.options.copies == int(When::random) && chance(4)))) {
       land_one();
       ran = true;
     }
     if (!m.due.empty() && (!ran || (m.options.products == int(When::random) && chance(4))))
       ran |= run_due_products();
+    if (!ran && m.options.schedule >= kLateWarp)
+      ran = round_of_turns(0);
     retire();
     if (!ran && !m.running.empty())
       report_deadlock();
@@ -296,7 +303,7 @@ bool immediately(int when) { return when == int(When::early) || (when == int(Whe
 void block_until(const Wait &wait) {
   Fiber &fiber = self();
   fiber.wait = wait;
-  if (machine().options.schedule && chance(2))
+  if (machine().options.schedule == 1 && chance(2))
     leave();
   while (!wait.ready(fiber))
     leave();
@@ -304,7 +311,7 @@ void block_until(const Wait &wait) {
 }
 
 void maybe_yield() {
-  if (machine().options.schedule && chance(16))
+  if (machine().options.schedule == 1 && chance(16))
     leave();
 }
 
