@@ -15,7 +15,7 @@
 namespace inception_fast::hopper {
 
 inline HopperConfig walk_config(int columns, bool halo = false) {
-  return {WALK_ROWS, columns, WALK_DEPTH, WALK_STAGES, 1, halo ? HALO : TURNS, 0, ALIGNMENT + walk_bytes()};
+  return {WALK_ROWS, columns, WALK_DEPTH, WALK_STAGES, 1, halo ? HALO : TURNS, 0, 0, ALIGNMENT + walk_bytes()};
 }
 
 inline HopperConfig walk_config(const HopperJob &job) { return walk_config(job.columns, job.halo != 0); }
