@@ -116,8 +116,8 @@ def test_a_suite_that_cannot_be_read_has_no_rows(queue: dict[str, Any], tmp_path
 
 def test_kernels_of_a_wrong_form_are_not_run(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """By nothing that asks which configurations there are, the model and the self-check among them."""
-    from inception_fast.kernels.cuda import convolve, pair, tune
-    from inception_fast.kernels.spec import ConvSpec, PairSpec
+    from inception_fast.kernels.cuda import convolve, pair, pooled, tune
+    from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 
     from hopper_library import stub
     from inception_fast.engine import gpu_walk
@@ -127,17 +127,23 @@ def test_kernels_of_a_wrong_form_are_not_run(queue: dict[str, Any], monkeypatch:
     spec = ConvSpec(1, 17, 17, 64, 64, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16")
     both = PairSpec(spec, ConvSpec(1, 17, 17, 64, 64, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"))
     every, pairs = convolve.able(stub(), spec), pair.able(stub(), both)
+    behind = spec, PoolSpec(1, 17, 17, 64, 3, 3, (2, 2), dtype="bfloat16")
+    maxima = pooled.able(stub(), *behind)
     one, other = every[0].form, pairs[-1].form
     with queue["trusted"].only({one, other}):
         assert {config.form for config in convolve.able(stub(), spec)} == {one}
         assert {cut.config.form for cut in tune.proposals(stub(), spec)} == {one}
         assert convolve.predicted(stub(), spec).config.form == one
         assert {config.form for config in pair.able(stub(), both)} == {other}
+        assert pooled.able(stub(), *behind) == () and len(maxima) == 1
         assert not gpu_walk.possible(walking, [])
+    with queue["trusted"].only({maxima[0].form}):
+        assert pooled.able(stub(), *behind) == maxima
     with queue["trusted"].only({one, "walk"}):
         assert gpu_walk.possible(walking, [])
     with queue["trusted"].only(None):
         assert convolve.able(stub(), spec) == every and pair.able(stub(), both) == pairs
+        assert pooled.able(stub(), *behind) == maxima
         assert gpu_walk.possible(walking, [])
     work = queue["work"]
     monkeypatch.setattr(work, "no_hopper", lambda: "")

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from inception_fast.kernels.cuda import convolve, pair
+from inception_fast.kernels.cuda import convolve, pair, pooled
 from journal import form_of
 
 from inception_fast.engine import gpu_walk
@@ -27,13 +27,14 @@ def only(forms: set[str] | None) -> Iterator[None]:
     """Inside, the kernels have no configuration of another form, and plans no walk where that is another; None changes
     nothing.
     """
-    every, pairs = convolve.able, pair.able
+    every, pairs, maxima = convolve.able, pair.able, pooled.able
     if forms is not None:
         convolve.able = lambda *given: tuple(config for config in every(*given) if config.form in forms)
         pair.able = lambda *given: tuple(config for config in pairs(*given) if config.form in forms)
+        pooled.able = lambda *given: tuple(config for config in maxima(*given) if config.form in forms)
     walking = contextlib.nullcontext() if forms is None or WALK in forms else gpu_walk.disabled()
     try:
         with walking:
             yield
     finally:
-        convolve.able, pair.able = every, pairs
+        convolve.able, pair.able, pooled.able = every, pairs, maxima
