@@ -25,7 +25,7 @@ from ..kernels.cuda.convolve import Cut, Launch, Packed, Problem, Target, Worksp
 from ..kernels.cuda.loader import Config, Library, PairConfig
 from ..kernels.maps import Map
 from ..kernels.plan import Buffer, ConvStep, PairStep, PoolStep, Step, View
-from ..kernels.spec import ConvSpec, PairSpec
+from ..kernels.spec import ITEM_BYTES, ConvSpec, PairSpec
 from .gpu_pooled import PooledStep
 from .segment import views
 
@@ -61,6 +61,16 @@ class Work:
     @property
     def steps(self) -> list[Step]:
         return [*(step for step, _ in self.parts), *(() if self.pooled is None else (self.pooled.second,))]
+
+    @property
+    def unmoved_bytes(self) -> int:
+        """What its steps alone would write and read and this keeps on the chip: a fused pair's intermediate, and a map
+        that is pooled.
+        """
+        if self.pooled is None and isinstance(self.cut, Cut):
+            return 0
+        spec = self.parts[0][0].spec
+        return 2 * ITEM_BYTES[spec.dtype] * spec.n * spec.oh * spec.ow * spec.oc
 
     def joined(self, other: Work) -> Work:
         return Work(self.parts + other.parts, self.cut, self.measured and other.measured)

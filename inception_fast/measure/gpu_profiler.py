@@ -149,9 +149,9 @@ def task_work(plan: Any, task: Any) -> Work:
     """What a task has to do: that of all steps that it computes. A walk's shape is what its last step writes."""
     parts = [work_of(step, plan.plan.buffers) for step in task.steps]
     whole = parts[0] if task.walk is None else parts[-1]._replace(kind="walk")
-    return whole._replace(
-        name=task.name, flops=sum(part.flops for part in parts), bytes=sum(part.bytes for part in parts)
-    )
+    unmoved = 0 if task.hopper is None else task.hopper.unmoved_bytes
+    moved = sum(part.bytes for part in parts) - unmoved
+    return whole._replace(name=task.name, flops=sum(part.flops for part in parts), bytes=moved)
 
 
 def schedule(tasks: Sequence[tuple[Any, Any]]) -> tuple[list[list[int]], list[int]]:

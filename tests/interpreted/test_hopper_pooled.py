@@ -24,6 +24,7 @@ from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_plan import Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
 from inception_fast.engine.plan import lower
+from inception_fast.measure import gpu_profiler
 
 from .maps import DEVICE
 from .test_gpu_plan import big
@@ -92,6 +93,13 @@ def test_a_convolution_and_its_maximum_are_one_launch(library: object, n: int) -
     for task in made:
         assert task.backend == "cuda" and len(task.steps) == 2 and " + " in task.name
         assert all(joined.plan.ran_by(step) == ("cuda", "") for step in task.steps)
+        conv, pool = task.step.first.spec, task.step.second.spec
+        maps = conv.n * conv.h * conv.w * conv.c + pool.n * pool.oh * pool.ow * pool.c
+        work = gpu_profiler.task_work(joined.plan, task)
+        assert work.bytes == 2 * (maps + conv.oc * conv.c * conv.kh * conv.kw) + 8 * conv.oc, (
+            "no bytes of what is between"
+        )
+        assert work.flops == conv.flops() + pool.flops()
 
 
 def test_launches_say_what_they_are() -> None:
