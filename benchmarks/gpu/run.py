@@ -16,7 +16,8 @@ To go on from filed results where the kernels have changed since, name what has 
         --earlier $R/2026-11-27-gpu-2.json --earlier $R/2026-11-27-gpu.json --earlier $F-14.json --earlier $F-13.json \\
         --earlier $F-12.json --earlier $F-10.json --earlier $F-9.json --earlier $F-5.json --earlier $F-4.json \\
         --earlier $F-3.json --earlier $F-2.json --earlier $F.json --again exact/hopper_device --again probe/rates \\
-        --again 'walk/*' --again 'network/*' --again 'marks/*' --again 'profile/*' --again 'tiles/*/cuda'
+        --again 'walk/*' --again 'network/*' --again 'marks/*' --again 'profile/*' --again 'tiles/*/cuda' \\
+        --again 'tiles/*/new'
 
 and each slice after it with --earlier and the result.json of the one before, without --again. The same call with
 --dry-run lists what is left in slices of that length.
