@@ -138,6 +138,29 @@ def test_numbers_that_become_inputs_count() -> None:
         check(compiled, module, X)
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_results_have_the_formats_that_autocast_gives_them(outside: bool) -> None:
+    """Regions inside are kept; the caller's only rounds what is returned."""
+
+    def net(m: Function, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = m.a(x)
+            with torch.autocast("cpu", enabled=False):
+                z = m.b(y.float())
+            y = m.b(y).float() + z
+            y = m.b(y)
+        return y, m.b(z), z + y.float()
+
+    module = randomised(Function(net, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3, padding=1)))
+    compiled = torch.compile(module, backend="inception_fast", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        found, wanted = compiled(X), module(X)
+        assert torch.is_autocast_enabled("cpu") is outside
+    assert [y.dtype for y in found] == [y.dtype for y in wanted]
+    errors = [numerics.rel_l2(y, right) for y, right in zip(found, wanted, strict=True)]
+    assert max(errors) <= numerics.NET_BF16_REL_L2, errors
+
+
 def test_parameters_as_attributes() -> None:
     """A graph module that holds its own parameters, as older versions of Dynamo hand over."""
     gm = torch.fx.symbolic_trace(randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))

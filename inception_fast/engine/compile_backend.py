@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch._guards import tracing
 from torch._subclasses import FakeTensor
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.stamp import Stamp, can_stamp
@@ -61,7 +64,8 @@ class _Replanned:
     """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
-        self.gm, self.winograd = gm, winograd
+        self.gm, self.winograd = _entering_autocast(gm), winograd
+        self.dtypes = _announced(gm)
         self.places = _places(gm, example_inputs)
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
         self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
@@ -75,7 +79,8 @@ class _Replanned:
         session = self.session
         if session is None or not self._current(args):
             session = self.prepare(args)
-        return session(tuple(args[i] for i in self.inputs), {})
+        leaves, tree = pytree.tree_flatten(session(tuple(args[i] for i in self.inputs), {}))
+        return pytree.tree_unflatten(list(map(_as_announced, leaves, self.dtypes)), tree)
 
     def _current(self, args: Sequence[Any]) -> bool:
         """Whether the session was made of these very parameters and numbers."""
@@ -93,6 +98,38 @@ class _Replanned:
             session.plan(session.signature.example)
             self.session = session
             return session
+
+
+def _entering_autocast(gm: fx.GraphModule) -> fx.GraphModule:
+    """`gm` with its autocast regions entered as contexts: of the calls torch.export takes notes, and casts nothing."""
+    if not any(node.target is _enter_autocast for node in gm.graph.nodes):
+        return gm
+    graph = copy.deepcopy(gm.graph)
+    for node in graph.nodes:
+        node.target = {_enter_autocast: _enter, _exit_autocast: _exit}.get(node.target, node.target)
+    return fx.GraphModule(gm, graph)
+
+
+def _enter(*args: Any) -> torch.autocast:
+    region = torch.autocast(*args)
+    region.__enter__()
+    return region
+
+
+def _exit(region: torch.autocast) -> None:
+    region.__exit__(None, None, None)
+
+
+def _announced(gm: fx.GraphModule) -> list[torch.dtype | None]:
+    """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them."""
+    (output,) = gm.graph.find_nodes(op="output")
+    results = pytree.tree_leaves(output.args[0])
+    values = [result.meta.get("example_value") if isinstance(result, fx.Node) else None for result in results]
+    return [value.dtype if isinstance(value, Tensor) else None for value in values]
+
+
+def _as_announced(result: Any, dtype: torch.dtype | None) -> Any:
+    return result.to(dtype) if dtype is not None and isinstance(result, Tensor) else result
 
 
 def _unchanged(tensor: Tensor) -> Callable[[Tensor], bool]:
