@@ -168,6 +168,10 @@ CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "values that are positive": lambda m, x: (lambda y: y[y > 0])(m.conv(x)),
     "a slice of nothing": lambda m, x: torch.cat([m.conv(x)[:, :0], m.conv(x)], 1),
     "a part of nothing": lambda m, x: m.conv(x).split([0, 4], 1)[1],
+    "zeros of the map's size": lambda m, x: m.conv(x) + torch.zeros(x.shape[0], 4, 8, 8),
+    "a convolution of places": lambda m, x: m.conv(torch.linspace(-1, 1, x.shape[3]).expand(x.shape)) + m.conv(x),
+    "a channel of ones": lambda m, x: torch.cat([m.conv(x), torch.ones(x.shape[0], 1, *x.shape[2:])], 1),
+    "image for image": lambda m, x: torch.vmap(lambda y: m.conv(y[None])[0] * y.sum())(x).relu(),
 }
 
 

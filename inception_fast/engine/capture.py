@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
@@ -29,6 +30,14 @@ _ASSERTIONS = (
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 )
+_TRANSFORMS = "torch._functorch.predispatch"
+_VMAP = {
+    "lazy_load_decompositions",
+    "_vmap_increment_nesting",
+    "_vmap_decrement_nesting",
+    "_add_batch_dim",
+    "_remove_batch_dim",
+}
 
 
 class CaptureError(ValueError):
@@ -85,7 +94,7 @@ def capture(
         }.values():
             shapes[leaf] = {0: Dim.AUTO}
     with torch.no_grad():
-        program = _export(module, args, kwargs, shapes)
+        program = _without_vmap(_export(module, args, kwargs, shapes))
         try:
             graph = _translate(program)
         except _Mutates:
@@ -109,6 +118,16 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {cause}") from error
+
+
+def _without_vmap(program: ExportedProgram) -> ExportedProgram:
+    """The program with what torch.vmap maps as plain calls. Raises CaptureError for torch.func's other transforms."""
+    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule))
+    targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    found = {t.__name__ for t in targets if getattr(t, "__module__", "") == _TRANSFORMS}  # type: ignore[union-attr]
+    if found - _VMAP:
+        raise CaptureError(f"transforms of functions ({', '.join(sorted(found - _VMAP))}); allowed: torch.vmap")
+    return program.run_decompositions({}) if found else program
 
 
 def _forget_dropout(program: ExportedProgram) -> None:

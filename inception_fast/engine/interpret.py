@@ -164,7 +164,8 @@ def run(graph: ir.Graph, inputs: Sequence[Tensor], dtype: torch.dtype | None = N
 def infer_shapes(graph: ir.Graph, inputs: Sequence[Tensor]) -> dict[ir.Node, Any]:
     """Every value on the "meta" device: shapes and dtypes without arithmetic; nothing for what the device cannot tell.
 
-    `inputs` may live anywhere. Constants keep their values, so that calls on them alone (sizes, ranges) still work.
+    `inputs` may live anywhere. What the module makes of sizes alone (zeros, ranges) keeps its values while nothing on
+    the device joins it.
     """
     values: dict[ir.Node, Any] = {}
     for node in graph.nodes:
@@ -178,6 +179,9 @@ def infer_shapes(graph: ir.Graph, inputs: Sequence[Tensor]) -> dict[ir.Node, Any
 def _infer(node: ir.Node, inputs: list[Any]) -> dict[ir.Node, Any]:
     if isinstance(node.op, ir.Constant):
         return {node: node.op.value.detach().to("meta")}
+    joined = any(isinstance(x, Tensor) and x.is_meta for x in pytree.tree_leaves(inputs))
+    if joined or not isinstance(node.op, ir.Torch):
+        inputs = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), inputs)
     try:
         return {node: evaluate(node.op, inputs)}
     except (NotImplementedError, RuntimeError):
