@@ -30,19 +30,20 @@ def parts_of(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Parts:
 def serves(x: Tensor, parts: Parts) -> bool:
     """Whether `train` may take relu(bn(conv(x))) of two modules that train plainly; `x` as autocast leaves it."""
     kernel, *columns, batches = parts
-    if not (direct() and _is_plain(x) and _is_plain(kernel) and _is_plain(batches) and _batch_norm.is_native(x)):
+    if not (direct() and is_plain(x) and is_plain(kernel) and is_plain(batches) and _batch_norm.is_native(x)):
         return False
     size = kernel.shape[:1]
     return batches.dtype is torch.int64 and all([_is_column(each, size) for each in columns])
 
 
-def _is_plain(values: Any) -> bool:
-    return type(values) in PLAIN and values.is_cpu
+def is_plain(values: Any) -> bool:
+    """Whether the CPU's memory holds the tensor's values; that of a view that only notes a sign does not."""
+    return type(values) in PLAIN and values.is_cpu and not values.is_neg()
 
 
 def _is_column(values: Any, size: torch.Size) -> bool:
     """Whether the kernels may read and write these [c] floats where they lie."""
-    return _is_plain(values) and values.shape == size and values.dtype is torch.float32 and values.is_contiguous()
+    return is_plain(values) and values.shape == size and values.dtype is torch.float32 and values.is_contiguous()
 
 
 def direct() -> bool:
@@ -107,7 +108,7 @@ class _TrainedLayer(Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             return (*_differentiable(grad, (x, kernel, weight, bias), needs, ctx.call), None, None)
-        if type(grad) in PLAIN and direct():
+        if is_plain(grad) and direct():
             from .backends import batch_norm
 
             of_x, of_kernel = _convolution.input_gradient_kernel, _convolution.gradient_kernel

@@ -32,9 +32,8 @@ def serves(x: Tensor, window: Window) -> bool:
     return (
         _trained_layer.direct()
         and torch.is_grad_enabled()
-        and type(x) is Tensor
         and x.requires_grad
-        and x.device.type == "cpu"
+        and _trained_layer.is_plain(x)
         and _batch_norm.is_native(x)
         and min(window.places(*x.shape[2:])) > 0
     )
@@ -59,7 +58,7 @@ class _TrainedPool(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (taps,) = ctx.saved_tensors or (None,)  # asked for once: a checkpoint gives them out once
-        if torch.is_grad_enabled() or type(grad) is not Tensor or not _trained_layer.direct():
+        if torch.is_grad_enabled() or not (_trained_layer.is_plain(grad) and _trained_layer.direct()):
             return _in_torch(grad, taps, ctx.window, ctx.size), None
         from .backends import train_pool
 

@@ -165,3 +165,23 @@ def test_who_has_tensors_of_its_own_gets_the_operators(nodes: list[int]) -> None
         layer(x)
     layer(x.contiguous()), layer(x.double()) if layer.double() else None
     assert nodes == [1]
+
+
+def test_views_that_note_a_sign_are_read_with_it(nodes: list[int]) -> None:
+    """Maps and gradients, of layers and pools, whose memory holds the opposite, as imag of a conjugate's does."""
+    layer, x = case()
+    pools = fast.replace_layers(nn.ModuleList([nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 1, 1)]))
+    grads = []
+    for module in (layer, *pools):
+        for noted in (False, True):
+            given = (torch._neg_view(-x) if noted else x.clone()).requires_grad_()
+            y = module(given)
+            grad = numerics.random(*y.shape, seed=2).contiguous(memory_format=torch.channels_last)
+            wanted = [given, *module.parameters()]
+            grads.append([y, *torch.autograd.grad(y, wanted, torch._neg_view(-grad) if noted else grad)])
+    for plain, noted in zip(grads[::2], grads[1::2], strict=True):
+        assert all(
+            numerics.rel_l2(mine, right) <= numerics.GRAD_REL_L2 for mine, right in zip(noted, plain, strict=True)
+        )
+    layer(x.requires_grad_()).sum().backward()
+    assert nodes == [1, 1]
