@@ -74,8 +74,8 @@ def _in_torch(grad: Tensor, taps: Tensor | None, window: Window, size: torch.Siz
         include = window.kind == "mean_with_padding"
         return torch.ops.aten.avg_pool2d_backward(grad, x, kernel, stride, padding, False, include, None)
     place = taps.permute(0, 3, 1, 2).long()
-    row = torch.arange(oh).view(-1, 1) * stride[0] - padding[0] + place // kernel[1]
-    column = torch.arange(ow) * stride[1] - padding[1] + place % kernel[1]
+    row = torch.arange(oh, device=place.device).view(-1, 1) * stride[0] - padding[0] + place // kernel[1]
+    column = torch.arange(ow, device=place.device) * stride[1] - padding[1] + place % kernel[1]
     indices = (row * size[1] + column).contiguous(memory_format=torch.channels_last)
     backward = torch.ops.aten.max_pool2d_with_indices_backward
     return backward(grad, x, kernel, stride, padding, [1, 1], False, indices)

@@ -165,8 +165,7 @@ def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
     pixels = np.asarray(_resize_and_crop(image, height, width, config.crop_pct, config.interpolation))
     pixels = pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().to(torch.float32).div_(255.0)
-    mean = torch.tensor(config.mean, dtype=torch.float32).view(-1, 1, 1)
-    std = torch.tensor(config.std, dtype=torch.float32).view(-1, 1, 1)
+    mean, std = (torch.tensor(v, dtype=torch.float32, device="cpu").view(-1, 1, 1) for v in (config.mean, config.std))
     return x.sub_(mean).div_(std)
 
 

@@ -150,6 +150,20 @@ def test_autocast_of_the_callers_reaches_no_program(backend: str) -> None:
     assert torch.equal(fast(X), wanted)
 
 
+def test_a_default_device_of_the_callers_reaches_no_program() -> None:
+    def numbers(m: Any, x: Tensor) -> Tensor:
+        shifted = torch.cat([x[:, i : i + 1] * (i + 1) - 0.5 for i in range(3)], 1)
+        return torch.cat([m.conv(shifted), m.bare(shifted).relu(), 2 - m.conv(x)], 1)
+
+    module = net(numbers, bare=nn.Conv2d(3, 4, 1, bias=False))
+    module.data_config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    plain, wanted = optimize(module, X), eager(module, X)
+    with torch.device("meta"):
+        fast = optimize(module, X).to("cpu")
+        assert relative(fast(X), wanted) <= numerics.NET_MAX and torch.equal(fast(pixels), plain(pixels))
+
+
 def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
     layers = nn.Sequential(nn.Dropout(0.1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
 
@@ -171,6 +185,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "zeros of the map's size": lambda m, x: m.conv(x) + torch.zeros(x.shape[0], 4, 8, 8),
     "a convolution of places": lambda m, x: m.conv(torch.linspace(-1, 1, x.shape[3]).expand(x.shape)) + m.conv(x),
     "a channel of ones": lambda m, x: torch.cat([m.conv(x), torch.ones(x.shape[0], 1, *x.shape[2:])], 1),
+    "a map of nothing": lambda m, x: (F.adaptive_avg_pool2d(m.conv(x), 0).sum((2, 3)) + 1) * m.conv(x).mean((2, 3)),
     "image for image": lambda m, x: torch.vmap(lambda y: m.conv(y[None])[0] * y.sum())(x).relu(),
 }
 

@@ -185,3 +185,17 @@ def test_views_that_note_a_sign_are_read_with_it(nodes: list[int]) -> None:
         )
     layer(x.requires_grad_()).sum().backward()
     assert nodes == [1, 1]
+
+
+def test_a_default_device_is_not_taken_for_the_maps(nodes: list[int]) -> None:
+    layer, x = case()
+    last = fast.ConvBNReLU(24, 8, 1)
+    model = fast.replace_layers(nn.Sequential(layer, nn.MaxPool2d(3, 2), last, nn.AvgPool2d(3, 1, 1)))
+    plain = trained(model, x, False)
+    model.zero_grad()
+    with torch.device("meta"):
+        assert all(map(torch.equal, trained(model, x, False), plain))
+        y = model(x.requires_grad_())
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        first.square().sum().backward()
+    assert nodes == [1] * 6 and x.grad is not None and x.grad.device.type == "cpu"

@@ -40,7 +40,7 @@ def forward(
     """(y, mean, var) with y = relu(weight * (x - mean) / sqrt(var + eps) + bias), by the native kernels, which take the
     batch into dense `running` statistics.
     """
-    y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format)
+    y = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format, device="cpu")
     mean, var = torch.empty_like(weight), torch.empty_like(weight)
     weight, bias = weight.contiguous(), bias.contiguous()
     pointers = (weight.data_ptr(), bias.data_ptr())

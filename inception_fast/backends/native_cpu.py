@@ -122,10 +122,10 @@ def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, resi
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
     compiled, (n, c, h, w) = prepared
-    out = torch.empty((n, c, h, w), dtype=x.dtype, memory_format=memory_format)
+    out = torch.empty((n, c, h, w), dtype=x.dtype, memory_format=memory_format, device="cpu")
     direct = memory_format is torch.channels_last or c == 1 or h * w == 1
-    nhwc = out if direct else torch.empty((n, c, h, w), dtype=x.dtype, memory_format=torch.channels_last)
-    arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8)
+    nhwc = out if direct else torch.empty((n, c, h, w), dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
+    arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
     aligned = -(-arena.data_ptr() // ALIGNMENT) * ALIGNMENT
     inputs = []
     for t in (x, residual):

@@ -98,7 +98,7 @@ def _chosen(
 
 def _run(x: Tensor, call: Call, weight: int, strides: Sequence[int]) -> Tensor:
     spec = call.spec
-    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=x.dtype, memory_format=torch.channels_last)
+    y = torch.empty((spec.n, spec.oc, spec.oh, spec.ow), dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     column, channel, row, tap = strides
     cpu.convolve_in_training(
         cpu.default_tier(),

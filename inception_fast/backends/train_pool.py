@@ -15,8 +15,8 @@ def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
     """(y, for a maximum where it was in its window: uint8 [n, oh, ow, c])."""
     n, c, h, w = x.shape
     oh, ow = window.places(h, w)
-    y = torch.empty((n, c, oh, ow), dtype=x.dtype, memory_format=torch.channels_last)
-    taps = torch.empty((n, oh, ow, c), dtype=torch.uint8) if window.kind == "max" else None
+    y = torch.empty((n, c, oh, ow), dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
+    taps = torch.empty((n, oh, ow, c), dtype=torch.uint8, device="cpu") if window.kind == "max" else None
     pitch = pixel_pitch(x)
     if pitch is None:
         x, pitch = x.contiguous(memory_format=torch.channels_last), c
@@ -27,7 +27,7 @@ def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
 def backward(grad: Tensor, taps: Tensor | None, window: Window, h: int, w: int) -> Tensor:
     """The gradient of x [n, c, h, w], in channels_last."""
     n, c, oh, ow = grad.shape
-    dx = torch.empty((n, c, h, w), dtype=grad.dtype, memory_format=torch.channels_last)
+    dx = torch.empty((n, c, h, w), dtype=grad.dtype, memory_format=torch.channels_last, device="cpu")
     pitch = pixel_pitch(grad)
     if pitch is None:
         grad, pitch = grad.contiguous(memory_format=torch.channels_last), c

@@ -75,7 +75,7 @@ def weight_gradient(
     kh, kw = kernel
     x_pitch, grad_pitch = pixel_pitch(x), pixel_pitch(grad)
     assert x_pitch is not None and grad_pitch is not None
-    dw = torch.empty((oc, c, kh, kw), dtype=torch.float32, memory_format=torch.channels_last)
+    dw = torch.empty((oc, c, kh, kw), dtype=torch.float32, memory_format=torch.channels_last, device="cpu")
     cpu.conv_weight_gradient(
         cpu.default_tier(),
         NATIVE[x.dtype],

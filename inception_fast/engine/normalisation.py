@@ -22,7 +22,7 @@ def image_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         config: Any = getattr(module, name, None)
         mean, std = (config.get(k) if isinstance(config, dict) else getattr(config, k, None) for k in ("mean", "std"))
         if mean is not None and std is not None:
-            centre, deviation = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, std))
+            centre, deviation = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mean, std))
             if centre.dim() == 1 and centre.shape == deviation.shape and deviation.all():
                 return 1 / (255 * deviation), -centre / deviation
     return None

@@ -129,7 +129,7 @@ def adaptive_avg_pool2d(call: Call) -> ir.Node:
     assert x.shape is not None
     size, out = x.shape[2:], hint_shape(call.value)[2:]
     require(
-        all(s % o == 0 for s, o in zip(size, out, strict=True)),
+        all(o and s % o == 0 for s, o in zip(size, out, strict=True)),
         f"adaptive pool {size} -> {out}: windows of unequal size",
     )
     kernel = (size[0] // out[0], size[1] // out[1])
@@ -178,7 +178,7 @@ def channel_vector(value: Any, x: ir.Node) -> Tensor | None:
     if isinstance(value, ir.Node) and isinstance(value.op, ir.Constant):
         value = value.op.value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.full((x.channels,), float(value), dtype=torch.float64)
+        return torch.full((x.channels,), float(value), dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor) or x.shape is None or value.dim() > len(x.shape):
         return None
     aligned = (1,) * (len(x.shape) - value.dim()) + tuple(value.shape)
@@ -211,7 +211,7 @@ def add(call: Call) -> ir.Node:
     vector = channel_vector(other, x)
     if vector is not None:
         require(call.shape == x.shape, "sum that widens its operand")
-        scale = None if mine == 1.0 else torch.full((x.channels,), mine, dtype=torch.float64)
+        scale = None if mine == 1.0 else channel_vector(mine, x)
         return call.node(ir.Affine(scale, vector * others), x)
     same = isinstance(other, ir.Node) and other.shape == x.shape and other.dtype == x.dtype
     require(same and not isinstance(other.op, ir.Constant), "sum of tensors of different shapes")

@@ -103,7 +103,9 @@ def _merge(graph: ir.Graph, members: list[ir.Node]) -> None:
 def _joined(parts: list[Tensor | None], ops: list[ir.Conv], default: float) -> Tensor | None:
     if all(p is None for p in parts):
         return None
-    full = [torch.full((o.channels,), default) if p is None else p for p, o in zip(parts, ops, strict=True)]
+    full = [
+        torch.full((o.channels,), default, device="cpu") if p is None else p for p, o in zip(parts, ops, strict=True)
+    ]
     return torch.cat([f.detach().double() for f in full])
 
 

@@ -37,7 +37,8 @@ def gather_channels(graph: ir.Graph) -> int:
 
 def _sliced(node: ir.Node) -> tuple[ir.Node, ir.Slice, tuple[torch.Tensor, torch.Tensor], list[ir.Node]] | None:
     """affine(...(slice(whole))) as (whole, slice, (scale, shift), the nodes of the chain)."""
-    scale, shift, chain = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), []
+    scale, shift = (torch.full((1,), value, dtype=torch.float64, device="cpu") for value in (1.0, 0.0))
+    chain = []
     while isinstance(node.op, ir.Affine) and len(node.inputs) == 1 and not node.op.relu:
         chain.append(node)
         if node.op.shift is not None:
