@@ -198,6 +198,19 @@ def test_free_batch(batch: int) -> None:
         assert relative(interpret.run(graph, [x])[0], module(x)) <= numerics.NET_MAX
 
 
+@pytest.mark.parametrize("scale", [3.0, numerics.random(2, 4, 1, 1, seed=2)], ids=["number", "tensor"])
+def test_keywords_without_a_name(scale: float | Tensor) -> None:
+    """Of torch.export's programs with these none has a free batch."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, **more: float | Tensor) -> Tensor:
+            return (x * more["scale"]).relu()
+
+    graph, _ = capture(Scaled(), (X,), {"scale": scale}, dynamic=True)
+    given = [X, scale] if isinstance(scale, Tensor) else [X]
+    assert not graph.dynamic and torch.equal(interpret.run(graph, given)[0], (X * scale).relu())
+
+
 def test_a_batch_that_the_module_fixes() -> None:
     assert not engine_nets.capture(Function(lambda m, x: x.view(2, 4, 81, 1).relu()), X, dynamic=True).dynamic
 

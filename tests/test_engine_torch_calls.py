@@ -227,6 +227,14 @@ WATCHED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "vmap": (lambda fast: torch.vmap(fast)(torch.stack([X, X])), "input 0 inside of vmap"),
     "a tangent": (with_a_tangent, "input 0 has a tangent"),
     "a nested tensor": (lambda fast: fast(torch.nested.nested_tensor([X[0], X[1]])), "a nested tensor"),
+    "an example of one": (
+        lambda fast: optimize(nn.ReLU(), torch.nested.nested_tensor([X[0], X[1]])),
+        "a nested tensor",
+    ),
+    "a quantized example": (
+        lambda fast: optimize(nn.ReLU(), torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)),
+        "a quantized tensor",
+    ),
     "optimize": (lambda fast: optimize(nn.Sequential(fast), X), "FakeTensor as input"),
 }
 

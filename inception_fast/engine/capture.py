@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -80,12 +80,13 @@ def capture(
     """The graph of `module(*args, **kwargs)` in eval mode, and its result's structure.
 
     With `dynamic` the graph serves every batch of two and more for which its guards hold. Where the module does not
-    allow a free batch size, the graph is of the example's alone, and says so in `dynamic`.
+    allow a free batch size, or torch.export none for its `**kwargs`, the graph is of the example's alone, and says so
+    in `dynamic`.
     Raises CaptureError where torch.export does not take the module.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     shapes: ShapesCollection | None = None
-    if dynamic:
+    if dynamic and _are_parameters(module, kwargs):
         leaves = _batch_of_two(leaves)
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         shapes = ShapesCollection()
@@ -103,6 +104,11 @@ def capture(
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
+
+
+def _are_parameters(module: nn.Module, names: Iterable[str]) -> bool:
+    """Whether `forward` has each of the names, and takes none of them into its `**kwargs`."""
+    return set(names) <= set(inspect.signature(module.forward).parameters)
 
 
 def _batch_of_two(leaves: list[Any]) -> list[Any]:

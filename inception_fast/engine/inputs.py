@@ -34,6 +34,7 @@ class Signature:
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image_channels: int) -> None:
         self._python = inspect.signature(module.forward)
         self.example, self.spec = self._flatten(args, kwargs)
+        check_real(self.example)
         self.batch = batch_of(self.example)
         self.image_channels = image_channels
         self.one_tensor = isinstance(self.example[0], Tensor) and self.spec == pytree.tree_structure(((0,), {}))
@@ -128,8 +129,9 @@ def check_real(leaves: Sequence[Any]) -> None:
             _check_values_exist(leaf)
         if is_functorch_wrapped_tensor(leaf):
             raise RuntimeError(f"input {i} inside of vmap or a transform of functions; allowed: plain tensors")
-        if leaf.is_nested:
-            raise ValueError(f"input {i}: a nested tensor; allowed: torch.strided")
+        if leaf.is_nested or leaf.is_quantized:
+            kind = "nested" if leaf.is_nested else "quantized"
+            raise ValueError(f"input {i}: a {kind} tensor; allowed: torch.strided")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(leaf).tangent is not None:
             raise RuntimeError(f"input {i} has a tangent; optimised modules only infer: take the original module")
     if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
