@@ -150,6 +150,16 @@ def test_slim_names_without_a_graph(tmp_path: Path, name: str) -> None:
         assert key.endswith("num_batches_tracked") or torch.equal(state[key], value), key
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16], ids=str)
+def test_slim_of_numbers_that_numpy_lacks(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = fast.create_model("inception_v1", num_classes=3).state_dict()
+    held = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(held, tmp_path / "held.pth")
+    weights.convert(tmp_path / "held.pth", tmp_path / "held.ckpt")
+    again = fast.create_model("inception_v1", weights=tmp_path / "held.ckpt").state_dict()
+    assert all(torch.equal(again[key], held[key].to(value.dtype)) for key, value in state.items())
+
+
 def test_slim_variables_that_do_not_fit(tmp_path: Path) -> None:
     net = references.randomise(fast.create_model("inception_resnet_v1", num_classes=3), seed=3)
     variables = references.slim_variables("inception_resnet_v1", net)

@@ -41,6 +41,9 @@ LEAVES = (
 )
 """Last parts of the names of model variables; optimizer slots and averages end in something else."""
 
+HELD = (torch.float16, torch.float32, torch.float64)
+"""What NumPy holds, through which checkpoints are written and read; bfloat16 and float8 become float32, exactly."""
+
 Read = Callable[[str], Tensor]
 
 
@@ -119,7 +122,8 @@ def _variables(source: Source) -> dict[str, Tensor]:
 
     def take(key: str) -> Tensor:
         used.add(key)
-        return tensors[key].detach().cpu()
+        value = tensors[key].detach().cpu()
+        return value if value.dtype in HELD else value.float()
 
     for layer in layers(source.model, stem):
         path, bn = normalised(layer)
