@@ -85,7 +85,7 @@ def _read(file: Path | io.BytesIO, name: str, plain: bool = False) -> Photo:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the size is checked below
             with Image.open(file) as source:
                 _check_size(name, source.size)
-                image, notes = (source.convert("RGB"), []) if plain else _decode(source)
+                image, notes = (source.convert("RGB"), []) if plain else _decode(source, name)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -187,7 +187,7 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
         raise ImageError(f"{name} is {width}x{height}, more than {MAX_PIXELS} pixels; resize it first")
 
 
-def _decode(source: Image.Image) -> tuple[Image.Image, list[str]]:
+def _decode(source: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
     notes = []
     frames = getattr(source, "n_frames", 1)
     if frames > 1:
@@ -201,7 +201,7 @@ def _decode(source: Image.Image) -> tuple[Image.Image, list[str]]:
         notes.append(f"orientation unknown, its EXIF data is damaged ({_reason(error)})")
     if image.mode.startswith("I") or image.mode == "F":
         notes.append(f"{image.mode} pixels scaled to 8 bits")
-        return _deep_to_rgb(image), notes
+        return _deep_to_rgb(image, name), notes
     if image.has_transparency_data:
         notes.append("transparency laid on white")
         rgba = image.convert("RGBA")
@@ -211,17 +211,17 @@ def _decode(source: Image.Image) -> tuple[Image.Image, list[str]]:
     return image.convert("RGB"), notes
 
 
-def _deep_to_rgb(image: Image.Image) -> Image.Image:
+def _deep_to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Grey of more than 8 bits to RGB. Pillow's own conversion clips at 255, which turns a 16-bit picture white."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
         if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255:
-            raise ValueError(f"float pixels from {low:g} to {high:g}; allowed: 0 to 1, or 0 to 255")
+            raise ImageError(f"{name} has float pixels from {low:g} to {high:g}; allowed: 0 to 1, or 0 to 255")
         scale = 255.0 if high <= 1 else 1.0
     else:
         if low < 0 or high > 65535:
-            raise ValueError(f"integer pixels from {low:g} to {high:g}; allowed: 0 to 65535")
+            raise ImageError(f"{name} has integer pixels from {low:g} to {high:g}; allowed: 0 to 65535")
         scale = 255.0 / 65535.0
     grey = np.rint(values * scale).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")

@@ -71,6 +71,13 @@ def test_float_pixels_of_either_range(tmp_path):
         load_image(save(tmp_path / "d.tif", Image.fromarray(unit * np.nan)))
 
 
+def test_pixels_out_of_range_are_no_damage(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)))
+    with pytest.raises(ImageError) as refusal:
+        load_image(path)
+    assert str(refusal.value) == f"{path} has integer pixels from 70000 to 70000; allowed: 0 to 65535"
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_laid_on_white(tmp_path, mode):
     clear = Image.new("RGBA", (4, 4), (10, 200, 30, 0))
