@@ -22,6 +22,7 @@ from .common import (
     comma_list,
     integer,
     note,
+    out_folder,
     print_json,
     seconds,
     serving,
@@ -75,7 +76,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(
-        "--out", default=DEFAULT_OUT, metavar="DIR", help=f"where bench.json goes (default {DEFAULT_OUT})"
+        "--out",
+        type=out_folder,
+        default=DEFAULT_OUT,
+        metavar="DIR",
+        help=f"where bench.json goes (default {DEFAULT_OUT})",
     )
     parser.add_argument(
         "--weights", metavar="SOURCE", help="a file or hf:<repo> (default: random, calibrated on the photos)"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, WRONG, CommandError, add_json, comma_list, integer, note, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, comma_list, integer, note, out_folder, print_json, serving
 
 if TYPE_CHECKING:
     from ..claims.row import Row
@@ -16,7 +16,7 @@ DEFAULT_OUT = "claims-report"
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", default=DEFAULT_OUT, metavar="DIR",
+        "--out", type=out_folder, default=DEFAULT_OUT, metavar="DIR",
         help=f"where claims.json, index.html and the plots go (default {DEFAULT_OUT})",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="few rounds and tiny trainings: seconds, not minutes")

@@ -80,6 +80,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def out_folder(text: str) -> str:
+    """An argument type: the path of a folder to write to; an empty one would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; name a folder")
+    return text
+
+
 def comma_list(item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """An argument type: comma-separated items, each parsed by `item`, repeats dropped, at least one."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import OK, WRONG, CommandError, add_json, integer, note, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, integer, note, out_folder, print_json, serving
 from .progress import Counter
 
 DTYPES = ("float32", "bfloat16")
@@ -16,7 +16,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="from 'inception-fast list' (default: what the weights are of)")
     parser.add_argument("--weights", metavar="SOURCE", help="a weight file or hf:<repo>; without it they are random")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="where the shards go; a run that was killed goes on"
+        "--out",
+        type=out_folder,
+        required=True,
+        metavar="DIR",
+        help="where the shards go; a run that was killed goes on",
     )
     add_extraction(parser)
     parser.add_argument(

@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, CommandError, add_json, integer, note, one_line, print_json
+from .common import OK, CommandError, add_json, integer, note, one_line, out_folder, print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=integer(1, 8192), metavar="S", help="square input (default: the model's)")
     parser.add_argument("--input", type=shape, metavar="C,H,W", help="the input's shape (default: the model's)")
     parser.add_argument(
-        "--out", default=DEFAULT_OUT, metavar="DIR", help=f"for inspect.json and inspect.png (default {DEFAULT_OUT})"
+        "--out",
+        type=out_folder,
+        default=DEFAULT_OUT,
+        metavar="DIR",
+        help=f"for inspect.json and inspect.png (default {DEFAULT_OUT})",
     )
     add_json(parser)
 

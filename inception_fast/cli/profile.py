@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, CommandError, add_json, choice, integer, print_json, serving
+from .common import OK, CommandError, add_json, choice, integer, out_folder, print_json, serving
 from .inspect import shape, subject
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=integer(1, 10000), default=20, metavar="N", help="timed calls (default 20)")
     parser.add_argument("--top", type=integer(1, 10000), default=25, metavar="N", help="layers shown (default 25)")
     parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="of the kernels (default: torch's)")
-    parser.add_argument("--out", metavar="DIR", help="write profile.json and trace.json there")
+    parser.add_argument("--out", type=out_folder, metavar="DIR", help="write profile.json and trace.json there")
     parser.add_argument(
         "--once", action="store_true", help="one call between cudaProfilerStart and -Stop, for nsys and ncu; no table"
     )

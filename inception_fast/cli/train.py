@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, WRONG, CommandError, add_json, integer, note, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, integer, note, out_folder, print_json, serving
 
 if TYPE_CHECKING:
     from ..train.recipe import Recipe
@@ -32,7 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="a name from 'inception-fast list', or tiny_inception"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where log, checkpoints, weights and summary go")
+    parser.add_argument(
+        "--out", type=out_folder, required=True, metavar="DIR", help="where log, checkpoints, weights and summary go"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in DIR")
     parser.add_argument(
         "--checkpoint-every",
