@@ -127,6 +127,36 @@ def test_bfloat16_says_what_it_does_to_fid(
     assert "bfloat16   moves FID by " in (printed := capsys.readouterr().out) and "on 15 images" in printed
 
 
+def test_the_effect_of_bfloat16_is_measured_on_readable_images(
+    place: Path, weights: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["05x.png", "00.png", "05x.png", "01.png", "02.png"]
+    (tmp_path / "a.txt").write_text("".join(f"{place / 'a' / name}\n" for name in names))
+    more = "--dtype", "bfloat16", "--check-images", "2"
+    report = run(capsys, tmp_path / "a.txt", tmp_path / "a.txt", *weights, *more)
+    assert report["bfloat16"]["images"] == 4 and len(report["a"]["unreadable"]) == 2
+
+
+@pytest.mark.parametrize(
+    "column, said",
+    [
+        (pyarrow.array(["a", "b"]), "feature of type string; allowed: lists of numbers"),
+        (pyarrow.array([1.0, 2.0]), "feature of type double; allowed: lists of numbers"),
+        (pyarrow.array([[1.0, 2.0, 3.0], [4.0]]), "features of lengths 3, 1; allowed: one length"),
+        (pyarrow.array([[1.0, 2.0], None], pyarrow.list_(pyarrow.float32(), 2)), "allowed: one length, no null"),
+        (pyarrow.array([[1.0, 2.0], [3.0, np.nan]]), "odd.parquet: features of row 1 are not finite"),
+    ],
+)
+def test_a_file_of_odd_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: pyarrow.Array, said: str
+) -> None:
+    path = tmp_path / "odd.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["x", "y"], "feature": column}), path)
+    assert main(["fid", str(path), str(path)]) == 2
+    err = capsys.readouterr().err
+    assert str(path) in err and said in err and err.count("\n") == 1
+
+
 def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.random.default_rng(0).random((6, 5), np.float32)
     for name, weights, dtype in (("a", "x", "float32"), ("b", "y", "float32"), ("c", "x", "bfloat16")):
@@ -188,6 +218,7 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["b", "b", "--is"], "10 splits of 9 images"),  # before the weights are missed
         (["quiet.parquet", "b", "--weights", "weights.pth", "--is", "--is-splits", "2"], "Inception score: 2048"),
         (["a", "nowhere/out.npz", "--save-stats"], "no folder nowhere to write out.npz to"),
+        (["a", "folder.npz", "--save-stats"], "--save-stats writes folder.npz, a folder; allowed: a file name"),
         (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],
 )
@@ -206,6 +237,7 @@ def test_refuses(
     rows = np.random.default_rng(0).standard_normal((4, 5), np.float32)
     write_shard(place / "loud.parquet", list("abcd"), 1e37 * rows, {})  # float64 does not reach to the 12th power
     write_shard(place / "quiet.parquet", list("abcd"), rows, {})
+    (place / "folder.npz").mkdir(exist_ok=True)
     (place / "one").mkdir(exist_ok=True)
     (place / "one" / "x.png").write_bytes(encoded(1, "PNG"))
     assert main(["fid", *arguments, "--workers", "0"]) == 2

@@ -126,6 +126,8 @@ def test_statistics_refuse() -> None:
     with pytest.raises(ValueError, match="width 5; allowed: 4"):
         statistics.update(rows(1, 5))
     with pytest.raises(ValueError, match="row 2 are not finite"):
+        Statistics().update(np.array([[1.0] * 4, [1.0] * 4, [np.nan] * 4]))
+    with pytest.raises(ValueError, match="row 3 are not finite"):
         statistics.update(np.array([[1.0] * 4, [1.0] * 4, [np.nan] * 4]))
     with pytest.raises(ValueError, match=r"shape \(4,\); allowed: \[n, d\]"):
         statistics.update(np.zeros(4))

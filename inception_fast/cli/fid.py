@@ -95,6 +95,8 @@ def _save(args: argparse.Namespace) -> int:
         raise CommandError(f"--save-stats writes {args.b}; allowed: a name that ends in .npz")
     if args.kid or args.score or args.prdc:
         raise CommandError("--save-stats with --kid, --is or --prdc; allowed: one or the other")
+    if Path(args.b).is_dir():
+        raise CommandError(f"--save-stats writes {args.b}, a folder; allowed: a file name")
     if not Path(args.b).parent.is_dir():
         raise CommandError(f"no folder {Path(args.b).parent} to write {Path(args.b).name} to")
     with Counter("") as counter:

@@ -235,8 +235,20 @@ def read_features(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
         try:
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(columns=["feature"]):
-                    column = batch.column(0)
-                    if len(column):
-                        yield np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)
+                    if batch.num_rows:
+                        yield _matrix(batch.column(0))
         except (OSError, ValueError, KeyError) as error:
             raise SourceError(f"{path} holds no readable features ({error})") from error
+
+
+def _matrix(column: Any) -> NDArray[np.float32]:
+    """Lists of one length as [n, d]. Raises ValueError for others: flattened, they could pass for another width."""
+    from pyarrow import compute
+
+    if "list" not in str(column.type).partition("<")[0]:
+        raise ValueError(f"feature of type {column.type}; allowed: lists of numbers")
+    lengths = compute.unique(compute.list_value_length(column)).to_pylist()
+    if len(lengths) > 1 or None in lengths:
+        seen = ", ".join("null" if length is None else str(length) for length in lengths[:5])
+        raise ValueError(f"features of lengths {seen}; allowed: one length, no null")
+    return np.asarray(column.flatten(), dtype=np.float32).reshape(len(column), -1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,17 @@ COMPARED = ("form", "model", "weights", "preprocessing")  # settings without whi
 
 @dataclass
 class Side:
-    """rows: features [n, d] on disk, where they were asked for; images: the source, where the side is one."""
+    """rows: features [n, d] on disk, where they were asked for; images: the source, where the side is one.
+
+    bad: the indices in `images` of the unreadable ones.
+    """
 
     name: str
     gaussian: Gaussian
     rows: Any = None
     images: Source | None = None
     unreadable: list[dict[str, str]] = field(default_factory=list)
+    bad: set[int] = field(default_factory=set)
     settings: dict[str, Any] | None = None
 
     def about(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ class Plan:
 
     def _extract(self, side: Side, source: Source, extractor: Extractor) -> Iterator[Any]:
         for batch in stream(source, extractor, clock=self.clock, **self.options):
+            side.bad.update(index for index, _ in batch.bad)
             side.unreadable += [{"path": source.names[index], "reason": reason} for index, reason in batch.bad]
             self.on_batch(batch.count, len(batch.bad))
             yield batch.values
@@ -99,15 +106,22 @@ class Plan:
         statistics, rows = Statistics(), Rows() if self.keep_rows else None
         for values in portions:
             if len(values):
-                statistics.update(values)
+                with _naming(side.name):
+                    statistics.update(values)
                 if rows is not None:
                     rows.add(values)
-        try:
+        with _naming(side.name):
             side.gaussian = statistics.gaussian()
-        except ValueError as error:
-            raise ValueError(f"{side.name}: {error}") from error
         side.rows = None if rows is None else rows.array()
         return side
+
+
+@contextmanager
+def _naming(side: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{side}: {error}") from error
 
 
 _NOTHING = Gaussian(np.zeros(0), np.zeros((0, 0)))
@@ -150,7 +164,7 @@ def check_comparable(a: Side, b: Side) -> list[str]:
 
 
 def effect_of_dtype(a: Side, b: Side, used: Extractor, exact: Extractor, count: int, **options: Any) -> dict[str, Any]:
-    """What the arithmetic of `used` does to FID, measured: the first `count` images of each side in both arithmetics.
+    """What the arithmetic of `used` does to FID, measured: the first `count` readable images of each side in both.
 
     A side without images takes part with its statistics. Keys: `images`, `feature_error` (relative L2), `fid_float32`,
     `fid`, `shift` and `relative_shift`.
@@ -162,7 +176,8 @@ def effect_of_dtype(a: Side, b: Side, used: Extractor, exact: Extractor, count: 
             for held in found.values():
                 held.append(side.gaussian)
             continue
-        wanted = range(min(count, len(side.images.names)))
+        readable = (index for index in range(len(side.images.names)) if index not in side.bad)
+        wanted = list(islice(readable, count))
         values = [_rows(stream(side.images, e, wanted, **options)) for e in (used, exact)]
         for held, rows in zip(found.values(), values, strict=True):
             statistics = Statistics()

@@ -48,7 +48,7 @@ class Statistics:
 
     def update(self, features: Any) -> None:
         """Adds rows [n, d], a tensor or an array. Raises ValueError for another shape and for NaN or infinity."""
-        rows = as_rows(features)
+        rows = as_rows(features, self.count)
         width = self._pending[0].shape[1] if self._pending else len(self._sum) or rows.shape[1]
         if rows.shape[1] != width:
             raise ValueError(f"features of width {rows.shape[1]}; allowed: {width}, as those before them")
@@ -86,12 +86,15 @@ class Statistics:
         return Gaussian(self._shift + offset, (covariance + covariance.T) / 2, self.count, factor)
 
 
-def as_rows(features: Any) -> Doubles:
-    """Features [n, d] as float64, copied. Raises ValueError for another rank and for NaN or infinity."""
+def as_rows(features: Any, before: int = 0) -> Doubles:
+    """Features [n, d] as float64, copied. Raises ValueError for another rank and for NaN or infinity.
+
+    before: the rows that came before these, which are numbered on.
+    """
     rows = np.array(features.detach().cpu().numpy() if hasattr(features, "detach") else features, dtype=np.float64)
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"features of shape {rows.shape}; allowed: [n, d]")
     broken = ~np.isfinite(rows).all(axis=1)
     if broken.any():
-        raise ValueError(f"features of row {int(broken.argmax())} are not finite; allowed: numbers")
+        raise ValueError(f"features of row {before + int(broken.argmax())} are not finite; allowed: numbers")
     return rows
