@@ -236,6 +236,20 @@ def test_torch_slim_torch(tmp_path: Path, name: str) -> None:
     assert same_state(fast.create_model(name, weights=tmp_path / "net.ckpt"), net)
 
 
+def test_bfloat16_models_cross_both_ways() -> None:
+    net = torch_net("inception_v1", num_classes=3).bfloat16()
+    model = tf.from_torch(net, (64, 64, 3))
+    assert same_state(tf.to_torch(model), net)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        small = tf.from_torch(net, (64, 64, 3))
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {str(weight.dtype) for weight in small.weights} == {"bfloat16"}
+    assert same_state(tf.to_torch(small), net)
+
+
 @pytest.mark.parametrize("name", ["inception_v2"])
 def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     net = torch_net(name, num_classes=6, convention="tf")

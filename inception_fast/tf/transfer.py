@@ -18,6 +18,7 @@ from ..models import create_model as create_torch
 from ..models._registry import build
 from ..weights import Source, WeightsError, resolve, slim
 from ..weights._room import make_sure_of_room
+from ..weights._source import for_numpy
 from ..weights.keras import layer_names
 from ..weights.keras import source as keras_source
 from ..weights.names import layers, normalised
@@ -106,7 +107,7 @@ def _norm_values(state: Mapping[str, Tensor], bn: str, scale: bool) -> dict[str,
 
 def _set(layer: keras.layers.Layer, values: dict[str, Tensor]) -> None:
     for name, value in values.items():
-        getattr(layer, name).assign(np.ascontiguousarray(value.detach().cpu().numpy()))
+        getattr(layer, name).assign(np.ascontiguousarray(for_numpy(value).numpy()))
 
 
 def source_of(model: keras.Model) -> Source:
@@ -117,14 +118,18 @@ def source_of(model: keras.Model) -> Source:
     if not isinstance(model, keras.Model):
         raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
     variables = {
-        layer.name: {
-            v.path.rpartition("/")[2]: torch.from_numpy(np.array(keras.ops.convert_to_numpy(v))) for v in layer.weights
-        }
+        layer.name: {v.path.rpartition("/")[2]: _tensor(v) for v in layer.weights}
         for layer in model.layers
         if layer.weights
     }
     padded = any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers)
     return keras_source(f"model {model.name!r}", variables, padded=padded)
+
+
+def _tensor(variable: keras.Variable) -> Tensor:
+    """The values of a variable; of a type that torch cannot take from NumPy, as bfloat16, in float32."""
+    array = np.array(keras.ops.convert_to_numpy(variable))
+    return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float32))
 
 
 def to_torch(model: keras.Model) -> InceptionNet:

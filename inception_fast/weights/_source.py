@@ -116,6 +116,12 @@ def _odd(tensor: Tensor, target: Tensor) -> str:
     return ""
 
 
+def for_numpy(value: Tensor) -> Tensor:
+    """A tensor of floats that NumPy can hold, on the CPU: bfloat16 and float8 become float32, exactly."""
+    value = value.detach().cpu()
+    return value if value.dtype in (torch.float16, torch.float32, torch.float64) else value.float()
+
+
 def head_classes(origin: str, model: str, tensors: Mapping[str, Tensor]) -> int:
     """Width of the main classifier, 0 where there is none. Raises WeightsError for one that is no matrix."""
     key = f"{CLASSIFIERS[model][0]}.weight"

@@ -21,6 +21,7 @@ from ._source import (
     Source,
     WeightsError,
     data_config,
+    for_numpy,
     has_aux,
     head_classes,
     image_channels,
@@ -40,9 +41,6 @@ LEAVES = (
     "moving_variance",
 )
 """Last parts of the names of model variables; optimizer slots and averages end in something else."""
-
-HELD = (torch.float16, torch.float32, torch.float64)
-"""What NumPy holds, through which checkpoints are written and read; bfloat16 and float8 become float32, exactly."""
 
 Read = Callable[[str], Tensor]
 
@@ -122,8 +120,7 @@ def _variables(source: Source) -> dict[str, Tensor]:
 
     def take(key: str) -> Tensor:
         used.add(key)
-        value = tensors[key].detach().cpu()
-        return value if value.dtype in HELD else value.float()
+        return for_numpy(tensors[key])
 
     for layer in layers(source.model, stem):
         path, bn = normalised(layer)
