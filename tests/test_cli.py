@@ -249,6 +249,7 @@ def test_labels_from_a_file(tmp_path):
     assert find_labels(file("a.txt", "cat\n dog \n"), None, 2) == ["cat", "dog"]
     assert find_labels(file("a.json", '["cat", "dog"]'), None, 2) == ["cat", "dog"]
     assert find_labels(file("b.json", '{"1": "dog", "0": "cat"}'), None, 2) == ["cat", "dog"]
+    assert find_labels(file("mark.txt", "\ufeffcat\ndog"), None, 2) == ["cat", "dog"]
     for name, text, said in (
         ("c.txt", "cat\n", "holds 1 labels; the model has 2 classes"),
         ("c.json", "{", "cannot be read"),
@@ -353,6 +354,18 @@ def test_as_a_module_and_into_a_closed_pipe():
     finally:
         os.close(write)
     assert (piped.returncode, piped.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error_and_the_other_is_left_alone(capsys, monkeypatch, small_net, photo, closed):
+    monkeypatch.setattr(sys, closed, None)
+    assert main(["classify", str(photo), "--json"]) == 0
+    getattr(sys, closed).close()
+    out, err = capsys.readouterr()
+    if closed == "stdout":
+        assert "the weights are random" in err
+    else:
+        assert json.loads(out)[0]["image"] == str(photo)
 
 
 def test_no_option_is_missing_its_help():

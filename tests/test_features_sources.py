@@ -37,6 +37,8 @@ def test_list_relative_to_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text(f"photos/0001.jpg\n\n{paths[0]}\nphotos/gone.jpg\n")
     source = open_source(str(tmp_path / "some.txt"))
     assert list(source.names) == ["photos/0001.jpg", str(paths[0]), "photos/gone.jpg"]
+    (tmp_path / "mark.txt").write_text("photos/0001.jpg\n", encoding="utf-8-sig")
+    assert list(open_source(str(tmp_path / "mark.txt")).names) == ["photos/0001.jpg"]
     assert source.read(0) == (tmp_path / "photos/0001.jpg").read_bytes() and source.read(1) == paths[0].read_bytes()
     with pytest.raises(FileNotFoundError):
         source.read(2)

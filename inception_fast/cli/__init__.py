@@ -49,6 +49,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 a wrong result, 2 a request that cannot be served, 130 interrupted."""
+    _replace_closed_streams()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         args = build_parser().parse_args(arguments)
@@ -72,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK:
             raise
         return _refused(f"{args.command}: {error}")
+
+
+def _replace_closed_streams() -> None:
+    """A stream that the shell closed (`>&-`) is None, and print would send what is meant for it to standard output."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 def _refused(text: str) -> int:

@@ -21,7 +21,7 @@ def _from_file(path: Path, classes: int) -> list[str]:
     if not path.is_file():
         raise CommandError(f"--labels {path}: no such file; name a text file with a label a line, or a JSON list")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         labels = _parse_json(text) if path.suffix == ".json" else text.splitlines()
     except (UnicodeDecodeError, ValueError) as error:
         raise CommandError(

@@ -254,7 +254,7 @@ def _kind(name: str) -> str | None:
 
 def _list(path: Path) -> Source:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark before the first path
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a list of paths ({error}); allowed: UTF-8, a path on every line") from error
     names = [line.strip() for line in lines if line.strip()]
