@@ -276,7 +276,8 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
         _, only, change = mutant(name)
         wrong = {file: re.sub(*change, text) for file, text in texts.items()}
         assert wrong != texts, "the kernel no longer says this"
-        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, wrong, only)
+        beside = {"pooled.cuh": (KERNELS / "pooled.cuh").read_text()}  # includes some of them
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {**wrong, **beside}, only)
 
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(made, name) for name in EVERY_MUTANT}

@@ -196,7 +196,8 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
         wrong, changes = re.subn(says, mistake, (KERNELS / header).read_text())
         assert changes >= 1, "the kernel no longer says this"
         # The headers beside a spoilt one are found next to it.
-        texts = {other: (KERNELS / other).read_text() for other in ("halo.cuh", "halo_schedule.h", "conv_plan.h")}
+        names = ("halo.cuh", "halo_schedule.h", "conv_plan.h", "pooled.cuh", "pooled_schedule.h")
+        texts = {other: (KERNELS / other).read_text() for other in names}
         return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {**texts, header: wrong}, "-DONLY_48")
 
     with ThreadPoolExecutor(2) as pool:
