@@ -8,7 +8,6 @@ reference.
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -19,8 +18,8 @@ from inception_fast.kernels import reference
 from inception_fast.kernels.cuda import abi
 from numpy.typing import NDArray
 
-from checkout import ROOT
 from conv_shapes import CONV_SHAPES, ConvShape
+from kernel_maps import built, every_config, pointer
 from numerics import FP64_MAX
 
 Floats = NDArray[np.float64]
@@ -31,16 +30,7 @@ SHAPES = [shape for shape in CONV_SHAPES if shape.groups == 1 and shape.c % 8 ==
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    kernels, file = ROOT / "kernels" / "cuda", tmp_path_factory.mktemp("maps") / "maps.so"
-    sources = (ROOT / "tests" / "cuda" / "maps.cpp", kernels / "conv_api.cpp", kernels / "conv_reasons.cpp")
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *map(str, sources)]
-    subprocess.run([*command, "-o", str(file)], check=True)
-    library = ctypes.CDLL(str(file))
-    library.maps_tiles.restype = ctypes.c_int64
-    for name in ("hopper_conv_configs", "hopper_conv_reasons", "hopper_conv_units"):
-        function = getattr(library, name)
-        function.restype, function.argtypes = abi.FUNCTIONS[name]
-    return library
+    return built(tmp_path_factory.mktemp("maps"))
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +44,10 @@ def one_thread() -> Iterator[None]:
 
 def configurations(maps: ctypes.CDLL) -> list[abi.Config]:
     """Those whose tiles are pixels of y, gathered tap by tap; halo tiles stand behind them."""
-    configs = list(every(maps))
+    configs = list(every_config(maps))
     plain = [one for one in configs if one.turns < HALO]
     assert configs[: len(plain)] == plain
     return plain
-
-
-def every(maps: ctypes.CDLL) -> ctypes.Array[abi.Config]:
-    configs = (abi.Config * maps.hopper_conv_configs(None, 0))()
-    maps.hopper_conv_configs(configs, len(configs))
-    return configs
 
 
 def described(shape: ConvShape, n: int, splits: int = 1) -> abi.Conv:
@@ -89,12 +73,8 @@ def tiles_of(maps: ctypes.CDLL, convs: Sequence[abi.Conv], config: int, cluster:
     units = maps.maps_tiles(group, len(convs), config, None, ctypes.c_int64(0))
     assert units == maps.hopper_conv_units(group, len(convs), config)
     rows = np.zeros((units * cluster, 9), np.int32)
-    maps.maps_tiles(group, len(convs), config, _pointer(rows), ctypes.c_int64(len(rows)))
+    maps.maps_tiles(group, len(convs), config, pointer(rows), ctypes.c_int64(len(rows)))
     return rows
-
-
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 def walk(x_map: NDArray[np.int64], corner: Integers) -> tuple[NDArray[np.int64], ...]:
@@ -119,7 +99,7 @@ def copied(x: Floats, windows: tuple[NDArray[np.int64], ...], tap: tuple[int, in
 def convolved(maps: ctypes.CDLL, conv: abi.Conv, config: int, cut: abi.Config, x: Floats, packed: Floats) -> Floats:
     """[pixels, oc] of sums, each tile by its own copies and steps; parts of K add up."""
     x_map, weight_map = np.zeros(22, np.int64), np.zeros(22, np.int64)
-    maps.maps_of(ctypes.byref(conv), config, _pointer(x_map), _pointer(weight_map))
+    maps.maps_of(ctypes.byref(conv), config, pointer(x_map), pointer(weight_map))
     assert list(x_map[:4]) == [conv.c, conv.w, conv.h, conv.n] and x_map[20] == cut.depth
     assert list(x_map[4:7]) == [2 * conv.x_pitch * size for size in (1, conv.w, conv.w * conv.h)]
     assert list(weight_map[8:11]) == [cut.depth, cut.columns // cut.cluster, 1]
@@ -130,7 +110,7 @@ def convolved(maps: ctypes.CDLL, conv: abi.Conv, config: int, cut: abi.Config, x
         if row * cut.rows >= pixels:
             continue
         steps = np.zeros((last - first, 3), np.int32)
-        maps.maps_steps(ctypes.byref(conv), config, int(first), int(last), _pointer(steps))
+        maps.maps_steps(ctypes.byref(conv), config, int(first), int(last), pointer(steps))
         rows = slice(row * cut.rows, min((row + 1) * cut.rows, pixels))
         columns = slice(column * cut.columns, min((column + 1) * cut.columns, conv.oc))
         windows = tuple(axis[: rows.stop - rows.start] for axis in walk(x_map, np.array(corner, np.int32)))
@@ -176,7 +156,7 @@ def test_products_of_padding_alone_are_too_few_to_skip(maps: ctypes.CDLL, turns:
     idle = total = 0.0
     for shape in SHAPES:
         conv, x_map, unused = described(shape, 1), np.zeros(22, np.int64), np.zeros(22, np.int64)
-        maps.maps_of(ctypes.byref(conv), config, _pointer(x_map), _pointer(unused))
+        maps.maps_of(ctypes.byref(conv), config, pointer(x_map), pointer(unused))
         corners = {tuple(row[6:]) for row in tiles_of(maps, [conv], config, 1)}
         total += len(corners) * shape.kh * shape.kw * shape.c * shape.oc
         for corner in corners if any(shape.padding) else ():
@@ -194,7 +174,7 @@ def test_four_images_of_8x8_share_their_weights(maps: ctypes.CDLL) -> None:
     (shape,) = {one for one in SHAPES if (one.h, one.w, one.c, one.oc, one.kh, one.kw) == (8, 8, 384, 384, 1, 3)}
     keys = [(one.rows, one.columns, one.depth, one.cluster) for one in configurations(maps)]
     config, conv, weight_map = keys.index((128, 192, 64, 2)), described(shape, 128), np.zeros(22, np.int64)
-    maps.maps_of(ctypes.byref(conv), config, _pointer(np.zeros(22, np.int64)), _pointer(weight_map))
+    maps.maps_of(ctypes.byref(conv), config, pointer(np.zeros(22, np.int64)), pointer(weight_map))
     assert 2 * weight_map[9] == 192
     units = tiles_of(maps, [conv], config, 2).reshape(-1, 2, 9)
     assert (units[:, 0, 2] == units[:, 1, 2]).all(), "both blocks of a cluster have the same columns"
@@ -240,7 +220,7 @@ def test_every_element_has_its_own_place(maps: ctypes.CDLL) -> None:
     pixels, columns = (np.ascontiguousarray(axis.ravel(), np.int32) for axis in (pixels, columns))
     addresses, outputs = np.zeros(len(pixels), np.uint64), np.zeros(len(pixels), np.int32)
     maps.maps_addresses(
-        ctypes.byref(conv), 0, ctypes.c_int64(len(pixels)), *map(_pointer, (pixels, columns, addresses, outputs))
+        ctypes.byref(conv), 0, ctypes.c_int64(len(pixels)), *map(pointer, (pixels, columns, addresses, outputs))
     )
     wanted, begin = np.zeros_like(addresses), 0
     for output in conv.output[: conv.outputs]:
@@ -255,7 +235,7 @@ def test_a_skipped_tile_leaves_the_ring_where_a_walked_one_does(maps: ctypes.CDL
     counts = np.random.default_rng(0).integers(1, 40, 300).astype(np.int32)
     for stages in range(2, 13):
         rows = np.zeros((len(counts), 4), np.int32)
-        maps.maps_ring(stages, len(counts), _pointer(counts), _pointer(rows))
+        maps.maps_ring(stages, len(counts), pointer(counts), pointer(rows))
         assert (rows[:, :2] == rows[:, 2:]).all()
 
 
@@ -264,7 +244,7 @@ def test_a_tile_fits_a_multiprocessor(maps: ctypes.CDLL) -> None:
     for cut in configurations(maps):
         assert cut.stages >= 3 and cut.shared_bytes <= 227 * 1024
         assert cut.shared_bytes >= 1024 + 2 * cut.depth * (cut.rows + cut.columns) * cut.stages + 16 * 1024
-    for cut in every(maps):
+    for cut in every_config(maps):
         assert cut.shared_bytes <= 227 * 1024
 
 
@@ -273,7 +253,7 @@ def halo_tiles(maps: ctypes.CDLL, conv: abi.Conv, config: int, positions: int) -
     count = maps.maps_halo(ctypes.byref(conv), config, None, None, None)
     tiles, pixels = np.zeros((count, 3), np.int32), np.zeros((count, positions), np.int32)
     sizes = np.zeros(4, np.int32)
-    maps.maps_halo(ctypes.byref(conv), config, _pointer(tiles), _pointer(pixels), _pointer(sizes))
+    maps.maps_halo(ctypes.byref(conv), config, pointer(tiles), pointer(pixels), pointer(sizes))
     return tiles, pixels, sizes
 
 
@@ -290,7 +270,7 @@ def test_every_halo_tile_sees_its_windows(maps: ctypes.CDLL) -> None:
     """All convolutions of the networks that halo tiles take, each with another of the configurations: a tap of a tile
     is the rows that it holds from another pixel on, and every pixel of y is stored once.
     """
-    configs, random, seen = every(maps), np.random.default_rng(0), set()
+    configs, random, seen = every_config(maps), np.random.default_rng(0), set()
     halo = [index for index, one in enumerate(configs) if one.turns >= HALO and not one.pooled]
     for index, shape in enumerate(SHAPES):
         config = halo[index % len(halo)]

@@ -5,7 +5,6 @@ has, and that its tiles and lines neither wait for each other for ever nor overw
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from inception_fast.kernels.cuda import abi
 from numpy.typing import NDArray
 
-from checkout import ROOT
+from kernel_maps import built, every_config, pointer
 
 Integers = NDArray[np.int32]
 AHEAD = 16  # POOLED_TILES_AHEAD
@@ -46,15 +45,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    kernels, file = ROOT / "kernels" / "cuda", tmp_path_factory.mktemp("maps") / "maps.so"
-    sources = (ROOT / "tests" / "cuda" / "maps.cpp", kernels / "conv_api.cpp", kernels / "conv_reasons.cpp")
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *map(str, sources)]
-    subprocess.run([*command, "-o", str(file)], check=True)
-    library = ctypes.CDLL(str(file))
-    for name in ("hopper_conv_configs", "hopper_conv_reasons"):
-        function = getattr(library, name)
-        function.restype, function.argtypes = abi.FUNCTIONS[name]
-    return library
+    return built(tmp_path_factory.mktemp("maps"))
 
 
 def described(shape: Sizes, n: int) -> abi.Conv:
@@ -70,12 +61,10 @@ def described(shape: Sizes, n: int) -> abi.Conv:
 
 def able(maps: ctypes.CDLL, conv: abi.Conv) -> dict[int, abi.Config]:
     """The configurations that run it, by their index."""
-    configs = (abi.Config * maps.hopper_conv_configs(None, 0))()
-    maps.hopper_conv_configs(configs, len(configs))
     text = ctypes.create_string_buffer(4000)
     return {
         index: cut
-        for index, cut in enumerate(configs)
+        for index, cut in enumerate(every_config(maps))
         if cut.pooled and not maps.hopper_conv_reasons(ctypes.byref(conv), 1, 0, index, text, len(text))
     }
 
@@ -85,11 +74,11 @@ class Band:
 
     def __init__(self, maps: ctypes.CDLL, conv: abi.Conv, config: int, bands: int, block: int) -> None:
         head, sizes = np.zeros(4, np.int32), np.zeros(4, np.int32)
-        self.blocks = maps.maps_band(ctypes.byref(conv), config, bands, block, _pointer(head), None)
+        self.blocks = maps.maps_band(ctypes.byref(conv), config, bands, block, pointer(head), None)
         self.column, self.row, count, self.tiles = map(int, head)
         self.lines = np.zeros((count, 4), np.int32)
-        maps.maps_band(ctypes.byref(conv), config, bands, block, _pointer(head), _pointer(self.lines))
-        maps.maps_pooled(ctypes.byref(conv), config, _pointer(sizes))
+        maps.maps_band(ctypes.byref(conv), config, bands, block, pointer(head), pointer(self.lines))
+        maps.maps_pooled(ctypes.byref(conv), config, pointer(sizes))
         self.pitch, self.image_rows, self.ring, self.end = map(int, sizes)
         self._maps, self._conv, self._config = maps, conv, config
 
@@ -101,10 +90,6 @@ class Band:
         while before < self.tiles and self._maps.maps_may_store(*given, before, row, made):
             before += 1
         return before
-
-
-def _pointer(values: Integers) -> ctypes.c_void_p:
-    return ctypes.c_void_p(values.ctypes.data)
 
 
 @pytest.mark.parametrize("n", [1, 3, 128])
