@@ -124,7 +124,7 @@ def test_bfloat16_says_what_it_does_to_fid(
     assert (
         main(["fid", str(place / "b"), str(place / "a"), *weights, "--dtype", "bfloat16", "--check-images", "8"]) == 0
     )
-    assert "bfloat16   moves FID by " in (printed := capsys.readouterr().out) and "on 15 images" in printed
+    assert "bfloat16   moves FID by " in (printed := capsys.readouterr().out) and "on 16 images" in printed
 
 
 def test_the_effect_of_bfloat16_is_measured_on_readable_images(

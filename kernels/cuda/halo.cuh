@@ -282,18 +282,23 @@ __device__ __forceinline__ void compute_any(const Group &group, const HaloShared
 // Of each thread that multiplies: what the block gets, less 40 of each of the first warpgroup.
 HOST_DEVICE constexpr int halo_registers(int warpgroups) { return warpgroups == 2 ? 232 : warpgroups == 3 ? 152 : 104; }
 
+// By one thread.
+template <int WARPGROUPS> __device__ __forceinline__ void init_rings(const Group &group, const HaloShared &shared) {
+  for (int i = 0; i < group.stages; ++i) {
+    barrier_init(&shared.full[i], 1);
+    barrier_init(&shared.empty[i], 4 * WARPGROUPS);
+  }
+  for (int i = 0; i < HALO_STAGES; ++i) {
+    barrier_init(&shared.x_full[i], 1);
+    barrier_init(&shared.x_empty[i], 4 * WARPGROUPS);
+  }
+}
+
 template <int N, int PARTS, int WARPGROUPS, class T>
 __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) halo(const __grid_constant__ Group group) {
   const HaloShared shared = halo_shared<N, WARPGROUPS>(group);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < group.stages; ++i) {
-      barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], 4 * WARPGROUPS);
-    }
-    for (int i = 0; i < HALO_STAGES; ++i) {
-      barrier_init(&shared.x_full[i], 1);
-      barrier_init(&shared.x_empty[i], 4 * WARPGROUPS);
-    }
+    init_rings<WARPGROUPS>(group, shared);
     fence_barrier_init();
   }
   sync_block();

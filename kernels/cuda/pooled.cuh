@@ -217,14 +217,7 @@ __global__ void __launch_bounds__(WARPGROUP * (1 + WARPGROUPS), 1) pooled(const 
   constexpr int POSITIONS = 64 * PARTS * WARPGROUPS;
   const PooledShared shared = pooled_shared<N, WARPGROUPS>(group);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < group.stages; ++i) {
-      barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], 4 * WARPGROUPS);
-    }
-    for (int i = 0; i < HALO_STAGES; ++i) {
-      barrier_init(&shared.x_full[i], 1);
-      barrier_init(&shared.x_empty[i], 4 * WARPGROUPS);
-    }
+    init_rings<WARPGROUPS>(group, shared);
     for (int i = 0; i < POOLED_TILES_AHEAD; ++i) {
       barrier_init(&shared.free[i], POOLING_WARPS);
       barrier_init(&shared.made[i], 4 * WARPGROUPS);
