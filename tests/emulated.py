@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import tempfile
 import threading
@@ -105,6 +106,15 @@ def spoilt(folder: Path, sources: tuple[Path, ...], headers: Mapping[str, str], 
     driver.write_text(text.replace('#include "machine.h"\n', ""))  # compiled ahead, it has to come first
     _compile(driver, folder / "driver.o", "-O0", f"-I{folder}", f"-I{_prelude()}", "-include", "machine.h", *options)
     return _link(folder / "emulated.so", (folder / "driver.o", *map(compiled, (*sources[1:], *MACHINE))))
+
+
+def with_mistake(header: str, says: str, mistake: str, beside: Iterable[str]) -> dict[str, str]:
+    """Texts of headers of the kernels, in one of them `mistake` for what an expression finds; those `beside` it include
+    it, or one another, and so have to be found in one folder.
+    """
+    wrong, changes = re.subn(says, mistake, (KERNELS / header).read_text())
+    assert changes >= 1, "the kernel no longer says this"
+    return {**{other: (KERNELS / other).read_text() for other in beside}, header: wrong}
 
 
 class Device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import EARLY, KERNELS, LATE, MODES, RANDOM, EmulationError, Mode, build, spoilt
+from emulated import EARLY, LATE, MODES, RANDOM, EmulationError, Mode, build, spoilt, with_mistake
 from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN, HALO = True, False, 2
@@ -187,18 +186,16 @@ MUTANTS = {
 }
 
 
+BESIDE = ("halo.cuh", "halo_schedule.h", "conv_plan.h", "pooled.cuh", "pooled_schedule.h")
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> Iterator[dict[str, Future[Path]]]:
     """The library with each mistake, two compiled at a time."""
 
     def made(name: str) -> Path:
-        header, says, mistake = MUTANTS[name]
-        wrong, changes = re.subn(says, mistake, (KERNELS / header).read_text())
-        assert changes >= 1, "the kernel no longer says this"
-        # The headers beside a spoilt one are found next to it.
-        names = ("halo.cuh", "halo_schedule.h", "conv_plan.h", "pooled.cuh", "pooled_schedule.h")
-        texts = {other: (KERNELS / other).read_text() for other in names}
-        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {**texts, header: wrong}, "-DONLY_48")
+        headers = with_mistake(*MUTANTS[name], BESIDE)
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers, "-DONLY_48")
 
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(made, name) for name in MUTANTS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import ctypes
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import EARLY, KERNELS, LATE, RANDOM, EmulationError, Mode, build, spoilt, starved
+from emulated import EARLY, LATE, RANDOM, EmulationError, Mode, build, spoilt, starved, with_mistake
 from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN = True, False
@@ -103,7 +103,7 @@ def test_nan_of_one_result_is_that_of_its_windows(device: ConvDevice, sign: int)
     shape = Shape(1, 9, 9, 16, ((32, PLAIN),), pooled=(4, 4))
     made = case(device, shape, torch.bfloat16)
     x = torch.frombuffer(
-        (__import__("ctypes").c_uint8 * (2 * 81 * made.conv.x_pitch)).from_address(made.conv.x - 16),
+        (ctypes.c_uint8 * (2 * 81 * made.conv.x_pitch)).from_address(made.conv.x - 16),
         dtype=torch.bfloat16,
     ).view(9, 9, -1)
     x[4, 3, 8:] = sign * torch.nan
@@ -179,19 +179,19 @@ MUTANTS = {
 }  # fmt: skip
 
 
+BESIDE = (
+    "pooled.cuh", "pooled_schedule.h", "conv_plan.h", "halo.cuh", "halo_schedule.h", "conv_sizes.h", "conv_ring.cuh",
+    "epilogue.cuh", "conv.cuh", "behind.cuh",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> Iterator[dict[str, Future[Path]]]:
     """The library with each mistake, two compiled at a time."""
 
     def made(name: str) -> Path:
-        header, says, mistake = MUTANTS[name]
-        wrong, changes = re.subn(says, mistake, (KERNELS / header).read_text())
-        assert changes >= 1, "the kernel no longer says this"
-        # The headers beside a spoilt one are found next to it.
-        names = ("pooled.cuh", "pooled_schedule.h", "conv_plan.h", "halo.cuh", "halo_schedule.h", "conv_sizes.h",
-                 "conv_ring.cuh", "epilogue.cuh", "conv.cuh", "behind.cuh")  # fmt: skip
-        texts = {other: (KERNELS / other).read_text() for other in names}
-        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, {**texts, header: wrong}, "-DONLY_POOLED")
+        headers = with_mistake(*MUTANTS[name], BESIDE)
+        return spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers, "-DONLY_POOLED")
 
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(made, name) for name in MUTANTS}
