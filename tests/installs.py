@@ -15,13 +15,13 @@ from typing import NamedTuple
 from checkout import ROOT, project_files
 
 
-def run(*command: str | Path, cwd: Path, hopper: bool = False) -> str:
+def run(*command: str | Path, cwd: Path, optimize: str = "-O0") -> str:
     """Standard output of a command that must succeed, in an environment without this process's Python settings.
 
-    `hopper`: whether a build compiles the CUDA kernels too, which takes minutes.
+    A build is without the CUDA kernels, which take minutes, and compiles the CPU's as `optimize` says.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "INCEPTION_FAST", "PYTEST"))}
-    environment |= {"PYTHONSAFEPATH": "1", "CMAKE_ARGS": f"-DHOPPER={'ON' if hopper else 'OFF'}"}
+    environment |= {"PYTHONSAFEPATH": "1", "CMAKE_ARGS": f"-DHOPPER=OFF -DNATIVE_OPTIMIZE={optimize}"}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -36,12 +36,9 @@ def copy_checkout(to: Path) -> list[Path]:
     return files
 
 
-class Built(NamedTuple):
-    """A wheel, the processor seconds that it took, which a busy machine does not stretch, and what the largest of the
-    processes that built it had in memory.
-    """
+class Cost(NamedTuple):
+    """Processor seconds of a command, which a busy machine does not stretch, and the memory of its largest process."""
 
-    wheel: Path
     seconds: float
     largest_bytes: int
 
@@ -56,13 +53,17 @@ sys.exit(code)
 """
 
 
-def build_wheel(source: Path, out: Path, hopper: bool = False) -> Built:
-    """The wheel of a source tree, built offline with this environment's tools."""
+def counted(*command: str | Path, cwd: Path, optimize: str = "-O0") -> Cost:
+    """What a command took that must succeed."""
+    seconds, largest = run(sys.executable, "-c", COUNTED, *command, cwd=cwd, optimize=optimize).split()[-2:]
+    return Cost(float(seconds), int(largest))
+
+
+def build_wheel(source: Path, out: Path, optimize: str = "-O0") -> tuple[Path, Cost]:
+    """The wheel of a source tree, built offline with this environment's tools, and what that took."""
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", out)
-    build = (sys.executable, "-m", "pip", "wheel", *options, source)
-    said = run(sys.executable, "-c", COUNTED, *build, cwd=out, hopper=hopper)
-    seconds, largest = said.split()[-2:]
-    return Built(only(out, "*.whl"), float(seconds), int(largest))
+    cost = counted(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out, optimize=optimize)
+    return only(out, "*.whl"), cost
 
 
 def build_editable(source: Path, out: Path) -> Path:

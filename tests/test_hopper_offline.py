@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -76,15 +77,31 @@ def test_a_walk_orders_memory_between_blocks_and_no_more_than_that() -> None:
     assert replace(walk, instructions={"UTMALDG": 4}).complaint == "no HGMMA instruction"
 
 
-def test_the_built_library_is_as_it_should_be() -> None:
-    """No spill, tensor cores, no fence too many, the walk of either format among all: where nvcc built one."""
+@pytest.fixture(scope="module")
+def found() -> list[offline.Compiled]:
+    """What each kernel of the built library became: where nvcc built one."""
     if loader.missing():
         pytest.skip(loader.missing())
-    found = offline.kernels(loader.FILE)
+    return offline.kernels(loader.FILE)
+
+
+def test_the_built_library_is_as_it_should_be(found: list[offline.Compiled]) -> None:
+    """No spill, tensor cores, operands by TMA, no fence too many, the walk of either format among all."""
     assert [(one.kernel, one.config, one.complaint) for one in found if one.complaint] == []
+    assert found and all(one.instructions.get("UTMALDG") for one in found)
     walks = {one.config: one for one in found if one.kernel == offline.WALK}
     assert sorted(walks) == ["__half", "__nv_bfloat16"]
     assert all(one.instructions["MEMBAR.ALL.GPU"] > offline.MOST_DEVICE_WIDE for one in walks.values())
+
+
+def test_the_command_lists_them(
+    found: list[offline.Compiled], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(offline, "kernels", lambda file: found if file == loader.FILE else [])
+    assert main(["kernels", "cuda/*", "--json", "--check"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(found) and all(row["instructions"]["HGMMA"] > 0 for row in rows)
+    assert {row["arch"] for row in rows} == {"sm_90a"}
 
 
 def test_the_command_says_how_to_build(
