@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +31,17 @@ _skips: Counter[str] = Counter()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Names a folder, too, in which the run's processes find what another has compiled for the emulated device."""
     torch.set_num_threads(THREADS)
     settle_triton()  # some tests import tensorflow themselves
     if in_worker(config):
         for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
             del os.environ[name]  # what a test starts is no worker
+    elif "EMULATED_OBJECTS" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="emulated-")
+        os.environ["EMULATED_OBJECTS"] = folder.name
+        config.add_cleanup(lambda: os.environ.pop("EMULATED_OBJECTS"))
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import re
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,8 +58,9 @@ MODES = (
 )
 
 
-_lock = threading.Lock()
-_folder = tempfile.TemporaryDirectory(prefix="emulated-")
+_own = tempfile.TemporaryDirectory(prefix="emulated-")
+# What is compiled once: for all processes of a run where the run names a folder, else for this one.
+BUILT = Path(os.environ.get("EMULATED_OBJECTS", _own.name))
 
 
 def _compile(source: Path, target: Path, *options: str, language: str = "c++") -> None:
@@ -67,21 +69,27 @@ def _compile(source: Path, target: Path, *options: str, language: str = "c++") -
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@cache
-def compiled(source: Path) -> Path:
-    """The object of a source of the checkout, compiled once a process."""
-    target = Path(_folder.name) / f"{source.parent.parent.name}-{source.stem}.o"
-    _compile(source, target, "-O2")
+def _compile_once(source: Path, name: str, *options: str, language: str = "c++") -> Path:
+    """What `name` in `BUILT` is or becomes; who comes meanwhile, another thread or process, waits."""
+    target = BUILT / name
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _compile(source, target.with_suffix(".part"), *options, language=language)
+            target.with_suffix(".part").rename(target)
     return target
 
 
+@cache
+def compiled(source: Path) -> Path:
+    """The object of a source of the checkout."""
+    return _compile_once(source, f"{source.parent.parent.name}-{source.stem}.o", "-O2")
+
+
+@cache
 def _prelude() -> Path:
     """A folder with the machine's header, compiled: reading it takes longer than compiling a kernel without -O."""
-    folder = Path(_folder.name)
-    with _lock:  # mutants are compiled by several threads
-        if not (folder / "machine.h.gch").exists():
-            _compile(HERE / "machine.h", folder / "machine.h.gch", "-O0", "-w", language="c++-header")
-    return folder
+    return _compile_once(HERE / "machine.h", "machine.h.gch", "-O0", "-w", language="c++-header").parent
 
 
 def _link(library: Path, objects: Iterable[Path]) -> Path:

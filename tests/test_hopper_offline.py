@@ -53,6 +53,14 @@ def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> 
     few, many = offline.counted(FENCE * 4), offline.counted(FENCE * 5)
     assert replace(good, instructions={**few, "HGMMA": 1}).complaint == ""
     assert replace(good, instructions={**many, "HGMMA": 1}).complaint == "5 MEMBAR.ALL.GPU instructions; allowed: 4"
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        offline, "_tool", lambda *words: asked.append(words) or (USAGE if "-res-usage" in words else SASS)
+    )
+    assert offline.kernels(Path("x.so"), ["plain"]) == [bad] and asked[-1][2:4] == ("-fun", "plain")
+    assert offline.names(Path("x.so")) == ["conv", "plain"]
+    asked.clear()
+    assert offline.kernels(Path("x.so"), ["pool"]) == [] and len(asked) == 1, "nothing is disassembled for nothing"
     monkeypatch.setattr(offline, "_tool", lambda *words: "")
     with pytest.raises(RuntimeError, match=r"x\.so holds no kernels for sm_90a"):
         offline.kernels(Path("x.so"))
@@ -97,7 +105,7 @@ def test_the_built_library_is_as_it_should_be(found: list[offline.Compiled]) -> 
 def test_the_command_lists_them(
     found: list[offline.Compiled], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "kernels", lambda file: found if file == loader.FILE else [])
+    monkeypatch.setattr(offline, "kernels", lambda file, only: [one for one in found if one.kernel in only])
     assert main(["kernels", "cuda/*", "--json", "--check"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(found) and all(row["instructions"]["HGMMA"] > 0 for row in rows)

@@ -36,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
         from ..kernels.triton import catalogue
 
     wanted = [entry for entry in catalogue.entries() if args.arch in entry.arches]
-    built, absent = built_kernels(args.arch)
-    names = sorted({entry.kernel for entry in wanted} | {one.kernel for one in built})
-    chosen = [entry for entry in wanted if args.pattern is None or fnmatch(entry.kernel, args.pattern)]
-    built = [one for one in built if args.pattern is None or fnmatch(one.kernel, args.pattern)]
+    pattern = args.pattern if args.pattern is not None else "*"
+    chosen = [entry for entry in wanted if fnmatch(entry.kernel, pattern)]
+    named, built, absent = built_kernels(args.arch, pattern)
     if absent:
         note(absent)
     if not chosen and not built:
+        names = sorted({entry.kernel for entry in wanted} | set(named))
         raise CommandError(f"no kernel matches {args.pattern!r}; there are {', '.join(names)}")
     rows, wrong = [], []
     for row, complaint in (*compiled(chosen, args.arch), *listed(built)):
@@ -99,18 +99,23 @@ def compiled(entries: list[Any], arch: str) -> Iterator[tuple[dict[str, Any], st
         yield row, offline.complaint(found, entry.tensor_cores)
 
 
-def built_kernels(arch: str) -> tuple[list[Any], str]:
-    """The kernels of the CUDA library, called "cuda/...", or why there are none; its only architecture is sm_90a."""
+def built_kernels(arch: str, pattern: str) -> tuple[list[str], list[Any], str]:
+    """The CUDA library's kernels, called "cuda/...": all their names and those that fit, or why there are none.
+
+    The library's only architecture is sm_90a.
+    """
     from ..kernels import cuda
     from ..kernels.cuda import loader, offline
 
     if arch != offline.ARCH:
-        return [], ""
+        return [], [], ""
     if cuda.missing():
-        return [], f"kernels/cuda: {cuda.missing()}"
+        return [], [], f"kernels/cuda: {cuda.missing()}"
     with serving("kernels of CUDA C++"):
-        found = offline.kernels(loader.FILE)
-    return [replace(one, kernel=f"cuda/{one.kernel}") for one in found], ""
+        names = [f"cuda/{name}" for name in offline.names(loader.FILE)]
+        fit = {name.removeprefix("cuda/") for name in names if fnmatch(name, pattern)}
+        found = offline.kernels(loader.FILE, fit)
+    return names, [replace(one, kernel=f"cuda/{one.kernel}") for one in found], ""
 
 
 def listed(found: list[Any]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -11,6 +11,7 @@ import ctypes.util
 import importlib.util
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,18 +69,32 @@ class Compiled:
         return "" if TENSOR_CORE in self.instructions else f"no {TENSOR_CORE} instruction"
 
 
-def kernels(file: Path) -> list[Compiled]:
-    """Every kernel of a library, by name. Raises RuntimeError where the tools are missing or find nothing."""
+def kernels(file: Path, only: Collection[str] | None = None) -> list[Compiled]:
+    """Every kernel of a library, sorted, or those `only` that have these names: others are not disassembled.
+
+    Raises RuntimeError where the tools are missing or the library has no kernels at all.
+    """
+    labels = _labelled(file)
+    wanted = {symbol: numbers for symbol, numbers in labels.items() if only is None or numbers[0] in only}
+    if not wanted:
+        return []
+    these = () if only is None else ("-fun", ",".join(wanted))
+    listings = functions(_tool("cuobjdump", "-sass", *these, str(file)))
+    found = [Compiled(*numbers, counted(listings.get(symbol, ""))) for symbol, numbers in wanted.items()]
+    return sorted(found, key=lambda one: (one.kernel, one.config))
+
+
+def names(file: Path) -> list[str]:
+    """The names of a library's kernels, without disassembling any; raises as `kernels` does."""
+    return sorted({name for name, *_ in _labelled(file).values()})
+
+
+def _labelled(file: Path) -> dict[str, tuple[str, str, int, int, int]]:
+    """(name, configuration, registers, stack, shared) by symbol."""
     usage = resources(_tool("cuobjdump", "-res-usage", str(file)))
     if not usage:
         raise RuntimeError(f"{file} holds no kernels for {ARCH}")
-    found = []
-    listings = functions(_tool("cuobjdump", "-sass", str(file)))
-    for symbol, (registers, stack, shared) in usage.items():
-        name, config = label(demangled(symbol))
-        counts = counted(listings.get(symbol, ""))
-        found.append(Compiled(name, config, registers, stack, shared, counts))
-    return sorted(found, key=lambda one: (one.kernel, one.config))
+    return {symbol: (*label(demangled(symbol)), *numbers) for symbol, numbers in usage.items()}
 
 
 def resources(text: str) -> dict[str, tuple[int, int, int]]:
