@@ -169,6 +169,16 @@ def test_what_cannot_be_captured() -> None:
         capture(Function(lambda m, x: x), (torch.tensor(1.0),), {}, dynamic=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
+def test_a_convolution_takes_maps_of_its_own_dtype(conv: type[nn.Module], dtype: torch.dtype) -> None:
+    """Without a bias torch.export would take what torch itself refuses to run."""
+    rank = 4 if conv is nn.ConvTranspose2d else int(conv.__name__[4]) + 2
+    x = torch.ones(2, 4, *[5] * (rank - 2), dtype=dtype)
+    with pytest.raises(CaptureError, match=f"conv got a map of dtype {dtype}; allowed: torch.float32, that of its"):
+        engine_nets.capture(Function(lambda m, x: m.conv(x).relu(), conv=conv(4, 2, 3, bias=False)), x)
+
+
 def test_parameters_alone_are_computed_once() -> None:
     def net(m: Function, x: Tensor) -> Tensor:
         scale = m.bn.weight * (m.bn.running_var + m.bn.eps).rsqrt()

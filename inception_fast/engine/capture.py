@@ -75,13 +75,13 @@ def batch_of(leaves: Sequence[Any]) -> int:
 
 
 def capture(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, mixed: bool = False
 ) -> tuple[ir.Graph, pytree.TreeSpec]:
     """The graph of `module(*args, **kwargs)` in eval mode, and its result's structure.
 
     With `dynamic` the graph serves every batch of two and more for which its guards hold. Where the module does not
     allow a free batch size, or torch.export none for its `**kwargs`, the graph is of the example's alone, and says so
-    in `dynamic`.
+    in `dynamic`. `mixed`: a convolution's map and weights may differ in dtype, as under an autocast of the caller's.
     Raises CaptureError where torch.export does not take the module.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -97,10 +97,10 @@ def capture(
     with torch.no_grad():
         program = _without_vmap(_export(module, args, kwargs, shapes))
         try:
-            graph = _translate(program)
+            graph = _translate(program, mixed)
         except _Mutates:
             _forget_dropout(program)
-            graph = _translate(program.run_decompositions({}))
+            graph = _translate(program.run_decompositions({}), mixed)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -145,8 +145,8 @@ def _forget_dropout(program: ExportedProgram) -> None:
             graph.erase_node(node)
 
 
-def _translate(program: ExportedProgram) -> ir.Graph:
-    builder = _Builder(program)
+def _translate(program: ExportedProgram, mixed: bool) -> ir.Graph:
+    builder = _Builder(program, mixed)
     for node in program.graph.nodes:
         builder.add(node)
     graph = builder.graph
@@ -166,8 +166,8 @@ def _guards(program: ExportedProgram) -> tuple[Any, ...]:
 class _Builder:
     """Walks a captured program once; `values` maps its nodes to ours, to tuples of ours, or to plain Python values."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, mixed: bool) -> None:
+        self.program, self.mixed = program, mixed
         self.graph = ir.Graph()
         self.values: dict[FxNode, Any] = {}
         self.sizes: dict[ir.Node, tuple[Any, ...]] = {}
@@ -240,6 +240,8 @@ class _Builder:
             self.graph.notes[node.name] = "part of a captured result"
         else:
             call = Call(self.graph, self.sizes, node.name, target, (args, kwargs), value, path, _read(node))
+            if not self.mixed:
+                _check_dtypes(call)
             result = self._make(call, node)
         self.values[node] = result
         for other in mutated:
@@ -303,6 +305,15 @@ class _Builder:
         if node.target is torch.ops.aten.as_strided.default and (orders[0] is None or values[0].storage_offset()):
             raise CaptureError(f"{node.name}: as_strided of a part of a tensor; allowed: of a whole, dense one")
         return orders
+
+
+def _check_dtypes(call: Call) -> None:
+    """Raises CaptureError for a convolution of two dtypes: torch runs none, but export's stand-ins do."""
+    if "conv" not in getattr(call.target, "_opname", "") or not (call.has("input") and call.has("weight")):
+        return
+    x, weight = call["input"].dtype, call["weight"].dtype
+    if x != weight:
+        raise CaptureError(f"{call.path or call.name} got a map of dtype {x}; allowed: {weight}, that of its weights")
 
 
 def _read(node: FxNode) -> frozenset[int]:

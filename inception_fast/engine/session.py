@@ -55,6 +55,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.name, self.backend, self.dtype, self.named = type(module).__name__, backend, dtype, named
         self._tiles = cpu.winograd_tile if winograd else None
+        self._mixed = torch._C._is_any_autocast_enabled()
         self._gpu: GpuSession | None = None
         self.module = snapshot(module)
         self.affine = image_affine(module)
@@ -225,7 +226,8 @@ class Session:
             plain = self._capture(floats)
             return Captured(take_bytes(plain.raw, self.affine, images), plain.tree)
         try:
-            return Captured(*capture(self.module, *self.signature.arguments(floats), dynamic=free))
+            arguments = self.signature.arguments(floats)
+            return Captured(*capture(self.module, *arguments, dynamic=free, mixed=self._mixed))
         except CaptureError as error:
             raise CaptureError(f"inputs of {_sizes(leaves)}: {error}") from error
 
