@@ -24,6 +24,10 @@ def check_count(option: str, value: Any, least: int) -> None:
     check(integer and value >= least, f"{option}={value!r}", f"an integer >= {least}")
 
 
+def check_rate(option: str, value: Any) -> None:
+    check(_is_number(value) and 0 <= value < 1, f"{option}={value!r}", f"0 <= {option} < 1")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -62,7 +66,7 @@ class Options:
         check(
             bool(self.global_pool) or self.classes == 0, "global_pool='' with a classifier", "with num_classes=0 only"
         )
-        check(_is_number(self.dropout) and 0 <= self.dropout < 1, f"drop_rate={self.drop_rate!r}", "0 <= drop_rate < 1")
+        check_rate("drop_rate", self.dropout)
         check(_is_number(self.bn_eps) and self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
         momentum = _is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
         check(momentum, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._data_config import inception_config
 from ._base import GoogLeNetOutputs, InceptionNet
-from ._options import Options, check
+from ._options import Options, check, check_choice, check_rate
 from ._trunk import table
 from .blocks import BiasConv2d, Branches, ConvBlock, branch_max_pool, linear, strided_conv, strided_max_pool
 
@@ -36,10 +36,12 @@ class InceptionV1Options(Options):
     aux_drop_rate: float = 0.7
 
     def __post_init__(self) -> None:
+        check_choice("classic", self.classic, (False, True))
+        check_choice("transform_input", self.transform_input, (False, True))
         self.default("convention", "torch")
         self.default("drop_rate", 0.4 if self.classic else 0.2)
         super().__post_init__()
-        check(0 <= self.aux_drop_rate < 1, f"aux_drop_rate={self.aux_drop_rate!r}", "0 <= aux_drop_rate < 1")
+        check_rate("aux_drop_rate", self.aux_drop_rate)
         check(
             not self.classic or self.conv_block is None,
             "conv_block with classic=True",

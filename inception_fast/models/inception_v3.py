@@ -29,6 +29,7 @@ class InceptionV3Options(Options):
 
     def __post_init__(self) -> None:
         check_choice("fid", self.fid, (False, True))
+        check_choice("transform_input", self.transform_input, (False, True))
         if self.fid:
             check(not self.aux_logits, "aux_logits=True with fid=True", "False, the FID graph has no auxiliary head")
             check(self.convention != "torch", "convention='torch' with fid=True", "'tf'")

@@ -95,9 +95,11 @@ class TinyInception(nn.Module):
         for name, value, allowed in (
             ("reduction", reduction, REDUCTIONS),
             ("activation", activation, tuple(ACTIVATIONS)),
+            ("norm", norm, (True, False)),
+            ("residual", residual, (True, False)),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} {value!r}; allowed: {', '.join(allowed)}")
+                raise ValueError(f"{name} {value!r}; allowed: {', '.join(map(str, allowed))}")
         if width < 4 or width % 4 or depth < 1:
             raise ValueError(f"width {width}, depth {depth}; allowed: a multiple of 4, and at least 1")
         self.data_config = DataConfig((0.5,) * in_chans, (0.5,) * in_chans, (in_chans, 32, 32))
