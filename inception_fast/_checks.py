@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -90,6 +91,38 @@ def _ints(value: Any, name: str, allowed: str) -> list[int]:
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} {value!r}; allowed: True or False")
+
+
+def check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} {value!r}; allowed: a number")
+
+
+def check_layer(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any, eps: Any, momentum: Any) -> None:
+    """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
+    for name, channels in (("cin", cin), ("cout", cout)):
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+    for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if name == "padding" and value in ("same", "valid"):
+            continue
+        if min(pair_of(value, name)) < least:
+            raise ValueError(f"{name} {value}; allowed: at least {least}")
+    check_number("eps", eps)
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps {eps}; allowed: at least 0")
+    if momentum is not None:  # with None torch averages over all batches
+        check_number("momentum", momentum)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum {momentum}; allowed: 0 to 1, or None")
+
+
+def check_average(kernel_size: Any, padding: Any, count_include_pad: Any) -> None:
+    """The same of an average pool."""
+    kernel = pair_of(kernel_size, "kernel_size")
+    if any(side > size // 2 for side, size in zip(pair_of(padding, "padding"), kernel, strict=True)):
+        raise ValueError(f"padding {padding}; allowed: from 0 to half of kernel_size {kernel_size}")
+    check_flag("count_include_pad", count_include_pad)
 
 
 def check_residual_scale(residual: Any, residual_scale: float) -> None:

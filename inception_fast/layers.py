@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_learning, pair_of, symbolic
+from ._checks import check_average, check_layer, check_learning, symbolic
 from .backends.stamp import Stamp, can_stamp
 from .backends.window import Window
 
@@ -145,7 +145,7 @@ class ConvBNReLU(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        _check_sizes(cin, cout, kernel_size, stride, padding)
+        check_layer(cin, cout, kernel_size, stride, padding, eps, momentum)
         self.conv = nn.Conv2d(cin, cout, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
         self._fold = Fold()
@@ -367,7 +367,8 @@ class PoolProject(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        _check_sizes(cin, cout, kernel_size, stride, padding)
+        check_layer(cin, cout, kernel_size, stride, padding, eps, momentum)
+        check_average(kernel_size, padding, count_include_pad)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.count_include_pad = count_include_pad
         self.conv = nn.Conv2d(cin, cout, 1, bias=False)
@@ -396,18 +397,6 @@ class PoolProject(nn.Module):
 def _check_length(n: Any) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1 or n % 2 == 0:
         raise ValueError(f"kernel length {n!r}; allowed: an odd number, so that SAME padding is symmetric")
-
-
-def _check_sizes(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any) -> None:
-    """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
-    for name, channels in (("cin", cin), ("cout", cout)):
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
-    for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        if name == "padding" and value in ("same", "valid"):
-            continue
-        if min(pair_of(value, name)) < least:
-            raise ValueError(f"{name} {value}; allowed: at least {least}")
 
 
 def _row(cin: int, cout: int, n: int) -> ConvBNReLU:

@@ -20,7 +20,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _batch_norm, _conv_batch_norm, _convolution, _gradients, dispatch
-from ._checks import Conv, Pair, PoolProject, check_flag, check_residual_scale, four_sided, like, pair_of, tensors
+from ._checks import (
+    Conv,
+    Pair,
+    PoolProject,
+    check_flag,
+    check_number,
+    check_residual_scale,
+    four_sided,
+    like,
+    pair_of,
+    tensors,
+)
 from ._trained_layer import transformed
 from ._when_imported import when_imported
 from .backends import Params
@@ -76,6 +87,8 @@ def conv_bn_relu(
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift, residual=x if residual is None else residual)
     check_flag("relu", relu)
+    check_number("residual_scale", residual_scale)
+    dispatch.check_name(backend)
     strides, sides = pair_of(stride, "stride"), four_sided(padding)
     call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend)
     return _run(_ops.conv_bn_relu.default, call)
@@ -98,6 +111,7 @@ def asymmetric_pair(
     intermediate of a float16 or bfloat16 pair is rounded once or kept in float32 is the backend's choice.
     """
     tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
+    dispatch.check_name(backend)
     return _run(_ops.asymmetric_pair.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
 
 
@@ -117,6 +131,7 @@ def parallel_split(
     w1 [oc1, c, 1, n] and w2 [oc2, c, n, 1], or the other way round; n is odd; y [n, oc1 + oc2, h, w].
     """
     tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
+    dispatch.check_name(backend)
     return _run(_ops.parallel_split.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
 
 
@@ -138,6 +153,7 @@ def pool_project(
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift)
     check_flag("count_include_pad", count_include_pad)
+    dispatch.check_name(backend)
     kernel, strides = pair_of(kernel_size, "kernel_size"), pair_of(stride, "stride")
     pads = pair_of(padding, "padding")
     call = (x, weight, scale, shift, kernel, strides, pads, count_include_pad, backend)
@@ -154,6 +170,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> t
     Raises ValueError for a single value a channel, and as `conv_bn_relu` does.
     """
     tensors(x=x, weight=weight, bias=bias)
+    check_number("eps", eps)
     y, mean, var = _run(_ops.batch_norm_relu.default, (x, weight, bias, eps))
     return y, mean, var
 
@@ -167,6 +184,7 @@ def conv_batch_norm_relu(
     is torch's convolution and `batch_norm_relu`.
     """
     tensors(x=x, kernel=kernel, weight=weight, bias=bias)
+    check_number("eps", eps)
     call = (x, kernel, weight, bias, pair_of(stride, "stride"), pair_of(padding, "padding"), eps)
     y, _, mean, var = _run(_ops.conv_batch_norm_relu.default, call)
     return y, mean, var

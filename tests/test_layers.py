@@ -231,13 +231,20 @@ def test_layers_compile_whole_and_export_as_plain_torch(name: str) -> None:
         lambda: fast.ConvBNReLU(4, 4, (3, 3, 3)),
         lambda: fast.ConvBNReLU(4, 4, 3, stride=(1, 0)),
         lambda: fast.ConvBNReLU(4, 4, 3, padding=-1),
+        lambda: fast.ConvBNReLU(4, 4, 3, eps=-1e-3),
+        lambda: fast.ConvBNReLU(4, 4, 3, eps="a"),
+        lambda: fast.ConvBNReLU(4, 4, 3, momentum=2.0),
+        lambda: fast.ConvBNReLU(4, 4, 3, momentum="a"),
         lambda: layers.PoolProject(4, 4, kernel_size=0),
+        lambda: layers.PoolProject(4, 4, padding=2),
+        lambda: layers.PoolProject(4, 4, padding="same"),
+        lambda: layers.PoolProject(4, 4, count_include_pad="no"),
         lambda: fast.ParallelSplit(4, 4, n=2),
         lambda: fast.AsymmetricPair(4, 4, 4, 3, order="nxn"),
     ],
 )
 def test_impossible_layers_raise(build: Callable[[], nn.Module]) -> None:
-    with pytest.raises(ValueError, match="allowed"):
+    with pytest.raises((ValueError, TypeError), match="allowed"):
         build()
 
 

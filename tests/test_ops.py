@@ -193,6 +193,9 @@ BAD_CONVS: dict[str, tuple[Any, type[Exception], tuple[str, str]]] = {
     "residual shape": (option("residual", torch.zeros(2, 24, 9, 8)), ValueError, ("[2, 24, 9, 8]", "[2, 24, 9, 3]")),
     "residual dtype": (option("residual", torch.zeros(2, 24, 9, 3).half()), TypeError, ("torch.float16", "float32")),
     "scale of no residual": (option("residual_scale", 0.5), ValueError, ("0.5", "1.0")),
+    "scale of text": (option("residual_scale", "a"), TypeError, ("residual_scale 'a'", "a number")),
+    "scale of nothing": (option("residual_scale", None), TypeError, ("residual_scale None", "a number")),
+    "backend of a number": (option("backend", 3), ValueError, ("unknown backend 3", "cpu, cuda, triton, torch")),
     "unknown backend": (option("backend", "tpu"), ValueError, ("'tpu'", "cpu, cuda, triton, torch, reference")),
 }
 
