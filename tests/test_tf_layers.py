@@ -356,6 +356,8 @@ def test_sizes_that_the_model_fixed(graph: bool) -> None:
     said = r"input 'image' of shape \(2, 9, 9, 4\); allowed: \(n, 8, w, 4\)"
     with pytest.raises((ValueError, tensorflow.errors.InvalidArgumentError), match=said):
         call(maps(9))
+    with pytest.raises(ValueError, match="input 'image' of type NoneType; allowed: a tensor"):
+        fast_model(None)
 
 
 def test_masks_are_refused() -> None:

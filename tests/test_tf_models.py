@@ -166,6 +166,9 @@ def test_top_pooling_and_activation() -> None:
         ({"name": "inception_v3", "classes": -1}, "classes=-1; allowed: an integer >= 0"),
         ({"name": "inception_v1", "aux_logits": True}, "aux_logits=True for inception_v1; allowed: inception_v3"),
         ({"name": "inception_v3", "aux_logits": True, "input_shape": (96, 96, 3)}, "17x17 or larger"),
+        ({"name": "inception_v3", "aux_logits": "no"}, "aux_logits='no'; allowed: False, True"),
+        ({"name": "inception_v3", "bn_scale": "no"}, "bn_scale='no'; allowed: None, False, True"),
+        ({"name": "inception_resnet_v1", "embedding_size": 0}, "embedding_size=0; allowed: an integer >= 1"),
         ({"name": "inception_v1", "stem": "plain"}, "stem='plain' for inception_v1; allowed: inception_v2"),
     ],
 )

@@ -50,8 +50,10 @@ class Inputs:
         return keras.tree.pack_sequence_as(self.structure, flat)
 
     def check(self, flat: Iterable[Any]) -> None:
-        """Raises ValueError for a rank or a size that the model does not leave open; of a graph, what is known."""
+        """Raises ValueError for no tensor, or for what the model does not leave open; of a graph, what is known."""
         for x, wanted in zip(flat, self.tensors, strict=True):
+            if not hasattr(x, "shape"):
+                raise ValueError(f"input {wanted.name!r} of type {type(x).__name__}; allowed: a tensor")
             if getattr(x.shape, "rank", 0) is None:  # a graph's tensor of any shape
                 continue
             seen, allowed = tuple(x.shape), tuple(wanted.shape)

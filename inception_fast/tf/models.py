@@ -53,7 +53,7 @@ def create_model(
 
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
-    _check(name, classes, include_top, pooling, convention, aux_logits, stem, embedding_size)
+    _check(name, classes, include_top, pooling, convention, aux_logits, stem, embedding_size, bn_scale)
     shape = _input_shape(name, input_shape, include_top, input_tensor)
     options: dict[str, Any] = {"convention": convention, "stem": stem, "embedding_size": embedding_size}
     state = None
@@ -99,7 +99,15 @@ def _end(net: Net, x: Any, top: bool, pooling: str | None, classes: int, embeddi
 
 
 def _check(
-    name: str, classes: Any, include_top: Any, pooling: Any, convention: Any, aux: Any, stem: Any, embedding: Any
+    name: str,
+    classes: Any,
+    include_top: Any,
+    pooling: Any,
+    convention: Any,
+    aux: Any,
+    stem: Any,
+    embedding: Any,
+    bn_scale: Any,
 ) -> None:
     find_family(name)
     check_count("classes", classes, 0)
@@ -107,11 +115,15 @@ def _check(
     check_choice("pooling", pooling, POOLINGS)
     check_choice("convention", convention, (None, "tf", "torch"))
     check_choice("stem", stem, (None, "separable", "plain"))
+    check_choice("aux_logits", aux, (False, True))
+    check_choice("bn_scale", bn_scale, (None, False, True))
     check(not aux or name in AUX_ENDPOINTS, f"aux_logits=True for {name}", ", ".join(AUX_ENDPOINTS))
     check(not aux or (include_top and classes), "aux_logits=True without a classifier", "include_top=True, classes > 0")
     check(stem is None or name == "inception_v2", f"stem={stem!r} for {name}", "inception_v2")
     resnet1 = name == "inception_resnet_v1"
     check(embedding is None or resnet1, f"embedding_size={embedding} for {name}", "inception_resnet_v1")
+    if embedding is not None:
+        check_count("embedding_size", embedding, 1)
 
 
 def _input_shape(name: str, shape: Any, include_top: bool, tensor: Any) -> tuple[int | None, int | None, int]:
