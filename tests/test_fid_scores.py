@@ -116,6 +116,14 @@ def test_statistics_hold_no_features() -> None:
     assert statistics.count == 10240 and not statistics._pending
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_of_any_precision(dtype: torch.dtype) -> None:
+    features = torch.from_numpy(rows(20, 4)).to(dtype).requires_grad_()
+    statistics = Statistics()
+    statistics.update(features)
+    np.testing.assert_array_equal(statistics.gaussian().mean, gaussian(features.detach().double().numpy()).mean)
+
+
 def test_statistics_refuse() -> None:
     statistics = Statistics()
     with pytest.raises(ValueError, match=r"0 image\(s\); allowed: two or more"):

@@ -91,7 +91,8 @@ def as_rows(features: Any, before: int = 0) -> Doubles:
 
     before: the rows that came before these, which are numbered on.
     """
-    rows = np.array(features.detach().cpu().numpy() if hasattr(features, "detach") else features, dtype=np.float64)
+    held = features.detach().cpu().double().numpy() if hasattr(features, "detach") else features  # for bfloat16
+    rows = np.array(held, dtype=np.float64)
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"features of shape {rows.shape}; allowed: [n, d]")
     broken = ~np.isfinite(rows).all(axis=1)
