@@ -15,6 +15,7 @@ import torch
 
 from checkout import ROOT
 from inception_fast.cli import main
+from inception_fast.cli.train import parse_options
 from inception_fast.measure.flops import layers, totals
 from inception_fast.train.charts import Line, chart, number, smooth, ticks
 from inception_fast.train.comparison import Variant, compare, parse_variant, run_folder
@@ -172,6 +173,9 @@ def test_variant_text() -> None:
     variant = parse_variant("inception_v2:stem=plain:drop_rate=0.5:classic=true")
     assert variant.model == "inception_v2"
     assert variant.options == {"stem": "plain", "drop_rate": 0.5, "classic": True}
+    given = ["classic=False", "conv_block=None", "drop_rate=1e-1", "widths=Falsely"]
+    assert parse_variant(":".join(["inception_v1", *given])).options == parse_options(given)
+    assert parse_options(given) == {"classic": False, "conv_block": None, "drop_rate": 0.1, "widths": "Falsely"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

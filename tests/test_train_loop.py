@@ -278,7 +278,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--lr", "-1"], "lr -1.0; allowed"),
         (["--option", "speed=3"], "speed"),
         (["--option", "speed"], "KEY=VALUE"),
-        (["--option", "norm=False"], "norm 'False'; allowed: True, False"),
+        (["--option", "norm=off"], "norm 'off'; allowed: True, False"),
         (["--option", "residual=yes"], "residual 'yes'; allowed: True, False"),
         (["--option", "num_classes=0"], "option num_classes=0; allowed: none, the data decides"),
         (["--option", "aux_logits=true"], "option aux_logits=True; allowed: none, --aux on, off or auto decides"),

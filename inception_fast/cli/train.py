@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from ..train.settings import parse_value
 from .common import OK, WRONG, CommandError, add_json, integer, note, out_folder, print_json, serving
 
 if TYPE_CHECKING:
@@ -188,10 +188,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise CommandError(f"option {pair!r}; allowed: KEY=VALUE, such as classic=true")
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
+        found[key] = parse_value(text)
     return found
 
 

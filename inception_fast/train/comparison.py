@@ -20,7 +20,7 @@ from .drift import movements, read_drift
 from .labelled import Data
 from .log import read_log
 from .loop import SUMMARY, Options, train
-from .settings import Settings
+from .settings import Settings, parse_value
 from .torchrun import place
 from .trainer import Say, assemble
 
@@ -58,10 +58,7 @@ def parse_variant(text: str) -> Variant:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"variant {text!r}; allowed: MODEL or MODEL:KEY=VALUE:KEY=VALUE")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
+        options[key] = parse_value(value)
     if not model:
         raise ValueError(f"variant {text!r} names no model; allowed: MODEL or MODEL:KEY=VALUE")
     return Variant(text, model, options)

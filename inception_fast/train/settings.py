@@ -13,6 +13,7 @@ AUX = ("auto", "on", "off")
 BATCH_NORMS = ("sync", "local", "frozen")
 DTYPES = ("float32", "bfloat16")
 BAD_DATA = ("refuse", "skip")
+PYTHON = {"True": True, "False": False, "None": None}
 TAKEN = {
     "num_classes": "none, the data decides",
     "in_chans": "none, images are RGB",
@@ -22,6 +23,20 @@ TAKEN = {
     "out_indices": "none, training needs a classifier",
 }
 """Arguments of `create_model` that are no options of a run, and what decides them."""
+
+
+def parse_value(text: str) -> Any:
+    """The value of an option on the command line: as JSON has it or Python, else the text itself.
+
+    >>> [parse_value(text) for text in ("0.5", "true", "True", "plain")]
+    [0.5, True, True, 'plain']
+    """
+    if text in PYTHON:
+        return PYTHON[text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 @dataclass(frozen=True)
