@@ -46,9 +46,8 @@ class ConvSpec:
         check(self.n >= 0 and min(self.h, self.w, self.c, self.oc) >= 1, f"sizes {self}", "n >= 0, h w c oc >= 1")
         check(min(self.kh, self.kw, *self.stride) >= 1, f"kernel and stride of {self}", "at least 1")
         check(min(self.padding) >= 0, f"padding {self.padding}", "non-negative (top, bottom, left, right)")
-        check(
-            self.c % self.groups == 0 and self.oc % self.groups == 0, f"groups {self.groups}", "a divisor of c and oc"
-        )
+        divides = self.groups >= 1 and self.c % self.groups == 0 and self.oc % self.groups == 0
+        check(divides, f"groups {self.groups}", "a divisor of c and oc")
         check(self.dtype in ITEM_BYTES, f"dtype {self.dtype!r}", ", ".join(ITEM_BYTES))
         check(
             min(self.oh, self.ow) >= 1,
@@ -135,6 +134,7 @@ class PoolSpec:
 
     def __post_init__(self) -> None:
         check(self.kind in ("max", "avg"), f"kind {self.kind!r}", "max, avg")
+        check(self.dtype in ITEM_BYTES, f"dtype {self.dtype!r}", ", ".join(ITEM_BYTES))
         check(self.n >= 0 and min(self.h, self.w, self.c) >= 1, f"sizes {self}", "n >= 0, h w c >= 1")
         check(min(self.kh, self.kw, *self.stride) >= 1, f"kernel and stride of {self}", "at least 1")
         check(min(*self.padding, *self.overhang) >= 0, f"padding {self.padding} {self.overhang}", "non-negative")

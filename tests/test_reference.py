@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from inception_fast.kernels import reference
+from inception_fast.kernels.spec import ConvSpec, PairSpec, PoolSpec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,6 +117,45 @@ def test_gradients_flow_through_the_truth() -> None:
     x, weight = draw(1, 2, 4, 4).requires_grad_(), draw(2, 2, 3, 3, seed=1).requires_grad_()
     scale, shift = draw(2, seed=2).requires_grad_(), draw(2, seed=3).requires_grad_()
     assert torch.autograd.gradcheck(lambda *a: reference.conv(*a, padding=(1, 1, 1, 1)), (x, weight, scale, shift))
+
+
+CONV = {"n": 2, "h": 5, "w": 6, "c": 4, "oc": 8, "kh": 3, "kw": 1}
+POOL = {"n": 2, "h": 5, "w": 6, "c": 4, "kh": 3, "kw": 3}
+
+
+def test_work_and_traffic_by_hand() -> None:
+    conv = ConvSpec(**CONV, stride=(2, 1), padding=(1, 1, 0, 0), groups=2, residual=True, dtype="bfloat16")
+    assert conv.flops() == 2 * (2 * 3 * 6) * 8 * 2 * 3
+    assert conv.bytes() == 2 * (2 * 5 * 6 * 4 + 8 * 2 * 3 + 2 * (2 * 3 * 6 * 8)) + 4 * (8 + 8)
+    second = ConvSpec(2, 3, 6, 8, 4, 1, 3, padding=(0, 0, 1, 1), dtype="bfloat16")
+    pair = PairSpec(conv, second)
+    assert pair.flops() == conv.flops() + second.flops()
+    assert pair.bytes() == conv.bytes() + second.bytes() - 2 * 2 * (2 * 3 * 6 * 8)
+    split = PairSpec(second, second, "split")
+    assert split.bytes() == 2 * second.bytes() - 2 * (2 * 3 * 6 * 8)
+    pool = PoolSpec(**POOL, stride=(2, 2))
+    assert pool.flops() == 2 * 2 * 2 * 4 * 9 and pool.bytes() == 4 * 2 * 4 * (5 * 6 + 2 * 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "change", "said"),
+    [
+        (ConvSpec, {"c": 0}, "sizes .*; allowed: n >= 0, h w c oc >= 1"),
+        (ConvSpec, {"stride": (0, 1)}, "kernel and stride of .*; allowed: at least 1"),
+        (ConvSpec, {"padding": (0, 0, -1, 0)}, r"padding \(0, 0, -1, 0\); allowed: non-negative"),
+        (ConvSpec, {"groups": 3}, "groups 3; allowed: a divisor of c and oc"),
+        (ConvSpec, {"groups": 0}, "groups 0; allowed: a divisor of c and oc"),
+        (ConvSpec, {"groups": -2}, "groups -2; allowed: a divisor of c and oc"),
+        (ConvSpec, {"dtype": "int8"}, "dtype 'int8'; allowed: float64, float32"),
+        (ConvSpec, {"kh": 6}, "kernel 6x1 on a 5x6 map; allowed: not larger than the padded map"),
+        (PoolSpec, {"kind": "min"}, "kind 'min'; allowed: max, avg"),
+        (PoolSpec, {"dtype": "int8"}, "dtype 'int8'; allowed: float64, float32"),
+        (PoolSpec, {"padding": (3, 0, 0, 0)}, r"padding \(3, 0, 0, 0\); allowed: less than the kernel"),
+    ],
+)
+def test_impossible_specs(spec: type, change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        spec(**(CONV if spec is ConvSpec else POOL) | change)
 
 
 def test_exact_comparison_notices_one_element() -> None:
