@@ -48,7 +48,7 @@ LAYOUTS = {
     "inception_resnet_v1": "facenet-pytorch",
     "inception_resnet_v2": "timm",
 }
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")  # averaged weights first, as timm
 PREFIXES = ("module.", "_orig_mod.", "model.")
 OPTIONS: dict[str, tuple[type, ...]] = {
     "num_classes": (int,),
