@@ -258,7 +258,7 @@ def test_features_only(name: str) -> None:
     x = torch.empty(1, 3, 160, 160, device="meta")
     whole = meta(name)
     net = meta(name, features_only=True).eval()
-    assert net.feature_info == whole.feature_info
+    assert net.feature_info == whole.feature_info and net.data_config == whole.data_config
     maps = net(x)
     assert [y.shape[1] for y in maps] == net.feature_info.channels()
     assert net.feature_info.reduction() == [2, 4, 8, 16, 32]

@@ -45,7 +45,6 @@ class InceptionNet(TrunkNet):
     aux_heads: ClassVar[dict[str, str]] = {}
     aux_outputs: ClassVar[type[InceptionOutputs] | type[GoogLeNetOutputs]] = InceptionOutputs
 
-    data_config: DataConfig
     feature_info: FeatureInfo
     num_features: int
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._data_config import DataConfig
+
 Steps = tuple[tuple[str | None, str], ...]
 """(endpoint name or None, module path) in execution order."""
 
@@ -101,6 +103,8 @@ class InputTransform(nn.Module):
 class TrunkNet(nn.Module):
     """Runs `steps` one after the other on a checked input and can keep the maps of named endpoints."""
 
+    data_config: DataConfig
+
     def __init__(self, name: str, in_chans: int, min_size: int, transform: nn.Module | None = None) -> None:
         super().__init__()
         self.name = name
@@ -143,6 +147,7 @@ class FeatureNet(TrunkNet):
         if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
             raise ValueError(f"{seen}; allowed: at least one, each once, in rising order")
         self.feature_info = FeatureInfo(info[index] for index in self.out_indices)
+        self.data_config = net.data_config
         paths = [path for _, path in net.steps]
         self.steps = net.steps[: paths.index(self.feature_info[-1]["module"]) + 1]
         for _, path in self.steps:
