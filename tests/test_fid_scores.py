@@ -139,6 +139,9 @@ def test_statistics_refuse() -> None:
         statistics.update(np.array([[1.0] * 4, [1.0] * 4, [np.nan] * 4]))
     with pytest.raises(ValueError, match=r"shape \(4,\); allowed: \[n, d\]"):
         statistics.update(np.zeros(4))
+    for values in (np.ones((2, 4), complex), torch.ones(2, 4, dtype=torch.complex128)):
+        with pytest.raises(ValueError, match="dtype complex128; allowed: real numbers"):
+            Statistics().update(values)
 
 
 def test_rank_is_warned_about() -> None:
@@ -267,3 +270,13 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
     assert (ours.precision, ours.recall) == pytest.approx(theirs, abs=1e-6)
     with pytest.raises(ValueError, match="70 neighbours; allowed: 1 to 69"):
         precision_recall_density_coverage(generated, real, neighbours=70)
+
+
+def test_features_of_two_widths_are_refused() -> None:
+    wide, narrow = rows(20, 8), rows(20, 6)
+    with pytest.raises(ValueError, match="width 8 and of width 6; allowed: the same"):
+        precision_recall_density_coverage(wide, narrow)
+    with pytest.raises(ValueError, match="width 6 and of width 8; allowed: the same"):
+        kernel_inception_distance(narrow, wide, subset_size=5)
+    with pytest.raises(ValueError, match="blocks of -1 rows; allowed: 1 or more"):
+        precision_recall_density_coverage(wide, wide, block=-1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .statistics import Doubles, as_rows
+from .statistics import Doubles, as_rows, check_widths
 
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
 
@@ -26,9 +26,10 @@ def kernel_inception_distance(
     Args:
         a, b: features [n, d]; arrays on disk are read a subset at a time.
 
-    Raises ValueError for fewer rows than `subset_size`, which must be at least 2.
+    Raises ValueError for fewer rows than `subset_size`, which must be at least 2, and for features of two widths.
     """
     check_subset_size(subset_size, min(len(a), len(b)))
+    check_widths(a, b)
     if subsets < 1:
         raise ValueError(f"{subsets} KID subsets; allowed: 1 or more")
     draw = np.random.RandomState(seed)

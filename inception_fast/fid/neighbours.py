@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .statistics import Doubles, as_rows
+from .statistics import Doubles, as_rows, check_widths
 
 NEIGHBOURS, BLOCK = 5, 2048
 
@@ -30,9 +30,12 @@ def precision_recall_density_coverage(
     Distances are made in blocks of `block` rows, so memory is `block` squared; arrays on disk are read in blocks. One
     that equals a ball's radius up to rounding lies outside.
 
-    Raises ValueError where a set has no more than `neighbours` rows.
+    Raises ValueError where a set has no more than `neighbours` rows, or the two are not as wide.
     """
     check_neighbours(neighbours, min(len(generated), len(real)))
+    check_widths(generated, real)
+    if block < 1:
+        raise ValueError(f"blocks of {block} rows; allowed: 1 or more")
     real_radius = _radii(real, neighbours, block)
     generated_radius = _radii(generated, neighbours, block)
     inside, density = np.zeros(len(generated), bool), 0

@@ -87,11 +87,16 @@ class Statistics:
 
 
 def as_rows(features: Any, before: int = 0) -> Doubles:
-    """Features [n, d] as float64, copied. Raises ValueError for another rank and for NaN or infinity.
+    """Features [n, d] as float64, copied. Raises ValueError for another rank, complex numbers, NaN and infinity.
 
     before: the rows that came before these, which are numbered on.
     """
-    held = features.detach().cpu().double().numpy() if hasattr(features, "detach") else features  # for bfloat16
+    if hasattr(features, "detach"):
+        features = features.detach().cpu()
+        features = (features.double() if features.is_floating_point() else features).numpy()  # it has no bfloat16
+    held = np.asarray(features)
+    if held.dtype.kind == "c":
+        raise ValueError(f"features of dtype {held.dtype}; allowed: real numbers")
     rows = np.array(held, dtype=np.float64)
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"features of shape {rows.shape}; allowed: [n, d]")
@@ -99,3 +104,10 @@ def as_rows(features: Any, before: int = 0) -> Doubles:
     if broken.any():
         raise ValueError(f"features of row {before + int(broken.argmax())} are not finite; allowed: numbers")
     return rows
+
+
+def check_widths(a: Any, b: Any) -> None:
+    """Raises ValueError for features [n, d] of two widths."""
+    first, second = (as_rows(rows[:1]).shape[1] for rows in (a, b))
+    if first != second:
+        raise ValueError(f"features of width {first} and of width {second}; allowed: the same")
