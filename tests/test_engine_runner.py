@@ -327,6 +327,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "twice": (lambda: optimize(optimize(small(), X), X), ValueError, "optimised already"),
     "dtype": (lambda: optimize(small(), X, dtype=torch.float16), ValueError, "dtype torch.float16; .* torch.bfloat16"),
+    "name of a dtype": (lambda: optimize(small(), X, dtype="bfloat16"), ValueError, "dtype 'bfloat16'; .*bfloat16"),
+    "no dtype": (lambda: optimize(small(), X, dtype=""), ValueError, "dtype ''; backend 'cpu' runs torch.float32"),
     "backend": (lambda: optimize(small(), X, backend="tpu"), ValueError, "unknown backend 'tpu'; allowed: .*cpu"),
     "a number": (lambda: optimize(small(), X, batch_sizes=4), TypeError, "batch_sizes 4; allowed: None, or a sequence"),
     "no batch": (lambda: optimize(small(), X, batch_sizes=[]), ValueError, "one or more"),

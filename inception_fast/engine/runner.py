@@ -142,8 +142,9 @@ def optimize(
     device = _device_of(example_inputs)
     name, named = _checked_backend(backend, device)
     allowed = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES[1:]}.get(name, DTYPES)
-    if (dtype or torch.float32) not in allowed:
-        raise ValueError(f"dtype {dtype or torch.float32}; backend {name!r} runs {', '.join(map(str, allowed))}")
+    held = torch.float32 if dtype is None else dtype
+    if held not in allowed:
+        raise ValueError(f"dtype {held!r}; backend {name!r} runs {', '.join(map(str, allowed))}")
     check_winograd(winograd, name, dtype)
     if name in ON_GPU:
         from .gpu_session import module_on_cpu
@@ -151,7 +152,7 @@ def optimize(
         module = module_on_cpu(module)
     _check_parameters(module)
     _check_batch_sizes(batch_sizes)
-    kind = str(dtype or torch.float32).removeprefix("torch.")
+    kind = str(held).removeprefix("torch.")
     session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named)
     for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
         session.plan(session.signature.resized(batch))
