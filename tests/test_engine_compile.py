@@ -161,6 +161,25 @@ def test_results_have_the_formats_that_autocast_gives_them(outside: bool) -> Non
     assert max(errors) <= numerics.NET_BF16_REL_L2, errors
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_autocast_goes_on_behind_a_graph_break(bias: bool, dtype: torch.dtype) -> None:
+    """The caller's autocast leaves maps of half precision beside float32 weights at the break, or the other way."""
+
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.a(x).relu()
+        torch._dynamo.graph_break()
+        return m.fc(m.b(y).relu().mean((2, 3))) + y.mean()
+
+    layers = {"a": nn.Conv2d(3, 8, 3, bias=bias), "b": nn.Conv2d(8, 8, 3, bias=bias), "fc": nn.Linear(8, 5)}
+    module = randomised(Function(net, **layers)).to(dtype)
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, wanted = compiled(X), module(X)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    assert numerics.rel_l2(found, wanted) <= numerics.NET_BF16_REL_L2
+
+
 def test_parameters_as_attributes() -> None:
     """A graph module that holds its own parameters, as older versions of Dynamo hand over."""
     gm = torch.fx.symbolic_trace(randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))

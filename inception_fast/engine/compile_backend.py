@@ -22,6 +22,7 @@ from .session import Session, version
 
 # What an input of Dynamo's graph may be, besides a size of another.
 PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def compile_backend(
@@ -51,6 +52,8 @@ def compile_backend(
     run = _Replanned(gm, example_inputs, winograd)
     if not any(place == INPUT and x.dim() for place, x in zip(run.places, example_inputs, strict=True)):
         return gm.forward  # a part between graph breaks without a map or a vector: nothing here is for a kernel
+    if run.autocast and run.halves:
+        return gm.forward  # nor where autocast meets parameters of half precision, and two formats may meet anywhere
     # A capture inside a compilation must not leave its own guards in it.
     with _disable_current_modes(), tracing(None):
         run.prepare(example_inputs)
@@ -70,6 +73,8 @@ class _Replanned:
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
         self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
         self.numbers = [i for i, place in enumerate(self.places) if place == NUMBER]
+        held = [*(example_inputs[i] for i in self.fixed), *gm.parameters(), *gm.buffers()]
+        self.autocast, self.halves = torch._C._is_any_autocast_enabled(), any(t.dtype in HALVES for t in held)
         self.lock = threading.Lock()
         self.session: Session | None = None
         self.state: list[tuple[Tensor, Callable[[Tensor], bool]]] = []
@@ -79,8 +84,13 @@ class _Replanned:
         session = self.session
         if session is None or not self._current(args):
             session = self.prepare(args)
-        leaves, tree = pytree.tree_flatten(session(tuple(args[i] for i in self.inputs), {}))
+        leaves, tree = pytree.tree_flatten(session(self._maps(args), {}))
         return pytree.tree_unflatten(list(map(_as_announced, leaves, self.dtypes)), tree)
+
+    def _maps(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What the session takes; in the parameters' float32 where the caller's autocast would meet two formats."""
+        maps = (args[i] for i in self.inputs)
+        return tuple(x.float() if self.autocast and isinstance(x, Tensor) and x.dtype in HALVES else x for x in maps)
 
     def _current(self, args: Sequence[Any]) -> bool:
         """Whether the session was made of these very parameters and numbers."""
@@ -94,7 +104,7 @@ class _Replanned:
             self.state = [(t, _unchanged(t)) for t in tensors]
             self.values = [args[i].item() for i in self.numbers]
             bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
-            session = Session(bound, tuple(args[i] for i in self.inputs), {}, "cpu", "float32", self.winograd)
+            session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
             session.plan(session.signature.example)
             self.session = session
             return session
