@@ -236,6 +236,7 @@ BEHIND_MUTANTS = {
     "results of one warp count for all": (r"(barrier_init\(&shared\.made\[i\]), 4\)", r"\1, 1)"),
     "a phase is taken for the one before": (r", parity \^= 1\)", ")"),
     "both store the first 64 rows": (r"\+ 64 \* warpgroup;", ";"),
+    "a residual is copied over results without a fence": (r"fence_async_shared\(\); // results lay[^\n]*", ""),
     "a residual of the first columns": (r"tile\.column \* N \+ part \* STAGED_COLUMNS", "part * STAGED_COLUMNS"),
     "a residual of the first part": (r"staged \+ part \* PART", "staged"),
     "parts lie on each other": (r"staged \+ 4 \* STAGED_BYTES, lane", "staged, lane"),

@@ -56,7 +56,8 @@ PYTEST = [
     "faulthandler_timeout=120",
 ]
 HOPPER_TESTS = "hopper_device"
-FEW_HOPPER = "two_destinations or a_maximum_behind or (behind and (1x7 or 1x1 or 3x3s2 or 8x8))"  # of what is newest
+# Of what is newest.
+FEW_HOPPER = "two_destinations or still_stored or a_maximum_behind or (behind and (1x7 or 1x1 or 3x3s2 or 8x8))"
 # Seconds that a test may take: at a barrier that nobody reaches a Hopper kernel traps after 4; Triton's tests compile,
 # beside other jobs that compile.
 PATIENCE, COMPILING = 40.0, 150.0

@@ -111,6 +111,13 @@ void deliver(Cta &cta, uint32_t offset, const MapSpec &map, const std::vector<Ro
   }
 }
 
+// A copy writes by the asynchronous proxy: ordinary stores there have to be behind a fence, of its thread or of theirs.
+void check_fenced(const Cta &cta, uint32_t offset, uint32_t bytes, const char *what) {
+  for (uint32_t at = offset / 16; at < (offset + bytes + 15) / 16; at++)
+    if (cta.stored[at] > self().fenced)
+      fail("%s: over an ordinary store at shared offset %u, and no fence_async_shared is between them", what, 16 * at);
+}
+
 void load(void *to, const MapSpec &map, void *barrier, uint16_t blocks, std::vector<Row> rows, const char *what) {
   maybe_yield();
   check_earlier_grid(reinterpret_cast<const void *>(map.base), what);
@@ -136,6 +143,7 @@ void load(void *to, const MapSpec &map, void *barrier, uint16_t blocks, std::vec
       fail("%s: into block %zu, which has ended", what, rank);
     if (!barrier_at(cta, at, what).fenced)
       fail("%s: the barrier at shared offset %u was not fenced after its initialisation", what, at);
+    check_fenced(cta, offset, bytes, what);
     for (uint8_t *memory : {cta.shared, cta.seen}) // until it lands, nobody may read what was there
       std::memset(memory + offset, kPoisonByte, bytes);
     auto land = [&cta, offset, &map, rows, row_bytes, at, bytes, what] {
@@ -184,6 +192,7 @@ void bulk_load(void *to, const void *from, uint32_t bytes, void *barrier) {
   Cta &cta = *self().cta;
   if (!barrier_at(cta, at, "bulk_load").fenced)
     fail("bulk_load: the barrier at shared offset %u was not fenced after its initialisation", at);
+  check_fenced(cta, offset, bytes, "bulk_load");
   for (uint8_t *memory : {cta.shared, cta.seen})
     std::memset(memory + offset, kPoisonByte, bytes);
   auto land = [&cta, offset, from, bytes, at] {

@@ -9,7 +9,8 @@
 //   wgmma     operands are read and accumulators written early, or when a wait needs it; accumulators are poison until
 //             then, and must not be touched. Both K-major descriptors are decoded; fragments are those PTX documents.
 //   shared memory   starts as NaN. Ordinary stores reach the view of TMA and wgmma at the storing thread's
-//             fence_async_shared. Addresses are 32-bit and begin off a multiple of 1024.
+//             fence_async_shared. A copy over one that neither its thread's nor the copying thread's fence is behind is
+//             a fault. Addresses are 32-bit and begin off a multiple of 1024.
 //   mbarriers phases, arrivals and bytes; too many arrivals, bytes out of range, use before initialisation or without
 //   its
 //             fence, and being overwritten are faults.

@@ -66,6 +66,7 @@ struct Fiber {
   bool grid_waited = false;
   uint64_t cluster_turn = 0;
   std::vector<std::function<void()>> unpublished; // writes that the asynchronous proxy does not see before a fence
+  uint64_t fenced = 0;              // ordinary stores to shared memory, of all threads, ahead of its last fence
   std::vector<uintptr_t> unordered; // 16 bytes of global memory each: stored, and not yet ordered before copies
   std::vector<std::vector<std::function<void()>>> stores{1}; // TMA stores not yet done, by group; the last one is open
 };
@@ -132,6 +133,7 @@ struct Cta {
   uint8_t *seen = nullptr;   // what TMA and wgmma see
   uint32_t shared_bytes = 0;
   std::vector<BarrierState> barriers; // one for each eight bytes
+  std::vector<uint64_t> stored;       // of each 16 bytes: number of the last ordinary store there, 0 once fenced
   NamedBarrier named[16];
   std::vector<Warp> warps;
   std::vector<Warpgroup> groups;
@@ -163,6 +165,7 @@ struct Machine {
   std::function<void()> kernel;
   std::string error;
   uint64_t switches = 0;
+  uint64_t stores = 0;                          // ordinary ones to shared memory so far
   std::unordered_map<uintptr_t, int> unordered; // of all threads: how many stores of these 16 bytes are not ordered
   uint64_t early_loads = 0;                     // copies of the last launch that a thread issued ahead of its grid_wait
   uint64_t prefetches = 0;                      // of the last launch, into the level 2 cache

@@ -197,6 +197,7 @@ std::unique_ptr<Cta> new_cta(Cluster *cluster, int rank, uint3 index, uint32_t s
   cta->shared = new_shared(shared_bytes);
   cta->seen = new_shared(shared_bytes);
   cta->barriers.resize(shared_bytes / 8 + 1);
+  cta->stored.resize(shared_bytes / 16 + 1);
   int threads = int(m.block.x * m.block.y * m.block.z);
   cta->warps.resize((threads + kWarp - 1) / kWarp);
   cta->groups.resize((threads + kGroup - 1) / kGroup);

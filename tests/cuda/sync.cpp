@@ -107,7 +107,13 @@ void store_later(Fiber &fiber, uint32_t offset, const void *value, int bytes) {
   std::array<uint8_t, 16> copy;
   std::memcpy(copy.data(), value, bytes);
   Cta *cta = fiber.cta;
-  fiber.unpublished.push_back([cta, offset, bytes, copy] { std::memcpy(cta->seen + offset, copy.data(), bytes); });
+  const uint64_t number = ++machine().stores;
+  cta->stored[offset / 16] = number; // no store crosses 16 bytes
+  fiber.unpublished.push_back([cta, offset, bytes, copy, number] {
+    std::memcpy(cta->seen + offset, copy.data(), bytes);
+    if (cta->stored[offset / 16] == number)
+      cta->stored[offset / 16] = 0;
+  });
 }
 
 void write_matrices(Fiber &last, WarpOperation &op) {
@@ -267,6 +273,7 @@ void fence_async_shared() {
   for (auto &publish : fiber.unpublished)
     publish();
   fiber.unpublished.clear();
+  fiber.fenced = machine().stores;
   fence_barrier_init();
 }
 

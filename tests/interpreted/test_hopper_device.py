@@ -61,6 +61,9 @@ SPECS = {
 # What each form is tested on: halo tiles take no strides.
 TAKEN = [(f, name) for f in FORMS for name, spec in SPECS.items() if f not in HALO_FORMS or spec.stride == (1, 1)]
 
+# Of which four together have at least two tiles for each multiprocessor, whatever the cut.
+MANY = ConvSpec(16, 17, 17, 64, 320, 1, 1, dtype="bfloat16")
+
 
 # v3's two and one whose windows are clipped, of which a band of several images is one block's.
 POOLED = {
@@ -178,6 +181,30 @@ def test_a_group_with_two_destinations_and_a_residual(form: str) -> None:
         results = (("left", left, expected[:, :96].relu()), ("right", right, expected[:, 96:]), ("whole", whole, sums))
         for place, y, what in results[: 1 + len(problems)]:
             wrong[f"{named(cut)}, {place}"] = numerics.differences(take(y), what)
+    all_right(wrong)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("behind")])
+def test_residuals_come_to_where_results_are_still_stored(form: str) -> None:
+    """More tiles than blocks, of a step or two each, by turns with a residual and without."""
+    x, weight, shift = integers(MANY)
+    expected = wanted(replace(MANY, relu=False), x, weight, torch.ones(MANY.oc), shift)
+    packed = convolve.pack(weight, None, shift, torch.bfloat16, DEVICE)
+    old = torch.randint(-3, 4, expected.shape).float()
+    source, before = put(x.bfloat16()), put(old.bfloat16(), 8, 16)
+    whole, sums = expected.relu().bfloat16(), (old + 2 * expected).relu().bfloat16()
+    wrong: dict[str, str] = {}
+    for cut in cuts(MANY, form):
+        results = [empty(MANY.n, MANY.oc, MANY.oh, MANY.ow, torch.bfloat16, 8, 0) for _ in range(4)]
+        problems = [
+            Problem(replace(MANY, residual=True), source, packed, (Target(y, True),), before, 2.0)
+            if index % 2
+            else Problem(MANY, source, packed, (Target(y, True),))
+            for index, y in enumerate(results)
+        ]
+        convolve.group("test", cuda.library(), problems, cut).run()
+        for index, y in enumerate(results):
+            wrong[f"{named(cut)}, {index}"] = numerics.differences(take(y), sums if index % 2 else whole)
     all_right(wrong)
 
 

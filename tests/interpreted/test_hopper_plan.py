@@ -138,6 +138,8 @@ def test_the_devices_own_tests_run_and_fail_where_they_should(monkeypatch: pytes
     assert {config.form for config in stub().pair_configs} <= set(device.PAIR_FORMS)
     device.test_integers_are_exact_by_every_configuration("turns32c2", "1x7", "float16")
     device.test_random_numbers_stay_in_the_budget("halves64c1", "1x7")
+    monkeypatch.setattr(device, "MANY", ConvSpec(3, 9, 9, 24, 200, 1, 1, dtype="bfloat16"))
+    device.test_residuals_come_to_where_results_are_still_stored("behind32c1")
     small_pool = {"many": (ConvSpec(3, 7, 6, 16, 96, 3, 3, padding=(1, 1, 1, 1)), (1, 1))}
     monkeypatch.setattr(device, "POOLED", small_pool)
     device.test_a_maximum_behind_a_convolution_is_exact("pooled32", "many", "float16")
