@@ -51,7 +51,9 @@ def _joined(conv: ConvStep, pool: PoolStep, middle: View) -> bool:
 
 
 def merged(steps: Sequence[Any], taken: Sequence[PooledStep]) -> list[Any]:
-    """The steps with those `taken` in place of their pools, and without the convolutions of these."""
-    instead: dict[int, PooledStep] = {id(one.second): one for one in taken}
-    gone = {id(one.first) for one in taken}
+    """The steps with those `taken` in place of their convolutions, and without the pools of these: between the two
+    others may write to what the convolution reads, but none touches what the pool writes.
+    """
+    instead: dict[int, PooledStep] = {id(one.first): one for one in taken}
+    gone = {id(one.second) for one in taken}
     return [instead.get(id(step), step) for step in steps if id(step) not in gone]

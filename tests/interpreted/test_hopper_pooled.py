@@ -24,6 +24,7 @@ from inception_fast.engine.gpu_hopper import Hopper
 from inception_fast.engine.gpu_plan import Packs
 from inception_fast.engine.gpu_runner import GpuCompiled
 from inception_fast.engine.plan import lower
+from inception_fast.engine.segment import writes
 from inception_fast.measure import gpu_profiler
 
 from .maps import DEVICE
@@ -56,12 +57,31 @@ class Stem(nn.Module):
         return nn.functional.avg_pool2d(y, (2, 1))
 
 
+class Overwritten(nn.Module):
+    """Between a convolution and its maximum another result takes the memory of what that convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(3, 16, stride=2), conv(16, 16, padding=1), conv(16, 32, padding=1)
+        self.inner = conv(16, 16, 1)
+        self.outer = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, eps=1e-3))
+        self.maximum, self.last = nn.MaxPool2d(3, 2), conv(16, 32, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        y = self.third(x)
+        x = torch.relu(x + self.outer(self.inner(x)))
+        return nn.functional.avg_pool2d(self.maximum(y) + self.last(x), 2)
+
+
 # What the first two pools' convolutions are looked up by, at one image of 51 by 47.
 SHAPES = {"second": (25 * 23, 32, 144, 9), "third": (12 * 11, 48, 32, 1)}
 
 
-def compiled(library: Library, rows: Sequence[Row], n: int = 1) -> tuple[Tensor, GpuCompiled, Tensor]:
-    module = engine_nets.randomised(Stem()).eval()
+def compiled(
+    library: Library, rows: Sequence[Row], n: int = 1, net: type[nn.Module] = Stem
+) -> tuple[Tensor, GpuCompiled, Tensor]:
+    module = engine_nets.randomised(net()).eval()
     x = numerics.random(n, 3, 51, 47)
     captured = next(iter(optimize(module, x)._session._captured.values()))
     program = lower(captured.graph, [x], spec_reasons, "bfloat16")
@@ -122,6 +142,17 @@ def test_what_did_not_win_stays_apart(rows: list[Row]) -> None:
     x, executable, wanted = compiled(stub(), rows)
     assert not any(isinstance(task.step, gpu_pooled.PooledStep) for task in executable.plan.tasks)
     assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
+
+
+def test_what_a_convolution_reads_is_overwritten_behind_it() -> None:
+    rows = [Row("", Shape("pooled", "half", *SHAPES["second"]), "256x64x32 pooled", 1, *WON)]
+    x, apart, _ = compiled(stub(), [], net=Overwritten)
+    _, joined, _ = compiled(stub(), rows, net=Overwritten)
+    steps = joined.plan.plan.steps
+    (task,) = [task for task in joined.plan.tasks if isinstance(task.step, gpu_pooled.PooledStep)]
+    first, second = map(steps.index, task.steps)
+    assert any(task.step.first.x in writes(step) for step in steps[first:second]), "a vacuous test: nothing overwrites"
+    assert torch.equal(joined.run([x])[0], apart.run([x])[0])
 
 
 def test_what_is_read_elsewhere_is_no_candidate() -> None:
