@@ -144,8 +144,12 @@ def test_a_launch_has_one_and_others_do_not_pool(device: ConvDevice) -> None:
 
 # (what the source says, what a mistake would make of it): each is caught by a deadlock, a fault or a wrong number.
 MUTANTS = {
-    "the second row forgotten": ("pooled.cuh", r"lesser\(top \+ 1, bottom\) % ring", "top % ring"),
-    "the last row forgotten": ("pooled.cuh", r"bottom % ring \* pitch\}", "top % ring * pitch}"),
+    "the second row forgotten": ("pooled.cuh", r"placed\(lesser\(1, bottom - top\)\)", "placed(0)"),
+    "the last row forgotten": ("pooled.cuh", r"placed\(bottom - top\)\}", "placed(0)}"),
+    "the ring's end within a line": ("pooled.cuh", r"\(place \+ behind < ring \? 0 : ring\)", "0"),
+    "a line's place in the ring": ("pooled.cuh", r"place \+= line\.row - band\.line\.row - top;", "place += 2;"),
+    "a window beyond the run": ("pooled.cuh", r"w \+ i < last,", "true,"),
+    "two windows of the same columns": ("pooled.cuh", r"lesser\(w \+ i / 2, last - 1\)", "w"),
     "a line does not wait for its last row": ("pooled.cuh", r"\(bottom \* pitch \+", "(top * pitch +"),
     "a line waits for one tile": ("pooled.cuh", r"made <= end\)", "made < end)"),
     "tiles are allowed a row early": ("pooled_schedule.h", r"free \+ ring \*", "free + (ring + 1) *"),

@@ -47,26 +47,39 @@ template <class T> __device__ __forceinline__ uint4 larger_of_8(uint4 a, uint4 b
 }
 
 // The maxima of a line from the window `first` to the one ahead of `last`, 8 columns of them: to memory from `to` on,
-// `pitch` bytes apart. `row` has the places of the line's rows in the ring.
+// `pitch` bytes apart. `row` has the places of the line's rows in the ring. The values of two windows are on their way
+// together: a window's instructions are fewer than the cycles that it waits for them.
 template <int N, class T>
 __device__ __forceinline__ void pool_windows(const Problem &problem, uint32_t results, const int (&row)[WINDOW],
                                              uint64_t to, uint32_t pitch, uint32_t relu, int first, int last,
                                              int group) {
-  const auto largest = [&](int column) {
-    uint4 value[WINDOW];
+  constexpr int AT_ONCE = 2;
+  const auto load = [&](uint4(&value)[WINDOW], int column) {
 #pragma unroll
     for (int i = 0; i < WINDOW; ++i)
       value[i] = load_shared_16(result_address<N>(results, row[i] + column, group));
+  };
+  const auto largest = [](const uint4(&value)[WINDOW]) {
     return larger_of_8<T>(larger_of_8<T>(value[0], value[1]), value[2]);
   };
-  uint4 left = largest(window_column(problem, first, 0));
+  uint4 ahead[WINDOW];
+  load(ahead, window_column(problem, first, 0));
+  uint4 left = largest(ahead);
 #pragma unroll 1
-  for (int w = first; w < last; ++w) {
-    const uint4 middle = largest(window_column(problem, w, 1)), right = largest(window_column(problem, w, 2));
-    const uint4 y = larger_of_8<T>(larger_of_8<T>(left, middle), right);
-    store_global_16(reinterpret_cast<void *>(to + static_cast<uint64_t>(static_cast<uint32_t>(w)) * pitch),
-                    make_uint4(relu_pair(y.x, relu), relu_pair(y.y, relu), relu_pair(y.z, relu), relu_pair(y.w, relu)));
-    left = right;
+  for (int w = first; w < last; w += AT_ONCE) {
+    uint4 value[AT_ONCE][2][WINDOW]; // of the windows' middle and right columns
+#pragma unroll
+    for (int i = 0; i < 2 * AT_ONCE; ++i)
+      load(value[i / 2][i % 2], window_column(problem, lesser(w + i / 2, last - 1), 1 + i % 2));
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const uint4 middle = largest(value[i][0]), right = largest(value[i][1]);
+      const uint4 y = larger_of_8<T>(larger_of_8<T>(left, middle), right);
+      store_global_16_if(
+          w + i < last, reinterpret_cast<void *>(to + static_cast<uint64_t>(static_cast<uint32_t>(w + i)) * pitch),
+          make_uint4(relu_pair(y.x, relu), relu_pair(y.y, relu), relu_pair(y.z, relu), relu_pair(y.w, relu)));
+      left = right;
+    }
   }
 }
 
@@ -92,9 +105,9 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
   const int first = run * problem.pooled_w / ALL, last = stores ? (run + 1) * problem.pooled_w / ALL : first;
   const uint32_t apart = 2 * static_cast<uint32_t>(problem.output[output].pitch);
   const uint32_t relu = problem.output[output].relu ? 0xffffffffu : 0;
-  int made = 0, allowed = 0;
   grid_wait(); // before y is written
   Line line = band.line;
+  int made = 0, allowed = 0, place = 0; // the last is that of the line's first row in the ring
   allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
   for (int i = 0; i < band.lines; ++i) {
     const int top = line.row - band.line.row, bottom = line.last - band.line.row;
@@ -104,7 +117,8 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
       ++made;
       allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
     }
-    const int row[WINDOW] = {top % ring * pitch, lesser(top + 1, bottom) % ring * pitch, bottom % ring * pitch};
+    const auto placed = [&](int behind) { return (place + behind - (place + behind < ring ? 0 : ring)) * pitch; };
+    const int row[WINDOW] = {placed(0), placed(lesser(1, bottom - top)), placed(bottom - top)};
     if (first < last)
       pool_windows<N, T>(
           problem, results, row,
@@ -112,6 +126,8 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
           relu, first, last, own);
     sync_warp(); // all lanes have read
     line = next_line(problem, line);
+    for (place += line.row - band.line.row - top; place >= ring;) // without a division
+      place -= ring;
     allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
   }
 }
@@ -203,8 +219,8 @@ __device__ void serve_pooled(const Group &group, const PooledShared &shared, con
 }
 
 // Of each thread: of the first warpgroup, and of those that multiply. Together they are what the block gets.
-constexpr int SERVING_REGISTERS = 56;
-HOST_DEVICE constexpr int pooled_registers(int warpgroups) { return warpgroups == 2 ? 224 : 152; }
+constexpr int SERVING_REGISTERS = 72;
+HOST_DEVICE constexpr int pooled_registers(int warpgroups) { return warpgroups == 2 ? 216 : 144; }
 HOST_DEVICE constexpr bool pooled_registers_suffice(int warpgroups) {
   const int all = 1 + warpgroups, given = 65536 / (all * WARPGROUP) / 8 * 8;
   return SERVING_REGISTERS + warpgroups * pooled_registers(warpgroups) <= all * given;
