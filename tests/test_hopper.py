@@ -166,7 +166,7 @@ def test_the_first_convolution_is_proved(here: loader.Library, monkeypatch: pyte
     monkeypatch.setattr(convolve, "pack", lambda w, *rest: right(w.flip(3), *rest))
     said = check.wrong(here, device)
     assert "gave wrong numbers with 128x64x64 s4, 128x64x64 s4 in 2" in said and "pair 192, pair 256 c2" in said
-    assert "128x128x64 s4 in 2 in float16" in said and said.endswith("256x64x32 pooled")
+    assert "128x128x64 s4 in 2 in float16" in said and said.endswith("256x64x32 pooled in float16")
 
 
 def test_reasons_name_what_is_seen(here: loader.Library) -> None:

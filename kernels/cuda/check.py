@@ -22,9 +22,10 @@ from .loader import Config, Library
 
 # Two images of 9x9, so that tiles meet every border and the next image; sums below 256 are exact in both formats.
 SPEC = ConvSpec(2, 9, 9, 64, 96, 1, 3, padding=(0, 0, 1, 1), relu=False, dtype="bfloat16")
-# Of two columns of tiles, and windows that are clipped.
-POOLED = ConvSpec(2, 10, 9, 32, 104, 3, 3, padding=(1, 1, 1, 1), dtype="bfloat16")
-MAXIMUM = PoolSpec(2, 10, 9, 104, 3, 3, (2, 2), overhang=(1, 0), dtype="bfloat16")
+# Of two columns of tiles, and windows that are clipped; more tiles for one block than barriers, whose rows go round its
+# ring. And of one column, whose weights may stay.
+POOLED = ConvSpec(24, 10, 9, 32, 104, 3, 3, padding=(1, 1, 1, 1), dtype="bfloat16")
+STAYING = replace(POOLED, oc=56, dtype="float16")
 PAIR = PairSpec(
     ConvSpec(1, 17, 17, 64, 32, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16"),
     ConvSpec(1, 17, 17, 32, 48, 7, 1, padding=(3, 3, 0, 0), dtype="bfloat16"),
@@ -88,7 +89,7 @@ def wrong(kernels: Library, device: torch.device, spec: ConvSpec = SPEC) -> str:
     other = replace(spec, dtype="float16")
     bad += [f"{name} in float16" for name in _wrong_convs(kernels, device, other, list(forms.values()))]
     bad += _wrong_pairs(kernels, device)
-    bad += _wrong_pooled(kernels, device)
+    bad += [name for pooling in (POOLED, STAYING) for name in _wrong_pooled(kernels, device, pooling)]
     return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
 
 
@@ -136,24 +137,30 @@ def _wrong_pairs(kernels: Library, device: torch.device) -> list[str]:
     return bad
 
 
-def _wrong_pooled(kernels: Library, device: torch.device) -> list[str]:
-    """The convolutions with a maximum behind them whose result differs: a maximum rounds nothing."""
-    spec, pool, generator = POOLED, MAXIMUM, torch.Generator().manual_seed(3)
-    x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).bfloat16()
+def maximum(spec: ConvSpec) -> PoolSpec:
+    """The pool behind one of those that are pooled."""
+    return PoolSpec(spec.n, spec.oh, spec.ow, spec.oc, 3, 3, (2, 2), overhang=(1, 0), dtype=spec.dtype)
+
+
+def _wrong_pooled(kernels: Library, device: torch.device, spec: ConvSpec) -> list[str]:
+    """The convolutions with a maximum behind them whose result differs, by one block or by many: a maximum rounds
+    nothing.
+    """
+    pool, generator, dtype = maximum(spec), torch.Generator().manual_seed(3), getattr(torch, spec.dtype)
+    x = torch.randint(-1, 2, (spec.n, spec.c, spec.h, spec.w), generator=generator).to(dtype)
     weight = torch.randint(-1, 2, (spec.oc, spec.c, spec.kh, spec.kw), generator=generator).float()
     sums = F.conv2d(x.double(), weight.double(), None, 1, (spec.padding[0], spec.padding[2])).relu()
-    wanted = F.max_pool2d(sums, 3, 2, ceil_mode=True).bfloat16()
-    source, packed = (
-        dense(x.to(device).permute(0, 2, 3, 1).contiguous()),
-        convolve.pack(weight, None, None, x.dtype, device),
-    )
+    wanted = F.max_pool2d(sums, 3, 2, ceil_mode=True).to(dtype)
+    source = dense(x.to(device).permute(0, 2, 3, 1).contiguous())
+    packed = convolve.pack(weight, None, None, dtype, device)
     bad = []
     for config in pooled.able(kernels, spec, pool):
-        y = torch.full((pool.n, pool.oh, pool.ow, pool.c), float("nan"), dtype=x.dtype, device=device)
-        problem = Problem(spec, source, packed, (Target(dense(y), True),), pooled=(pool.oh, pool.ow))
-        convolve.group("check", kernels, [problem], Cut(config)).run()
-        if not torch.equal(y.permute(0, 3, 1, 2).cpu(), wanted):
-            bad.append(config.name)
+        for blocks in (1, 0):
+            y = torch.full((pool.n, pool.oh, pool.ow, pool.c), float("nan"), dtype=dtype, device=device)
+            problem = Problem(spec, source, packed, (Target(dense(y), True),), pooled=(pool.oh, pool.ow))
+            convolve.group("check", kernels, [problem], Cut(config), blocks=blocks).run()
+            if not torch.equal(y.permute(0, 3, 1, 2).cpu(), wanted):
+                bad.append(f"{config.name} in {spec.dtype}" + (", one block" if blocks else ""))
     return bad
 
 

@@ -277,10 +277,11 @@ class Launch:
 
 def group(
     name: str, library: Library, problems: Sequence[Problem], cut: Cut, *,
-    place: Workspace | None = None, overlap: bool = False,
+    place: Workspace | None = None, overlap: bool = False, blocks: int = 0,
 ) -> Launch:  # fmt: skip
     """Independent convolutions in one launch. `overlap`: it may start before the launch ahead of it has ended,
-    and load its weights; these have to be whole before the last launch without `overlap` ahead of it.
+    and load its weights; these have to be whole before the last launch without `overlap` ahead of it. `blocks` limits
+    the grid where it is not 0.
 
     Raises ValueError where the library refuses the group.
     """
@@ -292,5 +293,5 @@ def group(
     sizes = library.workspace_bytes(convs, cut.config)
     place = place or workspace([sizes], device)
     address = 0 if place is None or not sizes[0] else place.placed(*sizes)
-    blob = library.prepare(convs, dtype, cut.config, address, overlap)
+    blob = library.prepare(convs, dtype, cut.config, address, overlap, blocks)
     return Launch(name, library, blob, device, (tuple(problems), place))

@@ -113,12 +113,13 @@ class Library:
         return whole, self._counted(self._c.hopper_conv_counter_bytes(*_group(convs), config.number))
 
     def prepare(
-        self, convs: Sequence[abi.Conv], dtype: str, config: Config, workspace: int = 0, overlap: bool = False
-    ) -> ctypes.Array[ctypes.c_char]:
-        """The launch as bytes, for the current device."""
+        self, convs: Sequence[abi.Conv], dtype: str, config: Config, workspace: int = 0, overlap: bool = False,
+        blocks: int = 0,
+    ) -> ctypes.Array[ctypes.c_char]:  # fmt: skip
+        """The launch as bytes, for the current device; `blocks` limits its grid where it is not 0."""
         blob = ctypes.create_string_buffer(self.blob_bytes)
-        kind = abi.TYPES[dtype]
-        self._check(self._c.hopper_conv_prepare(*_group(convs), kind, config.number, workspace, 0, int(overlap), blob))
+        given = abi.TYPES[dtype], config.number, workspace, blocks, int(overlap)
+        self._check(self._c.hopper_conv_prepare(*_group(convs), *given, blob))
         return blob
 
     def launch(self, blob: ctypes.Array[ctypes.c_char], stream: int) -> None:

@@ -18,7 +18,7 @@ void emulated_adopt(void *data, uint64_t bytes);
 const char *emulated_error(void);
 
 struct EmulatedBlob {
-  int32_t count, type, config;
+  int32_t count, type, config, blocks;
   uint64_t workspace;
   HopperConv convs[HOPPER_GROUP];
 };
@@ -28,8 +28,8 @@ int32_t hopper_devices(void) { return 1; }
 int64_t hopper_conv_blob_bytes(void) { return sizeof(EmulatedBlob); }
 
 int32_t hopper_conv_prepare(const HopperConv *convs, int32_t count, int32_t type, int32_t config, uint64_t workspace,
-                            int32_t, int32_t, void *blob) {
-  EmulatedBlob made{count, type, config, workspace, {}};
+                            int32_t blocks, int32_t, void *blob) {
+  EmulatedBlob made{count, type, config, blocks > 0 ? blocks : 4, workspace, {}};
   std::memcpy(made.convs, convs, sizeof(HopperConv) * count);
   std::memcpy(blob, &made, sizeof made);
   return 0;
@@ -44,7 +44,7 @@ int32_t hopper_conv_launch(const void *blob, uint64_t) {
   adopt_all();
   EmulatedBlob made;
   std::memcpy(&made, blob, sizeof made);
-  if (emulated_conv(made.convs, made.count, made.type, made.config, made.workspace, 4))
+  if (emulated_conv(made.convs, made.count, made.type, made.config, made.workspace, made.blocks))
     return fail_with(emulated_error());
   return 0;
 }

@@ -186,12 +186,29 @@ def test_what_cannot_be_one_launch_says_why(conv: dict[str, object], pool: dict[
     assert pooled.spec_reasons(stub(), CONV, POOL) == [] and len(pooled.able(stub(), CONV, POOL)) == 1
 
 
-def test_the_check_runs_every_one_and_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    able = pooled.able(emulated(), check.POOLED, check.MAXIMUM)
+@pytest.mark.parametrize("spec", [check.POOLED, check.STAYING], ids=["of two columns", "weights that stay"])
+def test_the_check_runs_every_one_and_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, spec: ConvSpec) -> None:
+    able = pooled.able(emulated(), spec, check.maximum(spec))
     assert {config.form for config in able} == {"pooled64", "pooled32"}
-    assert check._wrong_pooled(emulated(), DEVICE) == []
+    assert check._wrong_pooled(emulated(), DEVICE, spec) == []
     monkeypatch.setattr(loader.Library, "launch", lambda *ignored: None)
-    assert check._wrong_pooled(emulated(), DEVICE) == [config.name for config in able]
+    ways = (", one block", "")
+    assert check._wrong_pooled(emulated(), DEVICE, spec) == [
+        f"{config.name} in {spec.dtype}{way}" for config in able for way in ways
+    ]
+
+
+def test_the_check_goes_round_rings_and_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every configuration: one tile a block would be right without either."""
+    asked: list[int] = []
+    monkeypatch.setattr(loader.Library, "prepare", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(convolve.Launch, "run", lambda launch: None)
+    check._wrong_pooled(emulated(), DEVICE, check.POOLED)
+    assert set(asked) == {0, 1}
+    spec, every = check.POOLED, [config.rows for config in Library._configs(emulated()) if config.pooled]
+    pitch, rows = spec.ow + spec.kw - 1, spec.n * (spec.oh + spec.kh - 1)
+    assert all(rows > 2 * (-(-positions // pitch) + 3) for positions in every), "rows of results"
+    assert rows * pitch // min(every) > 16, "POOLED_TILES_AHEAD"
 
 
 def test_every_cut_is_tried() -> None:
