@@ -136,14 +136,18 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
 template <int N, class T>
 __device__ __forceinline__ void store_results(const float (&d)[N / 2], const Problem &problem, uint32_t columns,
                                               uint32_t results, int position, int lane) {
+  constexpr int AT_ONCE = 4; // groups of 8 columns whose scales are on their way together
 #pragma unroll
-  for (int at = 0; at < N / 8; at += 2) {
-    uint32_t low[2], high[2];
+  for (int at = 0; at < N / 8; at += AT_ONCE) {
+    uint32_t low[AT_ONCE], high[AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < AT_ONCE; ++i)
       finish<T, false>(&d[(at + i) * 4], columns + 64 * (at + i) + 16 * (lane % 4), problem.residual_scale, 0, 0, lane,
                        low[i], high[i]);
-    store_matrices(result_address<N>(results, position, at + lane / 16), low[0], high[0], low[1], high[1]);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i += 2)
+      store_matrices(result_address<N>(results, position, at + i + lane / 16), low[i], high[i], low[i + 1],
+                     high[i + 1]);
   }
 }
 
