@@ -65,6 +65,8 @@ template <class T> Run run_of_pooled(const HopperConfig &config) {
   case 256096:
     return run_pooled<96, 2, 2, T>;
 #ifndef ONLY_POOLED
+  case 512064:
+    return run_pooled<64, 4, 2, T>;
   case 128192:
     return run_pooled<192, 1, 2, T>;
 #endif
