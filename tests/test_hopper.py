@@ -158,15 +158,15 @@ def test_status_tells_built_driver_and_architecture(
 def test_the_first_convolution_is_proved(here: loader.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right numbers pass for every configuration, whole and split; another weight order is noticed."""
     device = torch.device("cpu")
-    assert check.wrong(here, device) == ""
+    assert check.wrong(here, device) == check.wrong_behind(here, device) == check.wrong_pooled(here, device) == ""
     seen = {(name, splits) for _, name, _, splits in launched()}
     expected = {(config.name, splits) for config in here.configs for splits in (1, 2) if splits == 1 or not config.halo}
     assert seen == expected | {(config.name, 1) for config in here.pair_configs}
-    right = convolve.pack
-    monkeypatch.setattr(convolve, "pack", lambda w, *rest: right(w.flip(3), *rest))
+    monkeypatch.setattr(convolve, "pack", lambda w, *rest, right=convolve.pack: right(w.flip(3), *rest))
     said = check.wrong(here, device)
     assert "gave wrong numbers with 128x64x64 s4, 128x64x64 s4 in 2" in said and "pair 192, pair 256 c2" in said
-    assert "128x128x64 s4 in 2 in float16" in said and said.endswith("256x64x32 pooled in float16")
+    assert "128x128x64 s4 in 2 in float16" in said and "behind" not in said and "pooled" not in said
+    assert check.wrong_pooled(here, device).endswith("256x64x32 pooled in float16")
 
 
 def test_reasons_name_what_is_seen(here: loader.Library) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,22 @@ def measured(device: torch.device) -> tuple[str, tuple[Row, ...]]:
     if device.type != "cuda":
         return "", choices.shipped()
     name = torch.cuda.get_device_name(device)
-    return name, choices.tuned(name, abi.ABI)
+    return name, proved(choices.tuned(name, abi.ABI), device)
+
+
+def proved(rows: tuple[Row, ...], device: torch.device) -> tuple[Row, ...]:
+    """The rows without those of a form of tiles that gives wrong numbers on the device, of which a warning tells."""
+    named = [form for form in check.FORMS if any(form in row.config.split() for row in rows)]
+    if not named or check.refusal(device):
+        return rows
+    for form in named:
+        refused = check.form_refusal(device, form)
+        if refused:
+            warnings.warn(
+                f"no tile {form!r} is used, which measurements chose: {refused}", RuntimeWarning, stacklevel=2
+            )
+            rows = tuple(row for row in rows if form not in row.config.split())
+    return rows
 
 
 def cut_of(kernels: Library, spec: ConvSpec, columns: tuple[int, ...] = (), row: Row | None = None) -> Cut:

@@ -1,13 +1,15 @@
 """Whether the kernels are right on the GPU that is here: a small convolution and a small pair with exact results, by
 every configuration, before anything else runs on the device. What is wrong makes the backend unavailable, with the
-reason. A small walk as well: where that is wrong, plans have none, and steps are launches of their own.
+reason. A small walk as well: where that is wrong, plans have none, and steps are launches of their own. Forms of tiles
+that nothing but a measurement chooses are proved where one did, and what is wrong with them costs them alone.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +42,9 @@ STEPS: tuple[ConvSpec | PoolSpec, ...] = (
     ConvSpec(1, 1, 1, 64, 40, 1, 1, relu=False),
 )
 PARTS = (1, 0, 4, 0, 1)  # of K
+FORMS = ("behind", "pooled")  # a word in the names of configurations that a measurement alone chooses
 _once = threading.Lock()
+Key = TypeVar("Key")
 
 
 def refusal(device: torch.device) -> str:
@@ -49,10 +53,7 @@ def refusal(device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(index)
     if capability != HOPPER:
         return f"GPU {index} has compute capability {capability[0]}.{capability[1]}; allowed: 9.0"
-    with _once:
-        if index not in loader.verdicts:
-            loader.verdicts[index] = _found(torch.device("cuda", index))
-        return loader.verdicts[index]
+    return _asked(loader.verdicts, index, index, "convolution", wrong)
 
 
 def walk_refusal(device: torch.device) -> str:
@@ -60,37 +61,59 @@ def walk_refusal(device: torch.device) -> str:
     the first call.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
+    return _asked(loader.walk_verdicts, index, index, "walk", wrong_walks)
+
+
+def form_refusal(device: torch.device, form: str) -> str:
+    """Why none of `FORMS` is used on this device, whose kernels are trusted; empty when it is right there. Runs every
+    configuration of the form at the first call.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found = wrong_behind if form == "behind" else wrong_pooled
+    return _asked(loader.form_verdicts, (index, form), index, f"{form} tile", found)
+
+
+def _asked(
+    verdicts: dict[Key, str], key: Key, index: int, what: str, found: Callable[[Library, torch.device], str]
+) -> str:
     with _once:
-        if index not in loader.walk_verdicts:
+        if key not in verdicts:
             there = torch.device("cuda", index)
             try:
                 with torch.cuda.device(there):
-                    loader.walk_verdicts[index] = wrong_walks(loader.library(), there)
+                    verdicts[key] = found(loader.library(), there)
             except RuntimeError as error:
-                loader.walk_verdicts[index] = f"GPU {index}: the first walk failed: {error}"
-        return loader.walk_verdicts[index]
+                verdicts[key] = f"GPU {index}: the first {what} failed: {error}"
+        return verdicts[key]
 
 
-def _found(device: torch.device) -> str:
-    try:
-        with torch.cuda.device(device):
-            return wrong(loader.library(), device)
-    except RuntimeError as error:
-        return f"GPU {device.index}: the first convolution failed: {error}"
-
-
-def wrong(kernels: Library, device: torch.device, spec: ConvSpec = SPEC) -> str:
+def wrong(kernels: Library, device: torch.device) -> str:
     """Which configurations give another result than the exact one, in words; empty when none does. All of them in
     bfloat16, and one of each form in float16, whose kernels are compiled from the same source.
     """
-    able = convolve.able(kernels, spec)
-    forms = {config.form: config for config in able}
-    bad = _wrong_convs(kernels, device, spec, able)
-    other = replace(spec, dtype="float16")
-    bad += [f"{name} in float16" for name in _wrong_convs(kernels, device, other, list(forms.values()))]
+    bad = _wrong_in_both(kernels, device, [config for config in convolve.able(kernels, SPEC) if not config.behind])
     bad += _wrong_pairs(kernels, device)
-    bad += [name for pooling in (POOLED, STAYING) for name in _wrong_pooled(kernels, device, pooling)]
     return f"the first convolution gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def wrong_behind(kernels: Library, device: torch.device) -> str:
+    """The same of tiles that are stored behind the next one's products."""
+    bad = _wrong_in_both(kernels, device, [config for config in convolve.able(kernels, SPEC) if config.behind])
+    return f"the first behind tile gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def wrong_pooled(kernels: Library, device: torch.device) -> str:
+    """The same of convolutions with a maximum behind them."""
+    bad = [name for spec in (POOLED, STAYING) for name in _wrong_pooled(kernels, device, spec)]
+    return f"the first pooled tile gave wrong numbers with {', '.join(bad)}" if bad else ""
+
+
+def _wrong_in_both(kernels: Library, device: torch.device, able: Sequence[Config]) -> list[str]:
+    """By all of them in bfloat16 and by one of each form in float16."""
+    forms = {config.form: config for config in able}
+    bad = _wrong_convs(kernels, device, SPEC, able)
+    other = replace(SPEC, dtype="float16")
+    return bad + [f"{name} in float16" for name in _wrong_convs(kernels, device, other, list(forms.values()))]
 
 
 def _wrong_convs(kernels: Library, device: torch.device, spec: ConvSpec, configs: Sequence[Config]) -> list[str]:

@@ -248,6 +248,7 @@ def _loaded(file: Path) -> Library | str:
 
 verdicts: dict[int, str] = {}  # by the device's number: why its first convolution was wrong, or nothing
 walk_verdicts: dict[int, str] = {}  # the same of its first walk, which costs walks alone
+form_verdicts: dict[tuple[int, str], str] = {}  # and of a form of tiles that only measurements choose
 
 
 def distrusted() -> str:

@@ -109,8 +109,17 @@ def test_the_check_before_the_first_use_asks_no_form_for_what_it_refuses() -> No
         "turns64c2",
         "behind32c2",
     }
-    assert check.wrong(emulated(), DEVICE) == ""
+    assert check.wrong(emulated(), DEVICE) == check.wrong_behind(emulated(), DEVICE) == ""
     assert check.wrong_walks(emulated(), DEVICE) == ""
+
+
+def test_the_check_of_tiles_that_are_stored_behind_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = [config for config in convolve.able(emulated(), check.SPEC) if config.behind]
+    monkeypatch.setattr(loader.Library, "launch", lambda *ignored: None)
+    said = check.wrong_behind(emulated(), DEVICE)
+    assert able and said.startswith("the first behind tile gave wrong numbers with ")
+    assert all(f"{config.name}{how}" in said for config in able for how in (",", " with a residual,"))
+    assert "behind in float16" in said and "halves" not in said
 
 
 def test_the_probe_of_shifted_operands_expects_the_right_products(monkeypatch: pytest.MonkeyPatch) -> None:

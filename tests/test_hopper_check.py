@@ -1,0 +1,69 @@
+"""Forms of tiles that nothing but a measurement chooses: proved on a GPU where a row names them, and never before."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from inception_fast.kernels.cuda import check, loader
+from inception_fast.kernels.cuda.choices import Row, Shape
+
+from hopper_library import stub
+from inception_fast.backends import hopper_gpu
+
+SHAPE = Shape("conv", "half", 289, 192, 1344, 7)
+
+
+def test_a_form_that_measurements_choose_is_proved_where_one_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with it costs its rows and no more; where nothing names it, it does not run."""
+    asked: list[str] = []
+
+    def refused(device: torch.device, form: str) -> str:
+        asked.append(form)
+        return "wrong numbers" if form == "pooled" else ""
+
+    def rows(*configs: str) -> tuple[Row, ...]:
+        return tuple(Row("A GPU", SHAPE, config, 1, 1e-6, 2e-6) for config in configs)
+
+    monkeypatch.setattr(check, "refusal", lambda device: "")
+    monkeypatch.setattr(check, "form_refusal", refused)
+    gpu, plain = torch.device("cuda", 0), rows("128x64x64 s4", "pair 192")
+    assert hopper_gpu.proved(plain, gpu) == plain and asked == []
+    named = rows("128x192x64 s4 behind", "256x64x32 pooled")
+    with pytest.warns(RuntimeWarning, match="no tile 'pooled' is used, which measurements chose: wrong numbers"):
+        assert hopper_gpu.proved((*plain, *named), gpu) == (*plain, named[0])
+    assert asked == ["behind", "pooled"]
+    monkeypatch.setattr(check, "refusal", lambda device: "all is wrong")
+    assert hopper_gpu.proved(named, gpu) == named and len(asked) == 2
+
+
+def test_a_form_is_asked_once_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails is told as well, and what is wrong with it is no verdict on other kernels."""
+    asked: list[torch.device] = []
+
+    def found(kernels: Any, device: torch.device) -> str:
+        asked.append(device)
+        if device.index:
+            raise RuntimeError("unspecified launch failure")
+        return ""
+
+    monkeypatch.setattr(loader, "form_verdicts", {})
+    monkeypatch.setattr(check, "wrong_pooled", found)
+    monkeypatch.setattr(check, "wrong_behind", lambda kernels, device: "the first behind tile gave wrong numbers")
+    monkeypatch.setattr(check.loader, "library", stub)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    one, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    for _ in range(2):
+        assert check.form_refusal(one, "pooled") == ""
+        assert check.form_refusal(other, "pooled") == "GPU 1: the first pooled tile failed: unspecified launch failure"
+        assert check.form_refusal(one, "behind") == "the first behind tile gave wrong numbers"
+    assert asked == [one, other] and loader.distrusted() == ""
+
+
+def test_forms_are_words_of_their_configurations_names() -> None:
+    plain = stub().configs[0]._replace(turns=0, behind=0, pooled=0)
+    assert not set(plain.name.split()) & set(check.FORMS)
+    for form in check.FORMS:
+        assert form in plain._replace(**{form: 1}).name.split()
