@@ -16,13 +16,14 @@ EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid covariate_shift 
 TRAINED := $(EXPERIMENTS:%=claims-training/%/compare.json)
 SEEDS = $(if $(filter label_smoothing grid_reduction,$*),10,6)
 
-.PHONY: help bench claims claims-training test lint format clean
+.PHONY: help bench claims claims-training test native lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make bench   time the models beside the installed peers; BENCH=... names the models, ARGS=... adds options"
 	@echo "make claims  measure what the papers claim into claims-report; make -j2 claims-training trains for it first"
 	@echo "make test    run the tests by WORKERS=2 processes; with ARGS=..., which goes to pytest, by one"
+	@echo "make native  build what changed of the native kernels, in build/native, where the other commands start anew"
 	@echo "make lint    run the formatters, linters and the type checker, as the tests do"
 	@echo "make format  format the sources"
 	@echo "make clean   remove what was built; $(VENV) stays"
@@ -40,6 +41,14 @@ $(TRAINED): claims-training/%/compare.json: | $(VENV)/.bench
 
 test: $(VENV)/.test
 	$(if $(ARGS),,OMP_WAIT_POLICY=passive) $(BIN)/python -m pytest $(or $(ARGS),$(TOGETHER))
+
+# As an editable install does it, but the objects stay. Where the package is installed, it is up to date then.
+native: $(VENV)/.torch
+	cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_INSTALL_PREFIX=$(CURDIR) \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	cmake --build build/native
+	cmake --install build/native
+	touch -c $(VENV)/.bench $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_style.py $(ARGS)

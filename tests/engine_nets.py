@@ -1,10 +1,14 @@
-"""The networks that the engine is held to, each built and captured once in a run."""
+"""The networks that the engine is held to.
+
+The last two are kept as they were built and captured: tests over all of them take names for a module, so that pytest runs
+those of one network together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +54,7 @@ NETS = {
 }
 
 
-@cache
+@lru_cache(maxsize=2)
 def built(name: str) -> nn.Module:
     return NETS[name].build()
 
@@ -59,7 +63,7 @@ def images(name: str, batch: int = 2) -> Tensor:
     return references.images(NETS[name].size, batch)
 
 
-@cache
+@lru_cache(maxsize=2)
 def optimised(name: str) -> OptimizedModule:
     """Optimised for two images, so that its one capture serves every batch but one."""
     return optimize(built(name), images(name))

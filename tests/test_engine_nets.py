@@ -20,7 +20,7 @@ from plan_oracle import run_plan
 OURS = [name for name in NETS if name.startswith("inception")]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_rewrites_are_exact(name: str) -> None:
     raw, graph, _ = engine_nets.graphs(name)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_rewrites_are_exact(name: str) -> None:
     assert relative(after, before) <= numerics.REWRITE_MAX
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_convolutions_left(name: str) -> None:
     raw, graph, _ = engine_nets.graphs(name)
     assert (ir.convolutions(raw), ir.convolutions(graph)) == NETS[name].convolutions
@@ -58,7 +58,7 @@ FIRED = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_passes_fire(name: str) -> None:
     fired = engine_nets.graphs(name)[2]
     norms, relus, residuals, pools, chains, splits = FIRED[name]
@@ -76,7 +76,7 @@ def test_input_scaling_goes_where_it_is_exact() -> None:
     assert [s.kind for s in report.steps].count("import") == 1, "the scaling happens while the image is read"
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_all_native(name: str) -> None:
     report = engine_nets.optimised(name).report()
     assert not report.fallbacks
@@ -84,7 +84,7 @@ def test_all_native(name: str) -> None:
     assert all(n.backend in ("cpu", "none") for n in report.nodes)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_equals_eager(name: str) -> None:
     net, fast, x = engine_nets.built(name), engine_nets.optimised(name), images(name, 3)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_bits_depend_on_neither_batch_nor_threads(name: str) -> None:
     assert len({id(c) for c in fast._session._captured.values()}) == 1, "the batch of one came out another graph"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS, scope="module")
 def test_plan_means_the_graph(name: str) -> None:
     """The lowered plan, run by the oracle in float64, against the graph: only the rounding of parameters differs."""
     fast, x = engine_nets.optimised(name), images(name, 2)
@@ -117,7 +117,7 @@ def test_plan_means_the_graph(name: str) -> None:
     assert relative(y.reshape(expected.shape), expected) <= numerics.NET_MAX / 10
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS, scope="module")
 def test_memory(name: str) -> None:
     """Concatenations are written in place, and the arena is far smaller than the sum of what passes through it."""
     fast = engine_nets.optimised(name)

@@ -71,7 +71,7 @@ def check_lifetimes(plan: Plan) -> None:
                 owner[line] = number
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n.startswith("inception")])
+@pytest.mark.parametrize("name", [n for n in NETS if n.startswith("inception")], scope="module")
 def test_lifetimes_of_the_variants(name: str) -> None:
     executable, _ = engine_nets.optimised(name)._session.executable([images(name)])
     for item in executable.program.items:

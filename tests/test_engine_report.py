@@ -83,7 +83,7 @@ def test_it_goes_through_json(mixed: Report) -> None:
     assert [f["kind"] for f in back["fallbacks"]] == [f.kind for f in mixed.fallbacks]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETS, scope="module")
 def test_complete_for_every_network(name: str) -> None:
     """Each captured call is in a step, or has a reason for having none; steps but the import say what they compute."""
     report = engine_nets.optimised(name).report()
