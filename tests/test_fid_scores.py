@@ -72,11 +72,14 @@ def test_distance_of_few_images(counts: tuple[int, int]) -> None:
 
 
 def test_distance_takes_seconds_at_full_width() -> None:
+    """As some decompositions of a symmetric matrix; threads that wait for a busy machine count in both."""
     draw = np.random.default_rng(0)
     a, b = (gaussian(draw.random((2100, 2048), np.float32)) for _ in range(2))
     start = time.process_time()
+    np.linalg.eigh(a.covariance)
+    between = time.process_time()
     assert frechet_distance(a, b) > 0
-    assert time.process_time() - start < 60, "minutes belong to sqrtm"
+    assert time.process_time() - between < 20 * (between - start), "minutes belong to sqrtm"
 
 
 def test_distance_to_itself_and_its_symmetry() -> None:
