@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import random
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if in_worker(config):
         for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
             del os.environ[name]  # what a test starts is no worker
-    elif "EMULATED_OBJECTS" not in os.environ:
+        return
+    if config.getoption("numprocesses", None):  # the process that runs no test itself
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is ended says what failed until then
+    if "EMULATED_OBJECTS" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="emulated-")
         os.environ["EMULATED_OBJECTS"] = folder.name
         config.add_cleanup(lambda: os.environ.pop("EMULATED_OBJECTS"))

@@ -1,7 +1,7 @@
 """The networks that the engine is held to.
 
-The last two are kept as they were built and captured: tests over all of them take names for a module, so that pytest runs
-those of one network together.
+The last two are kept as they were built and captured: tests over all of them take names for a module, so that pytest
+runs those of one network together.
 """
 
 from __future__ import annotations

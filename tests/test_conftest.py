@@ -94,3 +94,17 @@ def test_of_two_workers_tests_none_runs_beside_one_that_is_alone(
 
 def test_uninitialised_memory_is_poisoned() -> None:
     assert torch.empty(1000).isnan().all()
+
+
+def test_a_run_of_workers_that_is_ended_says_what_failed(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest((ROOT / "tests/conftest.py").read_text())
+    pytester.makepyfile("""
+        import os, signal, time
+        def test_a(): assert False, "this one"
+        def test_b():
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(1)
+    """)
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "1")
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    done.stdout.fnmatch_lines(["*this one*", "FAILED*test_a*"])
