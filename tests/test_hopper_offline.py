@@ -57,7 +57,11 @@ def test_a_built_library_is_read_and_judged(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         offline, "_tool", lambda *words: asked.append(words) or (USAGE if "-res-usage" in words else SASS)
     )
-    assert offline.kernels(Path("x.so"), ["plain"]) == [bad] and asked[-1][2:4] == ("-fun", "plain")
+    assert offline.kernels(Path("x.so"), ["plain"]) == [bad] and "-fun" not in asked[-1], "half are no few"
+    with monkeypatch.context() as patch:
+        patch.setattr(offline, "FEW", 1)
+        assert offline.kernels(Path("x.so"), ["plain"]) == [bad] and asked[-1][2:4] == ("-fun", "plain")
+        assert offline.kernels(Path("x.so")) == [good, bad] and "-fun" not in asked[-1]
     assert offline.names(Path("x.so")) == ["conv", "plain"]
     asked.clear()
     assert offline.kernels(Path("x.so"), ["pool"]) == [] and len(asked) == 1, "nothing is disassembled for nothing"

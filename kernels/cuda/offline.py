@@ -32,6 +32,7 @@ WALK = "walk_jobs"
 # waits for each tap's products anyway: those of different taps differ in shape.
 WAIT = "WARPGROUP.DEPBAR"
 ONE_BY_ONE = ("pair",)
+FEW = 1 / 3  # of a library's kernels: naming all to cuobjdump takes 25 s, where all unnamed take 10
 LANE_LOOP = "BRA.U.ANY"  # round a copy that one lane of a branch asks for (hopper.cuh, ONE_LANE)
 # Products, loads and stores past the registers, the registers that warps hand to each other, spills.
 CLASSES = (
@@ -70,7 +71,8 @@ class Compiled:
 
 
 def kernels(file: Path, only: Collection[str] | None = None) -> list[Compiled]:
-    """Every kernel of a library, sorted, or those `only` that have these names: others are not disassembled.
+    """Every kernel of a library, sorted, or those `only` that have these names: where they are few, others are not
+    disassembled.
 
     Raises RuntimeError where the tools are missing or the library has no kernels at all.
     """
@@ -78,7 +80,8 @@ def kernels(file: Path, only: Collection[str] | None = None) -> list[Compiled]:
     wanted = {symbol: numbers for symbol, numbers in labels.items() if only is None or numbers[0] in only}
     if not wanted:
         return []
-    these = () if only is None else ("-fun", ",".join(wanted))
+    few = len(wanted) < FEW * len(labels)
+    these = ("-fun", ",".join(wanted)) if few else ()
     listings = functions(_tool("cuobjdump", "-sass", *these, str(file)))
     found = [Compiled(*numbers, counted(listings.get(symbol, ""))) for symbol, numbers in wanted.items()]
     return sorted(found, key=lambda one: (one.kernel, one.config))
