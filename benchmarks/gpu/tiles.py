@@ -131,6 +131,8 @@ def compile_beside(every: Sequence[Wanted], arch: str, shipped: bool = False) ->
     """Fills Triton's cache by all cores: compiling one after the other takes ten times as long as timing. What failed,
     which fails again, and is reported, where it is timed.
     """
+    if not every:
+        return []
     context = multiprocessing.get_context("spawn")
     workers = min(len(every), os.cpu_count() or 1, 16)
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
