@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from inception_fast.kernels.cuda import abi
+from inception_fast.kernels.cuda import abi, walk
+from inception_fast.kernels.spec import ConvSpec
 
 from emulated import KERNELS, MODES, RANDOM, EmulationError, Mode, build, spoilt
 from emulated_walk import SOURCES, Network, WalkDevice
@@ -414,3 +416,35 @@ def test_mutants_are_caught(name: str, tmp_path_factory: pytest.TempPathFactory)
     assert headers[file].count(old) == 1
     headers[file] = headers[file].replace(old, new)
     assert noticed(WalkDevice(spoilt(tmp_path_factory.mktemp("mutant"), SOURCES, headers)))
+
+
+class Rules:
+    """What `walk.chosen` asks a library."""
+
+    walk_columns = (32, 64)
+
+    def __init__(self, device: WalkDevice) -> None:
+        self.device = device
+
+    def walk_reasons(self, jobs: list[abi.Job], dtype: str) -> list[str]:
+        return self.device.reasons(jobs, getattr(torch, dtype))
+
+
+def test_rows_stay_where_a_map_with_taps_has_several_tiles(device: WalkDevice) -> None:
+    """And where the kernel can keep them: at stride 1, of rows that fit, with K whole."""
+    rules: Any = Rules(device)
+    seventeen = ConvSpec(1, 17, 17, 192, 192, 1, 7, padding=(0, 0, 3, 3), dtype="bfloat16")
+    stay = {
+        seventeen: True,
+        replace(seventeen, h=35, w=35, kh=3, kw=3, padding=(1,) * 4): True,
+        replace(seventeen, h=8, w=8): False,
+        replace(seventeen, kw=1, padding=(0,) * 4): False,
+        replace(seventeen, stride=(2, 2)): False,
+        replace(seventeen, h=73, w=73, kh=3, kw=3, padding=(0,) * 4): False,
+        replace(seventeen, h=9, w=9, c=4096, kh=3, kw=3, padding=(1,) * 4): False,
+    }
+    for spec, expected in stay.items():
+        found, plain = walk.chosen(rules, spec, (spec.oc,), 132), walk.cut(spec, rules.walk_columns, 132)
+        assert found == plain._replace(halo=expected), spec
+        assert not walk.conv_reasons(rules, spec, (spec.oc,), found)
+    assert plain.splits > 1, "the last is one whose K is cut"

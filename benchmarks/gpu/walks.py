@@ -25,10 +25,11 @@ PATIENCE = 60.0  # to make and prove the network
 REPLAYS = 50  # of a walk alone, one behind the other
 ALIKE = 0.02  # of the separate launches' logits, relative L2: both round every layer to 16 bits
 NEVER = 1.0  # seconds that a split costs where none is wanted
-# What each other cut of all convolutions is called: widths of tiles, seconds of a split, and what else differs where a
-# convolution can have it.
+# What each other cut of all convolutions is called: widths of tiles, none where each keeps its own, seconds of a split,
+# and what else differs from copies of x for each tap where a convolution can have it.
 CUTS: dict[str, tuple[tuple[int, ...], float, dict[str, bool]]] = {
-    "as shipped": ((32, 64), walk.SPLIT_SECONDS, {}),
+    "as shipped": ((), walk.SPLIT_SECONDS, {}),
+    "x for each tap": ((32, 64), walk.SPLIT_SECONDS, {}),
     "halo": ((32, 64), walk.SPLIT_SECONDS, {"halo": True}),
     "32 columns, halo": ((32,), walk.SPLIT_SECONDS, {"halo": True}),
     "weights ahead": ((32, 64), walk.SPLIT_SECONDS, {"ahead": True}),
@@ -40,7 +41,7 @@ CUTS: dict[str, tuple[tuple[int, ...], float, dict[str, bool]]] = {
     "32 columns": ((32,), walk.SPLIT_SECONDS, {}),
     "64 columns": ((64,), walk.SPLIT_SECONDS, {}),
 }
-TRACED = ("halo", "64 columns")  # of these, beside the walk as it is
+TRACED = ("x for each tap", "64 columns")  # of these, beside the walk as it is
 
 
 class Made:
@@ -122,7 +123,7 @@ def remade(
     blocks, before = walk.blocks_of(hopper.device), walk.SPLIT_SECONDS
 
     def cut(member: gpu_walk.Member) -> gpu_walk.Member:
-        if member.cut is None:
+        if member.cut is None or not widths:
             return member
         assert isinstance(member.step, ConvStep)
         spec = gpu_walk.spec_of(member.step)

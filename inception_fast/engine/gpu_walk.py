@@ -136,7 +136,7 @@ def _member(hopper: Hopper, task: Any, buffers: Sequence[Buffer]) -> Member | No
     if isinstance(step, PoolStep):
         return None if walk.pool_reasons(kernels, step.spec) else Member(step)
     spec = spec_of(step)
-    cut = walk.cut(spec, kernels.walk_columns, walk.blocks_of(hopper.device))
+    cut = walk.chosen(kernels, spec, columns_of(step), walk.blocks_of(hopper.device))
     return None if walk.conv_reasons(kernels, spec, columns_of(step), cut) else Member(step, cut)
 
 
