@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emulated import KERNELS, LATE, RANDOM, EmulationError, Mode, build, spoilt
+from emulated import KERNELS, LATE, RANDOM, EmulationError, Mode, build, spoilt, starved
 from emulated_conv import SOURCES, ConvDevice, Shape, assert_exact, assert_no_timing_matters, case, run
 
 RELU, PLAIN = True, False
@@ -126,7 +126,8 @@ def test_two_and_two_take_tiles_in_turn(library: ConvDevice, cut: tuple[int, ...
 
 
 QUICK = Shape(8, 9, 9, 16, ((96, RELU),), residual_scale=0.5)  # many tiles of a product each, which wait for stores
-UNSPLIT = [*(replace(shape, splits=1) for shape in GROUP), WIDE, replace(WIDE, residual_scale=0.5), QUICK]
+STILL = replace(QUICK, residual_scale=None)
+UNSPLIT = [*(replace(shape, splits=1) for shape in GROUP), WIDE, replace(WIDE, residual_scale=0.5), QUICK, STILL]
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 7, 200], ids="{} blocks".format)
@@ -242,9 +243,14 @@ BEHIND_MUTANTS = {
     "parts lie on each other": (r"staged \+ 4 \* STAGED_BYTES, lane", "staged, lane"),
     "all columns go where the first part's go": (r"2 \* STAGED_COLUMNS \* part", "0"),
     "they store before the earlier grid ends": (
-        r"grid_wait\(\); // before a residual is read, and before y is written\n  for",
-        "for",
+        r"grid_wait\(\); // before a residual is read, and before y is written\n  Tile",
+        "Tile",
     ),
+    "staging memory is free before it is stored": (
+        r"(?s)(barrier_wait\(made, parity\);)(.*?)if \(more\)\s+announce\(parts\);",
+        r"\1 if (more) announce(parts);\2",
+    ),
+    "the first tile has no residual": (r"bring\(tile, part\);\n  announce", "announce"),
 }
 
 
@@ -288,7 +294,12 @@ def mutants(tmp_path_factory: pytest.TempPathFactory, library: ConvDevice) -> It
 def test_a_mistake_in_the_kernel_is_noticed(mutants: dict[str, Future[Path]], name: str) -> None:
     device = ConvDevice(mutants[name].result())
     (cuts, group), *_ = mutant(name)
-    for mode in (Mode(), Mode(LATE, LATE, schedule=1, seed=3), Mode(RANDOM, RANDOM, schedule=1, seed=5)):
+    for mode in (
+        Mode(),
+        Mode(LATE, LATE, schedule=1, seed=3),
+        Mode(RANDOM, RANDOM, schedule=1, seed=5),
+        starved(warp=2),
+    ):
         for cut in cuts:
             with device.memory():
                 device.configure(mode)

@@ -64,8 +64,9 @@ def test_each_thread_has_the_medians_of_its_parts(marks: Any) -> None:
     )
     assert [row["thread"] for row in marks.summaries(found)] == ["x", "second", "third"]
     assert list(marks.summaries(found, behind=True))[2] == {
-        "thread": "stores first", "tiles": 2, "cycles": {"goes on": 1, "waits for its turn": 7, "stores": 13}
+        "thread": "stores first", "tiles": 2, "span": 30, "cycles": {"goes on": 1, "waits for its turn": 7, "stores": 13}
     }  # fmt: skip
+    assert (x["span"], second["span"]) == (1930, 2100)
     assert x["cycles"] == {"goes on": 280, "sets up": 20, "waits for stages": 7, "loads": 100}
     assert second["cycles"] == {
         "goes on": 100, "waits for its turn": 52, "waits for stages": 20, "issues products": 98, "waits for sums": 20,
@@ -77,7 +78,7 @@ def test_a_cut_that_does_not_run_has_a_row_that_says_so(marks: Any, monkeypatch:
     def marked(library: Any, spec: Any, name: str) -> Any:
         if "in turn" in name:
             raise ValueError(f"configuration {name!r}; allowed: others")
-        return np.array([[[marks.TILE, 1], [marks.STORED, 5], [0, 0]]] * len(marks.THREADS), np.uint32)
+        return np.array([[[marks.TILE, 1], [marks.STORED, 5], [0, 0]]] * len(marks.THREADS), np.uint32), 2.5
 
     monkeypatch.setattr(marks, "marked", marked)
     *_, rows = marks.mark_rows(None, 2, "bfloat16")
@@ -86,6 +87,7 @@ def test_a_cut_that_does_not_run_has_a_row_that_says_so(marks: Any, monkeypatch:
     assert len([row for row in rows if row["status"] == "ok"]) == len(marks.THREADS) * sum(
         "in turn" not in name for name in cuts
     )
+    assert {row.get("us") for row in rows} == {None, 2.5}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

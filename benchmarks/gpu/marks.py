@@ -23,29 +23,40 @@ from turns import alone
 TILE, READY, END, TURN, SPENT, ISSUED, SUMS, STORED = range(1, 9)
 THREADS = ("x", "weights", "first", "second", "third", "fourth")  # that load, and warpgroups that multiply
 MARKS = 2048
-# Products of a 1x1 with and without a residual, of few and of many channels, and of a 3x3, by every way of sharing
-# tiles. (h, c, oc, k, residual): cuts.
-SHAPES: dict[tuple[int, int, int, int, bool], tuple[str, ...]] = {
-    (17, 384, 1088, 1, True): (
+PREPARED = 400_000  # cycles of a backlog in which the host launches
+# Products of a 1x1 with and without a residual, of few and of many channels, of a 3x3 and of lines, by every way of
+# sharing tiles. (h, c, oc, kh, kw, residual): cuts.
+SHAPES: dict[tuple[int, int, int, int, int, bool], tuple[str, ...]] = {
+    (17, 384, 1088, 1, 1, True): (
         "64x224x64 s5 c2 in turn",
-        "64x224x64 s5 in turn",
         "128x224x64 s4",
         "128x224x64 s3 behind",
+        "128x224x64 s3 c2 behind",
+        "128x192x64 s4 behind",
     ),
-    (17, 1088, 320, 1, False): (
+    (35, 128, 320, 1, 1, True): ("128x160x64 s5", "128x160x64 s4 behind"),
+    (35, 384, 320, 1, 1, False): ("128x112x64 s6 in turn", "128x160x64 s5", "128x160x64 s4 behind"),
+    (17, 192, 192, 1, 7, False): (
+        "128x96x64 s6 in turn",
+        "128x96x64 s6 behind",
+        "128x192x64 s5",
+        "128x192x64 s4 behind",
+    ),
+    (17, 224, 256, 7, 1, False): ("128x128x64 s5 in turn", "128x256x64 s4", "128x256x64 s3 behind"),
+    (17, 1088, 320, 1, 1, False): (
         "128x112x64 s6 in turn",
         "128x160x64 s5",
         "64x160x64 s7 in turn",
         "128x160x64 s4 behind",
     ),
-    (17, 1024, 896, 1, False): (
+    (17, 1024, 896, 1, 1, False): (
         "128x128x64 s5 in turn",
         "64x256x64 s5 in turn",
         "128x256x64 s4",
         "128x256x64 s3 behind",
         "128x224x64 s3 behind",
     ),
-    (35, 256, 256, 3, False): (
+    (35, 256, 256, 3, 3, False): (
         "128x128x64 s5 in turn",
         "64x256x64 s5 in turn",
         "128x256x64 s4",
@@ -59,23 +70,29 @@ MULTIPLYING = {TURN: "waits for its turn", ISSUED: "issues products", SUMS: "wai
 
 
 def mark_rows(library: Library, batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
-    """A row for each cut and thread: medians of cycles a tile; all so far."""
+    """A row for each cut and thread: medians of cycles a tile, and beside all of its cycles the launch's time, by which
+    the clock is known; all so far.
+    """
     rows: list[dict[str, Any]] = []
-    for (size, c, oc, k, residual), names in SHAPES.items():
-        spec = ConvSpec(batch, size, size, c, oc, k, k, (1, 1), (k // 2,) * 4, residual=residual, dtype=dtype)
+    for (size, c, oc, kh, kw, residual), names in SHAPES.items():
+        padding = (kh // 2, kh // 2, kw // 2, kw // 2)
+        spec = ConvSpec(batch, size, size, c, oc, kh, kw, (1, 1), padding, residual=residual, dtype=dtype)
         for name in names:
             about = {"runtime": "ours", "shape": str(spec), "config": name}
             try:
-                found = marked(library, spec, name)
+                found, microseconds = marked(library, spec, name)
             except (RuntimeError, ValueError) as problem:
                 rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             else:
-                rows += [{**about, "status": "ok", **row} for row in summaries(found, "behind" in name)]
+                about |= {"status": "ok", "us": microseconds}
+                rows += [{**about, **row} for row in summaries(found, "behind" in name)]
             yield rows
 
 
-def marked(library: Library, spec: ConvSpec, name: str) -> np.ndarray[Any, Any]:
-    """[thread, mark, (kind, cycles)] of a launch with cold caches, behind one that warms nothing but the code."""
+def marked(library: Library, spec: ConvSpec, name: str) -> tuple[np.ndarray[Any, Any], float]:
+    """[thread, mark, (kind, cycles)] of a launch with cold caches, behind one that warms nothing but the code, and its
+    microseconds by events.
+    """
     x, weight, scale, shift = draw(spec)
     source = dense(x.permute(0, 2, 3, 1).contiguous())
     packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
@@ -85,14 +102,18 @@ def marked(library: Library, spec: ConvSpec, name: str) -> np.ndarray[Any, Any]:
     launch = convolve.group("marks", library, [problem], Cut(library.config(name)))
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=x.device)
     found = np.zeros((len(THREADS), MARKS, 2), np.uint32)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     with alone():
         for _ in range(2):
             taken(library, None)
             flush.zero_()
+            torch.cuda._sleep(PREPARED)
+            begin.record()
             launch.run()
+            end.record()
             torch.cuda.synchronize()
         taken(library, found)
-    return found
+    return found, begin.elapsed_time(end) * 1e3
 
 
 def taken(library: Library, to: np.ndarray[Any, Any] | None) -> None:
@@ -104,10 +125,12 @@ def taken(library: Library, to: np.ndarray[Any, Any] | None) -> None:
 
 
 def summaries(found: np.ndarray[Any, Any], behind: bool = False) -> Iterator[dict[str, Any]]:
-    """Of each thread that left marks, its tiles, and the median cycles of each part of one, the first tile left out."""
+    """Of each thread that left marks, its tiles, the cycles from its first mark to its last, and the median cycles of
+    each part of a tile, the first tile left out.
+    """
     for who, marks in zip(THREADS, found.tolist(), strict=True):
         parts: dict[str, list[int]] = {}
-        tiles, before = -1, 0
+        tiles, before, first = -1, 0, marks[0][1]
         for kind, cycles in marks:
             if kind == 0:
                 break
@@ -122,7 +145,8 @@ def summaries(found: np.ndarray[Any, Any], behind: bool = False) -> Iterator[dic
             before = cycles
         if tiles >= 0:
             medians = {name: statistics.median(values) for name, values in parts.items()}
-            yield {"thread": STORING.get(who, who) if behind else who, "tiles": tiles + 1, "cycles": medians}
+            thread = STORING.get(who, who) if behind else who
+            yield {"thread": thread, "tiles": tiles + 1, "span": (before - first) % (1 << 32), "cycles": medians}
 
 
 def library_of(file: Path) -> Library:

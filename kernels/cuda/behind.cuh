@@ -17,8 +17,15 @@ namespace inception_fast::hopper {
 
 static_assert(consumers(BEHIND) == 2, "a warp beside those that load stores for each");
 
-// Stores what warpgroup `warpgroup` of those that multiply has made of its tiles, by one warp, tile after tile; ahead
-// of that it has brought their residuals to where the results will be.
+// Parts of 64 columns of a tile's residual, 0 where it has none.
+template <int N> __device__ __forceinline__ int residual_parts(const Problem &problem, const Tile &tile) {
+  const int left = ceil_div(problem.oc - tile.column * N, STAGED_COLUMNS);
+  return !problem.residual ? 0 : left < staged_parts(BEHIND, N) ? left : staged_parts(BEHIND, N);
+}
+
+// Stores what warpgroup `warpgroup` of those that multiply has made of its tiles, by one warp, tile after tile. As soon
+// as 64 columns are stored, it asks for the next tile's residual in their place; the level 2 cache has been asked for
+// it before, while there was nothing to store.
 template <int N>
 __device__ void store_tiles(const Group &group, const Shared &shared, int warpgroup, int cluster_index, int clusters) {
   constexpr int WAY = BEHIND, PARTS = staged_parts(WAY, N), PART = 4 * STAGED_BYTES;
@@ -28,26 +35,48 @@ __device__ void store_tiles(const Group &group, const Shared &shared, int warpgr
   Barrier *ready = &shared.ready[warpgroup], *made = &shared.made[warpgroup];
   uint32_t parity = 0;
   Marks marks(4 + warpgroup, blockIdx.x == 0 && lane == 0);
-  grid_wait(); // before a residual is read, and before y is written
-  for (int unit = cluster_index; unit < group.units; unit += clusters, parity ^= 1) {
-    const Tile tile = tile_of(group.problem, unit, group.cluster, rank);
-    const Problem &problem = group.problem[tile.problem];
-    const int first = tile.row * tile_rows(WAY) + 64 * warpgroup;
-    marks.at(Passed::TILE);
-    sync_warp(); // all lanes have read what they stored before
-    if (problem.residual) {
-      const int left = ceil_div(problem.oc - tile.column * N, STAGED_COLUMNS), parts = left < PARTS ? left : PARTS;
-      fence_async_shared(); // results lay where the copies write
+  const auto first_of = [&](const Tile &tile) { return tile.row * tile_rows(WAY) + 64 * warpgroup; };
+  const auto bring = [&](const Tile &tile, int part) {
+    tma_load(staged + part * PART, &group.residual[tile.problem], ready, tile.column * N + part * STAGED_COLUMNS,
+             first_of(tile));
+  };
+  const auto announce = [&](int parts) { // behind all copies, for it says too that staging memory and columns are free
+    if (parts > 0)
       barrier_expect(ready, parts * PART);
-      for (int part = 0; part < parts; ++part)
-        tma_load(staged + part * PART, &group.residual[tile.problem], ready, tile.column * N + part * STAGED_COLUMNS,
-                 first);
-    } else if (lane == 0) {
+    else if (lane == 0)
       barrier_arrive(ready);
+  };
+  grid_wait(); // before a residual is read, and before y is written
+  Tile tile = tile_of(group.problem, cluster_index, group.cluster, rank);
+  const int at_first = residual_parts<N>(group.problem[tile.problem], tile);
+  for (int part = 0; part < at_first; ++part)
+    bring(tile, part);
+  announce(at_first);
+  for (int unit = cluster_index; unit < group.units; unit += clusters, parity ^= 1) {
+    const Problem &problem = group.problem[tile.problem];
+    const int first = first_of(tile);
+    marks.at(Passed::TILE);
+    const bool more = unit + clusters < group.units;
+    int parts = 0;
+    if (more) {
+      tile = tile_of(group.problem, unit + clusters, group.cluster, rank);
+      parts = residual_parts<N>(group.problem[tile.problem], tile);
+      for (int part = 0; part < parts; ++part)
+        tma_prefetch(&group.residual[tile.problem], tile.column * N + part * STAGED_COLUMNS, first_of(tile));
     }
     barrier_wait(made, parity);
     marks.at(Passed::TURN);
-    store_staged<N>(problem, columns, shared_address(staged), first, lane);
+#pragma unroll 1
+    for (int part = 0; part < PARTS; ++part) {
+      store_staged<N>(problem, columns, shared_address(staged), part, first, lane);
+      sync_warp(); // all lanes have read what they stored
+      if (part < parts) {
+        fence_async_shared(); // results lay where the copy writes
+        bring(tile, part);
+      }
+    }
+    if (more)
+      announce(parts);
     marks.at(Passed::STORED);
   }
 }

@@ -223,26 +223,23 @@ __device__ __forceinline__ void stage_tile(const float (&d)[N / 2], const Proble
     stage_parts<N, 0, T, false>(d, problem, columns, staged, lane);
 }
 
-// What `stage_tile` of a warpgroup's four warps left, to memory, by one warp: `first` is the pixel of the first of 64
-// rows, each the pixel behind the one before, and those past the last are not stored.
+// What `stage_tile` of a warpgroup's four warps left of part `part`, 64 columns, to memory, by one warp: `first` is the
+// pixel of the first of 64 rows, each the pixel behind the one before, and those past the last are not stored.
 template <int N>
-__device__ __forceinline__ void store_staged(const Problem &problem, uint32_t columns, uint32_t staged, int first,
-                                             int lane) {
-#pragma unroll 1
-  for (int part = 0; part * STAGED_COLUMNS < N; ++part, staged += 4 * STAGED_BYTES) {
-    uint4 target = make_uint4(0, 0, 0, 0);
-    if (part * STAGED_COLUMNS + 8 * (lane % 8) < N)
-      target = load_shared_16(columns + 8 * N + 2 * STAGED_COLUMNS * part + 16 * (lane % 8));
+__device__ __forceinline__ void store_staged(const Problem &problem, uint32_t columns, uint32_t staged, int part,
+                                             int first, int lane) {
+  uint4 target = make_uint4(0, 0, 0, 0);
+  if (part * STAGED_COLUMNS + 8 * (lane % 8) < N)
+    target = load_shared_16(columns + 8 * N + 2 * STAGED_COLUMNS * part + 16 * (lane % 8));
 #pragma unroll 2
-    for (int warp = 0; warp < 4; ++warp) {
-      int pixel[4];
+  for (int warp = 0; warp < 4; ++warp) {
+    int pixel[4];
 #pragma unroll
-      for (int pass = 0; pass < 4; ++pass) {
-        const int at = first + warp * WARP_ROWS + pass * 4 + lane / 8;
-        pixel[pass] = at < problem.pixels ? at : -1;
-      }
-      store_rows(staged + warp * STAGED_BYTES, target, pixel, lane);
+    for (int pass = 0; pass < 4; ++pass) {
+      const int at = first + warp * WARP_ROWS + pass * 4 + lane / 8;
+      pixel[pass] = at < problem.pixels ? at : -1;
     }
+    store_rows(staged + (4 * part + warp) * STAGED_BYTES, target, pixel, lane);
   }
 }
 

@@ -264,6 +264,11 @@ __device__ __forceinline__ void tma_load_im2col_multicast(void *to, const Tensor
 }
 
 // A box of a tiled map into the level 2 cache, by a whole warp; nobody is told when it is there.
+__device__ __forceinline__ void tma_prefetch(const TensorMap *map, int c0, int c1) {
+  asm volatile(ONE_LANE("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];")::"l"(map), "r"(c0), "r"(c1)
+               : "memory");
+}
+
 __device__ __forceinline__ void tma_prefetch(const TensorMap *map, int c0, int c1, int c2) {
   asm volatile(ONE_LANE("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];")::"l"(map), "r"(c0),
                "r"(c1), "r"(c2)

@@ -95,10 +95,10 @@ inline void tma_load_multicast(void *to, const TensorMap *map, Barrier *barrier,
     emulated::tma_load(to, *map, barrier, blocks, sizeof...(at), c);
 }
 
-inline void tma_prefetch(const TensorMap *map, int c0, int c1, int c2) {
-  const int c[] = {c0, c1, c2};
+template <class... At> inline void tma_prefetch(const TensorMap *map, At... at) {
+  const int c[] = {at...};
   if (emulated::elected())
-    emulated::tma_prefetch(*map, 3, c);
+    emulated::tma_prefetch(*map, sizeof...(at), c);
 }
 
 inline void tma_load_im2col(void *to, const TensorMap *map, Barrier *barrier, int c, int w, int h, int n,
