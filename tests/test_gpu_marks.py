@@ -64,7 +64,8 @@ def test_each_thread_has_the_medians_of_its_parts(marks: Any) -> None:
     )
     assert [row["thread"] for row in marks.summaries(found)] == ["x", "second", "third"]
     assert list(marks.summaries(found, behind=True))[2] == {
-        "thread": "stores first", "tiles": 2, "span": 30, "cycles": {"goes on": 1, "waits for its turn": 7, "stores": 13}
+        "thread": "stores first", "tiles": 2, "span": 30,
+        "cycles": {"goes on": 1, "waits for its turn": 7, "stores": 13},
     }  # fmt: skip
     assert (x["span"], second["span"]) == (1930, 2100)
     assert x["cycles"] == {"goes on": 280, "sets up": 20, "waits for stages": 7, "loads": 100}

@@ -76,6 +76,7 @@ STANDS_ON = {
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,
+    "steady": KERNELS,
     "walk": (),  # compares with separate launches itself
     "profile": KERNELS,
     "peers": KERNELS,

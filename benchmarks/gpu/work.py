@@ -254,6 +254,17 @@ def tiles(model: str, batch: str, dtype: str, part: str = "", *, report: Report)
         return timed(tile_rows(model, int(batch), dtype, part), report)
 
 
+def steady(model: str, batch: str, dtype: str, *, report: Report) -> Result:
+    """Clocks and power of the network in a loop, with what jobs before measured."""
+    import cuts
+    from steady import steady_rows
+    from tiles import known, measured
+    from trusted import only
+
+    with known(measured(earlier)), cuts.known(cuts.measured(earlier)), only(right()):
+        return timed(steady_rows(model, int(batch), dtype), report)
+
+
 def training(dtype: str, *, report: Report) -> Result:
     from training_layers import training_rows
 
@@ -340,7 +351,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, marks, network, peers, tiles, training, tune, walk)
+IN_PARTS = (exact, hopper, layers, marks, network, peers, steady, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }
