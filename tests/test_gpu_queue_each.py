@@ -67,6 +67,7 @@ def test_what_ends_a_process_costs_its_form_alone(queue: dict[str, Any], tmp_pat
     }  # fmt: skip
     notes = {row["test"].split("::")[-1]: row.get("note", "") for row in rows}
     assert "3 of 9 differ" in notes["test_first[wrong-1]"] and "exit code 11" in notes["test_first[dies-1]"]
+    assert notes["test_last"] == "Skipped: not here", "the reason alone, without the path of its file"
     assert "the GPU context is lost: CUDA error" in notes["test_first[trap-1]"]
     assert queue["trusted"].right_forms(rows) == {"good"}
     judged = queue["work"].judged(rows)

@@ -51,7 +51,8 @@ class _Ends:
         if report.when == "call" or not report.passed:
             status = {"passed": "ok", "failed": "failed", "skipped": "skipped"}[report.outcome]
             broken = broken_context() if report.failed else ""
-            note = f"{report.longreprtext[-LONG:]}\n{broken}".strip() if not report.passed else ""
+            said = report.longrepr[2] if report.skipped else report.longreprtext  # of a skip file, line and reason
+            note = f"{said[-LONG:]}\n{broken}".strip() if not report.passed else ""
             _write(self.config, report.nodeid, "ended" if broken else status, note, report.duration)
             if broken:
                 os._exit(ENDED)

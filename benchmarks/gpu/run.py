@@ -9,10 +9,11 @@ and commit; it is whole after each job. On SIGTERM and SIGINT the jobs are ended
 SIGKILL the next run takes that over, or --merge, which runs nothing. Exit codes: 0 all done, 3 jobs are left for
 another slice, 2 a wrong call.
 
-To go on from filed results where the kernels have changed since, name what has to run again; as of 2026-11-27:
+To go on from filed results where the kernels have changed since, name what has to run again; as of 2026-11-28:
 
     R=benchmarks/results/nvidia-h200; F=$R/2026-11-26-gpu
-    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400 --earlier $R/2026-11-27-gpu-3.json \\
+    python3 benchmarks/gpu/run.py --out OUT --slice-seconds 400 --earlier $R/2026-11-28-gpu.json \\
+        --earlier $R/2026-11-28-gpu-2.json --earlier $R/2026-11-27-gpu-3.json \\
         --earlier $R/2026-11-27-gpu-2.json --earlier $R/2026-11-27-gpu.json --earlier $F-14.json --earlier $F-13.json \\
         --earlier $F-12.json --earlier $F-10.json --earlier $F-9.json --earlier $F-5.json --earlier $F-4.json \\
         --earlier $F-3.json --earlier $F-2.json --earlier $F.json --again exact/hopper_device --again probe/rates \\
@@ -73,6 +74,7 @@ STANDS_ON = {
     "hopper": (),  # leaves out the forms of its kernels that were wrong by itself
     "layers": ("conv",),
     "marks": (),
+    "tails": (),
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,

@@ -173,6 +173,18 @@ def marks(batch: str, dtype: str, *, report: Report) -> Result:
     return timed(mark_rows(library_of(file), int(batch), dtype), report)
 
 
+def tails(batch: str, dtype: str, *, report: Report) -> Result:
+    """The last images of a convolution in a launch of their own."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from tails import tail_rows
+    from trusted import only
+
+    with only(right()):
+        return timed(tail_rows(int(batch), dtype), report)
+
+
 def layers(batch: str, dtype: str, *, report: Report) -> Result:
     from measure import layer_rows
 
@@ -351,7 +363,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, marks, network, peers, steady, tiles, training, tune, walk)
+IN_PARTS = (exact, hopper, layers, marks, network, peers, steady, tails, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }
@@ -368,7 +380,7 @@ def main(argv: Sequence[str]) -> int:
     def write(result: Result) -> None:
         result = {**result, "seconds": round(time.monotonic() - begin, 1)}
         new = beside(Path(target))
-        new.write_text(json.dumps(result, allow_nan=False))
+        new.write_text(json.dumps(result, allow_nan=False).replace(f"{ROOT}/", ""))  # tracebacks: no paths of a machine
         new.replace(target)
 
     def report(rows: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,8 @@
 // A warpgroup and its storing warp take turns by two barriers: `ready`, staging memory and columns are free, and the
 // residual is there; `made`, results are there.
 //
-// Expected, by marks of tiles that their warpgroups store (CONTRIBUTING); not yet measured on hardware.
+// Measured before parts of a residual were asked for one by one: what that should give is expected, by marks of other
+// tiles (CONTRIBUTING).
 #pragma once
 
 #include "conv_ring.cuh"

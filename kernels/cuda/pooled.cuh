@@ -6,7 +6,7 @@
 // band's end are computed twice. Warpgroups and pooling warps take turns by two barriers a tile: `free`, its part of
 // the ring is; `made`, its results are there.
 //
-// Expected, by what the pools take alone (CONTRIBUTING); not yet measured on hardware.
+// On an H200 242 us for 339 of v3's 3x3 32 to 64 and its maximum, and 297 for 401 of its 80 to 192 (CONTRIBUTING).
 #pragma once
 
 #include "halo.cuh"
