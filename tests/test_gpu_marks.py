@@ -63,11 +63,12 @@ def test_each_thread_has_the_medians_of_its_parts(marks: Any) -> None:
         4, [(marks.TILE, 0), (marks.TURN, 5), (marks.STORED, 9), (marks.TILE, 10), (marks.TURN, 17), (marks.STORED, 30)]
     )
     assert [row["thread"] for row in marks.summaries(found)] == ["x", "second", "third"]
-    assert list(marks.summaries(found, behind=True))[2] == {
+    assert list(marks.summaries(found, "behind"))[2] == {
         "thread": "stores first", "tiles": 2, "span": 30,
         "cycles": {"goes on": 1, "waits for its turn": 7, "stores": 13},
     }  # fmt: skip
     assert (x["span"], second["span"]) == (1930, 2100)
+    assert [row["thread"] for row in marks.summaries(found, "pooled")] == ["x", "second", "pools first"]
     assert x["cycles"] == {"goes on": 280, "sets up": 20, "waits for stages": 7, "loads": 100}
     assert second["cycles"] == {
         "goes on": 100, "waits for its turn": 52, "waits for stages": 20, "issues products": 98, "waits for sums": 20,
@@ -101,7 +102,7 @@ def test_the_probe_of_rates_compiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("source", ["launch.cu", "conv_bfloat16_behind.cu", "walk_launch.cu"])
+@pytest.mark.parametrize("source", ["launch.cu", "conv_bfloat16_behind.cu", "pooled_bfloat16.cu", "walk_launch.cu"])
 def test_a_build_with_marks_compiles(source: str, tmp_path: Path) -> None:
     """The other one, without, is what everything else compiles."""
     command = ["nvcc", "-std=c++17", "-DINCEPTION_FAST_MARKS", "-gencode=arch=compute_90a,code=sm_90a", "-c"]

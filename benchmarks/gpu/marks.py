@@ -6,7 +6,7 @@ import ctypes
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from inception_fast.kernels.cuda import convolve
 from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.cuda.loader import Library
 from inception_fast.kernels.maps import dense
-from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.spec import ConvSpec, PoolSpec
 from measure import draw
 from timing import FLUSH_BYTES
 from turns import alone
@@ -24,46 +24,71 @@ TILE, READY, END, TURN, SPENT, ISSUED, SUMS, STORED = range(1, 9)
 THREADS = ("x", "weights", "first", "second", "third", "fourth")  # that load, and warpgroups that multiply
 MARKS = 2048
 PREPARED = 400_000  # cycles of a backlog in which the host launches
-# Products of a 1x1 with and without a residual, of few and of many channels, of a 3x3 and of lines, by every way of
-# sharing tiles. (h, c, oc, kh, kw, residual): cuts.
-SHAPES: dict[tuple[int, int, int, int, int, bool], tuple[str, ...]] = {
-    (17, 384, 1088, 1, 1, True): (
+
+
+class Shape(NamedTuple):
+    """A convolution on a square map of `size`. Its padding keeps the map where `same`."""
+
+    size: int
+    c: int
+    oc: int
+    kh: int = 1
+    kw: int = 1
+    residual: bool = False
+    same: bool = True
+
+    def spec(self, batch: int, dtype: str) -> ConvSpec:
+        padding = (self.kh // 2, self.kh // 2, self.kw // 2, self.kw // 2) if self.same else (0, 0, 0, 0)
+        sizes = (batch, self.size, self.size, self.c, self.oc, self.kh, self.kw)
+        return ConvSpec(*sizes, padding=padding, residual=self.residual, dtype=dtype)
+
+
+# Products of a 1x1 with and without a residual, of few and of many channels, of lines, of a 3x3 and of the stem's, by
+# every way of sharing tiles.
+SHAPES: dict[Shape, tuple[str, ...]] = {
+    Shape(17, 384, 1088, residual=True): (
         "64x224x64 s5 c2 in turn",
         "128x224x64 s4",
         "128x224x64 s3 behind",
         "128x224x64 s3 c2 behind",
         "128x192x64 s4 behind",
     ),
-    (35, 128, 320, 1, 1, True): ("128x160x64 s5", "128x160x64 s4 behind"),
-    (35, 384, 320, 1, 1, False): ("128x112x64 s6 in turn", "128x160x64 s5", "128x160x64 s4 behind"),
-    (17, 192, 192, 1, 7, False): (
+    Shape(35, 128, 320, residual=True): ("128x160x64 s5", "128x160x64 s4 behind"),
+    Shape(35, 384, 320): ("128x112x64 s6 in turn", "128x160x64 s5", "128x160x64 s4 behind"),
+    Shape(17, 192, 192, 1, 7): (
         "128x96x64 s6 in turn",
         "128x96x64 s6 behind",
         "128x192x64 s5",
         "128x192x64 s4 behind",
+        "128x192x64 halo",
     ),
-    (17, 224, 256, 7, 1, False): ("128x128x64 s5 in turn", "128x256x64 s4", "128x256x64 s3 behind"),
-    (17, 1088, 320, 1, 1, False): (
+    Shape(17, 224, 256, 7, 1): ("128x128x64 s5 in turn", "128x256x64 s4", "128x256x64 s3 behind"),
+    Shape(17, 1088, 320): (
         "128x112x64 s6 in turn",
         "128x160x64 s5",
         "64x160x64 s7 in turn",
         "128x160x64 s4 behind",
     ),
-    (17, 1024, 896, 1, 1, False): (
+    Shape(17, 1024, 896): (
         "128x128x64 s5 in turn",
         "64x256x64 s5 in turn",
         "128x256x64 s4",
         "128x256x64 s3 behind",
         "128x224x64 s3 behind",
     ),
-    (35, 256, 256, 3, 3, False): (
+    Shape(35, 256, 256, 3, 3): (
         "128x128x64 s5 in turn",
         "64x256x64 s5 in turn",
         "128x256x64 s4",
         "128x256x64 s3 behind",
     ),
+    Shape(35, 96, 96, 3, 3): ("384x96x32 halo", "128x96x64 s6 in turn"),
+    Shape(149, 32, 32, 3, 3, same=False): ("512x32x32 halo by 4", "512x32x32 halo"),
+    Shape(147, 32, 64, 3, 3): ("384x64x32 halo by 3", "512x64x32 halo", "256x64x32 pooled"),
+    Shape(73, 80, 192, 3, 3, same=False): ("512x64x32 halo", "384x96x32 halo", "256x96x32 pooled"),
 }
-STORING = {"third": "stores first", "fourth": "stores second"}  # where tiles are stored behind: for whom
+# Who the last two are where tiles are stored by others, and where these are pooled.
+OTHERS = {"behind": ("stores first", "stores second"), "pooled": ("pools first", "pools second")}
 # What a thread does between a mark and the next one, by the later's kind. Who stores waits for results at its "turn".
 LOADING = {READY: "sets up", END: "loads"}
 MULTIPLYING = {TURN: "waits for its turn", ISSUED: "issues products", SUMS: "waits for sums", STORED: "stores"}
@@ -74,9 +99,8 @@ def mark_rows(library: Library, batch: int, dtype: str) -> Iterator[list[dict[st
     the clock is known; all so far.
     """
     rows: list[dict[str, Any]] = []
-    for (size, c, oc, kh, kw, residual), names in SHAPES.items():
-        padding = (kh // 2, kh // 2, kw // 2, kw // 2)
-        spec = ConvSpec(batch, size, size, c, oc, kh, kw, (1, 1), padding, residual=residual, dtype=dtype)
+    for shape, names in SHAPES.items():
+        spec = shape.spec(batch, dtype)
         for name in names:
             about = {"runtime": "ours", "shape": str(spec), "config": name}
             try:
@@ -85,7 +109,7 @@ def mark_rows(library: Library, batch: int, dtype: str) -> Iterator[list[dict[st
                 rows.append({**about, "status": "failed", "note": str(problem)[:400]})
             else:
                 about |= {"status": "ok", "us": microseconds}
-                rows += [{**about, **row} for row in summaries(found, "behind" in name)]
+                rows += [{**about, **row} for row in summaries(found, name.rpartition(" ")[2])]
             yield rows
 
 
@@ -96,10 +120,14 @@ def marked(library: Library, spec: ConvSpec, name: str) -> tuple[np.ndarray[Any,
     x, weight, scale, shift = draw(spec)
     source = dense(x.permute(0, 2, 3, 1).contiguous())
     packed = convolve.pack(weight, scale, shift, x.dtype, x.device)
-    y = torch.empty(spec.n, spec.oh, spec.ow, spec.oc, dtype=x.dtype, device=x.device)
+    config, pooled = library.config(name), (0, 0)
+    if config.pooled:
+        pool = PoolSpec(spec.n, spec.oh, spec.ow, spec.oc, 3, 3, (2, 2), dtype=spec.dtype)
+        pooled = (pool.oh, pool.ow)
+    y = torch.empty(spec.n, *(pooled if config.pooled else (spec.oh, spec.ow)), spec.oc, dtype=x.dtype, device=x.device)
     old = dense(torch.randn_like(y)) if spec.residual else None
-    problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old)
-    launch = convolve.group("marks", library, [problem], Cut(library.config(name)))
+    problem = Problem(spec, source, packed, (Target(dense(y), spec.relu),), old, pooled=pooled)
+    launch = convolve.group("marks", library, [problem], Cut(config))
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=x.device)
     found = np.zeros((len(THREADS), MARKS, 2), np.uint32)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -124,11 +152,12 @@ def taken(library: Library, to: np.ndarray[Any, Any] | None) -> None:
         raise RuntimeError("the marks cannot be read")
 
 
-def summaries(found: np.ndarray[Any, Any], behind: bool = False) -> Iterator[dict[str, Any]]:
+def summaries(found: np.ndarray[Any, Any], form: str = "") -> Iterator[dict[str, Any]]:
     """Of each thread that left marks, its tiles, the cycles from its first mark to its last, and the median cycles of
-    each part of a tile, the first tile left out.
+    each part of a tile, the first tile left out. `form`: the last word of the configuration's name.
     """
-    for who, marks in zip(THREADS, found.tolist(), strict=True):
+    names = (*THREADS[:-2], *OTHERS.get(form, THREADS[-2:]))
+    for who, marks in zip(names, found.tolist(), strict=True):
         parts: dict[str, list[int]] = {}
         tiles, before, first = -1, 0, marks[0][1]
         for kind, cycles in marks:
@@ -145,8 +174,7 @@ def summaries(found: np.ndarray[Any, Any], behind: bool = False) -> Iterator[dic
             before = cycles
         if tiles >= 0:
             medians = {name: statistics.median(values) for name, values in parts.items()}
-            thread = STORING.get(who, who) if behind else who
-            yield {"thread": thread, "tiles": tiles + 1, "span": (before - first) % (1 << 32), "cycles": medians}
+            yield {"thread": who, "tiles": tiles + 1, "span": (before - first) % (1 << 32), "cycles": medians}
 
 
 def library_of(file: Path) -> Library:

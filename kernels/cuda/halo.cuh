@@ -38,13 +38,15 @@ template <int N, int WARPGROUPS> __device__ __forceinline__ HaloShared halo_shar
 
 // The rows of a tile, a chunk of channels a stage; by a whole warp.
 __device__ __forceinline__ void load_tile_rows(const Group &group, const HaloShared &shared, const TensorMap &map,
-                                               const Problem &problem, const Rows &rows, Place &place) {
+                                               const Problem &problem, const Rows &rows, Place &place, Marks &marks) {
   const int bytes = 2 * group.depth * problem.pitch;
   const int first_image = rows.first / problem.image_rows;
   const int first_h = rows.first - first_image * problem.image_rows;
   for (int chunk = 0; chunk < problem.chunks; ++chunk) {
     Barrier *full = &shared.x_full[place.stage];
+    marks.waits();
     barrier_wait(&shared.x_empty[place.stage], place.parity);
+    marks.goes_on();
     barrier_expect(full, rows.count * bytes);
     int image = first_image, h = first_h;
     uint8_t *to = shared.x + place.stage * group.x_bytes;
@@ -62,10 +64,15 @@ __device__ __forceinline__ void load_tile_rows(const Group &group, const HaloSha
 // One warp: the rows of each tile.
 __device__ __forceinline__ void load_rows(const Group &group, const HaloShared &shared, int positions) {
   Place place{0, 1}; // nothing has been used yet: the first wait for an empty stage passes
+  Marks marks(0, blockIdx.x == 0 && threadIdx.x % 32 == 0);
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    marks.at(Passed::TILE);
     const Tile tile = tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
-    load_tile_rows(group, shared, group.x[tile.problem], problem, rows_of(problem, tile.row, positions), place);
+    marks.at(Passed::READY);
+    load_tile_rows(group, shared, group.x[tile.problem], problem, rows_of(problem, tile.row, positions), place, marks);
+    marks.spent();
+    marks.at(Passed::END);
   }
 }
 
@@ -168,7 +175,8 @@ __device__ __forceinline__ void multiply_chunk(float (&d)[PARTS][N / 2], const G
 // d = the sums of the calling warpgroup's parts of a tile, whose first position is at `offset` in the rows of x.
 template <int N, int PARTS, int WARPGROUPS, class T, int DEPTH, bool STAY>
 __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Group &group, const HaloShared &shared,
-                                              const Problem &problem, int offset, int lane, HaloPlace &place) {
+                                              const Problem &problem, int offset, int lane, HaloPlace &place,
+                                              Marks &marks) {
   const uint32_t x = shared_address(shared.x) + offset * 2 * DEPTH;
   const int apart = STAY ? problem.taps * stage_bytes(0, N, DEPTH) / 16 : 0; // weights of a chunk from the next one's
   Descriptor b = rows_descriptor<DEPTH>(shared_address(shared.weights));
@@ -177,7 +185,9 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
     const int steps = chunk + 1 == problem.chunks ? problem.last_steps : DEPTH / K_STEP;
     const Descriptor a = rows_descriptor<DEPTH>(x + place.x.stage * group.x_bytes);
     const bool more = chunk > 0;
+    marks.waits();
     barrier_wait(&shared.x_full[place.x.stage], place.x.parity);
+    marks.goes_on();
     if (steps == 2)
       multiply_chunk<N, PARTS, WARPGROUPS, T, DEPTH, STAY, 2>(d, group, shared, problem, a, b, more, lane, place);
     else if (steps == 1)
@@ -195,10 +205,13 @@ __device__ __forceinline__ void multiply_halo(float (&d)[PARTS][N / 2], const Gr
       let_others_start<WARPGROUPS>();
     }
   }
+  marks.spent();
+  marks.at(Passed::ISSUED);
   wgmma_wait<0>();
 #pragma unroll
   for (int part = 0; part < PARTS; ++part)
     settle(d[part]);
+  marks.at(Passed::SUMS);
   release_rows(shared, place, lane);
   if (!STAY && lane == 0)
     barrier_arrive(&shared.empty[place.used]);
@@ -225,6 +238,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
   const uint32_t staged = shared_address(shared.staged) + (warpgroup * 4 + warp) * STAGED_BYTES;
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
   HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1};
+  Marks marks(2 + warpgroup, blockIdx.x == 0 && thread == 0);
   if constexpr (STAY)
     keep_all<N>(group, shared, columns, warpgroup, thread);
   if (warpgroup < WARPGROUPS / 2)
@@ -240,6 +254,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     apart = position_at(group.problem[0], gridDim.x * POSITIONS);
   }
   for (int unit = blockIdx.x; unit < group.units; unit += gridDim.x) {
+    marks.at(Passed::TILE);
     const Tile tile = STAY ? Tile{0, unit, 0, 0, 0, 0} : tile_of(group.problem, unit, 1, 0);
     const Problem &problem = group.problem[tile.problem];
     ColumnsShare share;
@@ -250,7 +265,8 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
     Position at = own; // of the first row that this lane stores
     float d[PARTS][N / 2];
     const int offset = (STAY ? begin.w : rows_of(problem, tile.row, POSITIONS).offset) + mine;
-    multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, offset, lane, place);
+    marks.at(Passed::TURN);
+    multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, offset, lane, place, marks);
     if constexpr (!STAY) {
       sync_named(GROUP_BARRIER + warpgroup, WARPGROUP); // no warp stores the tile before any more
       keep_columns<N>(columns, share, thread);
@@ -262,6 +278,7 @@ __device__ __forceinline__ void compute_halo(const Group &group, const HaloShare
       store_tile<N, T>(d[part], problem, columns, staged, rows, tile.column * N, lane);
       at = behind(problem, at, 64);
     }
+    marks.at(Passed::STORED);
     if constexpr (STAY) {
       begin = moved(problem, begin, apart);
       own = moved(problem, own, apart);

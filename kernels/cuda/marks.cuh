@@ -13,9 +13,10 @@ namespace inception_fast::hopper {
 // Places, and, of SPENT, cycles in place of one: how long the thread has waited for stages since its last mark. Who
 // fills the ring: TILE, then READY ahead of the first copy, then SPENT and END. Who multiplies: TILE, TURN when its
 // turn has come, then SPENT and ISSUED behind the last products, SUMS when they have ended, STORED. Who
-// stores for others: TILE, TURN when results are there, STORED.
+// stores for others, or pools: TILE, TURN when results are there, STORED. Who leaves sums in a ring that is pooled has
+// its TURN behind SUMS, when its place is free.
 enum class Passed : uint32_t { TILE = 1, READY, END, TURN, SPENT, ISSUED, SUMS, STORED };
-constexpr int MARKED_THREADS = 6; // x, weights, four warpgroups, or two and those who store for them
+constexpr int MARKED_THREADS = 6; // x, weights, four warpgroups, or two and those who store or pool for them
 constexpr int MARKS = 2048;       // of a thread
 
 #if defined(INCEPTION_FAST_MARKS) && defined(__CUDACC__)

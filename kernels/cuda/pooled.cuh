@@ -108,16 +108,19 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
   grid_wait(); // before y is written
   Line line = band.line;
   int made = 0, allowed = 0, place = 0; // the last is that of the line's first row in the ring
+  Marks marks(4 + warp, blockIdx.x == 0 && lane == 0);
   allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
   for (int i = 0; i < band.lines; ++i) {
     const int top = line.row - band.line.row, bottom = line.last - band.line.row;
     const int end = (bottom * pitch + line_end(problem) - 1) / positions;
+    marks.at(Passed::TILE);
     while (made <= end) {
       barrier_wait(&shared.made[made % POOLED_TILES_AHEAD], made / POOLED_TILES_AHEAD & 1);
       ++made;
       allow_tiles(shared, problem, band, line, positions, ring, made, allowed);
     }
     const auto placed = [&](int behind) { return (place + behind - (place + behind < ring ? 0 : ring)) * pitch; };
+    marks.at(Passed::TURN);
     const int row[WINDOW] = {placed(0), placed(lesser(1, bottom - top)), placed(bottom - top)};
     if (first < last)
       pool_windows<N, T>(
@@ -125,6 +128,7 @@ __device__ void pool_lines(const Group &group, const PooledShared &shared, const
           element_address(problem, output, (line.image * problem.pooled_h + line.h) * problem.pooled_w, column), apart,
           relu, first, last, own);
     sync_warp(); // all lanes have read
+    marks.at(Passed::STORED);
     line = next_line(problem, line);
     for (place += line.row - band.line.row - top; place >= ring;) // without a division
       place -= ring;
@@ -161,6 +165,7 @@ __device__ __forceinline__ void compute_pooled(const Group &group, const PooledS
   const uint32_t columns = shared_address(shared.columns) + warpgroup * columns_bytes(N);
   const uint32_t results = shared_address(shared.staged);
   HaloPlace place{{0, 0}, {0, 0}, 0, -1, -1};
+  Marks marks(2 + warpgroup, blockIdx.x == 0 && thread == 0);
   if constexpr (STAY) {
     keep_all<N>(group, shared, columns, warpgroup, thread);
   } else {
@@ -174,10 +179,12 @@ __device__ __forceinline__ void compute_pooled(const Group &group, const PooledS
   const int mine = warpgroup * 64 * PARTS, ring = group.ring * problem.pitch;
   int begin = 0, position = mine + warp * WARP_ROWS + lane % WARP_ROWS; // of a tile in its first row; of a row of sums
   for (int tile = 0; tile < band.tiles; ++tile) {
+    marks.at(Passed::TILE);
     float d[PARTS][N / 2];
-    multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, begin + mine, lane, place);
+    multiply_halo<N, PARTS, WARPGROUPS, T, DEPTH, STAY>(d, group, shared, problem, begin + mine, lane, place, marks);
     begin = (begin + POSITIONS) % problem.pitch;
     barrier_wait(&shared.free[tile % POOLED_TILES_AHEAD], tile / POOLED_TILES_AHEAD & 1);
+    marks.at(Passed::TURN);
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
       const int at = position + 64 * part;
@@ -188,6 +195,7 @@ __device__ __forceinline__ void compute_pooled(const Group &group, const PooledS
     sync_warp();
     if (lane == 0)
       barrier_arrive(&shared.made[tile % POOLED_TILES_AHEAD]);
+    marks.at(Passed::STORED);
   }
 }
 
@@ -213,9 +221,14 @@ __device__ void serve_pooled(const Group &group, const PooledShared &shared, con
   } else if (warp == 1) {
     grid_wait(); // before x is read
     Place place{0, 1};
-    for (int tile = 0; tile < band.tiles; ++tile)
-      load_tile_rows(group, shared, group.x[0], problem,
-                     rows_from(problem, band.line.row * problem.pitch + tile * positions, positions), place);
+    Marks marks(0, blockIdx.x == 0 && threadIdx.x % 32 == 0);
+    for (int tile = 0; tile < band.tiles; ++tile) {
+      marks.at(Passed::TILE);
+      const Rows rows = rows_from(problem, band.line.row * problem.pitch + tile * positions, positions);
+      load_tile_rows(group, shared, group.x[0], problem, rows, place, marks);
+      marks.spent();
+      marks.at(Passed::END);
+    }
   } else {
     pool_lines<N, T>(group, shared, band, positions, warp - 2);
   }
