@@ -97,7 +97,7 @@ def test_the_probe_of_rates_compiles(tmp_path: Path) -> None:
     """Into a library that has what the job calls."""
     with loaded("rates") as modules:
         library = ctypes.CDLL(str(modules["rates"].compiled(tmp_path / "rates.so")))
-    names = ("rate_products", "rate_copies", "rate_exchanges", "rate_clusters")
+    names = ("rate_products", "rate_copies", "rate_lines", "rate_exchanges", "rate_clusters")
     assert all(hasattr(library, name) for name in names) and not hasattr(library, "rate_nothing")
 
 

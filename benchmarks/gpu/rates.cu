@@ -15,27 +15,33 @@ constexpr int kShared = 220 * 1024, kBarriers = 216 * 1024;
 
 __device__ __forceinline__ long long cycles() { return clock64(); }
 
-// `warpgroups` of 128 threads each add `groups` groups of 8 products [64, 16] * [16, N] to their sums.
-template <int N> __global__ void __launch_bounds__(256) products(int groups, int stages, long long *found) {
+constexpr int kMore = 8; // rows that an operand may begin behind the first
+
+// `warpgroups` of 128 threads each add `groups` groups of 8 products [64, 16] * [16, N] to their sums. Rows of DEPTH
+// channels; those of the first operand begin at row `shift` of theirs.
+template <int N, int DEPTH>
+__global__ void __launch_bounds__(256) products(int groups, int stages, int shift, long long *found) {
+  constexpr int ROW = 2 * DEPTH, STEPS = DEPTH / K_STEP, X_BYTES = (64 + kMore) * ROW / 1024 * 1024 + 1024;
+  constexpr Swizzle SWIZZLE = DEPTH == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
   uint8_t *ring = dynamic_shared();
   const int warpgroup = threadIdx.x / 128;
   for (int i = threadIdx.x; i < kShared / 16 - 64; i += blockDim.x)
     store_shared_16(shared_address(ring) + 16 * i, make_uint4(0, 0, 0, 0));
   fence_async_shared();
   sync_block();
-  const int bytes = 64 * kRow + N * kRow;
+  const int bytes = X_BYTES + (N * ROW + 1023) / 1024 * 1024;
   float d[N / 2];
   for (int i = 0; i < N / 2; ++i)
     d[i] = 0;
   const long long begin = cycles();
   int stage = warpgroup * stages;
   for (int i = 0; i < groups; ++i) {
-    const Descriptor a = matrix_descriptor(shared_address(ring) + stage * bytes, 0, 1024, Swizzle::bytes128);
-    const Descriptor b = a + 64 * kRow / 16;
+    const Descriptor first = matrix_descriptor(shared_address(ring) + stage * bytes, 0, 8 * ROW, SWIZZLE);
+    const Descriptor a = first + shift * (ROW / 16), b = first + X_BYTES / 16;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 8; ++k)
-      wgmma<N, __nv_bfloat16>(d, a + 2 * (k % 4), b + 2 * (k % 4), true);
+      wgmma<N, __nv_bfloat16>(d, a + 2 * (k % STEPS), b + 2 * (k % STEPS), true);
     wgmma_commit();
     wgmma_wait<1>();
     stage = stage + 1 == (warpgroup + 1) * stages ? warpgroup * stages : stage + 1;
@@ -117,6 +123,34 @@ __global__ void __launch_bounds__(256)
     *found = cycles() - begin;
 }
 
+// Each warp brings `count` rows of a map, `bytes` each, as halo tiles do: one after the other, of images in turn, into
+// stages of its own.
+__global__ void __launch_bounds__(256)
+    lines(const __grid_constant__ CUtensorMap x, int bytes, int height, int images, int count, long long *found) {
+  uint8_t *ring = dynamic_shared();
+  Barrier *barriers = reinterpret_cast<Barrier *>(ring + kBarriers);
+  const int warp = uniform(threadIdx.x / 32), place = (bytes + 1023) / 1024 * 1024;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 8 * kStages; ++i)
+      barrier_init(&barriers[i], 1);
+    fence_barrier_init();
+  }
+  sync_block();
+  const long long begin = cycles();
+  for (int k = 0; k < count + kStages; ++k) {
+    Barrier *full = &barriers[warp * kStages + k % kStages];
+    if (k >= kStages)
+      barrier_wait(full, k / kStages & 1 ? 0 : 1);
+    if (k < count) {
+      barrier_expect(full, bytes);
+      tma_load(ring + (warp * kStages + k % kStages) * place, &x, full, 0, 0, k % height, (blockIdx.x + warp) % images);
+    }
+  }
+  sync_block();
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *found = cycles() - begin;
+}
+
 // 16 bytes to the same place of block `rank` of the cluster, counted by its barrier.
 __device__ __forceinline__ void store_remote(uint32_t address, float4 value, Barrier *barrier, uint32_t rank) {
   asm volatile("{\n.reg .b32 there, counts;\n"
@@ -189,7 +223,10 @@ void launch(const void *kernel, int blocks, int threads, int cluster, bool coope
   cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
-template <int N> const void *kernel_of() { return reinterpret_cast<const void *>(&products<N>); }
+template <int N> const void *kernel_of(int depth) {
+  return depth == 64 ? reinterpret_cast<const void *>(&products<N, 64>)
+                     : reinterpret_cast<const void *>(&products<N, 32>);
+}
 
 int done(long long *memory, double over, double *result) {
   long long found = 0;
@@ -206,16 +243,16 @@ int done(long long *memory, double over, double *result) {
 
 extern "C" {
 
-// Cycles a product.
-int rate_products(long long *memory, int columns, int warpgroups, double *result) {
-  const void *kernel = columns == 8     ? kernel_of<8>()
-                       : columns == 16  ? kernel_of<16>()
-                       : columns == 32  ? kernel_of<32>()
-                       : columns == 64  ? kernel_of<64>()
-                       : columns == 128 ? kernel_of<128>()
-                                        : kernel_of<256>();
+// Cycles a product: of rows of `depth` channels, 64 or 32, the first operand's from row `shift` on, up to 8.
+int rate_products(long long *memory, int columns, int warpgroups, int depth, int shift, double *result) {
+  const void *kernel = columns == 8     ? kernel_of<8>(depth)
+                       : columns == 16  ? kernel_of<16>(depth)
+                       : columns == 32  ? kernel_of<32>(depth)
+                       : columns == 64  ? kernel_of<64>(depth)
+                       : columns == 128 ? kernel_of<128>(depth)
+                                        : kernel_of<256>(depth);
   int groups = 256, stages = 2;
-  void *arguments[] = {&groups, &stages, &memory};
+  void *arguments[] = {&groups, &stages, &shift, &memory};
   launch(kernel, 1, 128 * warpgroups, 1, false, arguments);
   return done(memory, 8.0 * groups, result);
 }
@@ -263,6 +300,35 @@ int rate_copies(long long *memory, uint64_t x, uint64_t weights, int whole, int 
   const void *kernel =
       whole ? reinterpret_cast<const void *>(&copies<true>) : reinterpret_cast<const void *>(&copies<false>);
   launch(kernel, blocks, 32 * (x_warps + weight_warps), 1, false, arguments);
+  return done(memory, count, result);
+}
+
+// Cycles a row of `pixels` of `channels`, 64 or 32, of one warp, all of which work beside each other. `x` is bfloat16
+// [images, height, pixels, channels].
+int rate_lines(long long *memory, uint64_t x, int channels, int pixels, int height, int images, int warps, int blocks,
+               double *result) {
+  MapSpec map;
+  map.base = x;
+  map.rank = 4;
+  map.swizzle = channels == 64 ? Swizzle::bytes128 : Swizzle::bytes64;
+  const int size[] = {channels, pixels, height, images};
+  uint64_t stride = 2;
+  for (int i = 0; i < 4; ++i) {
+    map.size[i] = static_cast<uint64_t>(size[i]);
+    map.box[i] = i < 2 ? static_cast<uint32_t>(size[i]) : 1;
+    stride *= map.size[i];
+    if (i < 3)
+      map.stride[i] = stride;
+  }
+  CUtensorMap made;
+  try {
+    made = encode(map);
+  } catch (const std::exception &) {
+    return -1;
+  }
+  int bytes = 2 * channels * pixels, count = 256;
+  void *arguments[] = {&made, &bytes, &height, &images, &count, &memory};
+  launch(reinterpret_cast<const void *>(&lines), blocks, 32 * warps, 1, false, arguments);
   return done(memory, count, result);
 }
 
