@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import dispatch
+from .._numbers import is_integer, plain
 from ..kernels.plan import Plan
 from .inputs import arguments_of
 from .report import Report, make_report
@@ -145,28 +146,30 @@ def optimize(
     held = torch.float32 if dtype is None else dtype
     if held not in allowed:
         raise ValueError(f"dtype {held!r}; backend {name!r} runs {', '.join(map(str, allowed))}")
-    check_winograd(winograd, name, dtype)
+    winograd = check_winograd(winograd, name, dtype)
     if name in ON_GPU:
         from .gpu_session import module_on_cpu
 
         module = module_on_cpu(module)
     _check_parameters(module)
-    _check_batch_sizes(batch_sizes)
+    sizes = _checked_batch_sizes(batch_sizes)
     kind = str(held).removeprefix("torch.")
     session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named)
-    for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
+    for batch in [session.signature.batch] if sizes is None else sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
 
 
-def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> None:
-    """Raises where Winograd's algorithm is asked for and there is none."""
+def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> bool:
+    """Whether Winograd's algorithm is asked for. Raises where it is and there is none."""
+    winograd = plain(winograd)
     if not isinstance(winograd, bool):
         raise TypeError(f"winograd of type {type(winograd).__name__}; allowed: bool")
     if winograd and dtype not in (None, torch.float32):
         raise ValueError(f"winograd=True with dtype {dtype}; allowed: torch.float32")
     if winograd and backend != "cpu":
         raise ValueError(f"winograd=True on backend {backend!r}; allowed: 'cpu'")
+    return winograd
 
 
 def _device_of(example_inputs: Any) -> torch.device:
@@ -203,11 +206,12 @@ def _check_parameters(module: nn.Module) -> None:
             )
 
 
-def _check_batch_sizes(batch_sizes: Sequence[int] | None) -> None:
+def _checked_batch_sizes(batch_sizes: Sequence[int] | None) -> list[int] | None:
     if batch_sizes is None:
-        return
+        return None
     if not isinstance(batch_sizes, Sequence):
         raise TypeError(f"batch_sizes {batch_sizes!r}; allowed: None, or a sequence of integers of at least 1")
-    wrong = [b for b in batch_sizes if not isinstance(b, int) or isinstance(b, bool) or b < 1]
-    if wrong or not len(batch_sizes):
-        raise ValueError(f"batch_sizes {list(batch_sizes)}; allowed: integers of at least 1, one or more")
+    sizes = [plain(b) for b in batch_sizes]
+    if not sizes or not all(is_integer(b) and b >= 1 for b in sizes):
+        raise ValueError(f"batch_sizes {sizes}; allowed: integers of at least 1, one or more")
+    return sizes

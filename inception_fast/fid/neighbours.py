@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._numbers import check_integer
 from .statistics import Doubles, as_rows, check_widths
 
 NEIGHBOURS, BLOCK = 5, 2048
@@ -32,6 +33,7 @@ def precision_recall_density_coverage(
 
     Raises ValueError where a set has no more than `neighbours` rows, or the two are not as wide.
     """
+    neighbours, block = check_integer("neighbours", neighbours), check_integer("block", block)
     check_neighbours(neighbours, min(len(generated), len(real)))
     check_widths(generated, real)
     if block < 1:
