@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -25,7 +26,11 @@ GPU_DTYPES = (*DTYPES, torch.float16)
 
 
 class OptimizedModule(nn.Module):
-    """A module's inference, one fused plan for each input size; made by `optimize`. Threads may call it at once."""
+    """A module's inference, one fused plan for each input size; made by `optimize`. Threads may call it at once.
+
+    Its state dict has the original module's entries, its parameters are none: what holds it is saved whole and trains
+    the rest.
+    """
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -81,17 +86,40 @@ class OptimizedModule(nn.Module):
         )
 
     def train(self, mode: bool = True) -> OptimizedModule:
+        """Stays in eval mode, with a warning where another one is asked for: a module that holds this one may train."""
         if mode:
-            raise RuntimeError("optimised modules only infer; train the original module and optimise it again")
+            warnings.warn(
+                "optimised modules only infer, and this one stays in eval mode; train the original module and optimise "
+                "it again",
+                stacklevel=2,
+            )
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("optimised modules hold packed parameters only; take the original module's state_dict()")
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._session.original().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(
-            "optimised modules hold packed parameters only; load into the original module and optimise it again"
-        )
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes no values in, so that others than the held ones are errors."""
+        held = self._session.original().state_dict(prefix=prefix)
+        given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if strict:
+            missing_keys += [key for key in held if key not in given]
+            unexpected_keys += [key for key in given if key not in held]
+        changed = [key for key, value in given.items() if key in held and not _equal(value, held[key])]
+        if changed:
+            error_msgs.append(
+                f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''} not as optimised; load into the "
+                "original module and optimise it again"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
         probe = fn(torch.empty(1, device="cpu"))
@@ -101,6 +129,12 @@ class OptimizedModule(nn.Module):
                 "move the original module and optimise it again"
             )
         return self
+
+
+def _equal(value: Any, held: Any) -> bool:
+    if not (isinstance(value, Tensor) and isinstance(held, Tensor)):
+        return not isinstance(held, Tensor)
+    return value.shape == held.shape and torch.equal(value.to(held), held)
 
 
 def optimize(
