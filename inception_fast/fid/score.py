@@ -31,6 +31,8 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
     """
     splits = check_integer("splits", splits)
     check_splits(splits, len(features))
+    if weight is None:
+        raise TypeError("weight None, as of a network without a classifier; allowed: [classes, d]")
     matrix = as_rows(weight)
     if features.shape[1] != matrix.shape[1]:
         raise ValueError(
