@@ -48,10 +48,18 @@ def _dims(shape: Shape) -> str:
 
 
 def tensors(**named: Any) -> None:
-    """Raises TypeError for the first argument that is no tensor."""
+    """Raises TypeError for the first argument that is no tensor, ValueError for one without strides."""
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; allowed: torch.Tensor")
+        if not is_strided(value):
+            kind = "nested, " if value.is_nested else "quantized, " if value.is_quantized else ""
+            raise ValueError(f"{name} is {kind}of layout {value.layout}; allowed: a plain tensor of torch.strided")
+
+
+def is_strided(x: Tensor) -> bool:
+    """Whether x is neither sparse, nested nor quantized, nor in oneDNN's own layout."""
+    return x.layout is torch.strided and not x.is_nested and not x.is_quantized
 
 
 def symbolic(x: Any) -> bool:

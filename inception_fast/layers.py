@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_layer, check_learning, symbolic
+from ._checks import check_average, check_layer, check_learning, is_strided, symbolic
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.window import Window
@@ -182,7 +182,7 @@ def _check_learning(x: Tensor, conv: nn.Module) -> None:
     """Raises as the fused operations do for what is no map [n, c, h, w] for the convolution."""
     if type(conv) is nn.Conv2d and not torch.compiler.is_compiling() and not _by_torch():
         weight = conv.weight
-        if type(x) is Tensor and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
+        if type(x) is Tensor and is_strided(x) and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
             if x.shape[1] == conv.in_channels:
                 return
         check_learning(x, weight, conv.in_channels)
