@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .._data_config import DataConfig
-from . import _pickles
+from . import _pickles, _safetensors
 from ._source import (
     BACKGROUND_CLASSES,
     Source,
@@ -71,7 +71,7 @@ FORMAT = "1"
 def read_safetensors(path: Path, asked: str | None) -> Source:
     """Reads a safetensors file; metadata of ours decides, else the keys. Raises WeightsError as all readers do."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _safetensors.opened(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
