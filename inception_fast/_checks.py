@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
+from ._numbers import is_integer, is_number, plain
 from .dispatch import PoolProjectSpec
 from .kernels.spec import ConvSpec, PairSpec, PoolSpec, out_size
 
@@ -48,10 +48,18 @@ def _dims(shape: Shape) -> str:
 
 
 def tensors(**named: Any) -> None:
-    """Raises TypeError for the first argument that is no tensor."""
+    """Raises TypeError for the first argument that is no tensor, ValueError for one without strides."""
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; allowed: torch.Tensor")
+        if not is_strided(value):
+            kind = "nested, " if value.is_nested else "quantized, " if value.is_quantized else ""
+            raise ValueError(f"{name} is {kind}of layout {value.layout}; allowed: a plain tensor of torch.strided")
+
+
+def is_strided(x: Tensor) -> bool:
+    """Whether x is neither sparse, nested nor quantized, nor in oneDNN's own layout."""
+    return x.layout is torch.strided and not x.is_nested and not x.is_quantized
 
 
 def symbolic(x: Any) -> bool:
@@ -62,7 +70,7 @@ def symbolic(x: Any) -> bool:
 def pair_of(value: int | Sequence[int], name: str) -> list[int]:
     """[vertical, horizontal] of an int or a pair."""
     both = _ints(value, name, "an int or a pair (vertical, horizontal)")
-    if len(both) == 1 and isinstance(value, int):
+    if len(both) == 1 and not isinstance(value, Sequence):
         return both * 2
     if len(both) != 2:
         raise ValueError(f"{name} {value}; allowed: an int or a pair (vertical, horizontal)")
@@ -81,27 +89,33 @@ def four_sided(padding: int | Sequence[int]) -> list[int]:
 
 
 def _ints(value: Any, name: str, allowed: str) -> list[int]:
-    values = [value] if isinstance(value, int) else value
-    sequence = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
-    if not sequence or any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
+    sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    values = [plain(v) for v in (value if sequence else [value])]
+    if not all(is_integer(v) or isinstance(v, torch.SymInt) for v in values):
         raise TypeError(f"{name} {value!r}; allowed: {allowed}")
-    return list(values)
+    return values
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> bool:
+    """The bool that `value` is; TypeError for what is none."""
+    value = plain(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} {value!r}; allowed: True or False")
+    return value
 
 
-def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.SymInt, torch.SymFloat)):
+def check_number(name: str, value: Any) -> Any:
+    """The number that `value` is, a float, an int or a symbol of one; TypeError for what is none."""
+    value = plain(value)
+    if not (is_number(value) or isinstance(value, (torch.SymInt, torch.SymFloat))):
         raise TypeError(f"{name} {value!r}; allowed: a number")
+    return value
 
 
 def check_layer(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any, eps: Any, momentum: Any) -> None:
     """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
     for name, channels in (("cin", cin), ("cout", cout)):
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        if not is_integer(channels) or channels < 1:
             raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
     for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
         if name == "padding" and value in ("same", "valid"):

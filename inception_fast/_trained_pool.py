@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _batch_norm, _trained_layer
+from ._numbers import plain
 from .backends.window import Window
 
 
@@ -24,6 +25,7 @@ def window_of(kind: str, kernel_size: Any, stride: Any, padding: Any) -> Window 
 
 
 def _pair(size: Any) -> tuple[int, int]:
+    size = plain(size)
     return (size, size) if isinstance(size, int) else tuple(size * 2)[:2]  # torch takes a list of one too
 
 

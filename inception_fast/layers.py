@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_layer, check_learning, symbolic
+from ._checks import check_average, check_layer, check_learning, is_strided, symbolic
+from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.window import Window
 
@@ -145,6 +146,8 @@ class ConvBNReLU(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        cin, cout, kernel_size, stride, padding = plain((cin, cout, kernel_size, stride, padding))
+        eps, momentum = plain((eps, momentum))
         check_layer(cin, cout, kernel_size, stride, padding, eps, momentum)
         self.conv = nn.Conv2d(cin, cout, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
@@ -179,7 +182,7 @@ def _check_learning(x: Tensor, conv: nn.Module) -> None:
     """Raises as the fused operations do for what is no map [n, c, h, w] for the convolution."""
     if type(conv) is nn.Conv2d and not torch.compiler.is_compiling() and not _by_torch():
         weight = conv.weight
-        if type(x) is Tensor and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
+        if type(x) is Tensor and is_strided(x) and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
             if x.shape[1] == conv.in_channels:
                 return
         check_learning(x, weight, conv.in_channels)
@@ -291,7 +294,7 @@ class AsymmetricPair(_Two):
         super().__init__()
         if order not in ORDERS:
             raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
-        _check_length(n)
+        n = _length(n)
         wide = order == ORDERS[0]
         self.first = _row(cin, mid, n) if wide else _column(cin, mid, n)
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
@@ -313,7 +316,7 @@ class ParallelSplit(_Two):
 
     def __init__(self, cin: int, cout1: int, cout2: int | None = None, n: int = 3) -> None:
         super().__init__()
-        _check_length(n)
+        n = _length(n)
         self.first = _row(cin, cout1, n)
         self.second = _column(cin, cout1 if cout2 is None else cout2, n)
 
@@ -367,6 +370,8 @@ class PoolProject(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        cin, cout, kernel_size, stride, padding = plain((cin, cout, kernel_size, stride, padding))
+        eps, momentum, count_include_pad = plain((eps, momentum, count_include_pad))
         check_layer(cin, cout, kernel_size, stride, padding, eps, momentum)
         check_average(kernel_size, padding, count_include_pad)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
@@ -394,9 +399,11 @@ class PoolProject(nn.Module):
         return f"{window}, count_include_pad={self.count_include_pad}"
 
 
-def _check_length(n: Any) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1 or n % 2 == 0:
+def _length(n: Any) -> int:
+    n = plain(n)
+    if not is_integer(n) or n < 1 or n % 2 == 0:
         raise ValueError(f"kernel length {n!r}; allowed: an odd number, so that SAME padding is symmetric")
+    return int(n)
 
 
 def _row(cin: int, cout: int, n: int) -> ConvBNReLU:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ._numbers import is_number, plain
+
 __all__ = ["AuxiliaryLoss", "LabelSmoothingCrossEntropy"]
 
 
@@ -16,7 +18,8 @@ class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
     """
 
     def __init__(self, smoothing: float = 0.1, weight: Tensor | None = None, reduction: str = "mean") -> None:
-        if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing < 1.0:
+        smoothing = plain(smoothing)
+        if not is_number(smoothing) or not 0.0 <= smoothing < 1.0:
             raise ValueError(f"smoothing {smoothing!r}; allowed: 0 <= smoothing < 1")
         super().__init__(weight=weight, reduction=reduction, label_smoothing=smoothing)
 

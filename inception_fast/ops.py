@@ -86,8 +86,7 @@ def conv_bn_relu(
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift, residual=x if residual is None else residual)
-    check_flag("relu", relu)
-    check_number("residual_scale", residual_scale)
+    relu, residual_scale = check_flag("relu", relu), check_number("residual_scale", residual_scale)
     dispatch.check_name(backend)
     strides, sides = pair_of(stride, "stride"), four_sided(padding)
     call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend)
@@ -152,7 +151,7 @@ def pool_project(
     An average commutes with a 1x1 convolution, so the convolution goes first where the pool then meets fewer channels.
     """
     tensors(x=x, weight=weight, scale=scale, shift=shift)
-    check_flag("count_include_pad", count_include_pad)
+    count_include_pad = check_flag("count_include_pad", count_include_pad)
     dispatch.check_name(backend)
     kernel, strides = pair_of(kernel_size, "kernel_size"), pair_of(stride, "stride")
     pads = pair_of(padding, "padding")
@@ -170,7 +169,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> t
     Raises ValueError for a single value a channel, and as `conv_bn_relu` does.
     """
     tensors(x=x, weight=weight, bias=bias)
-    check_number("eps", eps)
+    eps = check_number("eps", eps)
     y, mean, var = _run(_ops.batch_norm_relu.default, (x, weight, bias, eps))
     return y, mean, var
 
@@ -184,7 +183,7 @@ def conv_batch_norm_relu(
     is torch's convolution and `batch_norm_relu`.
     """
     tensors(x=x, kernel=kernel, weight=weight, bias=bias)
-    check_number("eps", eps)
+    eps = check_number("eps", eps)
     call = (x, kernel, weight, bias, pair_of(stride, "stride"), pair_of(padding, "padding"), eps)
     y, _, mean, var = _run(_ops.conv_batch_norm_relu.default, call)
     return y, mean, var
@@ -203,7 +202,7 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
         winograd: larger tiles too, which err 1.3 to 10 times as much as a direct sum: 3x3, 5x5, 1x3, 3x1, 1x7, 7x1.
     """
     tensors(x=x, weight=weight)
-    check_flag("winograd", winograd)
+    winograd = check_flag("winograd", winograd)
     sizes = pair_of(stride, "stride"), pair_of(padding, "padding")
     y: Tensor = _run(_ops.convolution.default, (x, weight, *sizes, winograd))
     return y

@@ -85,7 +85,7 @@ def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; allowed: torch.nn.Module")
-    check_flag("winograd", winograd)
+    winograd = check_flag("winograd", winograd)
     swap = _Swap()
     replaced = swap.module("", module)
     for conv in _taken(replaced):

@@ -394,6 +394,13 @@ def test_bench_of_a_format_we_lack(tmp_path, capsys, ours_is):
     assert err.splitlines()[-1] == "inception-fast: error: nothing ran; dtype bfloat16; allowed: float32"
 
 
+def test_bench_of_float16_is_refused_at_once(tmp_path, capsys):
+    assert bench(tmp_path, "--dtype", "float32,float16") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and not (tmp_path / "out").exists()
+    assert err.count("\n") == 1 and "'float16' is not known; allowed: float32, bfloat16 (" in err
+
+
 def test_quick_leaves_out_only_the_slowest_builder():
     from inception_fast.cli import build_parser
     from inception_fast.cli.bench import _peers

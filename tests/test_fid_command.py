@@ -12,11 +12,14 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import references
 from inception_fast.cli import main
 from inception_fast.features.shards import write_shard
-from inception_fast.fid import read_statistics
+from inception_fast.fid import inception_score, read_statistics, sides
+from inception_fast.weights import convert
 from numerics import FID_REL, NET_FID_REL
 from pictures import encoded, write_tar
 from test_fid_scores import by_gram, gaussian
@@ -135,6 +138,26 @@ def test_the_effect_of_bfloat16_is_measured_on_readable_images(
     more = "--dtype", "bfloat16", "--check-images", "2"
     report = run(capsys, tmp_path / "a.txt", tmp_path / "a.txt", *weights, *more)
     assert report["bfloat16"]["images"] == 4 and len(report["a"]["unreadable"]) == 2
+
+
+def test_weights_without_a_classifier_have_no_inception_score(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, headless = tmp_path / "whole.safetensors", tmp_path / "headless.safetensors"
+    convert(place / "weights.pth", whole)
+    with safe_open(whole, "pt") as held:
+        metadata = held.metadata() | {"num_classes": "0"}
+        tensors = {key: held.get_tensor(key) for key in held.keys() if not key.startswith("fc.")}
+    metadata["options"] = json.dumps(json.loads(metadata["options"]) | {"num_classes": 0})
+    save_file(tensors, headless, metadata)
+    with monkeypatch.context() as patch:
+        patch.setattr(sides, "stream", None)  # no image is looked at
+        given = str(place / "a"), str(place / "b"), "--weights", str(headless)
+        assert main(["fid", *given, "--is", "--is-splits", "3", "--workers", "0"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "headless.safetensors has no classifier; allowed for the Inception score: weights with it" in error
+    with pytest.raises(TypeError, match=r"weight None, .*; allowed"):
+        inception_score(np.zeros((4, 5)), None, splits=2)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,46 @@ def test_distance_to_itself_and_its_symmetry() -> None:
         frechet_distance(a, still)
 
 
+GOOD = Gaussian(np.zeros(2), np.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ((np.zeros(2), np.eye(2)), TypeError, "is a tuple; allowed: a Gaussian"),
+        (np.zeros((5, 2)), TypeError, "is a ndarray; allowed: a Gaussian"),
+        (None, TypeError, "is a NoneType; allowed: a Gaussian"),
+        (Statistics(), TypeError, r"is a Statistics; allowed: a Gaussian, as Statistics\.gaussian\(\)"),
+        (Gaussian(0.0, 1.0), ValueError, r"mean \(\) and covariance \(\); allowed: \[d\]"),  # type: ignore[arg-type]
+        (Gaussian(np.zeros(2), np.eye(3)), ValueError, r"mean \(2,\) and covariance \(3, 3\); allowed"),
+        (Gaussian(np.zeros(2), None), ValueError, "covariance of dtype object; allowed: real"),  # type: ignore[arg-type]
+        (Gaussian(np.zeros(2), np.eye(2) * 1j), ValueError, "covariance of dtype complex128; allowed: real"),
+        (Gaussian(np.zeros(2), np.eye(2) * np.nan), ValueError, "NaN or infinity; allowed: numbers"),
+        (Gaussian(np.zeros(2), np.array([[1, 0.9], [0, 1]])), ValueError, "covariance that is not symmetric; allowed"),
+        (Gaussian(np.zeros(2), np.array([[1, 2], [2, 1]])), ValueError, "covariance with the eigenvalue -1; allowed"),
+    ],
+)
+def test_distance_is_of_gaussians_alone(given: Any, error: type[Exception], said: str) -> None:
+    for place, arguments in (("a", (given, GOOD)), ("b", (GOOD, given))):
+        with pytest.raises(error, match=f"^{place} .*{said}"):
+            frechet_distance(*arguments)
+
+
+def test_gaussians_hold_any_arrays_of_numbers() -> None:
+    lists: Any = [0, 1], [[2, 0], [0, 2]]
+    for kind in (lambda x: x, np.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.bfloat16)):
+        assert frechet_distance(Gaussian(*map(kind, lists)), Gaussian(np.zeros(2), 2 * np.eye(2))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_rounded_covariances_are_covariances(count: int) -> None:
+    """With zero eigenvalues that rounding turns negative, too."""
+    exact = gaussian(rows(count, 128))
+    rounded = Gaussian(exact.mean, exact.covariance.astype(np.float32))
+    assert np.linalg.eigvalsh(rounded.covariance)[0] < 0 or count == 300
+    assert frechet_distance(rounded, replace(exact, factor=None)) <= 1e-4 * np.trace(exact.covariance)
+
+
 def test_statistics_do_not_depend_on_the_portions() -> None:
     features = rows(1300, 32)
     whole = gaussian(features)
@@ -176,6 +217,8 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ({"mu": mean, "sigma": np.eye(3)}, r"mu \(2,\) and sigma \(3, 3\)"),
         ({"mu": mean * np.nan, "sigma": covariance}, "NaN or infinity"),
         ({"mu": mean, "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "not symmetric"),
+        ({"mu": mean, "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "sigma with the eigenvalue -1; allowed: 0 or more"),
+        ({"mu": mean, "sigma": 1e300 * np.array([[1, 2], [2, 1]])}, "eigenvalue -1e.300; allowed: 0 or more"),
         ({"mu": mean + 1j, "sigma": covariance}, "mu of dtype complex128; allowed: real numbers"),
         ({"mu": mean, "sigma": covariance * 1j}, "sigma of dtype complex128; allowed: real numbers"),
         ({"mu": mean, "sigma": covariance, "count": -4}, r"count array\(-4\); allowed: an integer, 2 or more"),
@@ -248,11 +291,13 @@ def test_repeated_features_count_alike_in_all_blocks(repeats: int) -> None:
 
 
 @pytest.mark.parametrize("block", [7, 1000], ids=["blocks", "whole"])
-def test_neighbours_are_those_of_the_definition(block: int) -> None:
-    generated, real = rows(60, 8), rows(50, 8, seed=1, shift=0.2)
+@pytest.mark.parametrize("offset", [0, 1e6, 1e8])
+def test_neighbours_are_those_of_the_definition(block: int, offset: float) -> None:
+    """Whatever all features share: squares of it would leave few digits of the distances."""
+    generated, real = rows(60, 8) + np.float64(offset), rows(50, 8, seed=1, shift=0.2) + np.float64(offset)
     k = 4
     between, among, own = (
-        np.linalg.norm(x[:, None].astype(np.float64) - y[None], axis=2)
+        np.linalg.norm(x[:, None] - y[None], axis=2)
         for x, y in ((real, generated), (real, real), (generated, generated))
     )
     real_radius, generated_radius = (np.sort(d, axis=1)[:, k] for d in (among, own))

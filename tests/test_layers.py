@@ -293,6 +293,8 @@ def test_what_a_layer_cannot_take_raises(training: bool) -> None:
             layer(torch.zeros(2, 8, 6, 6, dtype=torch.float64))
         with pytest.raises(TypeError, match=r"x is a ndarray; allowed: torch\.Tensor"):
             layer(torch.zeros(2, 8, 6, 6).numpy())
+        with pytest.raises(ValueError, match=r"x is of layout torch\.sparse_coo; allowed: .* torch\.strided"):
+            layer(torch.zeros(2, 8, 6, 6).to_sparse())
 
 
 def test_label_smoothing_is_torchs() -> None:

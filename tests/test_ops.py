@@ -164,6 +164,10 @@ def option(name: str, value: Any) -> Callable[[list[Any], dict[str, Any]], None]
     return lambda arguments, options: options.__setitem__(name, value)
 
 
+def quantized(x: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+
+
 # name: (what is done to a good call, error, what its message must name: seen, allowed)
 BAD_CONVS: dict[str, tuple[Any, type[Exception], tuple[str, str]]] = {
     "rank 3": (changed(0, lambda x: x[0]), ValueError, ("[16, 9, 9]", "[n, c, h, w]")),
@@ -172,6 +176,25 @@ BAD_CONVS: dict[str, tuple[Any, type[Exception], tuple[str, str]]] = {
     "channels": (changed(0, lambda x: x[:, :5]), ValueError, ("5 input channels", "16")),
     "integer x": (changed(0, Tensor.int), TypeError, ("torch.int32", "torch.float32")),
     "no tensor": (changed(0, Tensor.numpy), TypeError, ("ndarray", "torch.Tensor")),
+    "sparse": (changed(0, Tensor.to_sparse), ValueError, ("x is of layout torch.sparse_coo", "torch.strided")),
+    "sparse in part": (
+        changed(0, lambda x: x.to_sparse(2)),
+        ValueError,
+        ("x is of layout torch.sparse_coo", "strided"),
+    ),
+    "sparse weight": (
+        changed(1, lambda w: w[0, 0].to_sparse_csr()),
+        ValueError,
+        ("weight is of layout", "torch.strided"),
+    ),
+    "of oneDNN": (changed(0, Tensor.to_mkldnn), ValueError, ("x is of layout torch._mkldnn", "torch.strided")),
+    "nested": (changed(0, lambda x: torch.nested.nested_tensor(list(x))), ValueError, ("x is nested", "torch.strided")),
+    "quantized": (changed(0, quantized), ValueError, ("x is quantized", "torch.strided")),
+    "sparse residual": (
+        option("residual", torch.zeros(2, 24, 9, 3).to_sparse()),
+        ValueError,
+        ("residual is", "strided"),
+    ),
     "weight dtype": (changed(1, Tensor.half), TypeError, ("weight of dtype torch.float16", "torch.float32")),
     "weight rank": (changed(1, lambda w: w[0]), ValueError, ("[16, 1, 7]", "[oc, c, kh, kw]")),
     "weight elsewhere": (changed(1, lambda w: w.to("meta")), ValueError, ("meta", "cpu")),
@@ -200,6 +223,7 @@ BAD_CONVS: dict[str, tuple[Any, type[Exception], tuple[str, str]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*(nested tensors|quantize).*:UserWarning")
 @pytest.mark.parametrize("name", BAD_CONVS)
 def test_bad_convs_raise_naming_seen_and_allowed(name: str) -> None:
     spoil, error, (seen, allowed) = BAD_CONVS[name]
@@ -218,6 +242,15 @@ BAD_PAIRS: dict[str, tuple[Any, tuple[str, str]]] = {
     "intermediate channels": (lambda a: [*a[:4], a[4][:, :9], *a[5:]], ("input channels for w2", "9")),
     "second scale": (lambda a: [*a[:5], a[5][:3], a[6]], ("scale2 of shape [3]", "[10]")),
 }
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_sparse_pairs_raise(kind: str) -> None:
+    arguments = pair_arguments(kind)
+    for place, name in ((0, "x"), (4, "w2")):
+        changed = [*arguments[:place], arguments[place].to_sparse(), *arguments[place + 1 :]]
+        with pytest.raises(ValueError, match=f"{name} is of layout torch.sparse_coo; allowed: a plain tensor of"):
+            PAIRS[kind](*changed)
 
 
 @pytest.mark.parametrize("kind", PAIRS)

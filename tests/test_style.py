@@ -25,6 +25,7 @@ WELL_KNOWN_VARIABLES = {
 # The floors of the house, from the ground up. A module imports from its own floor or from a lower one.
 FLOORS = (
     ("kernels",),
+    ("_numbers",),
     ("dispatch", "backends"),
     (
         "ops",

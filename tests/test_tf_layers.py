@@ -124,6 +124,12 @@ def test_batch_norm_folds(model: Any, expected: np.ndarray) -> None:
     assert_same(folded(images()), expected)
 
 
+def test_numpys_numbers_are_saved_as_pythons() -> None:
+    pair = tf.AsymmetricPair(np.int64(4), np.int64(4), np.int64(7), epsilon=np.float32(0.5))
+    config = pair.get_config()
+    assert [type(config[name]) for name in ("mid", "filters", "n", "epsilon")] == [int, int, int, float]
+
+
 def test_bad_layers() -> None:
     with pytest.raises(ValueError, match="kernel length 4; allowed: an odd integer"):
         tf.AsymmetricPair(4, 4, 4)

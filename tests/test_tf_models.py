@@ -153,7 +153,7 @@ def test_top_pooling_and_activation() -> None:
     pooled.set_weights(bottom.get_weights())
     assert pooled.input_shape == (None, None, None, 3)
     np.testing.assert_array_equal(pooled(x), np.asarray(bottom(x)).max((1, 2)))
-    model = tf.InceptionV1(classes=4, input_shape=(75, 75, 3))
+    model = tf.InceptionV1(classes=np.int64(4), input_shape=(np.int64(75), np.int64(75), np.int32(3)))
     assert np.asarray(model(x)).sum() == pytest.approx(1, abs=1e-6)
 
 
@@ -320,7 +320,7 @@ def test_preprocess_and_decode() -> None:
     pytest.importorskip("timm", reason="the names come from timm")
     scores = np.zeros((2, 1000), np.float32)
     scores[0, 207], scores[0, 3], scores[1, 0] = 2, 1, 1
-    first, second = tf.decode_predictions(scores, top=2)
+    first, second = tf.decode_predictions(scores, top=np.int64(2))
     assert first == [("n02099601", "golden_retriever", 2.0), ("n01491361", "tiger_shark", 1.0)]
     assert second[0] == ("n01440764", "tench", 1.0)
     with pytest.raises(ValueError, match=r"shape \(2, 10\); allowed: \(n, 1000\)"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -119,6 +120,19 @@ def test_legacy_pth(tmp_path: Path, state: State) -> None:
 def test_safetensors(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "model.safetensors")
     assert_holds(fast.create_model("inception_v1", weights=str(tmp_path / "model.safetensors")), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_safetensors_of_a_wrapped_module(tmp_path: Path, state: State, prefix: str) -> None:
+    file, own = tmp_path / "model.safetensors", tmp_path / "own.safetensors"
+    save_file({prefix + key: value for key, value in state.items()}, file)
+    net = fast.create_model("inception_v1", weights=file)
+    assert_holds(net, state)
+    assert (net.num_classes, net.aux_logits) == (11, True)
+    weights.convert(file, own)
+    with safe_open(own, "pt") as held:
+        save_file({prefix + key: held.get_tensor(key) for key in held.keys()}, own, held.metadata())
+    assert_holds(fast.create_model("inception_v1", weights=own), state)
 
 
 def test_content_decides_not_extension(tmp_path: Path, state: State) -> None:

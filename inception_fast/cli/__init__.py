@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 a wrong result, 2 a request that cannot be served, 130 interrupted."""
-    _replace_closed_streams()
+    _prepare_streams()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         args = build_parser().parse_args(arguments)
@@ -75,11 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(f"{args.command}: {error}")
 
 
-def _replace_closed_streams() -> None:
-    """A stream that the shell closed (`>&-`) is None, and print would send what is meant for it to standard output."""
+def _prepare_streams() -> None:
+    """A stream that the shell closed (`>&-`) is None, and print would send what is meant for it to standard output.
+
+    What an encoding does not hold is escaped, as in names of files that are not UTF-8; standard error does so anyway.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _refused(text: str) -> int:

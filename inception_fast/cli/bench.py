@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .progress import Meter
 
 PEERS = ("eager", "compile", "onnxruntime", "openvino")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")  # of the plans on a CPU, which is where all of this runs
 DEFAULT_OUT = "bench-results"
 MOST_PHOTOS = 64
 

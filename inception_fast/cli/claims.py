@@ -112,10 +112,9 @@ def _pictures(rows: list[Row], folder: Path) -> dict[str, str]:
 
 def _write_page(sections: dict[str, list[Row]], pictures: dict[str, str], folder: Path, origin: dict[str, Any]) -> None:
     from ..claims.page import page
-    from ..measure.results import write_atomically
+    from ..measure.results import write_text
 
-    text = page(sections, pictures, folder, origin)
-    write_atomically(folder / "index.html", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_text(folder / "index.html", page(sections, pictures, folder, origin))
 
 
 def _show(rows: list[Row]) -> None:

@@ -157,6 +157,10 @@ def _check_request(args: argparse.Namespace, a: Opened, b: Opened) -> None:
             )
     if args.score and a.count is not None:
         check_splits(args.is_splits, a.count)
+    if args.score and _made(args).features.classifier_weight is None:
+        raise CommandError(
+            f"--weights {args.weights} has no classifier; allowed for the Inception score: weights with it"
+        )
     if a.count is None or b.count is None:
         return
     least = min(a.count, b.count)

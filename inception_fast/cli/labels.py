@@ -51,9 +51,9 @@ def _from_metadata(weights: str | None, classes: int) -> list[str] | None:
     """A safetensors file may carry its labels as a JSON list under the metadata key "labels"."""
     if weights is None or not weights.endswith(".safetensors") or not Path(weights).is_file():
         return None
-    from safetensors import safe_open
+    from ..weights import _safetensors
 
-    with safe_open(weights, framework="pt") as file:
+    with _safetensors.opened(weights) as file:
         text = (file.metadata() or {}).get("labels")
     if text is None:
         return None

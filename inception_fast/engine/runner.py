@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import dispatch
+from .._numbers import is_integer, plain
 from ..kernels.plan import Plan
 from .inputs import arguments_of
 from .report import Report, make_report
@@ -24,7 +26,11 @@ GPU_DTYPES = (*DTYPES, torch.float16)
 
 
 class OptimizedModule(nn.Module):
-    """A module's inference, one fused plan for each input size; made by `optimize`. Threads may call it at once."""
+    """A module's inference, one fused plan for each input size; made by `optimize`. Threads may call it at once.
+
+    Its state dict has the original module's entries, its parameters are none: what holds it is saved whole and trains
+    the rest.
+    """
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -80,17 +86,40 @@ class OptimizedModule(nn.Module):
         )
 
     def train(self, mode: bool = True) -> OptimizedModule:
+        """Stays in eval mode, with a warning where another one is asked for: a module that holds this one may train."""
         if mode:
-            raise RuntimeError("optimised modules only infer; train the original module and optimise it again")
+            warnings.warn(
+                "optimised modules only infer, and this one stays in eval mode; train the original module and optimise "
+                "it again",
+                stacklevel=2,
+            )
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("optimised modules hold packed parameters only; take the original module's state_dict()")
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._session.original().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(
-            "optimised modules hold packed parameters only; load into the original module and optimise it again"
-        )
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes no values in, so that others than the held ones are errors."""
+        held = self._session.original().state_dict(prefix=prefix)
+        given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if strict:
+            missing_keys += [key for key in held if key not in given]
+            unexpected_keys += [key for key in given if key not in held]
+        changed = [key for key, value in given.items() if key in held and not _equal(value, held[key])]
+        if changed:
+            error_msgs.append(
+                f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''} not as optimised; load into the "
+                "original module and optimise it again"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
         probe = fn(torch.empty(1, device="cpu"))
@@ -100,6 +129,12 @@ class OptimizedModule(nn.Module):
                 "move the original module and optimise it again"
             )
         return self
+
+
+def _equal(value: Any, held: Any) -> bool:
+    if not (isinstance(value, Tensor) and isinstance(held, Tensor)):
+        return not isinstance(held, Tensor)
+    return value.shape == held.shape and torch.equal(value.to(held), held)
 
 
 def optimize(
@@ -145,28 +180,30 @@ def optimize(
     held = torch.float32 if dtype is None else dtype
     if held not in allowed:
         raise ValueError(f"dtype {held!r}; backend {name!r} runs {', '.join(map(str, allowed))}")
-    check_winograd(winograd, name, dtype)
+    winograd = check_winograd(winograd, name, dtype)
     if name in ON_GPU:
         from .gpu_session import module_on_cpu
 
         module = module_on_cpu(module)
     _check_parameters(module)
-    _check_batch_sizes(batch_sizes)
+    sizes = _checked_batch_sizes(batch_sizes)
     kind = str(held).removeprefix("torch.")
     session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named)
-    for batch in [session.signature.batch] if batch_sizes is None else batch_sizes:
+    for batch in [session.signature.batch] if sizes is None else sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
 
 
-def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> None:
-    """Raises where Winograd's algorithm is asked for and there is none."""
+def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> bool:
+    """Whether Winograd's algorithm is asked for. Raises where it is and there is none."""
+    winograd = plain(winograd)
     if not isinstance(winograd, bool):
         raise TypeError(f"winograd of type {type(winograd).__name__}; allowed: bool")
     if winograd and dtype not in (None, torch.float32):
         raise ValueError(f"winograd=True with dtype {dtype}; allowed: torch.float32")
     if winograd and backend != "cpu":
         raise ValueError(f"winograd=True on backend {backend!r}; allowed: 'cpu'")
+    return winograd
 
 
 def _device_of(example_inputs: Any) -> torch.device:
@@ -203,11 +240,12 @@ def _check_parameters(module: nn.Module) -> None:
             )
 
 
-def _check_batch_sizes(batch_sizes: Sequence[int] | None) -> None:
+def _checked_batch_sizes(batch_sizes: Sequence[int] | None) -> list[int] | None:
     if batch_sizes is None:
-        return
+        return None
     if not isinstance(batch_sizes, Sequence):
         raise TypeError(f"batch_sizes {batch_sizes!r}; allowed: None, or a sequence of integers of at least 1")
-    wrong = [b for b in batch_sizes if not isinstance(b, int) or isinstance(b, bool) or b < 1]
-    if wrong or not len(batch_sizes):
-        raise ValueError(f"batch_sizes {list(batch_sizes)}; allowed: integers of at least 1, one or more")
+    sizes = [plain(b) for b in batch_sizes]
+    if not sizes or not all(is_integer(b) and b >= 1 for b in sizes):
+        raise ValueError(f"batch_sizes {sizes}; allowed: integers of at least 1, one or more")
+    return sizes

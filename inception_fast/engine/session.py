@@ -240,6 +240,12 @@ class Session:
                 changed.add(i)
         return found, changed
 
+    def original(self) -> nn.Module:
+        """A twin of the module, for its state. Raises RuntimeError where that is not what programs were made of."""
+        self._check_unchanged()
+        self._check_contents()
+        return self.module
+
     def _check_unchanged(self) -> None:
         if any(version(t) != then for t, then, _ in self._state):
             raise self._changed()

@@ -98,7 +98,8 @@ class Shards:
         found: list[dict[str, str]] = []
         for path in sorted(self.folder.glob(f"{PREFIX}*.parquet")):
             try:
-                found += json.loads(parquet.read_schema(path).metadata[KEY])["unreadable"]
+                with _opened(path) as file:
+                    found += json.loads(parquet.read_schema(file).metadata[KEY])["unreadable"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise SourceError(
                     f"{path} is no shard of this run ({error}); remove it to have it made again"
@@ -178,17 +179,26 @@ def write_shard(path: Path, names: list[str], values: NDArray[np.float32], about
     table = table.replace_schema_metadata({KEY: json.dumps(about).encode()})
 
     def write(scratch: Path) -> None:
-        parquet.write_table(table, scratch, compression="none", use_dictionary=False)
+        with _opened(scratch, "wb") as file:
+            parquet.write_table(table, file, compression="none", use_dictionary=False)
         with open(scratch, "rb+") as file:
             os.fsync(file.fileno())
 
     write_atomically(path, write)
 
 
+def _opened(path: Path, mode: str = "rb") -> Any:
+    """The file as pyarrow takes it, whose own names of files have to be UTF-8."""
+    import pyarrow
+
+    return pyarrow.OSFile(os.fsencode(path), mode)
+
+
 def is_feature_file(path: Path) -> bool:
     """Whether a parquet file has the columns `path` and `feature`."""
     try:
-        return {"path", "feature"} <= set(import_parquet().read_schema(path).names)
+        with _opened(path) as file:
+            return {"path", "feature"} <= set(import_parquet().read_schema(file).names)
     except (OSError, ValueError):
         return False
 
@@ -222,7 +232,8 @@ def count_features(paths: Sequence[Path]) -> int:
     count = 0
     for path in paths:
         try:
-            count += parquet.read_metadata(path).num_rows
+            with _opened(path) as file:
+                count += parquet.read_metadata(file).num_rows
         except (OSError, ValueError) as error:
             raise SourceError(f"{path} holds no readable features ({error})") from error
     return count
@@ -233,7 +244,7 @@ def read_features(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
     parquet = import_parquet()
     for path in paths:
         try:
-            with parquet.ParquetFile(path) as file:
+            with _opened(path) as held, parquet.ParquetFile(held) as file:
                 for batch in file.iter_batches(columns=["feature"]):
                     if batch.num_rows:
                         yield _matrix(batch.column(0))

@@ -10,18 +10,21 @@ magnifies their rounding. (Dowson and Landau, 1982.)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
-from .statistics import Doubles, Gaussian
+from .statistics import Doubles, Gaussian, checked_moments
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The distance, 0 at least; seconds for 2048 features.
 
-    Raises ValueError where the widths differ, or where float64 cannot hold the distance.
+    Raises TypeError for what is no Gaussian, ValueError where the widths differ, for a covariance that is none, or
+    where float64 cannot hold the distance.
     """
+    a, b = _checked("a", a), _checked("b", b)
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features; allowed: the same number")
     try:
@@ -34,6 +37,16 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         seen = f"the distance is {distance}, means reach {mean:g} and covariances {covariance:g}"
         raise ValueError(f"{seen}; allowed: those whose squares and sums are finite")
     return max(0.0, distance)
+
+
+def _checked(name: str, gaussian: Any) -> Gaussian:
+    if not isinstance(gaussian, Gaussian):
+        seen = f"{name} is a {type(gaussian).__name__}"
+        raise TypeError(f"{seen}; allowed: a Gaussian, as Statistics.gaussian() and read_statistics() give it")
+    if gaussian.factor is not None:  # which Statistics made beside the rest
+        return gaussian
+    mean, covariance = checked_moments(name, mean=gaussian.mean, covariance=gaussian.covariance)
+    return Gaussian(mean, covariance, gaussian.count)
 
 
 def _distance(a: Gaussian, b: Gaussian) -> float:

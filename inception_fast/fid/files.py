@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..measure.results import write_atomically
-from .statistics import Doubles, Gaussian
+from .statistics import Gaussian, checked_moments
 
 
 def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
@@ -23,29 +23,14 @@ def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
         with np.load(path, allow_pickle=False) as held:
             if not isinstance(held, np.lib.npyio.NpzFile) or not {"mu", "sigma"} <= set(held.files):
                 raise ValueError(f"{path} holds {getattr(held, 'files', 'one array')}; allowed: mu and sigma")
-            mean, covariance = (_reals(path, name, held[name]) for name in ("mu", "sigma"))
+            arrays = held["mu"], held["sigma"]
             count = _count(path, held["count"]) if "count" in held.files else None
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError) as error:
         if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is no readable .npz of statistics ({error}); allowed: pytorch-fid's files") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean),) * 2 or not len(mean):
-        raise ValueError(f"{path} holds mu {mean.shape} and sigma {covariance.shape}; allowed: [d] and [d, d]")
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{path} holds NaN or infinity; allowed: numbers")
-    scale = np.abs(covariance).max()
-    if np.abs(covariance - covariance.T).max() > 1e-6 * scale:
-        raise ValueError(f"{path} holds a sigma that is not symmetric; allowed: a covariance")
-    if (least := covariance.diagonal().min()) < -1e-6 * scale:
-        raise ValueError(f"{path} holds a sigma with {least:g} on its diagonal; allowed: variances, 0 or more")
-    return Gaussian(mean, covariance / 2 + covariance.T / 2, count)
-
-
-def _reals(path: Path, name: str, values: Any) -> Doubles:
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{path} holds {name} of dtype {values.dtype}; allowed: real numbers")
-    reals: Doubles = values.astype(np.float64)
-    return reals
+    mean, covariance = checked_moments(str(path), mu=arrays[0], sigma=arrays[1])
+    return Gaussian(mean, covariance, count)
 
 
 def _count(path: Path, value: Any) -> int:

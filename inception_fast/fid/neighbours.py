@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._numbers import check_integer
 from .statistics import Doubles, as_rows, check_widths
 
 NEIGHBOURS, BLOCK = 5, 2048
@@ -32,16 +33,18 @@ def precision_recall_density_coverage(
 
     Raises ValueError where a set has no more than `neighbours` rows, or the two are not as wide.
     """
+    neighbours, block = check_integer("neighbours", neighbours), check_integer("block", block)
     check_neighbours(neighbours, min(len(generated), len(real)))
     check_widths(generated, real)
     if block < 1:
         raise ValueError(f"blocks of {block} rows; allowed: 1 or more")
-    real_radius = _radii(real, neighbours, block)
-    generated_radius = _radii(generated, neighbours, block)
+    centre = _centre(real)
+    real_radius = _radii(real, centre, neighbours, block)
+    generated_radius = _radii(generated, centre, neighbours, block)
     inside, density = np.zeros(len(generated), bool), 0
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for i, x in _blocks(generated, block):
-        for j, y in _blocks(real, block):
+    for i, x in _blocks(generated, centre, block):
+        for j, y in _blocks(real, centre, block):
             distance, rounding = _distances(x, y)
             distance += 2 * rounding  # the radius is rounded as well
             balls = distance < real_radius[j]
@@ -63,10 +66,17 @@ def check_neighbours(neighbours: int, least: int) -> None:
         raise ValueError(f"{neighbours} neighbours; allowed: 1 to {least - 1}, fewer than the images of each set")
 
 
-def _blocks(rows: Any, block: int) -> Iterator[tuple[slice, Doubles]]:
+def _centre(rows: Any) -> Doubles:
+    """The mean [d], summed in portions that do not depend on `block`."""
+    first = as_rows(rows[:1])[0]
+    return first + sum(x.sum(axis=0) for _, x in _blocks(rows, first, BLOCK)) / len(rows)
+
+
+def _blocks(rows: Any, centre: Doubles, block: int) -> Iterator[tuple[slice, Doubles]]:
+    """Portions of the rows round `centre`: squares of what all features share would cost digits of their distances."""
     for start in range(0, len(rows), block):
         place = slice(start, min(start + block, len(rows)))
-        yield place, as_rows(rows[place])
+        yield place, as_rows(rows[place]) - centre
 
 
 def _distances(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
@@ -76,17 +86,17 @@ def _distances(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
     equal in all of them.
     """
     sizes = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1)
-    rounding = (x.shape[1] + 2) * np.finfo(np.float64).eps * sizes
+    rounding = (x.shape[1] + 4) * np.finfo(np.float64).eps * sizes
     squares = sizes - 2 * (x @ y.T)
     return np.where(squares > rounding, squares, 0), rounding
 
 
-def _radii(rows: Any, neighbours: int, block: int) -> NDArray[np.float64]:
+def _radii(rows: Any, centre: Doubles, neighbours: int, block: int) -> NDArray[np.float64]:
     """Squared distance of every row to its k-th neighbour, itself not counted."""
     radii = np.empty(len(rows))
-    for i, x in _blocks(rows, block):
+    for i, x in _blocks(rows, centre, block):
         nearest = np.full((len(x), 0), np.inf)
-        for _, y in _blocks(rows, block):
+        for _, y in _blocks(rows, centre, block):
             nearest = np.concatenate([nearest, _distances(x, y)[0]], axis=1)
             if nearest.shape[1] > neighbours + 1:
                 nearest = np.partition(nearest, neighbours, axis=1)[:, : neighbours + 1]

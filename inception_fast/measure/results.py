@@ -33,10 +33,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8; what is none in the name of a file is escaped, as \\udcff, which JSON reads as it was."""
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Standard JSON: NaN and infinity raise ValueError and write nothing."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class Parts:

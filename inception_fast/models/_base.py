@@ -121,7 +121,7 @@ class InceptionNet(TrunkNet):
 
         Raises ValueError for a negative number and for an unknown pool.
         """
-        check_count("num_classes", num_classes, 0)
+        num_classes = check_count("num_classes", num_classes, 0)
         pool = self.global_pool if global_pool is None else global_pool
         check_choice("global_pool", pool, GLOBAL_POOLS)
         check(pool != "" or num_classes == 0, "global_pool='' with a classifier", "with num_classes=0 only")
@@ -140,7 +140,7 @@ class InceptionNet(TrunkNet):
 
         One channel gets the sum of the old weights; more get the old ones in turn, scaled by old / new (timm's rule).
         """
-        check_count("in_chans", in_chans, 1)
+        in_chans = check_count("in_chans", in_chans, 1)
         if in_chans == self.in_chans:
             return
         check(not self.transform_input, f"in_chans={in_chans} with transform_input=True", "3, statistics of RGB")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from .._numbers import is_integer, is_number, plain
 from .blocks import GLOBAL_POOLS, BasicConv2d, ConvBlock
 
 
@@ -19,17 +20,15 @@ def check_choice(option: str, value: Any, allowed: tuple[Any, ...]) -> None:
     check(value in allowed, f"{option}={value!r}", ", ".join(map(repr, allowed)))
 
 
-def check_count(option: str, value: Any, least: int) -> None:
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    check(integer and value >= least, f"{option}={value!r}", f"an integer >= {least}")
+def check_count(option: str, value: Any, least: int) -> int:
+    """The int that `value` is; ValueError for what is none, and below `least`."""
+    value = plain(value)
+    check(is_integer(value) and value >= least, f"{option}={value!r}", f"an integer >= {least}")
+    return int(value)
 
 
 def check_rate(option: str, value: Any) -> None:
-    check(_is_number(value) and 0 <= value < 1, f"{option}={value!r}", f"0 <= {option} < 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    check(is_number(value) and 0 <= value < 1, f"{option}={value!r}", f"0 <= {option} < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,8 @@ class Options:
     conv_block: ConvBlock | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         self.default("num_classes", 1000)
         self.default("convention", "tf")
         self.default("drop_rate", 0.2)
@@ -67,8 +68,8 @@ class Options:
             bool(self.global_pool) or self.classes == 0, "global_pool='' with a classifier", "with num_classes=0 only"
         )
         check_rate("drop_rate", self.dropout)
-        check(_is_number(self.bn_eps) and self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
-        momentum = _is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
+        check(is_number(self.bn_eps) and self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
+        momentum = is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
         check(momentum, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")
         made = self.conv_block is None or callable(self.conv_block)
         check(made, f"conv_block={self.conv_block!r}", "what makes a convolution, as BasicConv2d does")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._data_config import DataConfig
+from .._numbers import is_integer, plain
 
 Steps = tuple[tuple[str | None, str], ...]
 """(endpoint name or None, module path) in execution order."""
@@ -139,9 +140,9 @@ class FeatureNet(TrunkNet):
         count = len(info)
         if out_indices is not None and not isinstance(out_indices, Sequence):
             raise ValueError(f"out_indices={out_indices!r} of {self.name}; allowed: a sequence of integers")
-        chosen = range(count) if out_indices is None else out_indices
+        chosen = range(count) if out_indices is None else [plain(index) for index in out_indices]
         seen = f"out_indices {tuple(chosen)} of {self.name}"
-        if not all(isinstance(index, int) and -count <= index < count for index in chosen):
+        if not all(is_integer(index) and -count <= index < count for index in chosen):
             raise ValueError(f"{seen}; allowed: integers from {-count} to {count - 1}")
         self.out_indices = tuple(index % count for index in chosen)
         if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from .._numbers import is_integer, plain
 from .models import create_model
 
 __all__ = [
@@ -77,7 +78,8 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, fl
     scores = keras.ops.convert_to_numpy(preds)
     if scores.ndim != 2 or scores.shape[1] != 1000:
         raise ValueError(f"predictions of shape {scores.shape}; allowed: (n, 1000), ImageNet's classes")
-    if not isinstance(top, int) or not 1 <= top <= 1000:
+    top = plain(top)
+    if not is_integer(top) or not 1 <= top <= 1000:
         raise ValueError(f"top={top!r}; allowed: 1 to 1000")
     names = _imagenet_names()
     if names is None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from .._numbers import is_integer, plain
+
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "Residual"]
 
 PACKAGE = "inception_fast"
@@ -73,7 +75,7 @@ class ConvBNReLU(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         names = ("filters", "kernel_size", "strides", "padding", "epsilon", "momentum", "scale")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: plain(getattr(self, name)) for name in names}
 
 
 class _Two(keras.layers.Layer):
@@ -83,9 +85,11 @@ class _Two(keras.layers.Layer):
         return ConvBNReLU(filters, kernel_size, padding="same", dtype=self.dtype_policy, name=name, **options)
 
 
-def _check_length(n: int) -> None:
-    if not isinstance(n, int) or n < 1 or n % 2 == 0:
+def _length(n: Any) -> int:
+    n = plain(n)
+    if not is_integer(n) or n < 1 or n % 2 == 0:
         raise ValueError(f"kernel length {n!r}; allowed: an odd integer, so that SAME padding is symmetric")
+    return int(n)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -113,7 +117,7 @@ class AsymmetricPair(_Two):
         super().__init__(**kwargs)
         if order not in ORDERS:
             raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
-        _check_length(n)
+        n = _length(n)
         self.mid, self.filters, self.n, self.order = mid, filters, n, order
         self.epsilon, self.momentum, self.scale = epsilon, momentum, scale
         options = {"epsilon": epsilon, "momentum": momentum, "scale": scale}
@@ -133,7 +137,7 @@ class AsymmetricPair(_Two):
 
     def get_config(self) -> dict[str, Any]:
         names = ("mid", "filters", "n", "order", "epsilon", "momentum", "scale")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: plain(getattr(self, name)) for name in names}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -157,7 +161,7 @@ class ParallelSplit(_Two):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_length(n)
+        n = _length(n)
         self.filters1, self.filters2, self.n = filters1, filters1 if filters2 is None else filters2, n
         self.epsilon, self.momentum, self.scale = epsilon, momentum, scale
         options = {"epsilon": epsilon, "momentum": momentum, "scale": scale}
@@ -177,7 +181,7 @@ class ParallelSplit(_Two):
 
     def get_config(self) -> dict[str, Any]:
         names = ("filters1", "filters2", "n", "epsilon", "momentum", "scale")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: plain(getattr(self, name)) for name in names}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

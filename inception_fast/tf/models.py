@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import torch
 
+from .._numbers import is_integer, plain
 from ..models._options import check, check_choice, check_count
 from ..models._registry import build, find_family
 from .blocks import FORMAT, Net
@@ -53,6 +54,7 @@ def create_model(
 
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
+    classes, aux_logits, embedding_size, bn_scale = plain((classes, aux_logits, embedding_size, bn_scale))
     _check(name, classes, include_top, pooling, convention, aux_logits, stem, embedding_size, bn_scale)
     shape = _input_shape(name, input_shape, include_top, input_tensor)
     options: dict[str, Any] = {"convention": convention, "stem": stem, "embedding_size": embedding_size}
@@ -63,8 +65,7 @@ def create_model(
         wanted = {key: value for key, value in options.items() if value is not None}
         aux = {"aux_logits": aux_logits} if name in AUX_ENDPOINTS else {}
         net = transfer.torch_net(name, weights, classes if include_top else 0, shape[2], include_top, wanted | aux)
-        options |= transfer.options_of(net)
-        state = net.state_dict()
+        options, state = options | transfer.options_of(net), net.state_dict()
         bn_scale = transfer.needs_scale(state) if bn_scale is None else bn_scale
     image = keras.Input(shape, name="image") if input_tensor is None else input_tensor
     stem = options["stem"] or "separable"
@@ -128,14 +129,15 @@ def _check(
 
 def _input_shape(name: str, shape: Any, include_top: bool, tensor: Any) -> tuple[int | None, int | None, int]:
     least = find_family(name).smallest
+    shape = plain(shape)
     if tensor is not None:
         check(keras.backend.is_keras_tensor(tensor), f"input_tensor of type {type(tensor).__name__}", "a Keras tensor")
         shape = tuple(tensor.shape[1:])
     if shape is None:
         size = SIZES.get(name, 299) if include_top else None
         return size, size, 3
-    good = isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(shape[2], int) and shape[2] >= 1
-    good = good and all(size is None or (isinstance(size, int) and size >= least) for size in shape[:2])
+    good = isinstance(shape, (tuple, list)) and len(shape) == 3 and is_integer(shape[2]) and shape[2] >= 1
+    good = good and all(size is None or (is_integer(size) and size >= least) for size in shape[:2])
     check(good, f"input_shape={shape!r} for {name}", f"(height, width, channels), sizes None or at least {least}")
     return shape[0], shape[1], shape[2]
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..measure.results import write_atomically
+from ..weights import _safetensors
 
 PATTERN = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 FORMAT = "inception_fast training checkpoint 1"
@@ -101,7 +102,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state) of a checkpoint. Raises CheckpointError for a truncated, foreign or altered file."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _safetensors.opened(path) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:

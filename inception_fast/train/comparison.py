@@ -136,11 +136,10 @@ def _check(variants: Sequence[Variant], base: Settings, out: Path, options: Opti
 
 
 def write_page(document: dict[str, Any], out: Path) -> None:
-    from ..measure.results import write_atomically
+    from ..measure.results import write_text
     from .page import page
 
-    text = page(document)
-    write_atomically(out / "index.html", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_text(out / "index.html", page(document))
 
 
 def run_folder(out: Path, label: str, seed: int) -> Path:

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .._numbers import plain
+
 OPTIMIZERS = ("rmsprop_tf", "sgd", "adamw")
 SCHEDULES = ("exponential", "cosine")
 
@@ -41,6 +43,8 @@ class Recipe:
     ema: float = 0.9999
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
         for field, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} {getattr(self, field)!r}; allowed: {', '.join(allowed)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..measure.results import write_atomically
+from ..measure.results import write_text
 from .charts import COLOURS, Line, chart, smooth
 from .networks import TINY
 
@@ -54,8 +54,7 @@ def plot_run(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
         line = Line(key, steps, values if key == "lr" else smooth(values, window), colour=COLOURS[len(panels)])
         panels.append(chart(title, "step", [line]))
     path = folder / "curves.svg"
-    text = side_by_side(panels)
-    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_text(path, side_by_side(panels))
     return path
 
 

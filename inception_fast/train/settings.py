@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .._numbers import is_integer, plain
 from .recipe import PAPER, Recipe
 
 AUGMENTS = ("auto", "paper", "shift", "none")
@@ -69,6 +70,9 @@ class Settings:
     winograd: bool = False
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
+        object.__setattr__(self, "options", {key: plain(value) for key, value in self.options.items()})
         for name, low, high in (
             ("steps", 1, 10**9),
             ("batch_size", 1, 65536),
@@ -76,7 +80,7 @@ class Settings:
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
+            if not is_integer(value) or not low <= value <= high:
                 raise ValueError(f"{name} {value!r}; allowed: an integer from {low} to {high}")
         for name, allowed in (
             ("augment", AUGMENTS),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .._data_config import DataConfig
-from . import _pickles
+from . import _pickles, _safetensors
 from ._source import (
     BACKGROUND_CLASSES,
     Source,
@@ -71,14 +71,14 @@ FORMAT = "1"
 def read_safetensors(path: Path, asked: str | None) -> Source:
     """Reads a safetensors file; metadata of ours decides, else the keys. Raises WeightsError as all readers do."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _safetensors.opened(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata.get("layout") == "inception_fast":
-        return _own(str(path), metadata, tensors, asked)
-    return recognise(str(path), tensors, asked)
+        return _own(str(path), metadata, _without_prefixes(tensors), asked)
+    return recognise(str(path), _without_prefixes(tensors), asked)
 
 
 def _seen(path: Path, message: str) -> str:
@@ -110,7 +110,7 @@ def read_pickle(path: Path, asked: str | None) -> Source:
 
 
 def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, out of trainers' wrappers and without the prefixes of wrapping modules."""
+    """The tensors of a state dict, out of trainers' wrappers."""
     while isinstance(content, Mapping) and (
         inner := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
     ):
@@ -120,7 +120,11 @@ def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(f"{origin}: {key!r} is a {type(value).__name__}; allowed: tensors under names")
-    tensors = dict(content)
+    return _without_prefixes(dict(content))
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that wrapping modules, such as DataParallel's, give to all of them."""
     while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
     return tensors
