@@ -108,7 +108,7 @@ class Net:
 
     def aux_head(self, x: Any, classes: int) -> Any:
         """Auxiliary classifier: [n, 17, 17, c] -> [n, classes]."""
-        if x.shape[1] is None or min(x.shape[1:3]) < 17:
+        if None in x.shape[1:3] or min(x.shape[1:3]) < 17:
             raise ValueError(f"the auxiliary head got a map {x.shape}; allowed: 17x17 or larger, a 299x299 input_shape")
         x = keras.layers.AveragePooling2D(5, 3, data_format=FORMAT, name="AuxLogits_pool")(x)
         x = self.conv(self.conv(x, 128, 1, names=self.aux), 768, 5, padding="valid", names=self.aux)

@@ -48,7 +48,8 @@ def options_of(net: InceptionNet) -> dict[str, Any]:
 
     Raises ValueError for options that have no Keras net.
     """
-    for option, allowed in (("fid", False), ("classic", False), ("transform_input", False), ("widths", "slim")):
+    only = {"fid": False, "classic": False, "transform_input": False, "widths": "slim", "global_pool": "avg"}
+    for option, allowed in only.items():
         value = getattr(net.options, option, allowed)
         if value != allowed:
             raise ValueError(f"{net.variant} with {option}={value!r} has no Keras net; allowed: {option}={allowed!r}")
@@ -151,7 +152,7 @@ def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int
     Args:
         input_shape: (h, w, c); by default the size of the model's `data_config`.
 
-    Raises ValueError for options that have no Keras net, such as `fid`, `classic` and `widths="paper"`.
+    Raises ValueError for options that have no Keras net, such as `fid`, `classic` and `global_pool="max"`.
     """
     from .models import create_model
 
@@ -159,11 +160,13 @@ def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int
         raise TypeError(f"net of type {type(net).__name__}; allowed: models of inception_fast.create_model")
     state = net.state_dict()
     options = options_of(net)
-    size = net.data_config.input_size[1:]
+    shape = input_shape or (*net.data_config.input_size[1:], net.in_chans)
+    if len(shape) == 3 and shape[2] != net.in_chans:
+        raise ValueError(f"input_shape={shape!r} for a net of {net.in_chans} channels; allowed: (h, w, {net.in_chans})")
     model = create_model(
         net.variant,
         classes=net.num_classes,
-        input_shape=input_shape or (*size, net.in_chans),
+        input_shape=shape,
         aux_logits=net.aux_logits,
         bn_scale=needs_scale(state),
         **options,
