@@ -88,6 +88,23 @@ def test_saved_and_exported_models_are_the_same(model: Any, expected: np.ndarray
     assert_same(served.serve(images()), expected)
 
 
+@pytest.mark.parametrize("name", ["conv", "pair", "split"])
+def test_frozen_layers_stay_frozen(tmp_path: Path, name: str) -> None:
+    """Where a layer does not train, the statistics of its batch norms rest: also in a copy, and from the file."""
+    model = net()
+    layer = model.get_layer(name)
+    layer.trainable = False
+    model.save(tmp_path / "net.keras")
+    fresh = type(layer).from_config(layer.get_config() | {"trainable": False})
+    loaded = keras.saving.load_model(tmp_path / "net.keras").get_layer(name)
+    cloned = keras.models.clone_model(model).get_layer(name)
+    for copy in (fresh, loaded, cloned):
+        x = np.random.default_rng(0).normal(1, 1, (2, 9, 9, layer.input.shape[-1])).astype(np.float32)
+        np.testing.assert_array_equal(copy(x, training=True), copy(x, training=False))
+        copy.trainable = True
+        assert (np.array(copy(x, training=True)) != np.array(copy(x, training=False))).any()
+
+
 def test_compiled_by_xla(model: Any, expected: np.ndarray) -> None:
     assert_same(tensorflow.function(lambda x: model(x, training=False), jit_compile=True)(images()), expected)
     layer, x = tf.ParallelSplit(2), tensorflow.constant(images(2, 4))

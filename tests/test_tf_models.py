@@ -153,6 +153,8 @@ def test_top_pooling_and_activation() -> None:
     pooled.set_weights(bottom.get_weights())
     assert pooled.input_shape == (None, None, None, 3)
     np.testing.assert_array_equal(pooled(x), np.asarray(bottom(x)).max((1, 2)))
+    with torch.no_grad():
+        assert max_error(tf.to_torch(pooled)(image(75)), nchw(pooled(x))) <= NET_MAX
     model = tf.InceptionV1(classes=4, input_shape=(75, 75, 3))
     assert np.asarray(model(x)).sum() == pytest.approx(1, abs=1e-6)
 

@@ -136,12 +136,15 @@ def _tensor(variable: keras.Variable) -> Tensor:
 def to_torch(model: keras.Model) -> InceptionNet:
     """Our torch model with the weights of a Keras net, ours or Keras' own, in eval mode.
 
+    Without the top it ends in pooled features: averages, or maxima where the Keras net has these.
+
     Raises WeightsError (a ValueError) for another model.
     """
     source = source_of(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
-    net = build(source.model, **source.options)
+    maxima = any(isinstance(layer, keras.layers.GlobalMaxPooling2D) for layer in model.layers)
+    net = build(source.model, **source.options, global_pool="max" if maxima else "avg")
     source.load(net)
     return net.eval()  # type: ignore[return-value]
 
