@@ -270,6 +270,29 @@ def test_optimize_refuses() -> None:
         tf.optimize(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
+def test_quantised_weights_are_refused_or_left_alone() -> None:
+    """Their integers alone are not the weights."""
+    row = keras.Input((4,))
+    model = keras.Model(row, keras.layers.BatchNormalization()(keras.layers.Dense(3, name="small")(row)))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"layer 'small' \(Dense\): quantised to int8; allowed: floating point"):
+        tf.optimize(model)
+    x = maps()[:, 0, 0]
+    assert_same(tf.fold_batch_norm(model)(x), model(x))
+
+
+def test_what_lora_adds_is_folded_and_optimised() -> None:
+    image = keras.Input((8, 8, 4))
+    conv = keras.layers.Conv2D(3, 3)
+    model = keras.Model(image, keras.layers.BatchNormalization()(conv(image)))
+    conv.enable_lora(2)
+    conv.lora_kernel_b.assign(np.random.default_rng(0).normal(size=conv.lora_kernel_b.shape))
+    folded = tf.fold_batch_norm(model)
+    assert len(folded.weights) == 2
+    assert_same(folded(maps()), model(maps()))
+    assert_same(tf.optimize(model)(maps()), model(maps()))
+
+
 def maps(size: int = 8, channels: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(2, size, size, channels)).astype(np.float32)
 

@@ -279,6 +279,26 @@ def test_bfloat16_models_cross_both_ways(tmp_path: Path) -> None:
     assert same_state(fast.create_model("inception_v1", weights=tmp_path / "net.weights.h5"), net)
 
 
+def test_weights_that_keras_changed(tmp_path: Path) -> None:
+    """What LoRA adds crosses with the kernel; integers of a quantised classifier do not cross at all."""
+    net = torch_net("inception_v1", num_classes=3, convention="tf")
+    model = tf.from_torch(net, (75, 75, 3))
+    for name in ("Conv2d_2b_1x1", "predictions"):
+        layer = model.get_layer(name)
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.random.default_rng(0).normal(size=layer.lora_kernel_b.shape))
+    back = tf.to_torch(model)
+    assert not same_state(back, net)
+    with torch.no_grad():
+        assert max_error(back(image(75)), nchw(model(nhwc(image(75))))) <= NET_MAX
+    small = tf.from_torch(net, (75, 75, 3))
+    small.quantize("int8")
+    for cross in (tf.to_torch, lambda model: tf.save_slim(model, tmp_path / "net.ckpt")):
+        with pytest.raises(weights.WeightsError, match="layer 'predictions' is quantised to int8; allowed: floating"):
+            cross(small)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["inception_v2"])
 def test_convert_reaches_every_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     net = torch_net(name, num_classes=6, convention="tf")

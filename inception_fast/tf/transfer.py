@@ -118,16 +118,23 @@ def source_of(model: keras.Model) -> Source:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
-    variables = {
-        layer.name: {v.path.rpartition("/")[2]: _tensor(v) for v in layer.weights}
-        for layer in model.layers
-        if layer.weights
-    }
+    variables = {layer.name: _variables(layer) for layer in model.layers if layer.weights}
     padded = any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers)
     return keras_source(f"model {model.name!r}", variables, padded=padded)
 
 
-def _tensor(variable: keras.Variable) -> Tensor:
+def _variables(layer: keras.layers.Layer) -> dict[str, Tensor]:
+    """A layer's variables by name; what LoRA adds to a kernel is in it. Raises WeightsError for quantised ones."""
+    if isinstance(layer, keras.layers.Dense) and layer.quantization_mode:
+        seen = f"layer {layer.name!r} is quantised to {layer.quantization_mode}"
+        raise WeightsError(f"{seen}; allowed: floating point weights")
+    values = {v.path.rpartition("/")[2]: v for v in layer.weights}
+    if getattr(layer, "lora_enabled", False):
+        values = {name: v for name, v in values.items() if not name.startswith("lora_")} | {"kernel": layer.kernel}
+    return {name: _tensor(v) for name, v in values.items()}
+
+
+def _tensor(variable: Any) -> Tensor:
     """The values of a variable; of a type that torch cannot take from NumPy, as bfloat16, in float32."""
     array = np.array(keras.ops.convert_to_numpy(variable))
     return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float32))

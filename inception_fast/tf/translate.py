@@ -193,6 +193,7 @@ def zero_padding(layer: Any, rank: int) -> list[nn.Module]:
 
 def dense(layer: Any, rank: int) -> list[nn.Module]:
     need(rank == 2, layer, f"input of rank {rank}; allowed: 2")
+    need(not layer.quantization_mode, layer, f"quantised to {layer.quantization_mode}; allowed: floating point weights")
     weight = tensor(layer.kernel).T
     made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=layer.bias is not None)
     made.weight.data = weight.contiguous()
