@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,15 @@ def test_saved_and_exported_models_are_the_same(model: Any, expected: np.ndarray
     model.export(tmp_path / "saved", verbose=False)
     served = tensorflow.saved_model.load(str(tmp_path / "saved"))
     assert_same(served.serve(images()), expected)
+
+
+def test_files_load_after_any_name_was_used(model: Any, tmp_path: Path) -> None:
+    """The package loads Keras late, and with it registers all layers, not the one alone that was asked for."""
+    model.save(tmp_path / "net.keras")
+    program = "import sys, keras; from inception_fast import tf; tf.optimize; keras.saving.load_model(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(tmp_path / "net.keras")]
+    done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "torch"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", ["conv", "pair", "split"])

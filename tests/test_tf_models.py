@@ -67,6 +67,7 @@ class Evaluated:
     moving: int
     came_back: bool
     variables: list[tuple[str, Any]]
+    layers_of: set[str]
 
 
 @cache
@@ -85,6 +86,7 @@ def evaluated(name: str) -> Evaluated:
         sum(int(np.prod(v.shape)) for v in model.non_trainable_variables),
         same_state(tf.to_torch(model), net),
         [(v.path, v.shape) for v in model.variables],
+        {type(layer).__module__.partition(".")[0] for layer in model.layers},
     )
 
 
@@ -95,6 +97,7 @@ def test_logits_endpoints_and_counts(name: str) -> None:
     for key, value in found.torch.items():
         assert max_error(found.keras[key], value) <= NET_MAX, key
     assert found.came_back
+    assert found.layers_of == {"keras"}  # so that Keras loads a file of it by itself
     if name in PUBLISHED:
         learned, moving, features = PUBLISHED[name]
         assert found.parameters == learned + moving - (1000 - CLASSES) * (features + 1)

@@ -243,6 +243,8 @@ def rescaling(layer: Any, rank: int) -> list[nn.Module]:
     scalars = np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0
     need(scalars, layer, "a scale or offset for each channel; allowed: numbers")
     scale, offset = float(layer.scale), float(layer.offset)
+    if not offset:  # as ahead of a residual sum, whose form the engine knows
+        return [Lambda(lambda x: x * scale)]
     return [Lambda(lambda x: x * scale + offset)]
 
 
