@@ -193,6 +193,13 @@ def test_classify_refuses(capsys, photo, small_net, tmp_path):
     assert "the file ends after 3 bytes" in line
 
 
+def test_classify_needs_a_classifier(capsys, photo, tmp_path):
+    """Such a network answers with features; there were no lines below the picture's name."""
+    path = tmp_path / "headless.pth"
+    torch.save(inception_fast.create_model("inception_v1", num_classes=0).state_dict(), path)
+    assert f"--weights {path} have no classifier" in refused(capsys, "classify", str(photo), "--weights", str(path))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_classify_refuses_an_output_that_is_no_number(capsys, photo, small_net, monkeypatch, value, flags):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,32 @@ def test_saved_and_exported_models_are_the_same(model: Any, expected: np.ndarray
     model.export(tmp_path / "saved", verbose=False)
     served = tensorflow.saved_model.load(str(tmp_path / "saved"))
     assert_same(served.serve(images()), expected)
+
+
+def test_files_load_after_any_name_was_used(model: Any, tmp_path: Path) -> None:
+    """The package loads Keras late, and with it registers all layers, not the one alone that was asked for."""
+    model.save(tmp_path / "net.keras")
+    program = "import sys, keras; from inception_fast import tf; tf.optimize; keras.saving.load_model(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(tmp_path / "net.keras")]
+    done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "torch"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["conv", "pair", "split"])
+def test_frozen_layers_stay_frozen(tmp_path: Path, name: str) -> None:
+    """Where a layer does not train, the statistics of its batch norms rest: also in a copy, and from the file."""
+    model = net()
+    layer = model.get_layer(name)
+    layer.trainable = False
+    model.save(tmp_path / "net.keras")
+    fresh = type(layer).from_config(layer.get_config() | {"trainable": False})
+    loaded = keras.saving.load_model(tmp_path / "net.keras").get_layer(name)
+    cloned = keras.models.clone_model(model).get_layer(name)
+    for copy in (fresh, loaded, cloned):
+        x = np.random.default_rng(0).normal(1, 1, (2, 9, 9, layer.input.shape[-1])).astype(np.float32)
+        np.testing.assert_array_equal(copy(x, training=True), copy(x, training=False))
+        copy.trainable = True
+        assert (np.array(copy(x, training=True)) != np.array(copy(x, training=False))).any()
 
 
 def test_compiled_by_xla(model: Any, expected: np.ndarray) -> None:
@@ -257,6 +286,29 @@ def test_optimize_refuses() -> None:
         tf.optimize(tf.optimize(small))
     with pytest.raises(TypeError, match=r"model of type Linear; allowed: keras\.Model"):
         tf.optimize(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def test_quantised_weights_are_refused_or_left_alone() -> None:
+    """Their integers alone are not the weights."""
+    row = keras.Input((4,))
+    model = keras.Model(row, keras.layers.BatchNormalization()(keras.layers.Dense(3, name="small")(row)))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"layer 'small' \(Dense\): quantised to int8; allowed: floating point"):
+        tf.optimize(model)
+    x = maps()[:, 0, 0]
+    assert_same(tf.fold_batch_norm(model)(x), model(x))
+
+
+def test_what_lora_adds_is_folded_and_optimised() -> None:
+    image = keras.Input((8, 8, 4))
+    conv = keras.layers.Conv2D(3, 3)
+    model = keras.Model(image, keras.layers.BatchNormalization()(conv(image)))
+    conv.enable_lora(2)
+    conv.lora_kernel_b.assign(np.random.default_rng(0).normal(size=conv.lora_kernel_b.shape))
+    folded = tf.fold_batch_norm(model)
+    assert len(folded.weights) == 2
+    assert_same(folded(maps()), model(maps()))
+    assert_same(tf.optimize(model)(maps()), model(maps()))
 
 
 def maps(size: int = 8, channels: int = 4, seed: int = 0) -> np.ndarray:

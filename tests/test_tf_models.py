@@ -67,6 +67,7 @@ class Evaluated:
     moving: int
     came_back: bool
     variables: list[tuple[str, Any]]
+    layers_of: set[str]
 
 
 @cache
@@ -85,6 +86,7 @@ def evaluated(name: str) -> Evaluated:
         sum(int(np.prod(v.shape)) for v in model.non_trainable_variables),
         same_state(tf.to_torch(model), net),
         [(v.path, v.shape) for v in model.variables],
+        {type(layer).__module__.partition(".")[0] for layer in model.layers},
     )
 
 
@@ -95,6 +97,7 @@ def test_logits_endpoints_and_counts(name: str) -> None:
     for key, value in found.torch.items():
         assert max_error(found.keras[key], value) <= NET_MAX, key
     assert found.came_back
+    assert found.layers_of == {"keras"}  # so that Keras loads a file of it by itself
     if name in PUBLISHED:
         learned, moving, features = PUBLISHED[name]
         assert found.parameters == learned + moving - (1000 - CLASSES) * (features + 1)
@@ -153,8 +156,22 @@ def test_top_pooling_and_activation() -> None:
     pooled.set_weights(bottom.get_weights())
     assert pooled.input_shape == (None, None, None, 3)
     np.testing.assert_array_equal(pooled(x), np.asarray(bottom(x)).max((1, 2)))
+    with torch.no_grad():
+        assert max_error(tf.to_torch(pooled)(image(75)), nchw(pooled(x))) <= NET_MAX
     model = tf.InceptionV1(classes=np.int64(4), input_shape=(np.int64(75), np.int64(75), np.int32(3)))
     assert np.asarray(model(x)).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_model_begins_with_what_made_its_image() -> None:
+    """As Keras Applications do: what stands before `input_tensor` is run, not cut off."""
+    picture = keras.Input((75, 75, 3))
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(picture)
+    model = tf.create_model("inception_v1", classes=4, input_tensor=scaled)
+    plain = tf.create_model("inception_v1", classes=4, input_shape=(75, 75, 3))
+    plain.set_weights(model.get_weights())
+    assert model.input is picture
+    x = nhwc(image(75))
+    np.testing.assert_allclose(model(x * 127.5 + 127.5), plain(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +183,7 @@ def test_top_pooling_and_activation() -> None:
         ({"name": "inception_v3", "classes": -1}, "classes=-1; allowed: an integer >= 0"),
         ({"name": "inception_v1", "aux_logits": True}, "aux_logits=True for inception_v1; allowed: inception_v3"),
         ({"name": "inception_v3", "aux_logits": True, "input_shape": (96, 96, 3)}, "17x17 or larger"),
+        ({"name": "inception_v3", "aux_logits": True, "input_shape": (299, None, 3)}, r"map \(None, 17, None, 768\)"),
         ({"name": "inception_v3", "aux_logits": "no"}, "aux_logits='no'; allowed: False, True"),
         ({"name": "inception_v3", "bn_scale": "no"}, "bn_scale='no'; allowed: None, False, True"),
         ({"name": "inception_resnet_v1", "embedding_size": 0}, "embedding_size=0; allowed: an integer >= 1"),
@@ -186,6 +204,12 @@ def test_bad_weights(tmp_path: Path) -> None:
     assert tf.create_model("inception_v1", tmp_path / "net.pth", include_top=False).output_shape[-1] == 1024
     with pytest.raises(ValueError, match=r"fid=True has no Keras net"):
         tf.from_torch(fast.create_model("inception_v3", fid=True))
+    net = torch_net("inception_v1", num_classes=3)
+    with pytest.raises(ValueError, match=r"input_shape=\(64, 64, 1\) for a net of 3 channels; allowed: \(h, w, 3\)"):
+        tf.from_torch(net, (64, 64, 1))
+    net.reset_classifier(3, "max")
+    with pytest.raises(ValueError, match=r"global_pool='max' has no Keras net; allowed: global_pool='avg'"):
+        tf.from_torch(net)
     with pytest.raises(ValueError, match="is no layer of an Inception net"):
         tf.to_torch(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="other")]))
 
@@ -239,7 +263,7 @@ def test_torch_slim_torch(tmp_path: Path, name: str) -> None:
     assert same_state(fast.create_model(name, weights=tmp_path / "net.ckpt"), net)
 
 
-def test_bfloat16_models_cross_both_ways() -> None:
+def test_bfloat16_models_cross_both_ways(tmp_path: Path) -> None:
     net = torch_net("inception_v1", num_classes=3).bfloat16()
     model = tf.from_torch(net, (64, 64, 3))
     assert same_state(tf.to_torch(model), net)
@@ -251,6 +275,31 @@ def test_bfloat16_models_cross_both_ways() -> None:
         keras.config.set_dtype_policy(before)
     assert {str(weight.dtype) for weight in small.weights} == {"bfloat16"}
     assert same_state(tf.to_torch(small), net)
+    for file in ("net.keras", "net.h5"):
+        small.save(tmp_path / file)
+        assert same_state(fast.create_model("inception_v1", weights=tmp_path / file), net)
+    small.save_weights(tmp_path / "net.weights.h5")
+    assert same_state(fast.create_model("inception_v1", weights=tmp_path / "net.weights.h5"), net)
+
+
+def test_weights_that_keras_changed(tmp_path: Path) -> None:
+    """What LoRA adds crosses with the kernel; integers of a quantised classifier do not cross at all."""
+    net = torch_net("inception_v1", num_classes=3, convention="tf")
+    model = tf.from_torch(net, (75, 75, 3))
+    for name in ("Conv2d_2b_1x1", "predictions"):
+        layer = model.get_layer(name)
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.random.default_rng(0).normal(size=layer.lora_kernel_b.shape))
+    back = tf.to_torch(model)
+    assert not same_state(back, net)
+    with torch.no_grad():
+        assert max_error(back(image(75)), nchw(model(nhwc(image(75))))) <= NET_MAX
+    small = tf.from_torch(net, (75, 75, 3))
+    small.quantize("int8")
+    for cross in (tf.to_torch, lambda model: tf.save_slim(model, tmp_path / "net.ckpt")):
+        with pytest.raises(weights.WeightsError, match="layer 'predictions' is quantised to int8; allowed: floating"):
+            cross(small)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["inception_v2"])

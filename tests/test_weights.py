@@ -6,6 +6,8 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -387,6 +389,22 @@ def test_foreign_content(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "weights.bin").write_bytes(content)
     with pytest.raises(weights.WeightsError, match=message):
         weights.resolve(tmp_path / "weights.bin")
+
+
+def test_damaged_keras_files(tmp_path: Path) -> None:
+    """A packed member that does not unpack, and a variable of text."""
+    h5py = pytest.importorskip("h5py")
+    packed = zlib.compress(bytes(1000))[2:-4]
+    with zipfile.ZipFile(tmp_path / "net.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(1000))
+    whole = (tmp_path / "net.keras").read_bytes()
+    assert packed in whole
+    (tmp_path / "net.keras").write_bytes(whole.replace(packed, b"\xff" * len(packed)))
+    with h5py.File(tmp_path / "net.weights.h5", "w") as file:
+        file["model/conv2d/kernel:0"] = "text"
+    for name, message in (("net.keras", "not a readable Keras file"), ("net.weights.h5", "kernel.* has dtype object")):
+        with pytest.raises(weights.WeightsError, match=message):
+            weights.resolve(tmp_path / name)
 
 
 def test_missing_files(tmp_path: Path) -> None:

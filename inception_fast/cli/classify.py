@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints `topk` lines an image, or JSON rows `image model weights predictions[{index label probability}]`."""
     photos = _photos(args.images)
     name, model = _model(args)
+    if not model.num_classes:
+        raise CommandError(f"--weights {args.weights} have no classifier; allowed: weights of a network with classes")
     labels = find_labels(args.labels, args.weights, model.num_classes)
     topk = min(TOPK, model.num_classes) if args.topk is None else args.topk
     if topk > model.num_classes:

@@ -106,6 +106,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _load_keras()
+    importlib.import_module(f"{__name__}.layers")  # so that Keras finds them in files, whichever name is used first
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

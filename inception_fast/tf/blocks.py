@@ -9,7 +9,7 @@ import keras
 
 from ..weights.keras import layer_names
 from ..weights.names import layers
-from .layers import EPSILON, MOMENTUM, Residual
+from .layers import EPSILON, MOMENTUM
 
 FORMAT = "channels_last"
 Kernel = int | tuple[int, int]
@@ -103,12 +103,13 @@ class Net:
         up = keras.layers.Conv2D(x.shape[-1], 1, kernel_initializer="he_uniform", data_format=FORMAT, name=name)(
             self.join(branches, f"{block}_mixed")
         )
-        x = Residual(scale, name=block)([x, up])
+        scaled = up if scale == 1 else keras.layers.Rescaling(scale, name=f"{block}_scale")(up)
+        x = keras.layers.Add(name=block)([x, scaled])
         return keras.layers.Activation("relu", name=f"{block}_ac")(x) if relu else x
 
     def aux_head(self, x: Any, classes: int) -> Any:
         """Auxiliary classifier: [n, 17, 17, c] -> [n, classes]."""
-        if x.shape[1] is None or min(x.shape[1:3]) < 17:
+        if None in x.shape[1:3] or min(x.shape[1:3]) < 17:
             raise ValueError(f"the auxiliary head got a map {x.shape}; allowed: 17x17 or larger, a 299x299 input_shape")
         x = keras.layers.AveragePooling2D(5, 3, data_format=FORMAT, name="AuxLogits_pool")(x)
         x = self.conv(self.conv(x, 128, 1, names=self.aux), 768, 5, padding="valid", names=self.aux)

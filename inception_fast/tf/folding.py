@@ -72,13 +72,16 @@ def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
         source = y._keras_history.operation
         alone = calls[id(source)] == reads[id(y)] == 1 and id(y) not in kept
         linear = type(source) in FOLDABLE and source.activation is keras.activations.linear
-        if alone and linear and bn.axis in (-1, len(y.shape) - 1):
+        plain = linear and not (isinstance(source, keras.layers.Dense) and source.quantization_mode)
+        if alone and plain and bn.axis in (-1, len(y.shape) - 1):
             found.append((source, bn))
     return found
 
 
 def _conv(layer: Any, name: str, activation: str | None = None) -> Any:
-    config = layer.get_config() | {"use_bias": True, "name": name}
+    # The kernel is whole: what LoRA adds to it is in it.
+    config = {key: value for key, value in layer.get_config().items() if not key.startswith("lora_")}
+    config |= {"use_bias": True, "name": name}
     return type(layer).from_config(config | ({"activation": activation} if activation else {}))
 
 

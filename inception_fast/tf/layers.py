@@ -22,6 +22,11 @@ EPSILON, MOMENTUM = 1e-3, 0.99
 KernelSize = int | tuple[int, int]
 
 
+def _inherited(layer: keras.layers.Layer) -> dict[str, Any]:
+    """What children take from their layer. Keras hands `trainable` down where it is set, not where layers are made."""
+    return {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class ConvBNReLU(keras.layers.Layer):
     """y = relu(bn(conv(x))): [n, h, w, c] -> [n, oh, ow, filters]. Children `conv`, without bias, and `bn`.
@@ -56,11 +61,11 @@ class ConvBNReLU(keras.layers.Layer):
             data_format="channels_last",
             use_bias=False,
             kernel_initializer="he_uniform",
-            dtype=self.dtype_policy,
             name="conv",
+            **_inherited(self),
         )
         self.bn = keras.layers.BatchNormalization(
-            momentum=momentum, epsilon=epsilon, scale=scale, dtype=self.dtype_policy, name="bn"
+            momentum=momentum, epsilon=epsilon, scale=scale, name="bn", **_inherited(self)
         )
 
     def build(self, input_shape: Any) -> None:
@@ -82,7 +87,7 @@ class _Two(keras.layers.Layer):
     """Two ConvBNReLU children, `first` and `second`, padded SAME, with kernels of `length` along one axis each."""
 
     def _child(self, name: str, filters: int, kernel_size: tuple[int, int], options: dict[str, Any]) -> ConvBNReLU:
-        return ConvBNReLU(filters, kernel_size, padding="same", dtype=self.dtype_policy, name=name, **options)
+        return ConvBNReLU(filters, kernel_size, padding="same", name=name, **_inherited(self), **options)
 
 
 def _length(n: Any) -> int:

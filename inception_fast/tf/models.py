@@ -50,7 +50,7 @@ def create_model(
         stem: "separable" or "plain", v2 only; by default that of the weights, else "separable".
         embedding_size: width of the bottleneck, v1 of the ResNets only; by default that of the weights, else 512.
         bn_scale: whether batch norms have a factor (gamma), as slim's and Keras' have not; by default where weights do.
-        input_tensor: a Keras tensor to use as the image.
+        input_tensor: a Keras tensor to use as the image; the model begins with what that was made of.
 
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
@@ -72,10 +72,10 @@ def create_model(
     builder = Net(name, stem, options["convention"] or "tf", bool(bn_scale))
     x = TRUNKS[name](builder, image, stem)
     x = _end(builder, x, include_top, pooling, classes, options["embedding_size"] or 512, classifier_activation)
-    model = keras.Model(image, x, name=model_name or name)
+    model = _model(image, x, model_name or name)
     if aux_logits:
         tap = model.get_layer(AUX_ENDPOINTS[name]).output
-        model = keras.Model(image, [x, builder.aux_head(tap, classes)], name=model.name)
+        model = _model(image, [x, builder.aux_head(tap, classes)], model.name)
     if state is not None:
         transfer.assign(model, name, stem, state)
     return model
@@ -140,6 +140,12 @@ def _input_shape(name: str, shape: Any, include_top: bool, tensor: Any) -> tuple
     good = good and all(size is None or (is_integer(size) and size >= least) for size in shape[:2])
     check(good, f"input_shape={shape!r} for {name}", f"(height, width, channels), sizes None or at least {least}")
     return shape[0], shape[1], shape[2]
+
+
+def _model(image: Any, outputs: Any, name: str) -> keras.Model:
+    """The model from what `image` was made of to the outputs."""
+    sources = keras.utils.get_source_inputs(image)
+    return keras.Model(sources[0] if len(sources) == 1 else sources, outputs, name=name)
 
 
 def endpoints(model: keras.Model) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def options_of(net: InceptionNet) -> dict[str, Any]:
 
     Raises ValueError for options that have no Keras net.
     """
-    for option, allowed in (("fid", False), ("classic", False), ("transform_input", False), ("widths", "slim")):
+    only = {"fid": False, "classic": False, "transform_input": False, "widths": "slim", "global_pool": "avg"}
+    for option, allowed in only.items():
         value = getattr(net.options, option, allowed)
         if value != allowed:
             raise ValueError(f"{net.variant} with {option}={value!r} has no Keras net; allowed: {option}={allowed!r}")
@@ -117,16 +118,23 @@ def source_of(model: keras.Model) -> Source:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
-    variables = {
-        layer.name: {v.path.rpartition("/")[2]: _tensor(v) for v in layer.weights}
-        for layer in model.layers
-        if layer.weights
-    }
+    variables = {layer.name: _variables(layer) for layer in model.layers if layer.weights}
     padded = any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers)
     return keras_source(f"model {model.name!r}", variables, padded=padded)
 
 
-def _tensor(variable: keras.Variable) -> Tensor:
+def _variables(layer: keras.layers.Layer) -> dict[str, Tensor]:
+    """A layer's variables by name; what LoRA adds to a kernel is in it. Raises WeightsError for quantised ones."""
+    if isinstance(layer, keras.layers.Dense) and layer.quantization_mode:
+        seen = f"layer {layer.name!r} is quantised to {layer.quantization_mode}"
+        raise WeightsError(f"{seen}; allowed: floating point weights")
+    values = {v.path.rpartition("/")[2]: v for v in layer.weights}
+    if getattr(layer, "lora_enabled", False):
+        values = {name: v for name, v in values.items() if not name.startswith("lora_")} | {"kernel": layer.kernel}
+    return {name: _tensor(v) for name, v in values.items()}
+
+
+def _tensor(variable: Any) -> Tensor:
     """The values of a variable; of a type that torch cannot take from NumPy, as bfloat16, in float32."""
     array = np.array(keras.ops.convert_to_numpy(variable))
     return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float32))
@@ -135,12 +143,15 @@ def _tensor(variable: keras.Variable) -> Tensor:
 def to_torch(model: keras.Model) -> InceptionNet:
     """Our torch model with the weights of a Keras net, ours or Keras' own, in eval mode.
 
+    Without the top it ends in pooled features: averages, or maxima where the Keras net has these.
+
     Raises WeightsError (a ValueError) for another model.
     """
     source = source_of(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
-    net = build(source.model, **source.options)
+    maxima = any(isinstance(layer, keras.layers.GlobalMaxPooling2D) for layer in model.layers)
+    net = build(source.model, **source.options, global_pool="max" if maxima else "avg")
     source.load(net)
     return net.eval()  # type: ignore[return-value]
 
@@ -151,7 +162,7 @@ def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int
     Args:
         input_shape: (h, w, c); by default the size of the model's `data_config`.
 
-    Raises ValueError for options that have no Keras net, such as `fid`, `classic` and `widths="paper"`.
+    Raises ValueError for options that have no Keras net, such as `fid`, `classic` and `global_pool="max"`.
     """
     from .models import create_model
 
@@ -159,11 +170,13 @@ def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int
         raise TypeError(f"net of type {type(net).__name__}; allowed: models of inception_fast.create_model")
     state = net.state_dict()
     options = options_of(net)
-    size = net.data_config.input_size[1:]
+    shape = input_shape or (*net.data_config.input_size[1:], net.in_chans)
+    if len(shape) == 3 and shape[2] != net.in_chans:
+        raise ValueError(f"input_shape={shape!r} for a net of {net.in_chans} channels; allowed: (h, w, {net.in_chans})")
     model = create_model(
         net.variant,
         classes=net.num_classes,
-        input_shape=input_shape or (*size, net.in_chans),
+        input_shape=shape,
         aux_logits=net.aux_logits,
         bn_scale=needs_scale(state),
         **options,

@@ -193,6 +193,7 @@ def zero_padding(layer: Any, rank: int) -> list[nn.Module]:
 
 def dense(layer: Any, rank: int) -> list[nn.Module]:
     need(rank == 2, layer, f"input of rank {rank}; allowed: 2")
+    need(not layer.quantization_mode, layer, f"quantised to {layer.quantization_mode}; allowed: floating point weights")
     weight = tensor(layer.kernel).T
     made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=layer.bias is not None)
     made.weight.data = weight.contiguous()
@@ -242,6 +243,8 @@ def rescaling(layer: Any, rank: int) -> list[nn.Module]:
     scalars = np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0
     need(scalars, layer, "a scale or offset for each channel; allowed: numbers")
     scale, offset = float(layer.scale), float(layer.offset)
+    if not offset:  # as ahead of a residual sum, whose form the engine knows
+        return [Lambda(lambda x: x * scale)]
     return [Lambda(lambda x: x * scale + offset)]
 
 

@@ -12,6 +12,7 @@ import importlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
@@ -66,7 +67,7 @@ def read(path: Path, asked: str | None) -> Source:
             variables, named = _variables(file, h5py.Dataset)
     except WeightsError as error:
         raise WeightsError(f"{origin}: {error}") from error
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
     return source(origin, variables, named, asked, padded)
 
@@ -122,8 +123,19 @@ def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:
         if order is None:
             continue
         keys = map(str, range(len(order))) if numbered else order
-        result[layer] = {name: torch.from_numpy(values[key][...]) for name, key in zip(order, keys, strict=True)}
+        result[layer] = {name: _tensor(values[key]) for name, key in zip(order, keys, strict=True)}
     return result, not numbered or all(place in names for place in found)
+
+
+def _tensor(node: Any) -> Tensor:
+    """The values of a variable; those of bfloat16, which HDF5 has not, lie there as two opaque bytes each."""
+    values = node[...]
+    if values.dtype.kind == "V" and values.dtype.itemsize == 2:
+        return torch.from_numpy(values.view("int16")).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(values)
+    except TypeError as error:
+        raise WeightsError(f"{node.name} has dtype {values.dtype}; allowed: floating point numbers") from error
 
 
 def _order(layer: str, count: int) -> tuple[str, ...] | None:
