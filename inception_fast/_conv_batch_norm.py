@@ -42,6 +42,8 @@ def kernel(
         _batch_norm.check(_meta(x, kernel, stride, padding), weight, bias, eps)
         return native.convolved(x, kernel, weight, bias, stride, padding, eps)  # type: ignore[union-attr]
     z = _convolution(x, kernel, stride, padding)
+    if memory_format(x) is torch.channels_last:  # torch goes by the stride of a batch of one too
+        z = z.contiguous(memory_format=torch.channels_last)
     y, mean, var = _batch_norm.kernel(z, weight, bias, eps)
     return y, z, mean, var
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import dispatch
+from ._batch_norm import memory_format
 
+NHWC = torch.channels_last
 SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
 INPUT_GRADIENT_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
@@ -33,7 +35,9 @@ def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], win
         y = train_conv.forward(x, weight, stride, padding, winograd)
         if y is not None:
             return y
-    return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+    y = F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+    # torch goes by the stride of the batch too, which in a batch of one may be anything.
+    return y.contiguous(memory_format=NHWC) if memory_format(x) is NHWC else y
 
 
 def input_gradient_kernel(
@@ -87,7 +91,8 @@ def _is_ours(x: Tensor) -> bool:
 
 
 def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
-    return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+    y = F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+    return y.contiguous(memory_format=NHWC) if memory_format(x) is NHWC else y
 
 
 def input_gradient_fake(

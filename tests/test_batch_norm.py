@@ -177,6 +177,16 @@ def test_the_operator_with_its_convolution_is_well_formed(layout: str) -> None:
     torch.library.opcheck(torch.ops.inception_fast.conv_batch_norm_relu.default, call)
 
 
+def test_the_operator_with_its_convolution_lays_a_picture_out_as_the_fake_says() -> None:
+    """NumPy's [h, w, c] as a batch of one, whose stride torch's own convolution takes for another layout's."""
+    x = numerics.random(1, 6, 7, 5, seed=3)[0].permute(2, 0, 1).unsqueeze(0)
+    _, weight, bias = arguments((2, 5, 6, 7))
+    call = (x, numerics.random(5, 5, 3, 3, seed=5), weight, bias, [1, 1], [1, 1], EPS)
+    operator = torch.ops.inception_fast.conv_batch_norm_relu.default
+    torch.library.opcheck(operator, call, test_utils=("test_faketensor",))
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in operator(*call)[:2])
+
+
 def test_gradients_of_the_operator_with_its_convolution() -> None:
     x, weight, bias = (value.double().requires_grad_() for value in arguments((2, 3, 4, 4)))
     kernel = numerics.random(3, 3, 1, 3, seed=5).double().requires_grad_()

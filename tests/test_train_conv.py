@@ -260,6 +260,18 @@ def test_operator_gradients_keep_their_budgets(layer: tuple, winograd: bool, mon
 
 
 @pytest.mark.parametrize("winograd", [False, True])
+def test_result_of_a_picture_lies_where_the_fake_says(winograd: bool) -> None:
+    """NumPy's [h, w, c] as a batch of one, whose stride torch's own convolution takes for another layout's."""
+    x = numerics.random(1, 16, 16, 32, seed=3)[0].permute(2, 0, 1).unsqueeze(0)
+    assert x.is_contiguous(memory_format=LAST) and x.stride(0) == 32
+    call = (x, numerics.random(24, 32, 3, 3, seed=4), [1, 1], [1, 1], winograd)
+    torch.library.opcheck(torch.ops.inception_fast.convolution.default, call, test_utils=("test_faketensor",))
+    y = ops.convolution(*call[:2], stride=1, padding=1, winograd=winograd)
+    assert y.is_contiguous(memory_format=LAST)
+    numerics.assert_close_gradient(y, F.conv2d(x.double(), call[1].double(), padding=1))
+
+
+@pytest.mark.parametrize("winograd", [False, True])
 def test_operator_checks_and_differentiates_twice(winograd: bool) -> None:
     x = numerics.random(2, 16, 12, 11, seed=3).contiguous(memory_format=LAST).requires_grad_()
     weight = numerics.random(24, 16, 3, 3, seed=4).requires_grad_()
