@@ -241,6 +241,7 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["b", "b", "--is"], "10 splits of 9 images"),  # before the weights are missed
         (["quiet.parquet", "b", "--weights", "weights.pth", "--is", "--is-splits", "2"], "Inception score: 2048"),
         (["a", "nowhere/out.npz", "--save-stats"], "no folder nowhere to write out.npz to"),
+        (["a", "/proc/out.npz", "--save-stats"], "/proc/out.npz cannot be written ("),  # before the features are made
         (["a", "folder.npz", "--save-stats"], "--save-stats writes folder.npz, a folder; allowed: a file name"),
         (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],

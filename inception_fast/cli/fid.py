@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,10 @@ def _save(args: argparse.Namespace) -> int:
         raise CommandError(f"--save-stats writes {args.b}, a folder; allowed: a file name")
     if not Path(args.b).parent.is_dir():
         raise CommandError(f"no folder {Path(args.b).parent} to write {Path(args.b).name} to")
+    try:
+        tempfile.TemporaryFile(dir=Path(args.b).parent).close()
+    except OSError as error:
+        raise CommandError(f"{args.b} cannot be written ({error.strerror}); name another folder") from error
     with Counter("") as counter:
         plan = _plan(args, counter)
         side = plan.side(plan.open(args.a))
