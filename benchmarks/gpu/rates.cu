@@ -72,6 +72,18 @@ __device__ __forceinline__ void load_alone(void *to, const CUtensorMap *map, Bar
 
 constexpr int kStages = 4; // of a warp
 
+// A barrier for each stage of eight warps, ready for all of the block.
+__device__ __forceinline__ Barrier *stage_barriers(uint8_t *ring) {
+  Barrier *barriers = reinterpret_cast<Barrier *>(ring + kBarriers);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 8 * kStages; ++i)
+      barrier_init(&barriers[i], 1);
+    fence_barrier_init();
+  }
+  sync_block();
+  return barriers;
+}
+
 // Each warp brings `count` boxes of 64 channels into stages of its own: the first `x_warps` of x, `pixels` each, the
 // others of weights, `rows` each. WHOLE: by all lanes together, or, of x, by one.
 template <bool WHOLE>
@@ -79,14 +91,8 @@ __global__ void __launch_bounds__(256)
     copies(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap weights, int x_warps, int pixels,
            int rows, int count, int apart, long long *found) {
   uint8_t *ring = dynamic_shared();
-  Barrier *barriers = reinterpret_cast<Barrier *>(ring + kBarriers);
+  Barrier *barriers = stage_barriers(ring);
   const int warp = uniform(threadIdx.x / 32), box = kRow * (pixels > rows ? pixels : rows);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 8 * kStages; ++i)
-      barrier_init(&barriers[i], 1);
-    fence_barrier_init();
-  }
-  sync_block();
   const long long begin = cycles();
   if (WHOLE || threadIdx.x % 32 == 0) {
     int stage = 0, chunk = 0, tap = 0;
@@ -128,14 +134,8 @@ __global__ void __launch_bounds__(256)
 __global__ void __launch_bounds__(256)
     lines(const __grid_constant__ CUtensorMap x, int bytes, int height, int images, int count, long long *found) {
   uint8_t *ring = dynamic_shared();
-  Barrier *barriers = reinterpret_cast<Barrier *>(ring + kBarriers);
+  Barrier *barriers = stage_barriers(ring);
   const int warp = uniform(threadIdx.x / 32), place = (bytes + 1023) / 1024 * 1024;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 8 * kStages; ++i)
-      barrier_init(&barriers[i], 1);
-    fence_barrier_init();
-  }
-  sync_block();
   const long long begin = cycles();
   for (int k = 0; k < count + kStages; ++k) {
     Barrier *full = &barriers[warp * kStages + k % kStages];
