@@ -349,7 +349,7 @@ def test_every_kind_of_job_is_known(queue: dict[str, Any]) -> None:
     assert kinds - untimed == set(queue["run"].STANDS_ON)
     timed = [job for job in jobs if job.name.split("/")[0] not in untimed]
     assert all(bool(job.together) == (0 < job.alone < job.seconds) for job in timed), "together, but timed in turn"
-    joined = {"network", "tiles", "peers"}  # whose times are taken inside of turns.alone()
+    joined = {"network", "tiles", "peers", "steady"}  # whose times are taken inside of turns.alone()
     assert {job.name.split("/")[0] for job in timed if job.together} == joined
     assert {name for names in queue["run"].STANDS_ON.values() for name in names} <= set(queue["catalogue"].TESTS)
     for name in queue["catalogue"].TESTS:

@@ -57,12 +57,12 @@ def jobs() -> list[Job]:
     found += beside("network/{}/tuned", cut, "networks")
     found += beside("peers/{}/xla", [f"{FIRST}/{n}/{wide}" for n in (1, LARGE)], "xla")
     found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
-    found += beside("steady/{}", large, "steady")
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
     found += [Job(f"marks/{LARGE}/{wide}", 60, 200), Job(f"tails/{LARGE}/{wide}", 40, 150)]
     found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 20, 100), Job("probe/rates", 30, 100)]
     found += [Job(f"counters/{PAIRS[0]}/{form}", 10, 200) for form in ("separate", "fused")]
+    found += beside("steady/{}", large, "steady")
     found += [Job(f"hopper/{fewest[0]}/{wide}", 90, 350), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 350)]
     found += [Job(f"hopper/{n}/{wide}", 90, 350) for n in BATCHES[1:] if n != LARGE]
     found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 350) for n in fewest[1:]]
