@@ -180,6 +180,18 @@ def test_a_job_joins_before_it_works(queue: dict[str, Any], monkeypatch: pytest.
     assert log == ["build", "joined", "machine", "machine"]
 
 
+def test_results_name_files_of_the_checkout_and_no_path_of_the_machine(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work = queue["work"]
+    monkeypatch.setattr(work, "end_with_parent", lambda: None)
+    monkeypatch.setattr(work.turns, "join", lambda: None)
+    said = f'File "{work.ROOT}/benchmarks/gpu/work.py", line 1'
+    monkeypatch.setitem(work.WORK, "machine", lambda: {"status": "failed", "note": said})
+    assert work.main(["machine", str(tmp_path / "m")]) == 0
+    assert json.loads((tmp_path / "m").read_text())["note"] == 'File "benchmarks/gpu/work.py", line 1'
+
+
 def test_a_group_takes_as_long_as_its_longest_and_what_the_others_measure(queue: dict[str, Any]) -> None:
     store = queue["store"]
     jobs = [store.Job("build", 10, 20), store.Job("a", 50, 60, "x", 10), store.Job("b", 60, 90, "x", 20)]
