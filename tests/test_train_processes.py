@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from inception_fast.train import distributed
 from inception_fast.train.checkpoint import read
 from inception_fast.train.distributed import World
 from inception_fast.train.loop import Options, train
@@ -132,3 +135,35 @@ def test_what_cannot_be_shared_out(tmp_path: Path) -> None:
         train(tiny(1), tmp_path, Options(shard=True))
     with pytest.raises(ValueError, match="batch_norm 'local' with sharding; allowed: sync, frozen"):
         share_out(nn.Linear(2, 2), World(0, 2), "local")
+
+
+@pytest.mark.parametrize("word", ["agree", "any", "mean", "sum", "gradient"])
+def test_a_word_ends_when_gloo_has_let_go_of_it(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """Who holds a tensor last needs the interpreter to free it, and a thread that needs it at its end aborts."""
+    let_go: list[str] = []
+
+    def slow(tensor: torch.Tensor, *_: int) -> None:
+        thread = torch._C.ScriptList([tensor])  # C++ holds it, Python does not
+
+        def end() -> None:
+            thread.clear()
+            let_go.append(word)
+
+        threading.Timer(0.1, end).start()
+
+    monkeypatch.setattr(distributed.dist, "broadcast", slow)
+    monkeypatch.setattr(distributed.dist, "all_reduce", slow)
+    world = World(1, 2)
+    if word == "agree":
+        assert world.agree(5) == 5
+    elif word == "any":
+        assert world.any(True)
+    elif word == "mean":
+        assert world.mean(torch.ones(2)).tolist() == [0.5, 0.5]
+    else:
+        total = distributed._Sum.apply(torch.ones(2, requires_grad=True))
+        if word == "gradient":
+            let_go.clear()
+            total.sum().backward()
+    time.sleep(0.02)  # between the two statements of `end`
+    assert let_go == [word]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,9 +41,7 @@ class World:
         """The mean over the processes; leaves `values` alone."""
         if self.size == 1:
             return values
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / self.size
+        return _summed(values) / self.size
 
     def agree(self, value: int) -> int:
         """The leader's value, on every process."""
@@ -50,15 +49,13 @@ class World:
             return value
         shared = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(shared, 0)
-        return int(shared.item())
+        return int(_let_go(shared).item())
 
     def any(self, value: bool) -> bool:
         """Whether it is so on one process or more; every process must call this."""
         if self.size == 1:
             return value
-        count = torch.tensor([int(value)], device=self.device)
-        dist.all_reduce(count)
-        return bool(count.item())
+        return bool(_summed(torch.tensor([int(value)], device=self.device)).item())
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -127,6 +124,25 @@ def join(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def _summed(values: Tensor) -> Tensor:
+    """The sum over the processes; leaves `values` alone."""
+    total = values.clone()
+    dist.all_reduce(total)
+    return _let_go(total)
+
+
+def _let_go(tensor: Tensor) -> Tensor:
+    """`tensor`, once nothing but its Python object holds it; after a second all the same.
+
+    A thread of gloo's does so until shortly after the result is there. Where it is the last to hold one, it takes the
+    interpreter's lock to free it, and aborts a process that is at its end by then (until Python 3.14).
+    """
+    holders, late = tensor._use_count, time.monotonic() + 1  # type: ignore[attr-defined]
+    while tensor.device.type == "cpu" and holders() > 1 and time.monotonic() < late:
+        time.sleep(1e-5)
+    return tensor
+
+
 def _is_lost(error: Exception) -> bool:
     """Whether it came from a word to another process: gloo's own errors are of no type of their own."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
@@ -142,15 +158,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(grad)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
