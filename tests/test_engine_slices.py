@@ -140,3 +140,13 @@ def test_slices_of_a_network_whose_weights_leave_the_cache() -> None:
     assert executable.arena_bytes < 0.6 * executable.program.arena_bytes
     y = fast(x)
     assert all(torch.equal(y[i : i + 1], one(x[i : i + 1])) for i in (0, 7, 15))
+
+
+def test_batch_invariance_may_be_asked_for_where_it_holds_anyway() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval(), torch.randn(3, 3, 20, 20)
+    fast = optimize(model, x, batch_invariant=True)
+    assert torch.equal(fast(x), optimize(model, x)(x)) and torch.equal(fast(x[:1]), fast(x)[:1])
+    with pytest.raises(TypeError, match="batch_invariant of type str; allowed: bool"):
+        optimize(model, x, batch_invariant="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_invariant=True on backend 'torch'; allowed: cpu, cuda, triton"):
+        optimize(model, x, batch_invariant=True, backend="torch")

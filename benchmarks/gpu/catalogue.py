@@ -57,6 +57,7 @@ def jobs() -> list[Job]:
     found += beside("network/{}/tuned", cut, "networks")
     found += beside("peers/{}/xla", [f"{FIRST}/{n}/{wide}" for n in (1, LARGE)], "xla")
     found += [Job(f"walk/{model}/1/{wide}", 40, 200) for model in MODELS]
+    found.append(Job("exact/batch_invariance", 100, 300, "exact"))
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
     found += [Job(f"marks/{LARGE}/{wide}", 60, 200), Job(f"tails/{LARGE}/{wide}", 40, 150)]

@@ -26,6 +26,7 @@ from ..kernels.cuda.loader import Config, Library, PairConfig
 from ..kernels.maps import Map
 from ..kernels.plan import Buffer, ConvStep, PairStep, PoolStep, Step, View
 from ..kernels.spec import ITEM_BYTES, ConvSpec, PairSpec
+from .gpu_invariant import judged
 from .gpu_pooled import PooledStep
 from .segment import views
 
@@ -87,12 +88,17 @@ class Work:
 
 
 class Hopper:
-    """What the plans of one module on one device share: the library, the measurements, the packed weights."""
+    """What the plans of one module on one device share: the library, the measurements, the packed weights.
+
+    `invariant`: all batches have the kernels of one, none of which cuts a sum.
+    """
 
     def __init__(
-        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = ()
-    ) -> None:
+        self, kernels: Library, device: torch.device, *, always: bool, gpu: str = "", rows: Sequence[Row] = (),
+        invariant: bool = False,
+    ) -> None:  # fmt: skip
         self.kernels, self.device, self.always, self.gpu, self.rows = kernels, device, always, gpu, tuple(rows)
+        self.invariant = invariant
         self._packs: dict[tuple[Any, ...], Packed] = {}
 
     @functools.cached_property
@@ -148,7 +154,7 @@ class Hopper:
         if misplaced(step.first, conv.dtype, buffers) or misplaced(step.second, conv.dtype, buffers):
             return None
         able = {config.name: config for config in pooled.able(self.kernels, conv, pool)}
-        row = choices.nearest(hopper_gpu.shape_of(conv, "pooled"), self.gpu, self.rows) if able else None
+        row = self._row(conv, "pooled") if able else None
         return None if row is None or row.seconds >= row.against else able.get(row.config)
 
     def _won(self, step: PairStep, buffers: Sequence[Buffer]) -> Row | None:
@@ -162,7 +168,7 @@ class Hopper:
         several = len(first.outputs) + len(second.outputs) > 2 or second.residual is not None
         if misplaced or several or first.residual is not None or pair.spec_reasons(self.kernels, spec):
             return None
-        row = choices.nearest(hopper_gpu.shape_of(second.spec, "pair"), self.gpu, self.rows)
+        row = self._row(second.spec, "pair")
         if row is None or row.seconds >= row.against:
             return None
         return row if row.config in [config.name for config in pair.able(self.kernels, spec)] else None
@@ -181,13 +187,23 @@ class Hopper:
         why += misplaced(step, spec.dtype, buffers)
         if why:
             return "; ".join(why)
-        row = choices.nearest(hopper_gpu.shape_of(spec), self.gpu, self.rows)
+        row = self._row(spec)
         if not self.always and row is None:
             return "not measured"
-        early = OVERLAP_SECONDS if spec.n <= OVERLAP_BATCH else 0.0
+        decisive = self._decisive(spec)
+        early = OVERLAP_SECONDS if decisive.n <= OVERLAP_BATCH else 0.0
         if not self.always and row is not None and row.seconds - early >= MARGIN * row.against:
             return f"measured slower: {row.seconds * 1e6:.1f} us, {row.against * 1e6:.1f} by Triton"
-        return hopper_gpu.cut_of(self.kernels, spec, columns, row), row is not None
+        cut = hopper_gpu.cut_of(self.kernels, decisive, columns, row)
+        return (cut._replace(splits=1) if self.invariant else cut), row is not None
+
+    def _decisive(self, spec: ConvSpec) -> ConvSpec:
+        """The convolution by which the kernel of this one is chosen."""
+        return judged(spec) if self.invariant else spec
+
+    def _row(self, spec: ConvSpec, kernel: str = "conv") -> Row | None:
+        """The measurement that is nearest."""
+        return choices.nearest(hopper_gpu.shape_of(self._decisive(spec), kernel), self.gpu, self.rows)
 
     def packed(self, step: ConvStep) -> Packed:
         """The step's weights, packed once for all plans."""
@@ -273,7 +289,7 @@ def columns_of(step: ConvStep) -> tuple[int, ...]:
     return tuple(o.view.channels for o in step.outputs)
 
 
-def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | None:
+def of(device: torch.device, dtype: str, backend: str, named: bool, invariant: bool = False) -> Hopper | None:
     """The Hopper kernels for a session: None for one that named another backend or runs in float32, or where they are
     not to be had. Raises RuntimeError where they were named and the device refuses them.
     """
@@ -286,7 +302,9 @@ def of(device: torch.device, dtype: str, backend: str, named: bool) -> Hopper | 
     refused = check.refusal(device) if device.type == "cuda" else ""
     if refused and backend == "cuda":
         raise RuntimeError(f"backend 'cuda' cannot run here: {refused}")
-    return None if refused else Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows)
+    if refused:
+        return None
+    return Hopper(cuda.library(), device, always=backend == "cuda", gpu=gpu, rows=rows, invariant=invariant)
 
 
 def overlapping(tasks: Sequence[Any]) -> set[int]:

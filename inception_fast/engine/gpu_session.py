@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import triton_gpu
-from . import gpu_hopper
+from . import gpu_hopper, gpu_invariant
 from . import graph as ir
 from .gpu_memory import Keeper
 from .gpu_plan import Packs
@@ -19,18 +19,28 @@ from .plan import lower
 
 
 class GpuSession:
-    """The programs of one module on one device. Their weights are shared; TF32 is for those who asked torch for it."""
+    """The programs of one module on one device. Their weights are shared; TF32 is for those who asked torch for it.
 
-    def __init__(self, device: torch.device, dtype: str, backend: str = "triton", named: bool = True) -> None:
-        self.device, self.dtype = device, dtype
+    `invariant`: an image's bits are the same in every batch.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: str, backend: str = "triton", named: bool = True, invariant: bool = False
+    ) -> None:
+        self.device, self.dtype, self.invariant = device, dtype, invariant
         self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
         self.packs, self.keeper = Packs(device), Keeper.of(device)
-        self.choose = triton_gpu.chooser(device, self.tf32)
-        self.hopper = gpu_hopper.of(device, dtype, backend, named)
+        choose = triton_gpu.chooser(device, self.tf32)
+        self.choose = gpu_invariant.chooser(choose) if invariant else choose
+        self.hopper = gpu_hopper.of(device, dtype, backend, named, invariant)
+        self._warned = False
 
     def compiled(self, graph: ir.Graph, leaves: Sequence[Any]) -> GpuCompiled:
         """The program for inputs of these sizes; torch runs the nodes that have no GPU step."""
         program = lower(graph, leaves, triton_gpu.reasons, self.dtype)
+        if self.invariant and not self._warned and (loose := gpu_invariant.loose(program)):
+            self._warned = True
+            gpu_invariant.warn_of(loose)
         return GpuCompiled(program, self.packs, self.choose, tf32=self.tf32, keeper=self.keeper, hopper=self.hopper)
 
 

@@ -79,7 +79,7 @@ def denied(hopper: Hopper | None, buffers: Sequence[Buffer]) -> str:
 
 
 def _asked(hopper: Hopper, buffers: Sequence[Buffer]) -> bool:
-    if not hopper.kernels.walk_columns or _disabled.get():
+    if not hopper.kernels.walk_columns or hopper.invariant or _disabled.get():  # no other batch walks
         return False
     return all(1 <= buffer.n <= WALK_BATCH for buffer in buffers) and (hopper.always or bool(_rows(hopper)))
 

@@ -145,6 +145,7 @@ def optimize(
     backend: str | None = None,
     batch_sizes: Sequence[int] | None = None,
     winograd: bool = False,
+    batch_invariant: bool = False,
 ) -> OptimizedModule:
     """A module that computes what `module` computes in eval mode, as one fused plan; `module` itself stays as it is.
 
@@ -160,6 +161,9 @@ def optimize(
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
         winograd: float32 on "cpu" alone: lets convolutions at stride 1 take Winograd's algorithm where it is faster.
             Fewer products, and two to ten times the rounding error of the direct sum; report() says which took it.
+        batch_invariant: an image has the same bits alone and in any batch. "cpu" keeps that anyway; "triton" and "cuda"
+            give up speed for it, as every batch runs the kernels of one batch and no sum is cut into parts. Where torch
+            runs a node that may not keep it, a RuntimeWarning names it.
 
     Raises TypeError or ValueError for what cannot be served, RuntimeError where the backend cannot run here.
 
@@ -180,7 +184,7 @@ def optimize(
     held = torch.float32 if dtype is None else dtype
     if held not in allowed:
         raise ValueError(f"dtype {held!r}; backend {name!r} runs {', '.join(map(str, allowed))}")
-    winograd = check_winograd(winograd, name, dtype)
+    winograd, invariant = check_winograd(winograd, name, dtype), _checked_invariance(batch_invariant, name)
     if name in ON_GPU:
         from .gpu_session import module_on_cpu
 
@@ -188,7 +192,7 @@ def optimize(
     _check_parameters(module)
     sizes = _checked_batch_sizes(batch_sizes)
     kind = str(held).removeprefix("torch.")
-    session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named)
+    session = Session(module, *arguments_of(example_inputs), name, kind, winograd, named=named, invariant=invariant)
     for batch in [session.signature.batch] if sizes is None else sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
@@ -204,6 +208,15 @@ def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> b
     if winograd and backend != "cpu":
         raise ValueError(f"winograd=True on backend {backend!r}; allowed: 'cpu'")
     return winograd
+
+
+def _checked_invariance(batch_invariant: bool, backend: str) -> bool:
+    batch_invariant = plain(batch_invariant)
+    if not isinstance(batch_invariant, bool):
+        raise TypeError(f"batch_invariant of type {type(batch_invariant).__name__}; allowed: bool")
+    if batch_invariant and backend not in ("cpu", *ON_GPU):
+        raise ValueError(f"batch_invariant=True on backend {backend!r}; allowed: cpu, {', '.join(ON_GPU)}")
+    return batch_invariant
 
 
 def _device_of(example_inputs: Any) -> torch.device:

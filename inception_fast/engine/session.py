@@ -51,9 +51,10 @@ class Session:
 
     def __init__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str, dtype: str,
-        winograd: bool = False, *, named: bool = True,
+        winograd: bool = False, *, named: bool = True, invariant: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.backend, self.dtype, self.named = type(module).__name__, backend, dtype, named
+        self.invariant = invariant
         self._tiles = cpu.winograd_tile if winograd else None
         self._mixed = torch._C._is_any_autocast_enabled()
         self._gpu: GpuSession | None = None
@@ -178,7 +179,7 @@ class Session:
 
         if self._gpu is None:
             device = next(x.device for x in leaves if isinstance(x, Tensor))
-            self._gpu = GpuSession(device, self.dtype, self.backend, self.named)
+            self._gpu = GpuSession(device, self.dtype, self.backend, self.named, self.invariant)
         shapes = on_cpu(leaves)
         captured = self._capture(shapes)
         return self._gpu.compiled(captured.graph, shapes), captured
