@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 import engine_nets
 import numerics
@@ -178,6 +180,39 @@ def test_autocast_goes_on_behind_a_graph_break(bias: bool, dtype: torch.dtype) -
         found, wanted = compiled(X), module(X)
     assert found.dtype == wanted.dtype == torch.bfloat16
     assert numerics.rel_l2(found, wanted) <= numerics.NET_BF16_REL_L2
+
+
+def test_checkpointed_parts_are_called() -> None:
+    """One inside of another, with a region of autocast in it; numbers that Dynamo leaves open reach it."""
+
+    def inner(m: Function, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return m.a(x).relu().float()
+
+    def outer(m: Function, x: Tensor) -> Tensor:
+        return m.bn(checkpoint(partial(inner, m), x, use_reentrant=False)) * 2
+
+    def net(m: Function, x: Tensor) -> Tensor:
+        return m.b(checkpoint(partial(outer, m), x, use_reentrant=False))
+
+    layers = {"a": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8), "b": nn.Conv2d(8, 5, 1)}
+    module = randomised(Function(net, **layers)).eval()
+    compiled = torch.compile(module, backend="inception_fast", fullgraph=True)
+    with torch.no_grad():
+        for eps in (1e-3, 0.75, 0.5):  # a constant of the graph, then an input of it
+            module.bn.eps = eps
+            assert numerics.rel_l2(compiled(X), module(X)) <= numerics.NET_BF16_REL_L2
+
+
+def test_a_tensor_of_one_number_stays_one_in_a_checkpointed_part() -> None:
+    def net(m: Function, x: Tensor, by: Tensor) -> Tensor:
+        return checkpoint(lambda x, by: m.a(x) * by, x, by, use_reentrant=False)
+
+    module = randomised(Function(net, a=nn.Conv2d(3, 8, 3)))
+    compiled = torch.compile(module, backend="inception_fast", fullgraph=True)
+    with torch.no_grad():
+        for by in (torch.tensor(3.0), torch.tensor(-2.0)):
+            assert relative(compiled(X, by), module(X, by)) <= numerics.NET_MAX
 
 
 def test_parameters_as_attributes() -> None:

@@ -22,6 +22,7 @@ from .session import Session, version
 
 # What an input of Dynamo's graph may be, besides a size of another.
 PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
+CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -66,7 +67,7 @@ class _Replanned:
     """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
-        self.gm, self.winograd = _entering_autocast(gm), winograd
+        self.gm, self.winograd = _plainly(gm), winograd
         self.dtypes = _announced(gm)
         self.places = _places(gm, example_inputs)
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
@@ -109,14 +110,25 @@ class _Replanned:
             return session
 
 
-def _entering_autocast(gm: fx.GraphModule) -> fx.GraphModule:
-    """`gm` with its autocast regions entered as contexts: of the calls torch.export takes notes, and casts nothing."""
-    if not any(node.target is _enter_autocast for node in gm.graph.nodes):
+def _plainly(gm: fx.GraphModule) -> fx.GraphModule:
+    """`gm` as torch.export can follow it: autocast regions are entered as contexts, for of the calls it takes notes and
+    casts nothing; a checkpointed part is called, as without gradients there is nothing to keep or to compute again.
+    """
+    parts = {name: part for name, part in gm.named_children() if isinstance(part, fx.GraphModule)}
+    instead = {name: made for name, part in parts.items() if (made := _plainly(part)) is not part}
+    if not instead and not any(node.target in PLAIN for node in gm.graph.nodes):
         return gm
     graph = copy.deepcopy(gm.graph)
     for node in graph.nodes:
-        node.target = {_enter_autocast: _enter, _exit_autocast: _exit}.get(node.target, node.target)
-    return fx.GraphModule(gm, graph)
+        node.target = PLAIN.get(node.target, node.target)
+    made = fx.GraphModule(gm, graph)
+    for name, part in instead.items():
+        setattr(made, name, part)
+    return made
+
+
+def _part(part: fx.GraphModule, *args: Any, **settings: Any) -> Any:
+    return part(*args)
 
 
 def _enter(*args: Any) -> torch.autocast:
@@ -127,6 +139,9 @@ def _enter(*args: Any) -> torch.autocast:
 
 def _exit(region: torch.autocast) -> None:
     region.__exit__(None, None, None)
+
+
+PLAIN = {_enter_autocast: _enter, _exit_autocast: _exit, CHECKPOINT: _part}
 
 
 def _announced(gm: fx.GraphModule) -> list[torch.dtype | None]:
@@ -219,5 +234,25 @@ def _place(node: fx.Node, example: Any) -> Any:
         return _Literal(example)
     if isinstance(example, nn.Parameter) or "_dynamo_static_input_type" in node.meta.get("tensor_dict", {}):
         return PARAMETER
-    asked = all(user.op == "call_method" and user.target == "item" for user in node.users)
-    return NUMBER if not example.dim() and node.users and asked else INPUT
+    return NUMBER if not example.dim() and node.users and _is_only_asked(node) else INPUT
+
+
+def _is_only_asked(node: fx.Node) -> bool:
+    """Whether the graph, checkpointed parts included, wants no more of a tensor than its one number."""
+    asked = (user.target is CHECKPOINT or (user.op, user.target) == ("call_method", "item") for user in node.users)
+    return all(asked) and all(map(_is_only_asked, _inside(node)))
+
+
+def _inside(node: fx.Node) -> list[fx.Node]:
+    """What a node is in the checkpointed parts that it is handed to."""
+    found = []
+    for user in node.users:
+        if user.target is CHECKPOINT:
+            named, *given = user.args
+            whole = node.graph.owning_module
+            assert whole is not None and isinstance(named, fx.Node)
+            part = whole.get_submodule(str(named.target))
+            assert isinstance(part, fx.GraphModule)
+            places = part.graph.find_nodes(op="placeholder")
+            found += [place for place, one in zip(places, given, strict=True) if one is node]
+    return found
