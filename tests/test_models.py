@@ -107,6 +107,7 @@ def test_unknown_name_suggests_close_ones(name: str, close: str) -> None:
         ("inception_v3", {"fid": "yes"}, ValueError, "fid='yes'; allowed: False, True"),
         ("inception_v3", {"features_only": "no"}, ValueError, "features_only='no'; allowed: False, True"),
         ("inception_v3", {"bn_eps": 0.0}, ValueError, "bn_eps=0.0"),
+        ("inception_v3", {"bn_eps": float("inf")}, ValueError, "bn_eps=inf; allowed: bn_eps > 0, finite"),
         ("inception_v3", {"bn_momentum": 2}, ValueError, "bn_momentum=2"),
         ("inception_v3", {"global_pool": "sum"}, ValueError, "global_pool='sum'"),
         ("inception_v3", {"global_pool": ""}, ValueError, "num_classes=0"),

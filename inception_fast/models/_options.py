@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -68,7 +69,7 @@ class Options:
             bool(self.global_pool) or self.classes == 0, "global_pool='' with a classifier", "with num_classes=0 only"
         )
         check_rate("drop_rate", self.dropout)
-        check(is_number(self.bn_eps) and self.bn_eps > 0, f"bn_eps={self.bn_eps!r}", "bn_eps > 0")
+        check(is_number(self.bn_eps) and 0 < self.bn_eps < math.inf, f"bn_eps={self.bn_eps!r}", "bn_eps > 0, finite")
         momentum = is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
         check(momentum, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")
         made = self.conv_block is None or callable(self.conv_block)
