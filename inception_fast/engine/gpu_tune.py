@@ -49,13 +49,13 @@ class Wanted(NamedTuple):
     residual: bool = False
 
     def drawn(self, draw: Draw) -> tuple[Tensor, list[Part]]:
-        """x, for a stem float32 images, and the groups' weights."""
+        """x, for a stem images in planes as they wait for it, and the groups' weights."""
         parts = []
         for group in self.groups:
             _, weight, scale, shift = draw(dataclasses.replace(group, n=1))
             parts.append(Part(weight, scale, shift, (group.padding[0], group.padding[2]), group.relu))
         x = draw(self.spec)[0]
-        return x.float().contiguous() if self.stem else x, parts
+        return x.contiguous() if self.stem else x, parts
 
     def old(self, device: torch.device) -> Tensor | None:
         """The residual [n, oh, ow, oc], each time the same one; None where there is none."""

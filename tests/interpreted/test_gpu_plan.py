@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from inception_fast.kernels.plan import Buffer, ImportStep, Plan, View
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton.configs import Config
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 import engine_nets
 import numerics
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import gpu_tune, interpret, optimize
+from inception_fast.engine import gpu_segment, gpu_tune, interpret, optimize
 from inception_fast.engine import graph as ir
 from inception_fast.engine.gpu_memory import Keeper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
@@ -221,6 +223,37 @@ def test_float16_stays_near() -> None:
     (y,) = GpuCompiled(program, Packs(DEVICE), big).run([x])
     assert y.dtype is torch.float32
     assert numerics.rel_l2(y.cpu(), native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
+
+
+def test_an_input_waits_in_the_format_it_is_rounded_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bits; but not where the stem normalises first, nor in what is no float32."""
+    x, program, _ = block(2, "float16")
+    narrow = GpuCompiled(program, Packs(DEVICE), big)
+    y = narrow.run([x])[0]
+    assert [[z.dtype for z in segment.inputs] for segment in narrow.segments.values()] == [[torch.float16]]
+    monkeypatch.setattr(gpu_segment, "held_as", lambda plan, source, dtype: dtype)
+    wide = GpuCompiled(program, Packs(DEVICE), big)
+    assert torch.equal(wide.run([x])[0], y) and wide.held_bytes > narrow.held_bytes
+    assert [[z.dtype for z in segment.inputs] for segment in wide.segments.values()] == [[torch.float32]]
+
+
+def test_what_else_enters_waits_as_it_comes() -> None:
+    entry = ImportStep("x", 0, View(0, 0, 3))
+    buffers = tuple(
+        Buffer(1, 4, 4, 3, "arena", i, dtype) for i, dtype in enumerate(("bfloat16", "float32", "bfloat16"))
+    )
+
+    def kept(*steps: ImportStep, dtype: torch.dtype = torch.float32) -> torch.dtype:
+        return gpu_segment.held_as(Plan(buffers, steps, ((1, 3, 4, 4),), 0), 0, dtype)
+
+    other = replace(entry, source=1, y=View(1, 0, 3))
+    assert kept(entry) == kept(entry, replace(entry, y=View(2, 0, 3))) == kept(entry, other) == torch.bfloat16
+    assert kept(entry, replace(entry, y=View(1, 0, 3))) == torch.float32, "read in two formats"
+    assert kept(replace(entry, scale=np.ones(3, np.float32))) == torch.float32
+    assert kept(replace(entry, shift=np.ones(3, np.float32))) == torch.float32
+    assert kept() == torch.float32
+    for dtype in (torch.uint8, torch.float64, torch.float16):  # float64 would be rounded twice on the other way
+        assert kept(entry, dtype=dtype) == dtype
 
 
 def test_bytes_enter_through_the_stem() -> None:
