@@ -119,7 +119,9 @@ def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch:
     assert [row["runtime"] for row in last] == ["ours", "eager", "xla", "compile"]
     *_, quick = networks.network_rows("inception_v1", 2, "bfloat16")
     assert [row["runtime"] for row in quick] == ["ours", "graphs"]
-    for row in [*last, *quick]:
+    *_, alike = networks.peer_rows("inception_v1", 2, "bfloat16", 7, "invariant")
+    assert [row["runtime"] for row in alike] == ["ours", "invariant"]
+    for row in [*last, *quick, *alike]:
         assert row["status"] == "ok" and row["median_ms"] > 0 and row["ratio"] > 0, row
         assert row["rel_error"] < 5e-2 and row["batch"] == 2
     frozen_wrong = True
@@ -142,7 +144,7 @@ def test_a_network_is_timed_beside_its_peers(queue: dict[str, Any], monkeypatch:
     made_with = dict[str | None, list[bool]]()
     right = networks.fast.optimize
 
-    def optimize(net: nn.Module, x: Tensor, dtype: torch.dtype, backend: str | None) -> Any:
+    def optimize(net: nn.Module, x: Tensor, dtype: torch.dtype, backend: str | None, **others: bool) -> Any:
         made_with.setdefault(backend, []).append(gpu_walk._disabled.get())
         return right(net, x, dtype=dtype)
 

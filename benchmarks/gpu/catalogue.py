@@ -64,6 +64,7 @@ def jobs() -> list[Job]:
     found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 20, 100), Job("probe/rates", 30, 100)]
     found += [Job(f"counters/{PAIRS[0]}/{form}", 10, 200) for form in ("separate", "fused")]
     found += beside("steady/{}", large, "steady")
+    found += beside("peers/{}/invariant", [f"{FIRST}/{n}/{wide}" for n in (1, LARGE)], "invariant")
     found += [Job(f"hopper/{fewest[0]}/{wide}", 90, 350), Job(f"peers/{FIRST}/{fewest[0]}/{wide}", 240, 350)]
     found += [Job(f"hopper/{n}/{wide}", 90, 350) for n in BATCHES[1:] if n != LARGE]
     found += [Job(f"peers/{FIRST}/{n}/{wide}", 240, 350) for n in fewest[1:]]

@@ -25,8 +25,9 @@ from inception_fast.measure.gpu_profiler import tasks_of
 
 CHECKED = 16  # images of a batch that are compared with float64
 CUDA_SECONDS = 60.0  # to make, prove and time a network on the CUDA kernels
-# As it chooses, without the CUDA kernels, all that these take on them, and the same with a launch for each step.
-OURS = ("ours", "triton", "cuda", "separate")
+# As it chooses, without the CUDA kernels, all that these take on them, the same with a launch for each step, and as it
+# chooses for every batch alike.
+OURS = ("ours", "triton", "cuda", "separate", "invariant")
 # Made and timed part by part, with all before: what tells most first, for any part may be the last of a slice, and the
 # CUDA kernels last, since nothing else could run in the same process should they do what no test has seen.
 LAST = ("separate", "cuda")
@@ -34,6 +35,7 @@ RACED = {
     "network": (("ours", "graphs", "unfrozen"), ("triton", "eager"), LAST),
     "peers": (("ours", "eager"), ("xla",), ("triton", "compile")),
     "xla": (("ours",), ("xla",)),
+    "invariant": (("ours", "invariant"),),
 }
 ALL_CUDA = 32  # images, up to which a launch's start counts, so that more of them can pay than single layers say
 INSTEAD = {"unfrozen": ("graphs",), "eager": ("graphs", "unfrozen")}  # only where none of those is right
@@ -53,7 +55,7 @@ def network_rows(model: str, n: int, dtype: str, tiles: int = 0, cuda: bool = Fa
 
 def peer_rows(model: str, n: int, dtype: str, tiles: int = 0, which: str = "peers") -> Iterator[list[dict[str, Any]]]:
     """Ours, then eager as well, XLA, Inductor's max-autotune with CUDA graphs and freezing; with `which` "xla" ours and
-    XLA alone.
+    XLA alone, with "invariant" ours and what it is where every batch has the same bits.
     """
     return _raced(model, n, dtype, tiles, RACED[which])
 
@@ -161,8 +163,8 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
     peer = _copied(net, model).to(DEVICE, kind, memory_format=torch.channels_last)
     given = x.to(kind).contiguous(memory_format=torch.channels_last)
 
-    def ours(backend: str | None = None) -> Callable[[], Tensor]:
-        return Network(fast.optimize(net, x, dtype=kind, backend=backend), x)
+    def ours(backend: str | None = None, invariant: bool = False) -> Callable[[], Tensor]:
+        return Network(fast.optimize(net, x, dtype=kind, backend=backend, batch_invariant=invariant), x)
 
     def separate() -> Callable[[], Tensor]:
         with gpu_walk.disabled():
@@ -175,6 +177,7 @@ def network_calls(model: str, n: int, dtype: str) -> tuple[dict[str, Maker], Ten
 
     makers: dict[str, Maker] = {
         "ours": ours,
+        "invariant": lambda: ours(invariant=True),
         "eager": lambda: lambda: peer(given),
         "graphs": lambda: compiled(peer, given, "reduce-overhead"),
         "unfrozen": lambda: compiled(peer, given, "reduce-overhead", freezing=False),
