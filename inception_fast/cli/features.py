@@ -44,6 +44,7 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
         choices=("tensorflow", "pytorch-fid"),
         help="of the FID network: the original graph's, as torch-fidelity (default), or pytorch-fid's",
     )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="of the network: cpu (default), cuda or cuda:N")
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="images (default 32)")
     parser.add_argument(
         "--workers", type=integer(0, 1024), metavar="N", help="processes that decode (default: a core each; 0: none)"
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         if args.engine == "local" and args.ray_address is not None:
             raise CommandError("--ray-address with --engine local; allowed: with --engine ray")
         source = open_source(args.source)
-        recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing)
+        recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device)
         if args.weights is None:
             note("warning: no --weights, so the weights are random and the features mean nothing")
         found = _extract(args, source, recipe)

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @cache
-def _extractor(weights: str | None, dtype: str, preprocessing: str | None) -> Any:
+def _extractor(weights: str | None, dtype: str, preprocessing: str | None, device: str) -> Any:
     import torch
 
     from ..features.extractors import FidExtractor
@@ -70,11 +70,11 @@ def _extractor(weights: str | None, dtype: str, preprocessing: str | None) -> An
     if weights is None:
         raise CommandError("--weights is needed for images and for --is; name the weight file of the FID network")
     held = None if dtype == "float32" else getattr(torch, dtype)
-    return FidExtractor(weights, held, preprocessing or "tensorflow")
+    return FidExtractor(weights, held, preprocessing or "tensorflow", device)
 
 
 def _made(args: argparse.Namespace, dtype: str | None = None) -> Any:
-    return _extractor(args.weights, dtype or args.dtype, args.preprocessing)
+    return _extractor(args.weights, dtype or args.dtype, args.preprocessing, args.device)
 
 
 def _plan(args: argparse.Namespace, counter: Counter) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .batching import batches, fingerprint
+from .batching import fingerprint
 
 if TYPE_CHECKING:
     from ..images import Preparation
@@ -76,10 +76,12 @@ class ConfigPrepare(NamedTuple):
 class FidExtractor:
     """`InceptionFeatures` on pictures."""
 
-    def __init__(self, weights: str, dtype: torch.dtype | None = None, preprocessing: str = "tensorflow") -> None:
+    def __init__(
+        self, weights: str, dtype: torch.dtype | None = None, preprocessing: str = "tensorflow", device: str = "cpu"
+    ) -> None:
         from ..fid import InceptionFeatures
 
-        self.features = InceptionFeatures(weights, dtype, preprocessing=preprocessing)
+        self.features = InceptionFeatures(weights, dtype, preprocessing=preprocessing, device=device)
         self.prepare: Prepare = FidPrepare(preprocessing)
         self.width = self.features.num_features
         self.settings = {
@@ -88,6 +90,7 @@ class FidExtractor:
             "preprocessing": preprocessing,
             "dtype": _name(dtype),
             "weights": self.features.fingerprint,
+            **self.features.placed.settings,
         }
 
     def run(self, x: Tensor) -> Tensor:
@@ -97,10 +100,10 @@ class FidExtractor:
 class ModelExtractor:
     """What stands before the classifier of a model, prepared as its data config says."""
 
-    def __init__(self, model: str, weights: str | None, dtype: torch.dtype | None = None) -> None:
-        from ..engine import optimize
+    def __init__(self, model: str, weights: str | None, dtype: torch.dtype | None = None, device: str = "cpu") -> None:
         from ..images import check_channels
         from ..models import create_model
+        from .placed import Placed
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without weights the same random ones every time, or a run could not be resumed
@@ -108,20 +111,19 @@ class ModelExtractor:
         config = net.data_config
         check_channels(config)
         self.prepare: Prepare = ConfigPrepare(config)
+        self._placed = Placed(net, config.input_size, dtype, device)
         self.settings = {
             "model": model,
             "form": "model",
             "preprocessing": {key: _plain(value) for key, value in vars(config).items()},
             "dtype": _name(dtype),
             "weights": fingerprint(net),
+            **self._placed.settings,
         }
-        example = torch.zeros(1, *config.input_size)
-        self._plan = optimize(net, example, dtype=dtype)
-        self.width = int(self._plan(example).shape[1])
+        self.width = self.run(torch.zeros(1, *config.input_size)).shape[1]
 
     def run(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([self._plan(part).to(torch.float32) for part in x.split(batches(len(x)))])
+        return self._placed(x)
 
 
 class Recipe(NamedTuple):
@@ -131,6 +133,7 @@ class Recipe(NamedTuple):
     weights: str | None
     dtype: str = "float32"
     preprocessing: str | None = None
+    device: str = "cpu"
 
     def make(self) -> Extractor:
         """The extractor. The FID network has its own where the weights are of it, whatever `model` names it.
@@ -138,18 +141,20 @@ class Recipe(NamedTuple):
         Raises ValueError, FileNotFoundError or WeightsError for what cannot be served.
         """
         from ..weights import resolve
+        from .placed import device_of
 
+        device_of(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         dtype = DTYPES[self.dtype]
         source = None if self.weights is None else resolve(self.weights, self.model)
         if source is not None and source.model == "inception_v3" and source.options.get("fid"):
             assert self.weights is not None
-            return FidExtractor(self.weights, dtype, self.preprocessing or "tensorflow")
+            return FidExtractor(self.weights, dtype, self.preprocessing or "tensorflow", self.device)
         if self.preprocessing is not None:
             raise ValueError(f"preprocessing {self.preprocessing!r}; allowed: with weights of the FID network only")
         model = self.model or (DEFAULT_MODEL if source is None else source.model)
-        return ModelExtractor(model, self.weights, dtype)
+        return ModelExtractor(model, self.weights, dtype, self.device)
 
 
 def _name(dtype: torch.dtype | None) -> str:

@@ -77,7 +77,7 @@ def extract_with_ray(
     """`run.extract` on the cluster at `address`, or on a local one that lives as long as the call.
 
     Args:
-        actors: how many hold the model; each has `threads` processors.
+        actors: how many hold the model; each has `threads` processors, and a GPU where the recipe asks for one.
         recipe: of the extractor, made once here for its settings and once in every actor.
 
     Raises ImportError without Ray, and what `run.extract` raises.
@@ -137,6 +137,7 @@ def _rows(
         fn_constructor_kwargs=arguments,
         batch_size=1,
         num_cpus=threads,
+        num_gpus=1 if "device" in arguments["options"]["settings"] else None,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
     )
     for bundle in done.iter_internal_ref_bundles():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine import optimize
-from ..features.batching import LARGEST_BATCH, batches, fingerprint
+from ..features.batching import LARGEST_BATCH, fingerprint
+from ..features.placed import Placed, device_of
 from ..models import create_model
 from .resize import PREPROCESSING, SIZE, prepare
 
@@ -27,9 +28,11 @@ class InceptionFeatures(nn.Module):
         weights: a file in the layout of pytorch-fid or torch-fidelity (the same one), or converted from it.
         dtype: of the arithmetic, None for float32; whatever `optimize` takes. Features are float32 always.
         preprocessing: "tensorflow" as in the original graph and torch-fidelity, or "pytorch-fid".
+        device: where the network runs, "cpu" or "cuda". Images of either may come there, prepared on the CPU; their
+            features are where they are.
 
-    Raises FileNotFoundError or WeightsError for files that cannot be used, ValueError for another network's weights,
-    and ValueError or TypeError for images of another shape or dtype.
+    Raises FileNotFoundError or WeightsError for files that cannot be used, ValueError for another network's weights or
+    a device that is not here, and ValueError or TypeError for images of another shape or dtype.
 
     >>> features = InceptionFeatures("pt_inception-2015-12-05-6726825d.pth")    # doctest: +SKIP
     >>> features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape            # doctest: +SKIP
@@ -44,11 +47,12 @@ class InceptionFeatures(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         preprocessing: str = "tensorflow",
+        device: str | torch.device = "cpu",
     ) -> None:
         super().__init__()
         if preprocessing not in PREPROCESSING:
             raise ValueError(f"preprocessing {preprocessing!r}; allowed: {', '.join(map(repr, PREPROCESSING))}")
-        self.dtype, self.preprocessing = dtype, preprocessing
+        self.dtype, self.preprocessing, self.device = dtype, preprocessing, device_of(device)
         net: Any = create_model("inception_v3", weights=weights)
         if not net.options.fid or net.in_chans != 3:
             seen = f"{os.fspath(weights)} is of an Inception-v3 with {net.num_classes} classes, not of the FID network"
@@ -62,26 +66,29 @@ class InceptionFeatures(nn.Module):
         net.reset_classifier(0)
         self.__dict__["_net"] = net
         self.__dict__["classifier_weight"] = weight
-        example = torch.zeros(1, 3, SIZE, SIZE)
-        self.__dict__["_plan"] = optimize(net, example, dtype=self.dtype)
+        self.__dict__["_plan"] = self._placed(net)
+
+    def _placed(self, net: nn.Module) -> Placed:
+        return Placed(net, (3, SIZE, SIZE), self.dtype, self.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, h, w], RGB, any size -> float32 [n, 2048]."""
-        check_images(images)
+        """uint8 [n, 3, h, w], RGB, any size -> float32 [n, 2048], on the images' device."""
+        check_images(images, tuple(dict.fromkeys(("cpu", self.device.type))))
         result = torch.empty(len(images), FEATURES)
-        pixels = images.detach().numpy()
+        pixels = images.detach().cpu().numpy()
         for start in range(0, len(pixels), LARGEST_BATCH):
             block = [prepare(image, self.preprocessing) for image in pixels[start : start + LARGEST_BATCH]]
             result[start : start + len(block)] = self.from_prepared(torch.from_numpy(np.stack(block)))
-        return result
+        return result.to(images.device)
 
     def from_prepared(self, x: Tensor) -> Tensor:
         """float32 [n, 3, 299, 299], each image through `fid.resize.prepare` -> float32 [n, 2048]."""
-        parts = []
-        with torch.no_grad():
-            for block in x.split(batches(len(x))):
-                parts.append(self.__dict__["_plan"](block).reshape(len(block), FEATURES).to(torch.float32))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.placed(x)
+
+    @property
+    def placed(self) -> Placed:
+        """The network on its device."""
+        return self.__dict__["_plan"]  # type: ignore[no-any-return]
 
     @property
     def fingerprint(self) -> str:
@@ -90,10 +97,11 @@ class InceptionFeatures(nn.Module):
 
     def report(self) -> Any:
         """The engine's report of the network: every node and what it was fused into."""
-        return self.__dict__["_plan"].report()
+        return self.placed.plan.report()
 
     def extra_repr(self) -> str:
-        return f"dtype={self.dtype or torch.float32}, preprocessing={self.preprocessing!r}"
+        device = "" if self.device.type == "cpu" else f", device='{self.device}'"
+        return f"dtype={self.dtype or torch.float32}, preprocessing={self.preprocessing!r}{device}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the plan, which is native code and made anew where the pickle is loaded."""
@@ -101,7 +109,7 @@ class InceptionFeatures(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__["_plan"] = optimize(state["_net"], torch.zeros(1, 3, SIZE, SIZE), dtype=self.dtype)
+        self.__dict__["_plan"] = self._placed(state["_net"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InceptionFeatures:
         """Nothing in it ever changes, so a copy shares all of it."""
@@ -110,8 +118,8 @@ class InceptionFeatures(nn.Module):
         return twin
 
 
-def check_images(images: Any) -> None:
-    """Raises TypeError or ValueError unless `images` is a uint8 tensor [n, 3, h, w] on the CPU with n > 0."""
+def check_images(images: Any, devices: Sequence[str] = ("cpu",)) -> None:
+    """Raises TypeError or ValueError unless `images` is a uint8 tensor [n, 3, h, w] on one of the devices, n > 0."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images of type {type(images).__name__}; allowed: a torch.Tensor, uint8 [n, 3, h, w]")
     if images.dtype != torch.uint8:
@@ -119,5 +127,5 @@ def check_images(images: Any) -> None:
         raise TypeError(f"images of dtype {images.dtype}; allowed: torch.uint8{hint}")
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images of shape {tuple(images.shape)}; allowed: [n, 3, h, w] with n, h and w at least 1")
-    if images.device.type != "cpu":
-        raise ValueError(f"images on {images.device}; allowed: cpu")
+    if images.device.type not in devices:
+        raise ValueError(f"images on {images.device}; allowed: {', '.join(devices)}")

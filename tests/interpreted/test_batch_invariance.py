@@ -255,3 +255,14 @@ def test_a_network_on_a_gpu(backend: str, dtype: torch.dtype) -> None:
     y = fast(x)
     assert torch.equal(y[:5], fast(x[:5])) and torch.equal(y[32:], fast(x[32:]))
     assert torch.equal(torch.cat([y[5:6], y[9:10]]), torch.cat([fast(x[5:6]), fast(x[9:10])]))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the CPU's are tested elsewhere")
+def test_features_on_a_gpu() -> None:
+    extractors = pytest.importorskip("inception_fast.features.extractors")
+    here, there = (extractors.ModelExtractor("inception_v3", None, device=device) for device in ("cpu", "cuda"))
+    x = numerics.random(37, *here.prepare.shape)
+    y = there.run(x)
+    assert numerics.rel_l2(y, here.run(x)) <= numerics.NET_MAX
+    assert torch.equal(y[:1], there.run(x[:1])) and torch.equal(y[5:7], there.run(x[5:7]))
+    assert there.settings["device"] and "device" not in here.settings
