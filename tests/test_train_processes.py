@@ -167,3 +167,36 @@ def test_a_word_ends_when_gloo_has_let_go_of_it(monkeypatch: pytest.MonkeyPatch,
             total.sum().backward()
     time.sleep(0.02)  # between the two statements of `end`
     assert let_go == [word]
+
+
+@pytest.mark.parametrize("state", ["R", "D", "S"])
+def test_a_group_ends_when_the_threads_of_gloo_are_asleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Others may work on, and threads may end while they are asked."""
+    monkeypatch.setattr(distributed, "TASKS", tmp_path)
+    names = {1: "python", 2: "pt_gloo_runloop", 3: "a (name) b"}
+
+    def write(number: int, state: str) -> None:
+        (tmp_path / str(number)).mkdir(exist_ok=True)
+        (tmp_path / str(number) / "stat").write_text(f"{number} ({names[number]}) {state} 1 1 0")
+
+    for number, now in ((1, "R"), (2, state), (3, "R")):
+        write(number, now)
+    (tmp_path / "4" / "stat").mkdir(parents=True)  # cannot be read
+    timer = threading.Timer(0.2, write, (2, "S"))
+    timer.start()
+    begin = time.monotonic()
+    distributed._rest()
+    waited = time.monotonic() - begin
+    timer.join()
+    assert waited < 0.2 if state == "S" else 0.2 <= waited < 2
+
+
+def test_a_group_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "TASKS", tmp_path)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "stat").write_text("1 (pt_gloo_runloop) R 1")
+    begin = time.monotonic()
+    distributed._rest(0.1)
+    assert 0.1 <= time.monotonic() - begin < 1

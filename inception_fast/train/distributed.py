@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from .torchrun import let_the_first_speak, place
 
 DEVICES = ("cpu", "cuda")
+TASKS = Path("/proc/self/task")  # this process's threads, on Linux
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def join(device: str | None = None) -> Iterator[World]:
             ) from error
         raise
     finally:
+        _rest()
         dist.destroy_process_group()
 
 
@@ -141,6 +144,30 @@ def _let_go(tensor: Tensor) -> Tensor:
     while tensor.device.type == "cpu" and holders() > 1 and time.monotonic() < late:
         time.sleep(1e-5)
     return tensor
+
+
+def _rest(patience: float = 2.0) -> None:
+    """Waits until gloo's threads have nothing left to do, or for so many seconds.
+
+    What `_let_go` waits for they may do with tensors that are FSDP's, whom nobody here can ask. They do it while the
+    interpreter's lock is free, so they have to be seen asleep behind several such moments.
+    """
+    asleep, late = 0, time.monotonic() + patience
+    while asleep < 3 and time.monotonic() < late:
+        time.sleep(0.005)
+        asleep = 0 if _gloo_works() else asleep + 1
+
+
+def _gloo_works() -> bool:
+    """Whether any of gloo's threads runs or is about to; never where the system does not tell."""
+    for file in TASKS.glob("*/stat"):
+        try:
+            name, state = file.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # ended meanwhile
+            continue
+        if name.startswith("pt_gloo") and not state.split()[0] == "S":
+            return True
+    return False
 
 
 def _is_lost(error: Exception) -> bool:
