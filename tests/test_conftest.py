@@ -102,6 +102,7 @@ def test_a_run_of_workers_that_is_ended_says_what_failed(pytester: pytest.Pytest
         import os, signal, time
         def test_a(): assert False, "this one"
         def test_b():
+            time.sleep(3)  # the report of the other is on its way
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(1)
     """)
