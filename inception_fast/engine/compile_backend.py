@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx, nn
 from torch._guards import tracing
+from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch._subclasses import FakeTensor
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import _pytree as pytree
@@ -22,7 +23,6 @@ from .session import Session, version
 
 # What an input of Dynamo's graph may be, besides a size of another.
 PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
-CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -141,7 +141,7 @@ def _exit(region: torch.autocast) -> None:
     region.__exit__(None, None, None)
 
 
-PLAIN = {_enter_autocast: _enter, _exit_autocast: _exit, CHECKPOINT: _part}
+PLAIN = {_enter_autocast: _enter, _exit_autocast: _exit, tag_activation_checkpoint: _part}
 
 
 def _announced(gm: fx.GraphModule) -> list[torch.dtype | None]:
@@ -239,7 +239,10 @@ def _place(node: fx.Node, example: Any) -> Any:
 
 def _is_only_asked(node: fx.Node) -> bool:
     """Whether the graph, checkpointed parts included, wants no more of a tensor than its one number."""
-    asked = (user.target is CHECKPOINT or (user.op, user.target) == ("call_method", "item") for user in node.users)
+    asked = (
+        user.target is tag_activation_checkpoint or (user.op, user.target) == ("call_method", "item")
+        for user in node.users
+    )
     return all(asked) and all(map(_is_only_asked, _inside(node)))
 
 
@@ -247,7 +250,7 @@ def _inside(node: fx.Node) -> list[fx.Node]:
     """What a node is in the checkpointed parts that it is handed to."""
     found = []
     for user in node.users:
-        if user.target is CHECKPOINT:
+        if user.target is tag_activation_checkpoint:
             named, *given = user.args
             whole = node.graph.owning_module
             assert whole is not None and isinstance(named, fx.Node)

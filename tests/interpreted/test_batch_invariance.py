@@ -259,8 +259,10 @@ def test_a_network_on_a_gpu(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="the CPU's are tested elsewhere")
 def test_features_on_a_gpu() -> None:
-    extractors = pytest.importorskip("inception_fast.features.extractors")
-    here, there = (extractors.ModelExtractor("inception_v3", None, device=device) for device in ("cpu", "cuda"))
+    pytest.importorskip("PIL", reason="pictures need Pillow")
+    from inception_fast.features.extractors import ModelExtractor
+
+    here, there = (ModelExtractor("inception_v3", None, device=device) for device in ("cpu", "cuda"))
     x = numerics.random(37, *here.prepare.shape)
     y = there.run(x)
     assert numerics.rel_l2(y, here.run(x)) <= numerics.NET_MAX
