@@ -17,7 +17,7 @@ import pytest
 from checkout import ROOT
 from queue_modules import FOLDER, living, loaded
 
-NAMES = ("store", "catalogue", "run", "work", "natives", "provenance")
+NAMES = ("store", "catalogue", "run", "work", "natives", "provenance", "counters")
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +212,9 @@ def test_wrong_numbers_fail_the_job_that_found_them(queue: dict[str, Any]) -> No
 
 def test_counters_that_a_gpu_lacks_are_left_out(queue: dict[str, Any]) -> None:
     said = "==ERROR== Failed to find metric sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active\n==PROF== x"
-    found = queue["work"].unknown_metrics(said, queue["work"].METRICS)
+    found = queue["counters"].unknown_metrics(said, queue["counters"].METRICS)
     assert found == ["sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"]
-    assert queue["work"].unknown_metrics("==PROF== done", queue["work"].METRICS) == []
+    assert queue["counters"].unknown_metrics("==PROF== done", queue["counters"].METRICS) == []
 
 
 def test_the_dry_run_lists_every_job_in_slices_that_fit() -> None:
@@ -278,7 +278,7 @@ def test_counters_are_read_from_the_profiler(queue: dict[str, Any]) -> None:
             '"1","conv_kernel","dram__bytes_read.sum","Mbyte","1.5"',
         )
     )
-    first, second = queue["work"].counted(text)
+    first, second = queue["counters"].counted(text)
     assert first == {
         "kernel": "conv_kernel",
         "dram__bytes_read.sum": "21.5 Mbyte",

@@ -61,6 +61,7 @@ def jobs() -> list[Job]:
     for n in (LARGE, *(n for n in fewest if n != LARGE)):
         found += [Job(f"tiles/{FIRST}/{n}/{wide}", 100, 300), Job(f"profile/{FIRST}/{n}/{wide}/tuned", 30, 100)]
     found += [Job(f"marks/{LARGE}/{wide}", 60, 200), Job(f"tails/{LARGE}/{wide}", 40, 150)]
+    found.append(Job(f"pitches/{LARGE}/{wide}", 40, 150))
     found += [Job(f"hopper/{LARGE}/{wide}", 90, 300), Job("probe/hopper", 20, 100), Job("probe/rates", 30, 100)]
     found += [Job(f"counters/{PAIRS[0]}/{form}", 10, 200) for form in ("separate", "fused")]
     found += beside("steady/{}", large, "steady")

@@ -75,6 +75,7 @@ STANDS_ON = {
     "layers": ("conv",),
     "marks": (),
     "tails": (),
+    "pitches": (),
     "tune": ("conv",),
     "tiles": ("conv",),
     "network": KERNELS,

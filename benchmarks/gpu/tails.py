@@ -62,7 +62,7 @@ def right_calls(spec: ConvSpec) -> tuple[dict[str, Callable[[], Any]], dict[str,
                 for early in (False, True):
                     pair = launch(config, 0, images), launch(end, images, spec.n, early)
                     calls[f"{config.name} + {end.name}{' early' if early else ''}"] = both(*pair)
-    return _right(calls, y, LAYER_BUDGET[spec.dtype])
+    return agreeing(calls, y, LAYER_BUDGET[spec.dtype])
 
 
 def both(first: Launch, second: Launch) -> Callable[[], None]:
@@ -73,9 +73,11 @@ def both(first: Launch, second: Launch) -> Callable[[], None]:
     return run
 
 
-def favourites(spec: ConvSpec, count: int) -> list[Config]:
-    """Configurations whose order of sums is one, those that the model takes to be fast first."""
-    able = [config for config in convolve.able(cuda.library(), spec) if not config.halo]
+def favourites(spec: ConvSpec, count: int, halo: bool = False) -> list[Config]:
+    """Configurations whose order of sums is one, or with `halo` others too; those that the model takes to be fast
+    first.
+    """
+    able = [config for config in convolve.able(cuda.library(), spec) if halo or not config.halo]
     return sorted(able, key=lambda config: convolve.modelled(spec, Cut(config)))[:count]
 
 
@@ -87,9 +89,10 @@ def whole_images(spec: ConvSpec, config: Config, blocks: int) -> int:
     return tiles // blocks * blocks // columns * config.rows // pixels
 
 
-def _right(
+def agreeing(
     calls: dict[str, Callable[[], Any]], y: torch.Tensor, budget: float
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Calls that write to `y` what the first does, within a budget of its largest value; how far the others are off."""
     wanted, wrong = None, dict[str, float]()
     for name, call in calls.items():
         y.fill_(float("nan"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,21 +21,13 @@ from typing import Any
 import natives
 import provenance
 import turns
-from commands import LOG, Result, ran, spoken
+from commands import Result, ran
 from each import each
 from natives import build
 from store import FAILED, OK, UNAVAILABLE, beside, read_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-METRICS = (
-    "gpu__time_duration.sum",
-    "l1tex__t_sector_hit_rate.pct",
-    "lts__t_sector_hit_rate.pct",
-    "dram__bytes_read.sum",
-    "dram__bytes_write.sum",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
-)
 # The project's own settings name plugins that the machine may lack. -P: the checkout's inception_fast, which has no
 # kernels in it, must not come before the linked package.
 PYTEST = [
@@ -185,6 +176,18 @@ def tails(batch: str, dtype: str, *, report: Report) -> Result:
         return timed(tail_rows(int(batch), dtype), report)
 
 
+def pitches(batch: str, dtype: str, *, report: Report) -> Result:
+    """Convolutions of maps whose pixels begin with a line of memory, and of dense ones."""
+    why = no_hopper()
+    if why:
+        return {"status": UNAVAILABLE, "note": why}
+    from pitches import pitch_rows
+    from trusted import only
+
+    with only(right()):
+        return timed(pitch_rows(int(batch), dtype), report)
+
+
 def layers(batch: str, dtype: str, *, report: Report) -> Result:
     from measure import layer_rows
 
@@ -315,45 +318,10 @@ def is_wrong(row: dict[str, Any], peers: Sequence[str] | None) -> bool:
 
 
 def counters(pair: str, form: str) -> Result:
-    """What Nsight Compute counts for one call of a pair, every kernel a row; what this GPU has no counter for is left
-    out and named.
-    """
-    if shutil.which("ncu") is None:
-        return {"status": UNAVAILABLE, "note": "no ncu here"}
-    once = [sys.executable, str(HERE / "work.py"), f"once/{pair}/{form}", os.devnull]
-    metrics, absent = list(METRICS), []
-    while True:
-        command = ["ncu", "--csv", "--metrics", ",".join(metrics), "--profile-from-start", "off", *once]
-        code, said = spoken(command)
-        unknown = unknown_metrics(said, metrics)
-        if not unknown or len(unknown) == len(metrics):
-            break
-        metrics, absent = [m for m in metrics if m not in unknown], absent + unknown
-    if "ERR_NVGPUCTRPERM" in said:
-        return {"status": UNAVAILABLE, "note": "this user may not read the GPU's counters (ERR_NVGPUCTRPERM)"}
-    rows = counted(said)
-    if code or not rows:
-        return {"status": FAILED, "note": said[-LOG:]}
-    note = f"no counter here for {', '.join(absent)}" if absent else ""
-    return {"status": OK, "note": note, "rows": [{"pair": pair, "form": form, **row} for row in rows]}
+    """What Nsight Compute counts for one call of a pair."""
+    from counters import metrics_of
 
-
-def unknown_metrics(said: str, metrics: Sequence[str]) -> list[str]:
-    """Those that Nsight Compute says it does not know."""
-    lines = [line for line in said.splitlines() if "Failed to find metric" in line]
-    return [metric for metric in metrics if any(metric in line for line in lines)]
-
-
-def counted(text: str) -> list[dict[str, Any]]:
-    """Nsight Compute's CSV as a row a kernel."""
-    import csv
-
-    lines = [line for line in text.splitlines() if line.startswith('"')]
-    kernels: dict[str, dict[str, Any]] = {}
-    for line in csv.DictReader(lines):
-        row = kernels.setdefault(line["ID"], {"kernel": line["Kernel Name"]})
-        row[line["Metric Name"]] = f"{line['Metric Value']} {line['Metric Unit']}".strip()
-    return list(kernels.values())
+    return metrics_of(f"once/{pair}/{form}", {"pair": pair, "form": form})
 
 
 def once(pair: str, form: str) -> Result:
@@ -363,7 +331,7 @@ def once(pair: str, form: str) -> Result:
     return {"status": OK}
 
 
-IN_PARTS = (exact, hopper, layers, marks, network, peers, steady, tails, tiles, training, tune, walk)
+IN_PARTS = (exact, hopper, layers, marks, network, peers, pitches, steady, tails, tiles, training, tune, walk)
 WORK: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (build, machine, sanitizer, probe, profile, counters, once, *IN_PARTS)
 }
