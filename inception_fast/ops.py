@@ -19,22 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _batch_norm, _conv_batch_norm, _convolution, _gradients, dispatch
-from ._checks import (
-    Conv,
-    Pair,
-    PoolProject,
-    check_flag,
-    check_number,
-    check_residual_scale,
-    four_sided,
-    like,
-    pair_of,
-    tensors,
-)
+from . import _batch_norm, _conv_batch_norm, _convolution, _fused, _gradients, dispatch
+from ._checks import check_flag, check_number, four_sided, pair_of, tensors
 from ._trained_layer import transformed
 from ._when_imported import when_imported
-from .backends import Params
 
 __all__ = [
     "asymmetric_pair",
@@ -231,106 +219,6 @@ def _is_transformed(argument: Any) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(argument).tangent is not None
 
 
-def _conv_call(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    relu: bool = True,
-    residual_scale: float = 1.0,
-    backend: str | None = None,
-) -> Conv:
-    check_residual_scale(residual, residual_scale)
-    params = (like(weight), like(scale), like(shift))
-    return Conv(like(x), params, None if residual is None else like(residual), tuple(stride), tuple(padding), relu)
-
-
-def _pair_call(kind: str, x: Tensor, *params: Any) -> Pair:
-    w1, scale1, shift1, w2, scale2, shift2 = map(like, params[:6])
-    return Pair(kind, like(x), (w1, scale1, shift1), (w2, scale2, shift2))
-
-
-def _pool_project_call(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    count_include_pad: bool = False,
-    backend: str | None = None,
-) -> PoolProject:
-    params = (like(weight), like(scale), like(shift))
-    return PoolProject(like(x), params, tuple(kernel_size), tuple(stride), tuple(padding), count_include_pad)
-
-
-def _launch(
-    spec: dispatch.Spec,
-    x: Tensor,
-    params: Params,
-    backend: str | None,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-) -> Tensor:
-    name = dispatch.choose(spec, x.device.type, backend if backend is not None else dispatch.current_backend())
-    kernels = dispatch.adapter(name)
-    prepared = kernels.prepare(spec, params, x, residual, residual_scale)
-    return kernels.run(prepared, x, residual, _batch_norm.memory_format(x))
-
-
-def _conv_kernel(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    relu: bool = True,
-    residual_scale: float = 1.0,
-    backend: str | None = None,
-) -> Tensor:
-    call = _conv_call(x, weight, scale, shift, residual, stride, padding, relu, residual_scale)
-    return _launch(call.spec(), x, ((weight, scale, shift),), backend, residual, residual_scale)
-
-
-def _pair_kernel(kind: str) -> Any:
-    def kernel(x: Tensor, *rest: Any) -> Tensor:
-        backend = rest[6] if len(rest) == 7 else None
-        return _launch(_pair_call(kind, x, *rest).spec(), x, (rest[:3], rest[3:6]), backend)
-
-    return kernel
-
-
-def _pool_project_kernel(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    count_include_pad: bool = False,
-    backend: str | None = None,
-) -> Tensor:
-    call = _pool_project_call(x, weight, scale, shift, kernel_size, stride, padding, count_include_pad)
-    return _launch(call.spec(), x, ((weight, scale, shift),), backend)
-
-
-def _fake(call: Any) -> Any:
-    """The shape, dtype and strides of a call's result, from its checks."""
-
-    def fake(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        shape = call(x, *rest, **options).shape()
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_batch_norm.memory_format(x))
-
-    return fake
-
-
 def _autocast(name: str, kind: str) -> Any:
     """Casts x, weights and residual as torch casts a convolution's; scale, shift and batch norm stay float32."""
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{kind.upper()}"))
@@ -352,47 +240,36 @@ def _autocast(name: str, kind: str) -> Any:
     return cast
 
 
-def _conv_flops(x: Any, weight: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
-    n, _, oh, ow = out_shape
-    return 2 * n * oh * ow * torch.Size(weight).numel()
-
-
-def _conv_batch_norm_flops(x: Any, kernel: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
-    return _conv_flops(x, kernel, out_shape=out_shape[0])
-
-
-def _gradient_flops(grad: Any, x: Any, weight: Any, *rest: Any, **options: Any) -> int:
-    return _conv_flops(x, weight, out_shape=grad)
-
-
-def _pair_flops(x: Any, w1: Any, scale1: Any, shift1: Any, w2: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
-    return _conv_flops(x, w1, out_shape=out_shape) + _conv_flops(x, w2, out_shape=out_shape)
-
-
 _library = torch.library.Library(NAMESPACE, "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _PARTS: dict[str, tuple[Any, Any, Any, Any, Any]] = {
-    "conv_bn_relu": (_conv_kernel, _conv_call, _gradients.conv_setup, _gradients.conv_backward, _conv_flops),
+    "conv_bn_relu": (
+        _fused.conv_kernel,
+        _fused.conv_call,
+        _gradients.conv_setup,
+        _gradients.conv_backward,
+        _fused.conv_flops,
+    ),
     "asymmetric_pair": (
-        _pair_kernel("chain"),
-        lambda *arguments: _pair_call("chain", *arguments),
+        _fused.pair_kernel("chain"),
+        lambda *arguments: _fused.pair_call("chain", *arguments),
         _gradients.pair_setup,
         _gradients.chain_backward,
-        _pair_flops,
+        _fused.pair_flops,
     ),
     "parallel_split": (
-        _pair_kernel("split"),
-        lambda *arguments: _pair_call("split", *arguments),
+        _fused.pair_kernel("split"),
+        lambda *arguments: _fused.pair_call("split", *arguments),
         _gradients.pair_setup,
         _gradients.split_backward,
-        _pair_flops,
+        _fused.pair_flops,
     ),
     "pool_project": (
-        _pool_project_kernel,
-        _pool_project_call,
+        _fused.pool_project_kernel,
+        _fused.pool_project_call,
         _gradients.pool_project_setup,
         _gradients.pool_project_backward,
-        _conv_flops,
+        _fused.conv_flops,
     ),
 }
 
@@ -404,7 +281,7 @@ def _register() -> Any:
         for kind in ("cpu", "cuda"):
             _library.impl(name, kernel, kind.upper())
             _library.impl(name, _autocast(name, kind), f"Autocast{kind.upper()}")
-        torch.library.register_fake(qualified, _fake(call), lib=_library)
+        torch.library.register_fake(qualified, _fused.fake_of(call), lib=_library)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
     _register_batch_norm()
     _register_convolution()
@@ -414,10 +291,10 @@ def _register() -> Any:
 
 
 def _register_flops(counter: Any) -> None:
-    counter.register_flop_formula(torch.ops.inception_fast.convolution)(_conv_flops)
-    counter.register_flop_formula(torch.ops.inception_fast.conv_batch_norm_relu)(_conv_batch_norm_flops)
-    counter.register_flop_formula(torch.ops.inception_fast.conv_weight_gradient)(_gradient_flops)
-    counter.register_flop_formula(torch.ops.inception_fast.conv_input_gradient)(_gradient_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.convolution)(_fused.conv_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.conv_batch_norm_relu)(_fused.conv_batch_norm_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.conv_weight_gradient)(_fused.gradient_flops)
+    counter.register_flop_formula(torch.ops.inception_fast.conv_input_gradient)(_fused.gradient_flops)
     for name, (*_, flops) in _PARTS.items():
         counter.register_flop_formula(getattr(torch.ops.inception_fast, name))(flops)
 

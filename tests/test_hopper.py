@@ -26,7 +26,7 @@ import numerics
 import op_calls
 from checkout import ROOT
 from hopper_library import launched, stub_file
-from inception_fast import dispatch, ops
+from inception_fast import _fused, dispatch
 from inception_fast.backends import hopper_gpu, truth
 from inception_fast.engine import gpu_tune
 
@@ -225,13 +225,13 @@ def test_conv(here: loader.Library, dtype: str, residual: bool, relu: bool) -> N
 @pytest.mark.parametrize("kind", ("chain", "split"))
 def test_pair(here: loader.Library, kind: str) -> None:
     x, *params = op_calls.pair_arguments(kind, HALF)
-    spec = ops._pair_call(kind, x, *params).spec()
+    spec = _fused.pair_call(kind, x, *params).spec()
     if hopper_gpu.spec_reasons(here, spec):
         x = numerics.random(2, 16, 7, 9, dtype=HALF)
         first = (numerics.random(24, 16, 1, 3, seed=1, dtype=HALF), torch.ones(24), numerics.random(24, seed=2))
         c = 24 if kind == "chain" else 16
         second = (numerics.random(32, c, 3, 1, seed=3, dtype=HALF), torch.ones(32), numerics.random(32, seed=4))
-        params, spec = [*first, *second], ops._pair_call(kind, x, *first, *second).spec()
+        params, spec = [*first, *second], _fused.pair_call(kind, x, *first, *second).spec()
     y, wanted = both(spec, x, (tuple(params[:3]), tuple(params[3:])))
     numerics.assert_close_budget(y, wanted, roundings=2 if kind == "chain" else 1)
     assert [count for count, *_ in launched()] == ([1, 1] if kind == "chain" else [2])

@@ -32,6 +32,7 @@ FLOORS = (
         "_batch_norm",
         "_conv_batch_norm",
         "_convolution",
+        "_fused",
         "_trained_layer",
         "_trained_pool",
         "_checks",

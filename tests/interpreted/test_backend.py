@@ -10,7 +10,7 @@ from torch import Tensor
 
 import numerics
 import op_calls
-from inception_fast import ops
+from inception_fast import _fused
 from inception_fast.backends import triton_gpu, truth
 
 from .maps import DEVICE
@@ -39,10 +39,10 @@ def both(
 def test_conv(case: str, dtype: torch.dtype) -> None:
     (x, *params), options = op_calls.conv_arguments(case, dtype, n=5)
     residual = None
-    call = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"]))
+    call = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"]))
     if x.shape[1] > 4:
         residual = numerics.random(*call.shape(), seed=8, dtype=dtype)
-        call = ops._conv_call(x, *params, residual, list(options["stride"]), list(options["padding"]), True, 0.5)
+        call = _fused.conv_call(x, *params, residual, list(options["stride"]), list(options["padding"]), True, 0.5)
     y, wanted = both(call.spec(), x, (tuple(params),), residual, 0.5 if residual is not None else 1.0)
     numerics.assert_close_budget(y, wanted)
 
@@ -51,7 +51,7 @@ def test_conv(case: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
 def test_pair(kind: str, dtype: torch.dtype) -> None:
     x, *params = op_calls.pair_arguments(kind, dtype)
-    spec = ops._pair_call(kind, x, *params).spec()
+    spec = _fused.pair_call(kind, x, *params).spec()
     y, wanted = both(spec, x, (tuple(params[:3]), tuple(params[3:])))
     numerics.assert_close_budget(y, wanted, roundings=2 if kind == "chain" else 1)
 
@@ -61,7 +61,7 @@ def test_pair(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
 def test_pool_project(dtype: torch.dtype, oc: int, include_pad: bool) -> None:
     x, *params = op_calls.pool_arguments(dtype, oc)
-    spec = ops._pool_project_call(x, *params, [3, 3], [1, 1], [1, 1], include_pad).spec()
+    spec = _fused.pool_project_call(x, *params, [3, 3], [1, 1], [1, 1], include_pad).spec()
     assert spec.conv_first == (oc == 6)
     y, wanted = both(spec, x, (tuple(params),))
     numerics.assert_close_budget(y, wanted, roundings=1 if spec.conv_first else 2)
@@ -69,7 +69,7 @@ def test_pool_project(dtype: torch.dtype, oc: int, include_pad: bool) -> None:
 
 def test_layouts_give_the_same_numbers() -> None:
     (x, *params), options = op_calls.conv_arguments("wide_1x7", FLOAT)
-    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
     there = (tuple(t.to(DEVICE) for t in params),)
     prepared = triton_gpu.prepare(spec, there, x.to(DEVICE), None, 1.0)
     results = [
@@ -81,7 +81,7 @@ def test_layouts_give_the_same_numbers() -> None:
 
 def test_weights_are_packed_once_and_again_after_a_change() -> None:
     (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
-    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
     first = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
     assert triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled is first.compiled
     params[0].mul_(2)
@@ -90,7 +90,7 @@ def test_weights_are_packed_once_and_again_after_a_change() -> None:
 
 def test_tf32_is_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
-    spec = ops._conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
     prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
     assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
