@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..images import Preparation
 
 DEFAULT_MODEL = "inception_v3"
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Prepare(Protocol):
@@ -141,7 +140,7 @@ class Recipe(NamedTuple):
         Raises ValueError, FileNotFoundError or WeightsError for what cannot be served.
         """
         from ..weights import resolve
-        from .placed import device_of
+        from .placed import DTYPES, device_of
 
         device_of(self.device)
         if self.dtype not in DTYPES:

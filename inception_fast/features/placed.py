@@ -13,6 +13,7 @@ from ..engine import optimize
 from .batching import batches
 
 ALLOWED = "cpu, cuda, cuda:N"
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Placed:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..features.extractors import DTYPES
+from ..features.placed import DTYPES
 from .extractor import InceptionFeatures
 
 NAME = "inception-v3-fast"
