@@ -207,6 +207,15 @@ def test_the_images_that_come_as_bytes_are_normalised_and_no_others(images: tupl
     assert relative(fast(*given), wanted) <= numerics.NET_MAX
 
 
+def test_an_image_that_the_module_hands_on_is_normalised_too() -> None:
+    module = net(lambda m, x: (x, m.conv(x)))
+    module.data_config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(module.data_config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    for found, wanted in zip(optimize(module, X)(pixels), eager(module, (pixels / 255 - mean) / std), strict=True):
+        assert found.dtype == torch.float32 and relative(found, wanted) <= numerics.NET_MAX
+
+
 @pytest.mark.parametrize("config", [{"mean": 0.5, "std": 0.5}, {"mean": (0.5,) * 3, "std": (0.5,) * 2}], ids=str)
 def test_bytes_need_a_mean_and_a_deviation_for_each_channel(config: dict[str, Any]) -> None:
     module = net(lambda m, x: m.conv(x))
