@@ -207,6 +207,13 @@ def test_the_images_that_come_as_bytes_are_normalised_and_no_others(images: tupl
     assert relative(fast(*given), wanted) <= numerics.NET_MAX
 
 
+def test_weights_that_are_stored_as_their_negatives() -> None:
+    module = net(lambda m, x: m.conv(x))
+    module.conv.weight = nn.Parameter(torch.complex(torch.ones(4, 3, 1, 1), module.conv.weight.detach()).conj().imag)
+    assert module.conv.weight.is_neg()
+    expect_as_eager(module, X)
+
+
 def test_an_image_that_the_module_hands_on_is_normalised_too() -> None:
     module = net(lambda m, x: (x, m.conv(x)))
     module.data_config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

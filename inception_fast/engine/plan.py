@@ -73,7 +73,7 @@ class Program:
 
 def strided(value: Tensor) -> np.ndarray:
     """A parameter as float32, its own memory where it already is that."""
-    return value.detach().to("cpu", torch.float32).numpy()
+    return value.detach().resolve_neg().to("cpu", torch.float32).numpy()
 
 
 def array(value: Tensor) -> np.ndarray:
