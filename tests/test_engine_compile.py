@@ -136,6 +136,23 @@ def test_written_and_replaced_parameters_count() -> None:
         check(compiled, module, X)
 
 
+def test_parameters_whose_planning_was_interrupted_are_planned_in_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module = small()
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        check(compiled, module, X)
+        module.conv.weight.mul_(-1)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(backend_module, "Session", interrupted)
+            compiled(X)
+        check(compiled, module, X)
+
+
 def test_parameters_are_not_planned_again_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     session = backend_module.Session

@@ -102,12 +102,12 @@ class _Replanned:
     def prepare(self, args: Sequence[Any]) -> Session:
         with self.lock:
             tensors = [*(args[i] for i in self.fixed), *self.gm.parameters(), *self.gm.buffers()]
-            self.state = [(t, _unchanged(t)) for t in tensors]
-            self.values = [args[i].item() for i in self.numbers]
-            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
+            state = [(t, _unchanged(t)) for t in tensors]
+            values = [args[i].item() for i in self.numbers]
+            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], values)
             session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
             session.plan(session.signature.example)
-            self.session = session
+            self.state, self.values, self.session = state, values, session  # of one another, whatever is raised above
             return session
 
 
