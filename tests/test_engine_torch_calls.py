@@ -177,6 +177,9 @@ def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "clamp_min": lambda m, x: m.conv(x).clamp_min(0),
     "normalize without a floor": lambda m, x: F.normalize(m.conv(x), eps=0),
+    "normalize to more channels": lambda m, x: (
+        lambda y: y / y.norm(2, 1, True).clamp_min(1e-12).expand(-1, 3, -1, -1)
+    )(m.conv(x)[:, :1]),
     "indices of a pool": lambda m, x: F.max_pool2d(m.conv(x), 2, return_indices=True)[1],
     "a pool undone": lambda m, x: F.max_unpool2d(*F.max_pool2d(m.conv(x), 2, return_indices=True), 2),
     "values that are positive": lambda m, x: (lambda y: y[y > 0])(m.conv(x)),
