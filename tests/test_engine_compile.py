@@ -108,6 +108,16 @@ def test_results_lie_as_those_of_torch(layout: str) -> None:
                 assert y.stride() == wanted.stride() and relative(y, wanted) <= numerics.NET_MAX
 
 
+def test_a_part_of_a_result_is_viewed_as_that_of_torch() -> None:
+    module = randomised(Function(lambda m, x: (m.a(x)[:, :2], m.a(x)[:, 3:4]), a=nn.Conv2d(3, 8, 3)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        for batch in (2, 1, 3):
+            x = numerics.random(batch, 3, 12, 12, seed=batch)
+            for y, wanted in zip(compiled(x), module(x), strict=True):
+                assert relative(y.view(batch, -1), wanted.view(batch, -1)) <= numerics.NET_MAX
+
+
 def test_a_part_between_breaks_that_reads_no_batch() -> None:
     def net(m: Function, x: Tensor) -> Tensor:
         y = m.conv(x)

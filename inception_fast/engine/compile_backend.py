@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.stamp import Stamp, can_stamp
-from .operands import Order, laid_out, order_of
+from .operands import Order, laid_out, strides_order
 from .runner import check_winograd
 from .session import Session, version
 
@@ -146,16 +146,17 @@ PLAIN = {_enter_autocast: _enter, _exit_autocast: _exit, tag_activation_checkpoi
 
 
 def _announced(gm: fx.GraphModule) -> list[tuple[torch.dtype, Order | None] | None]:
-    """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them. And how it
-    said that they lie: views are made by that, and eager code behind has them so.
+    """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them. And the
+    order in which it said that they lie, for views behind; they are dense, parts of a map too.
     """
     (output,) = gm.graph.find_nodes(op="output")
     results = pytree.tree_leaves(output.args[0])
     values = [result.meta.get("example_value") if isinstance(result, fx.Node) else None for result in results]
-    return [
-        (value.dtype, order_of(value) if value.layout is torch.strided else None) if isinstance(value, Tensor) else None
-        for value in values
-    ]
+    return [(value.dtype, _told_order(value)) if isinstance(value, Tensor) else None for value in values]
+
+
+def _told_order(value: Tensor) -> Order | None:
+    return strides_order(value) if value.layout is torch.strided and 0 not in value.stride() else None
 
 
 def _as_announced(result: Any, told: tuple[torch.dtype, Order | None] | None) -> Any:
