@@ -66,6 +66,8 @@ V = View
 ONES = np.ones(4, np.float32)
 REFUSED: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "arena too small": (lambda p: replace(p, arena_bytes=1088), r"buffer 1 at 576 of 576 bytes.*arena of 1088"),
+    "a place at the end of 64 bits": (buffer(1, position=2**63 - 64), r"buffer 1 at 9223372036854775744 of.*arena"),
+    "bytes beyond 64 bits": (buffer(1, n=2**30, h=2**30, w=2**3), r"buffer 1 of shape \(1073741824.*fewer than 2\^60"),
     "negative arena": (lambda p: replace(p, arena_bytes=-1), "arena of -1 bytes"),
     "unaligned buffer": (buffer(1, position=516), "buffer 1 at 516.*multiple of 64"),
     "negative position": (buffer(1, position=-64), "buffer 1 at -64"),

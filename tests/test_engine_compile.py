@@ -91,6 +91,33 @@ def test_a_graph_break() -> None:
         assert relative(compiled(X), module(X)) <= numerics.NET_MAX
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_results_lie_as_those_of_torch(layout: str) -> None:
+    def net(m: Function, x: Tensor) -> Any:
+        y = m.a(x).relu()
+        torch._dynamo.graph_break()
+        z = y.view(y.shape[0], -1) if y.is_contiguous() else y.permute(0, 2, 3, 1).view(y.shape[0], -1)
+        return m.a(x), m.a(x).transpose(1, 3), z * 2
+
+    module = randomised(Function(net, a=nn.Conv2d(3, 8, 3)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        for batch in (2, 1, 3):
+            x = numerics.as_layout(numerics.random(batch, 3, 12, 12, seed=batch), layout)
+            for y, wanted in zip(compiled(x), module(x), strict=True):
+                assert y.stride() == wanted.stride() and relative(y, wanted) <= numerics.NET_MAX
+
+
+def test_a_part_of_a_result_is_viewed_as_that_of_torch() -> None:
+    module = randomised(Function(lambda m, x: (m.a(x)[:, :2], m.a(x)[:, 3:4]), a=nn.Conv2d(3, 8, 3)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        for batch in (2, 1, 3):
+            x = numerics.random(batch, 3, 12, 12, seed=batch)
+            for y, wanted in zip(compiled(x), module(x), strict=True):
+                assert relative(y.view(batch, -1), wanted.view(batch, -1)) <= numerics.NET_MAX
+
+
 def test_a_part_between_breaks_that_reads_no_batch() -> None:
     def net(m: Function, x: Tensor) -> Tensor:
         y = m.conv(x)
@@ -116,6 +143,23 @@ def test_written_and_replaced_parameters_count() -> None:
         module.fc.weight = nn.Parameter(torch.randn(5, 8))
         check(compiled, module, X)
         module.conv.weight.data.mul_(2)  # which torch does not count
+        check(compiled, module, X)
+
+
+def test_parameters_whose_planning_was_interrupted_are_planned_in_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module = small()
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        check(compiled, module, X)
+        module.conv.weight.mul_(-1)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(backend_module, "Session", interrupted)
+            compiled(X)
         check(compiled, module, X)
 
 

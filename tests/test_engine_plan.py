@@ -231,6 +231,17 @@ def test_torch_between_native_steps() -> None:
     assert all(t.reason for t in torch_items(program))
 
 
+def test_siblings_on_either_side_of_a_torch_call() -> None:
+    """The later one is a column range of a convolution that an earlier native call runs."""
+
+    def net(m: Function, x: Tensor) -> Tensor:
+        y = m.c(m.a(x).sigmoid())
+        return torch.cat([m.b(x), y], 1)
+
+    program = lowered(net, X, a=conv(4, 3, 1), b=conv(4, 5, 1), c=conv(3, 2, 1))
+    assert len(torch_items(program)) == 1 and program.copies == 1
+
+
 def test_views_that_torch_makes_of_the_arena_do_not_change_later() -> None:
     def net(m: Function, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.a(x)

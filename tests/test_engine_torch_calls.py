@@ -177,6 +177,9 @@ def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "clamp_min": lambda m, x: m.conv(x).clamp_min(0),
     "normalize without a floor": lambda m, x: F.normalize(m.conv(x), eps=0),
+    "normalize to more channels": lambda m, x: (
+        lambda y: y / y.norm(2, 1, True).clamp_min(1e-12).expand(-1, 3, -1, -1)
+    )(m.conv(x)[:, :1]),
     "indices of a pool": lambda m, x: F.max_pool2d(m.conv(x), 2, return_indices=True)[1],
     "a pool undone": lambda m, x: F.max_unpool2d(*F.max_pool2d(m.conv(x), 2, return_indices=True), 2),
     "values that are positive": lambda m, x: (lambda y: y[y > 0])(m.conv(x)),
@@ -205,6 +208,22 @@ def test_the_images_that_come_as_bytes_are_normalised_and_no_others(images: tupl
     given = [pixels if i in images else X for i in range(2)]
     wanted = eager(module, *((pixels / 255 - mean) / std if i in images else X for i in range(2)))
     assert relative(fast(*given), wanted) <= numerics.NET_MAX
+
+
+def test_weights_that_are_stored_as_their_negatives() -> None:
+    module = net(lambda m, x: m.conv(x))
+    module.conv.weight = nn.Parameter(torch.complex(torch.ones(4, 3, 1, 1), module.conv.weight.detach()).conj().imag)
+    assert module.conv.weight.is_neg()
+    expect_as_eager(module, X)
+
+
+def test_an_image_that_the_module_hands_on_is_normalised_too() -> None:
+    module = net(lambda m, x: (x, m.conv(x)))
+    module.data_config = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(module.data_config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    for found, wanted in zip(optimize(module, X)(pixels), eager(module, (pixels / 255 - mean) / std), strict=True):
+        assert found.dtype == torch.float32 and relative(found, wanted) <= numerics.NET_MAX
 
 
 @pytest.mark.parametrize("config", [{"mean": 0.5, "std": 0.5}, {"mean": (0.5,) * 3, "std": (0.5,) * 2}], ids=str)

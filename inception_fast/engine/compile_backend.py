@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.stamp import Stamp, can_stamp
+from .operands import Order, laid_out, strides_order
 from .runner import check_winograd
 from .session import Session, version
 
@@ -68,7 +69,7 @@ class _Replanned:
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
         self.gm, self.winograd = _plainly(gm), winograd
-        self.dtypes = _announced(gm)
+        self.announced = _announced(gm)
         self.places = _places(gm, example_inputs)
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
         self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
@@ -85,7 +86,7 @@ class _Replanned:
         if session is None or not self._current(args):
             session = self.prepare(args)
         leaves, tree = pytree.tree_flatten(session(self._maps(args), {}))
-        return pytree.tree_unflatten(list(map(_as_announced, leaves, self.dtypes)), tree)
+        return pytree.tree_unflatten(list(map(_as_announced, leaves, self.announced)), tree)
 
     def _maps(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """What the session takes; in the parameters' float32 where the caller's autocast would meet two formats."""
@@ -101,12 +102,12 @@ class _Replanned:
     def prepare(self, args: Sequence[Any]) -> Session:
         with self.lock:
             tensors = [*(args[i] for i in self.fixed), *self.gm.parameters(), *self.gm.buffers()]
-            self.state = [(t, _unchanged(t)) for t in tensors]
-            self.values = [args[i].item() for i in self.numbers]
-            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], self.values)
+            state = [(t, _unchanged(t)) for t in tensors]
+            values = [args[i].item() for i in self.numbers]
+            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], values)
             session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
             session.plan(session.signature.example)
-            self.session = session
+            self.state, self.values, self.session = state, values, session  # of one another, whatever is raised above
             return session
 
 
@@ -144,16 +145,25 @@ def _exit(region: torch.autocast) -> None:
 PLAIN = {_enter_autocast: _enter, _exit_autocast: _exit, tag_activation_checkpoint: _part}
 
 
-def _announced(gm: fx.GraphModule) -> list[torch.dtype | None]:
-    """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them."""
+def _announced(gm: fx.GraphModule) -> list[tuple[torch.dtype, Order | None] | None]:
+    """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them. And the
+    order in which it said that they lie, for views behind; they are dense, parts of a map too.
+    """
     (output,) = gm.graph.find_nodes(op="output")
     results = pytree.tree_leaves(output.args[0])
     values = [result.meta.get("example_value") if isinstance(result, fx.Node) else None for result in results]
-    return [value.dtype if isinstance(value, Tensor) else None for value in values]
+    return [(value.dtype, _told_order(value)) if isinstance(value, Tensor) else None for value in values]
 
 
-def _as_announced(result: Any, dtype: torch.dtype | None) -> Any:
-    return result.to(dtype) if dtype is not None and isinstance(result, Tensor) else result
+def _told_order(value: Tensor) -> Order | None:
+    return strides_order(value) if value.layout is torch.strided and 0 not in value.stride() else None
+
+
+def _as_announced(result: Any, told: tuple[torch.dtype, Order | None] | None) -> Any:
+    if told is None or not isinstance(result, Tensor):
+        return result
+    dtype, order = told
+    return result.to(dtype) if order is None else laid_out(result.to(dtype), order)
 
 
 def _unchanged(tensor: Tensor) -> Callable[[Tensor], bool]:

@@ -40,6 +40,7 @@ def take_bytes(graph: ir.Graph, affine: tuple[Tensor, Tensor], images: Collectio
         for user in list(node.users):
             if user is not cast:
                 result.set(user, user.op, (image if i is node else i for i in user.inputs))
+        result.outputs = [image if o is node else o for o in result.outputs]
         node.dtype = torch.uint8
         result.insert_after(node, cast)
         result.insert_after(cast, image)

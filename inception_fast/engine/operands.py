@@ -35,12 +35,19 @@ def is_layout_bound(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and (target in LAYOUT_BOUND or target.namespace not in KNOWN)
 
 
-def order_of(value: Tensor) -> Order | None:
-    """The order of a captured operand's dimensions; None where it has gaps or overlaps."""
+def strides_order(value: Tensor) -> Order | None:
+    """The dimensions from the largest stride to the smallest, those of one element first; None where values decide."""
     sizes, strides = known(value.shape), known(value.stride())
     if sizes is None or strides is None:
         return None
-    order = tuple(sorted(range(len(sizes)), key=lambda d: (sizes[d] != 1, -strides[d], d)))
+    return tuple(sorted(range(len(sizes)), key=lambda d: (sizes[d] != 1, -strides[d], d)))
+
+
+def order_of(value: Tensor) -> Order | None:
+    """The order of a captured operand's dimensions; None where it has gaps or overlaps."""
+    sizes, strides, order = known(value.shape), known(value.stride()), strides_order(value)
+    if sizes is None or strides is None or order is None:
+        return None
     dense = 1
     for d in reversed(order):
         if sizes[d] != 1 and strides[d] != dense:

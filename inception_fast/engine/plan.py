@@ -73,7 +73,7 @@ class Program:
 
 def strided(value: Tensor) -> np.ndarray:
     """A parameter as float32, its own memory where it already is that."""
-    return value.detach().to("cpu", torch.float32).numpy()
+    return value.detach().resolve_neg().to("cpu", torch.float32).numpy()
 
 
 def array(value: Tensor) -> np.ndarray:
@@ -144,7 +144,8 @@ class _Lowering:
         current = 0
         for node in self.graph.nodes:
             current += self.native.runs_in_torch(node)
-            self.segment[node] = current
+            by_its_convolution = isinstance(node.op, ir.Slice) and self.native.scattered(node.inputs[0])
+            self.segment[node] = self.segment[node.inputs[0]] if by_its_convolution else current
         self._place_outputs()
         self._place_concats()
         self._place_rest()

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t SERIAL_MACS = 200'000;
 constexpr int64_t SERIAL_FLOATS = 10'000;
 constexpr int64_t WEIGHT_LIMIT = std::numeric_limits<int32_t>::max();
+constexpr double MOST_ELEMENTS = 0x1p60; // of a buffer: its bytes are counted in 63 bits
 
 std::string numbers(const std::vector<int64_t> &values) {
   std::string out = "(";
@@ -56,10 +57,12 @@ void Builder::buffer(Buffer b) {
   std::string name = "buffer " + std::to_string(plan_->buffers_.size());
   expect(b.n >= 0 && b.h >= 1 && b.w >= 1 && b.c >= 1, name + " of shape " + numbers({b.n, b.h, b.w, b.c}),
          "n >= 0, h w c >= 1");
+  expect(double(b.n) * b.h * b.w * b.c < MOST_ELEMENTS, name + " of shape " + numbers({b.n, b.h, b.w, b.c}),
+         "fewer than 2^60 elements");
   std::string place = name + " at " + std::to_string(b.position);
   if (b.kind == BufferKind::arena) {
     expect(b.position >= 0 && b.position % 64 == 0, place, "a multiple of 64 bytes");
-    expect(b.position + b.bytes() <= plan_->arena_bytes_, place + " of " + std::to_string(b.bytes()) + " bytes",
+    expect(b.position <= plan_->arena_bytes_ - b.bytes(), place + " of " + std::to_string(b.bytes()) + " bytes",
            "inside the arena of " + std::to_string(plan_->arena_bytes_) + " bytes");
   } else if (b.kind == BufferKind::local) {
     expect(b.position >= 0, place, "0 or more");

@@ -71,7 +71,9 @@ def find_normalize(graph: ir.Graph) -> int:
         norm = call(clamp[0], "linalg_vector_norm.default") if clamp else None
         if expand is None or clamp is None or norm is None or norm[0] is not x or norm[1] != 2 or norm[3:] != (True,):
             continue
-        if [d % len(node.shape) for d in norm[2]] != [1] or not isinstance(clamp[1], (int, float)):
+        if [d % len(node.shape) for d in norm[2]] != [1] or x.shape != node.shape:
+            continue
+        if not isinstance(clamp[1], (int, float)):
             continue
         graph.set(node, ir.Normalize(float(clamp[1])), [x], absorb=[wide, expand[0], clamp[0]])
         count += 1
