@@ -407,6 +407,23 @@ def test_damaged_keras_files(tmp_path: Path) -> None:
             weights.resolve(tmp_path / name)
 
 
+def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    with pytest.raises(weights.WeightsError, match=r"x\.pth is a damaged archive"):
+        weights.resolve(path)
+
+
+def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {}
+    content["state_dict"] = {"model": content}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(weights.WeightsError, match="'state_dict' is a dict; allowed: tensors under names"):
+        weights.resolve(tmp_path / "x.pth")
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no weights at .*: looked for .*gone\.pth and .*gone\.pth\.index"):
         fast.create_model("inception_v3", weights=tmp_path / "gone.pth")

@@ -111,10 +111,10 @@ def read_pickle(path: Path, asked: str | None) -> Source:
 
 def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, out of trainers' wrappers."""
-    while isinstance(content, Mapping) and (
-        inner := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    ):
-        content = content[inner]
+    seen: list[int] = []  # a pickle may hold itself
+    while isinstance(content, Mapping) and id(content) not in seen:
+        seen.append(id(content))
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{origin} holds a {type(content).__name__}; allowed: a state dict")
     for key, value in content.items():
