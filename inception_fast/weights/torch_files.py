@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -241,9 +242,10 @@ def parse_config(origin: str, config: Any) -> DataConfig | None:
         size = tuple(int(value) for value in config["input_size"])
         mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
         crop, interpolation = float(config["crop_pct"]), str(config["interpolation"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{origin}: data config {config!r} is damaged: {error!r}") from error
-    if len(size) != 3 or len(mean) != size[0] or len(std) != size[0] or not 0 < crop <= 1 or min(std) <= 0:
+    good = len(size) == 3 and min(size) >= 1 and len(mean) == len(std) == size[0] and 0 < crop <= 1
+    if not good or min(std) <= 0 or not all(map(math.isfinite, mean + std)):
         raise WeightsError(
             f"{origin}: data config {config!r}; allowed: input_size (c, h, w), c means, c std > 0, 0 < crop_pct <= 1"
         )
