@@ -99,6 +99,18 @@ def test_finished_runs_are_kept_and_a_broken_one_goes_on(tmp_path: Path) -> None
     assert [row["loss"] for row in found["rows"]] == [row["loss"] for row in expected["rows"]]
 
 
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    from inception_fast.train.comparison import _finished
+    from inception_fast.train.settings import Settings
+
+    for content in ("", "[]", "{}"):
+        (tmp_path / "summary.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=r"summary\.json is damaged .*; remove its folder to have it trained again"
+        ):
+            _finished(tmp_path, Settings(model="inception_v1", steps=1), ("", 0))
+
+
 def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     compare([Variant("a", PLAIN)], tiny(2), 1, tmp_path, QUICK)
     with pytest.raises(ValueError, match="holds a run with steps 2, not 3; name another"):

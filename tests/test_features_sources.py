@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -121,6 +123,29 @@ def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
 def test_ranges() -> None:
     assert expand_ranges("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_ranges("{0..1}/{1..1}") == ["0/1", "1/1"] and expand_ranges("plain{}.jpg") == ["plain{}.jpg"]
+
+
+def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
+    for s in (0, 2):
+        write_tar(tmp_path / f"train-{s}.tar", {"a.jpg": encoded(s)})
+    with pytest.raises(SourceError, match=r"train-1\.tar: no such file or folder"):
+        open_source(f"{tmp_path}/train-{{0..2}}.tar")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, it would take its images from the features, and from what a score is of, without a word."""
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="shut"):
+        open_source(str(tmp_path))
 
 
 def test_refuses(tmp_path: Path) -> None:

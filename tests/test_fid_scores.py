@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,27 @@ def test_files_of_pytorch_fid_are_read_and_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.npz", "theirs.npz"]
     with pytest.raises(ValueError, match=r"a name that ends in \.npz"):
         write_statistics(tmp_path / "ours.txt", held)
+
+
+def test_damaged_archives_of_statistics_are_refused(tmp_path: Path) -> None:
+    """Whatever byte of one is wrong: packed data that does not unpack, a method nobody knows, sizes without end."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, mu=np.zeros(2), sigma=np.eye(2))
+    whole = path.read_bytes()
+    packed = whole.index(b"PK\x03\x04", 4) - zipfile.ZipFile(path).infolist()[0].compress_size
+    method = whole.index(b"PK\x01\x02") + 10
+    for place, content in ((packed, b"\xff" * 8), (method, b"\x63\x00")):
+        path.write_bytes(whole[:place] + content + whole[place + len(content) :])
+        with pytest.raises(ValueError, match=r"x\.npz is no readable \.npz of statistics"):
+            read_statistics(path)
+    for shape in ((1 << 50,), (1 << 70,)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("mu.npy", "sigma.npy"):
+                archive.writestr(name, header.getvalue())
+        with pytest.raises(ValueError, match=r"x\.npz is no readable \.npz of statistics"):
+            read_statistics(path)
 
 
 def test_files_that_are_refused(tmp_path: Path) -> None:

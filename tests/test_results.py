@@ -306,3 +306,15 @@ def test_what_proves_nothing_is_not_filed(
 def test_markers_must_be_there(house: Path) -> None:
     (house / "README.md").write_text("nothing")
     assert publish.main([], house) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\udcff"], ids=["empty", "list", "object", "bytes"])
+def test_a_damaged_part_is_made_again(tmp_path: Path, content: str) -> None:
+    """As a power cut leaves it: --resume measures that part again."""
+    from inception_fast.measure.results import Parts
+
+    parts = Parts(tmp_path, {"commit": "a"}, True)
+    parts.save("one", 1)
+    assert parts.load("one") == 1
+    (tmp_path / "one.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert parts.load("one") is None

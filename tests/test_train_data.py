@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,3 +354,30 @@ def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the datasets package .*pip install"):
         load_data("hf:x")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": 1}', "\udcff"], ids=["empty", "list", "other", "bytes"])
+def test_a_damaged_verdict_is_made_anew(tmp_path: Path, content: str) -> None:
+    """As a power cut leaves it: the images are looked at again, and the run goes on."""
+    root, cache, said = folder_of_classes(tmp_path / "data"), tmp_path / "check.json", []
+    load_data(str(root), cache=cache)
+    whole = cache.read_bytes()
+    cache.write_bytes(content.encode(errors="surrogateescape"))
+    load_data(str(root), cache=cache, say=said.append)
+    assert "looking at" in said[0] and cache.read_bytes() == whole
+
+
+def test_a_class_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of_classes(tmp_path / "data")
+    shut = next(path for path in root.iterdir() if path.is_dir()) / "shut"
+    shut.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"shut cannot be read \(Permission denied\)"):
+        load_data(str(root))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import inception_fast as fast
 from inception_fast import weights
-from inception_fast.weights.torch_files import recognise
+from inception_fast.weights.torch_files import parse_config, recognise
 
 State = dict[str, Tensor]
 
@@ -405,6 +405,32 @@ def test_damaged_keras_files(tmp_path: Path) -> None:
     for name, message in (("net.keras", "not a readable Keras file"), ("net.weights.h5", "kernel.* has dtype object")):
         with pytest.raises(weights.WeightsError, match=message):
             weights.resolve(tmp_path / name)
+
+
+def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    with pytest.raises(weights.WeightsError, match=r"x\.pth is a damaged archive"):
+        weights.resolve(path)
+
+
+def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {}
+    content["state_dict"] = {"model": content}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(weights.WeightsError, match="'state_dict' is a dict; allowed: tensors under names"):
+        weights.resolve(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("key, value", [("input_size", [3, 1e999, 9]), ("input_size", [3, 0, 9]), ("std", [1e999] * 3)])
+def test_a_data_config_without_sense(key: str, value: list[float]) -> None:
+    config = {"input_size": [3, 9, 9], "mean": [0] * 3, "std": [1] * 3, "crop_pct": 1, "interpolation": "bicubic"}
+    assert parse_config("here", config) is not None
+    for odd in (value, [float("nan")] * 3):
+        with pytest.raises(weights.WeightsError, match="here: data config"):
+            parse_config("here", config | {key: odd})
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..images import SUFFIXES, check_names, check_path
 
@@ -193,9 +193,13 @@ def open_source(text: str) -> Source:
 
 
 def _opened(text: str) -> Source:
-    paths = [path for pattern in expand_ranges(text) for path in _matching(pattern)]
-    if not paths:
-        raise SourceError(f"{text}: no such file or folder; allowed: a folder of images, a list, .tar or .parquet")
+    paths: list[Path] = []
+    for pattern in expand_ranges(text) or [text]:
+        found = _matching(pattern)
+        if not found:
+            allowed = "allowed: a folder of images, a list, .tar or .parquet"
+            raise SourceError(f"{pattern}: no such file or folder; {allowed}")
+        paths += found
     if len(paths) == 1 and paths[0].is_dir():
         return _folder(paths[0])
     if len(paths) == 1 and paths[0].suffix.lower() in LIST:
@@ -230,7 +234,7 @@ def _matching(pattern: str) -> list[Path]:
 
 def _folder(root: Path) -> Source:
     found: dict[str, list[Path]] = {"image": [], "tar": [], "parquet": []}
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders.sort()
         for name in files:
             kind = _kind(name)
@@ -244,6 +248,11 @@ def _folder(root: Path) -> Source:
         raise SourceError(f"{root} holds no image; looked for {' '.join(SUFFIXES + TAR + PARQUET)}")
     paths = sorted(found[kinds[0]], key=lambda path: path.as_posix())
     return Files([str(path) for path in paths]) if kinds[0] == "image" else _shards(str(root), paths)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """What `os.walk` would pass over in silence."""
+    raise error
 
 
 def _kind(name: str) -> str | None:

@@ -56,11 +56,14 @@ class Parts:
         return self.folder / f"{name}.json"
 
     def load(self, name: str) -> Any:
-        """The value saved under `name`; None where there is none, or not under this key, or nothing is resumed."""
+        """The value saved under `name`; None where there is no whole one, or not of this key, or none is wanted."""
         if not self.resume or not self._path(name).exists():
             return None
-        held = json.loads(self._path(name).read_text(encoding="utf-8"))
-        return held["value"] if held["key"] == self.key else None
+        try:
+            held = json.loads(self._path(name).read_text(encoding="utf-8"))
+            return held["value"] if held["key"] == self.key else None
+        except (ValueError, KeyError, TypeError):  # damaged, as a power cut may leave it
+            return None
 
     def save(self, name: str, value: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

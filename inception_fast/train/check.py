@@ -34,7 +34,7 @@ def broken_images(
     """
     digest = hashlib.sha256(repr(content).encode()).hexdigest()
     if cache is not None and cache.exists():
-        known = json.loads(cache.read_text(encoding="utf-8"))
+        known = _known(cache)
         if known.get("files") == digest:
             broken: dict[str, str] = known["broken"]
             return broken
@@ -53,6 +53,15 @@ def broken_images(
     if cache is not None:
         write_json(cache, {"files": digest, "broken": found})
     return found
+
+
+def _known(cache: Path) -> dict[str, Any]:
+    """What a cache holds; nothing where it is damaged, as a power cut may leave it."""
+    try:
+        held = json.loads(cache.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) and isinstance(held.get("broken"), dict) else {}
 
 
 def picture(name: str, index: int, read: Callable[[], Any]) -> Image.Image:

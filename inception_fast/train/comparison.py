@@ -177,13 +177,17 @@ def _finished(folder: Path, settings: Settings, basis: Basis) -> dict[str, Any] 
     path = folder / SUMMARY
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        held = summary["data"]["fingerprint"], (summary["evaluation"] or {}).get("images", 0)
+        settings_there = dict(summary["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); remove its folder to have it trained again") from error
     wanted = json.loads(json.dumps(settings.as_json()))
     for key, value in wanted.items():
-        if summary["settings"].get(key) != value:
-            held = summary["settings"].get(key)
-            raise ValueError(f"{folder} holds a run with {key} {held!r}, not {value!r}; name another --out")
-    held = summary["data"]["fingerprint"], (summary["evaluation"] or {}).get("images", 0)
+        if settings_there.get(key) != value:
+            there = settings_there.get(key)
+            raise ValueError(f"{folder} holds a run with {key} {there!r}, not {value!r}; name another --out")
     for name, before, now in zip(("other data, of fingerprint", "images judged:"), held, basis, strict=True):
         if before != now:
             raise ValueError(f"{folder} holds a run with {name} {before}, not {now}; name another --out")

@@ -88,7 +88,7 @@ def _read_zip(path: Path, model: str | None) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # the others of names and versions
         raise WeightsError(f"{path} is a damaged archive: {error}") from error
     if keras.WEIGHTS_MEMBER in names:
         return keras.read(path, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -111,10 +112,10 @@ def read_pickle(path: Path, asked: str | None) -> Source:
 
 def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, out of trainers' wrappers."""
-    while isinstance(content, Mapping) and (
-        inner := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    ):
-        content = content[inner]
+    seen: list[int] = []  # a pickle may hold itself
+    while isinstance(content, Mapping) and id(content) not in seen:
+        seen.append(id(content))
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{origin} holds a {type(content).__name__}; allowed: a state dict")
     for key, value in content.items():
@@ -241,9 +242,10 @@ def parse_config(origin: str, config: Any) -> DataConfig | None:
         size = tuple(int(value) for value in config["input_size"])
         mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
         crop, interpolation = float(config["crop_pct"]), str(config["interpolation"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{origin}: data config {config!r} is damaged: {error!r}") from error
-    if len(size) != 3 or len(mean) != size[0] or len(std) != size[0] or not 0 < crop <= 1 or min(std) <= 0:
+    good = len(size) == 3 and min(size) >= 1 and len(mean) == len(std) == size[0] and 0 < crop <= 1
+    if not good or min(std) <= 0 or not all(map(math.isfinite, mean + std)):
         raise WeightsError(
             f"{origin}: data config {config!r}; allowed: input_size (c, h, w), c means, c std > 0, 0 < crop_pct <= 1"
         )
