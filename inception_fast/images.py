@@ -6,11 +6,12 @@ Every file that is no picture, or not a whole one, raises `ImageError`, whose me
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -49,6 +50,24 @@ class Photo:
     name: str
     image: Image.Image
     notes: tuple[str, ...] = ()
+
+
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Those in a folder and in folders inside it, linked ones too, each folder once: a link may lead back.
+
+    Raises OSError for one that may not be read.
+    """
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(folders)
+        yield from () if real in seen else (Path(place, name) for name in sorted(files))
+        seen.add(real)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """What `os.walk` would pass over in silence."""
+    raise error
 
 
 def load_photo(path: str | Path) -> Photo:

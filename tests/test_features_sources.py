@@ -132,6 +132,18 @@ def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/train-{{0..2}}.tar")
 
 
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    """As in training."""
+    for name in ("data/cat", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.jpg").write_bytes(encoded(1))
+    root = tmp_path / "data"
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "loop").symlink_to(root)
+    names = [Path(name).relative_to(root).as_posix() for name in open_source(str(root)).names]
+    assert names == ["cat/a.jpg", "dog/a.jpg"]
+
+
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left out, it would take its images from the features, and from what a score is of, without a word."""
     (tmp_path / "shut").mkdir()

@@ -16,9 +16,9 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from ..images import SUFFIXES, check_names, check_path
+from ..images import SUFFIXES, check_names, check_path, files_below
 
 INSTALL = "pip install 'inception-fast[features]'"
 TAR = (".tar",)
@@ -234,12 +234,10 @@ def _matching(pattern: str) -> list[Path]:
 
 def _folder(root: Path) -> Source:
     found: dict[str, list[Path]] = {"image": [], "tar": [], "parquet": []}
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        folders.sort()
-        for name in files:
-            kind = _kind(name)
-            if kind is not None and not name.startswith("."):
-                found[kind].append(Path(folder) / name)
+    for path in files_below(root):
+        kind = _kind(path.name)
+        if kind is not None and not path.name.startswith("."):
+            found[kind].append(path)
     kinds = [kind for kind, paths in found.items() if paths]
     if len(kinds) > 1:
         counts = ", ".join(f"{len(found[kind])} {kind} files" for kind in kinds)
@@ -248,11 +246,6 @@ def _folder(root: Path) -> Source:
         raise SourceError(f"{root} holds no image; looked for {' '.join(SUFFIXES + TAR + PARQUET)}")
     paths = sorted(found[kinds[0]], key=lambda path: path.as_posix())
     return Files([str(path) for path in paths]) if kinds[0] == "image" else _shards(str(root), paths)
-
-
-def _refuse(error: OSError) -> NoReturn:
-    """What `os.walk` would pass over in silence."""
-    raise error
 
 
 def _kind(name: str) -> str | None:

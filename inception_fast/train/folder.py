@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import Image
 
-from ..images import SUFFIXES, ImageError, check_names, load_image
+from ..images import SUFFIXES, ImageError, check_names, files_below, load_image
 from .check import broken_images, judge
 from .labelled import Data, DataError, split
 
@@ -89,20 +87,11 @@ def _parts(root: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Those in the folder and in folders inside it, linked ones too, each once: a link may lead back."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(folders)
-        found += [] if real in seen else [Path(place, name) for name in files]
-        seen.add(real)
-    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
-
-
-def _refuse(error: OSError) -> NoReturn:
-    """What `os.walk` would pass over in silence."""
-    raise DataError(f"data {error.filename} cannot be read ({error.strerror})") from error
+    """Those in the folder and in folders inside it, linked ones too."""
+    try:
+        return sorted(path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DataError(f"data {error.filename} cannot be read ({error.strerror})") from error
 
 
 def _key(root: Path, path: Path) -> str:
