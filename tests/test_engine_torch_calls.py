@@ -276,3 +276,15 @@ def test_planning_follows_each_view_once() -> None:
         return y + first.relu()
 
     expect_as_eager(net(swaps), X)
+
+
+@pytest.mark.parametrize("made", ["module", "module and example"])
+def test_a_module_made_in_inference_mode(made: str) -> None:
+    """Called outside of it, with gradients on too; one of its calls stays with torch, with parameters of its own."""
+    with torch.inference_mode():
+        norm, deconv = nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 3, 2)
+        module = net(lambda m, x: m.deconv(m.norm(m.conv(x)).relu()), norm=norm, deconv=deconv)
+        inside = X.clone()
+    fast = optimize(module, X if made == "module" else inside)
+    for x in (X, X[:1], torch.cat([X, X]), inside):
+        assert relative(fast(x).double(), eager(module, x).double()) <= numerics.NET_MAX

@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def capture(
             id(x): x for x in leaves if isinstance(x, Tensor) and x.dim() and x.shape[0] == batch_of(leaves)
         }.values():
             shapes[leaf] = {0: Dim.AUTO}
-    with torch.no_grad():
+    with _mode_of(module):
         program = _without_vmap(_export(module, args, kwargs, shapes))
         try:
             graph = _translate(program, mixed)
@@ -104,6 +105,12 @@ def capture(
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
+
+
+def _mode_of(module: nn.Module) -> AbstractContextManager[Any]:
+    """Inference mode where a parameter was made in it: torch.export marks what has gradients, which it lets alone."""
+    made_there = any(value.is_inference() for value in module.parameters())
+    return torch.inference_mode() if made_there else torch.no_grad()
 
 
 def _are_parameters(module: nn.Module, names: Iterable[str]) -> bool:
