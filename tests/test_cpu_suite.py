@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from inception_fast.kernels.spec import ConvSpec, PairSpec
@@ -106,6 +107,19 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
+
+
+def test_a_suite_without_matplotlib_has_no_plot(tmp_path, capsys, monkeypatch):
+    found = {"peaks": {"float32": 100.0, "bfloat16": 200.0}, "compared": ({"macs": 10**8}, [])}
+    for name in ("peaks", "compared", "pairs", "growth", "start"):
+        monkeypatch.setattr(f"inception_fast.cli.cpu_suite._{name}", lambda *_, n=name, **__: found.get(n, []))
+    monkeypatch.setattr("inception_fast.cli.bench._exit_code", lambda rows: 0)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "inception_v1", "--cpu-suite", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(f"written: {tmp_path / 'cpu-suite.json'}\n") and "no plot: matplotlib is not installed" in err
 
 
 @pytest.mark.parametrize("batch, settle", [(1, SETTLE), (16, 2)])

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import print_json
+from .common import note, print_json
 
 if TYPE_CHECKING:
     from ..measure.compare import Row
@@ -205,5 +205,9 @@ def _plots(document: dict[str, Any], folder: Path) -> list[Path]:
     from ..measure.cpu_plots import plot_growth
 
     path = folder / "cpu-growth.png"
-    plot_growth(document["growth"], f"{STUDIED}, {document['provenance']['machine']}, {document['tier']}", path)
+    try:
+        plot_growth(document["growth"], f"{STUDIED}, {document['provenance']['machine']}, {document['tier']}", path)
+    except ImportError as error:
+        note(f"no plot: matplotlib is not installed ({error}); pip install matplotlib")
+        return []
     return [path]
