@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,6 +336,15 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
     assert main(["list"]) == 2
     said = "inception-fast: error: list: [Errno 28] No space left on device: '/results/claims.json'\n"
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_disk_without_room_for_temporary_files_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    monkeypatch.setattr(inception_fast, "list_models", lambda pattern=None: [tempfile.gettempdir()])
+    assert main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "list: [Errno 2] No usable temporary directory found" in err
 
 
 def test_one_line():

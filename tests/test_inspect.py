@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -28,6 +31,15 @@ def test_the_articles_example_is_flagged_and_drawn(tmp_path, capsys):
     with Image.open(tmp_path / "inspect.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) >= 500
+
+
+def test_it_draws_whatever_backend_the_environment_names(tmp_path):
+    pytest.importorskip("matplotlib")
+    arguments = ["inspect", f"{NETS}:pool_then_conv", "--input", "320,35,35", "--out", str(tmp_path)]
+    environment = os.environ | {"MPLBACKEND": "none-of-these"}
+    command = [sys.executable, "-m", "inception_fast", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "inspect.png").exists()
 
 
 def test_the_parallel_reduction_is_not(tmp_path, capsys):

@@ -28,6 +28,7 @@ COMMANDS = (
     "kernels",
 )
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a disk's refusals are no bug of ours
+NO_ROOM = "No usable temporary directory"  # what tempfile, which torch asks, makes of a full or read-only disk
 MODULES = {"list": "listing"}  # a submodule named list would hide the built-in here
 
 
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 a wrong result, 2 a request that cannot be served, 130 interrupted."""
     _prepare_streams()
+    os.environ["MPLBACKEND"] = "agg"  # we draw into files, and matplotlib does not load where it knows not the name
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         args = build_parser().parse_args(arguments)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK and not str(error.strerror).startswith(NO_ROOM):
             raise
         return _refused(f"{args.command}: {error}")
 
