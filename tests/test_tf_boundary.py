@@ -61,7 +61,8 @@ def test_every_way_to_call_at_every_size(model: Any, fast_model: Any, shape: tup
     x = pixels(*shape)
     expected = as_torch(model(x, training=False))
     graph = tensorflow.function(fast_model, input_signature=[tensorflow.TensorSpec(None)])
-    for given in (x, tensorflow.constant(x), tensorflow.constant(x)[:, ::1], x[::-1].copy()[::-1]):
+    tensors = (tensorflow.constant(x), tensorflow.constant(x)[:, ::1], tensorflow.Variable(x), keras.Variable(x))
+    for given in (x, *tensors, x[::-1].copy()[::-1]):
         for call in (fast_model, graph, lambda value: fast_model(value, training=False)):
             assert max_error(as_torch(call(given)), expected) <= NET_MAX
 

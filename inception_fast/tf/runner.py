@@ -110,11 +110,11 @@ class OptimizedModel(keras.Model):
         return [y.clone() if y.is_inference() and torch.is_grad_enabled() else y for y in self._run(xs)]
 
     def _on_tensorflow(self, xs: Sequence[Any]) -> list[Any]:
-        if self._guarded is None:
-            import tensorflow
+        import tensorflow
 
+        if self._guarded is None:
             self._guarded = tensorflow.custom_gradient(self._with_gradient)
-        return list(self._guarded(*xs))
+        return list(self._guarded(*map(tensorflow.convert_to_tensor, xs)))  # DLPack takes no variables
 
     def _with_gradient(self, *tensors: Any) -> tuple[list[Any], Callable[..., NoReturn]]:
         import tensorflow
