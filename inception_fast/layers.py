@@ -330,7 +330,7 @@ class MaxPool2d(nn.MaxPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices):
+        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or symbolic(input)):
             window = _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)
@@ -341,7 +341,7 @@ class AvgPool2d(nn.AvgPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.ceil_mode and self.divisor_override is None:
+        if not self.ceil_mode and self.divisor_override is None and not symbolic(input):
             window = _average(self.kernel_size, self.stride, self.padding, self.count_include_pad)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)

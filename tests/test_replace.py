@@ -222,6 +222,13 @@ def test_a_pool_with_a_forward_of_its_own_keeps_it() -> None:
     assert fast.replace_layers(nn.Sequential(pool))[0] is pool and torch.equal(pool(x), x)
 
 
+def test_replaced_models_are_traced_symbolically() -> None:
+    model = nn.Sequential(Plain(4, 8, 3), nn.MaxPool2d(2), Plain(8, 8, 1), nn.AvgPool2d(3, 1, 1))
+    replaced, _ = swapped(model, x := numerics.random(2, 4, 12, 12))
+    traced = torch.fx.symbolic_trace(replaced)
+    numerics.assert_close_budget(traced(x), copy.deepcopy(replaced).double()(x.double()), roundings=4)
+
+
 def test_a_shared_block_stays_shared() -> None:
     block = Plain(4, 4, 3, 1, 1)
     model = fast.replace_layers(nn.Sequential(block, nn.Identity(), block))
