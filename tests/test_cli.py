@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import inception_fast
+from inception_fast import dispatch
 from inception_fast.cli import build_parser, main
 from inception_fast.cli.common import CommandError, one_line
 from inception_fast.cli.labels import find_labels
@@ -140,6 +141,18 @@ def test_every_command_has_json_and_help(capsys):
 def test_impossible_requests(capsys, monkeypatch, tmp_path, argv, said):
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["bench", "inception_v1"], ["bench", "inception_v1", "--cpu-suite"], ["claims", "--only", "published"]]
+)
+def test_instructions_that_this_machine_lacks(capsys, monkeypatch, tmp_path, argv):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INCEPTION_FAST_ISA", "neon")
+    dispatch._probe.cache_clear()
+    line = refused(capsys, *argv)
+    assert f"{argv[0]}: INCEPTION_FAST_ISA=neon; this machine can run: generic" in line
     assert list(tmp_path.iterdir()) == []
 
 

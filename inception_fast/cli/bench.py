@@ -103,6 +103,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compares every case, prints the table, writes bench.json and bench.png. Returns 1 when ours is wrong."""
+    from .. import backend_status
     from ..measure.machine import provenance
     from ..measure.results import write_json
     from .progress import Meter
@@ -112,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not args.cpu_suite:
         raise CommandError("--resume goes with --cpu-suite alone; drop it")
     names = _models(args.models)
+    with serving("bench"):
+        backend_status()  # raises where INCEPTION_FAST_ISA names what this machine cannot run
     peers = _peers(args)
     photos = _photos(args.image)
     folder = _output_folder(args.out)

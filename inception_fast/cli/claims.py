@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
 def _native() -> None:
     from .. import Unavailable, backend_status
 
-    status = backend_status()["cpu"]
+    with serving("claims"):
+        status = backend_status()["cpu"]
     if isinstance(status, Unavailable):
         raise CommandError(f"claims times the native kernels, which do not run here: {status.reason}")
 
