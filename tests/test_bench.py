@@ -416,3 +416,5 @@ def test_quick_leaves_out_only_the_slowest_builder():
 
 def test_bench_without_a_model_says_so(capsys):
     assert main(["bench"]) == 2 and "--cpu-suite" in capsys.readouterr().err
+    for flag in (["--batch", "2"], ["--dtype", "bfloat16"]):
+        assert main(["bench", "--cpu-suite", *flag]) == 2 and "drop --batch and --dtype" in capsys.readouterr().err

@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 NATIVE = {".cpp", ".h", ".cu", ".cuh"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 WELL_KNOWN_VARIABLES = {
-    "TF_CPP_MIN_LOG_LEVEL",  # set before TensorFlow is imported, never read
+    "TF_CPP_MIN_LOG_LEVEL", "MPLBACKEND",  # set before TensorFlow and matplotlib are imported, never read
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT",  # torchrun's way to tell a process who it is
 }  # fmt: skip
 

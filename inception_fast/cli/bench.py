@@ -53,13 +53,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="with --cpu-suite: take the parts that DIR holds from a run cut short"
     )
-    parser.add_argument(
-        "--batch", type=comma_list(integer(1, 4096)), default=[1], metavar="N,...", help="batch sizes (default 1)"
-    )
+    parser.add_argument("--batch", type=comma_list(integer(1, 4096)), metavar="N,...", help="batch sizes (default 1)")
     parser.add_argument(
         "--dtype",
         type=comma_list(choice(DTYPES)),
-        default=["float32"],
         metavar="NAME,...",
         help=f"number formats among {', '.join(DTYPES)} (default float32)",
     )
@@ -112,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no MODEL; name some that 'inception-fast list' prints, or --cpu-suite")
     if args.resume and not args.cpu_suite:
         raise CommandError("--resume goes with --cpu-suite alone; drop it")
+    if args.cpu_suite and (args.batch or args.dtype):
+        raise CommandError("--cpu-suite has batches and dtypes of its own; drop --batch and --dtype")
+    args.batch, args.dtype = args.batch or [1], args.dtype or ["float32"]
     names = _models(args.models)
     with serving("bench"):
         backend_status()  # raises where INCEPTION_FAST_ISA names what this machine cannot run
