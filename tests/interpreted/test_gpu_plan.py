@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inception_fast.kernels.plan import Buffer, ImportStep, Plan, View
+from inception_fast.kernels.plan import Buffer, ConvStep, ImportStep, Plan, View
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton.configs import Config
 from torch import Tensor, nn
@@ -244,6 +244,31 @@ def test_float16_stays_near() -> None:
     (y,) = GpuCompiled(program, Packs(DEVICE), big).run([x])
     assert y.dtype is torch.float32
     assert numerics.rel_l2(y.cpu(), native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
+
+
+@pytest.mark.parametrize("kind", ("read again", "read behind a pool", "siblings"))
+def test_a_concatenation_that_is_a_result_takes_only_what_no_step_reads(kind: str) -> None:
+    """It is float32: operands are of the plan's format, and so are all columns of siblings, which are one launch."""
+    torch.manual_seed(5)
+    first, beside, behind = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        y = F.max_pool2d(y, 2) if kind == "read behind a pool" else y
+        return torch.cat((y, self.behind(F.relu(self.beside(x)) if kind == "siblings" else y)), 1)
+
+    module = engine_nets.Function(forward, first=first, beside=beside, behind=behind).eval()
+    x = numerics.random(2, 8, 6, 7)
+    compiled = GpuCompiled(lowered(module, x, "float16")[0], Packs(DEVICE), big)
+    for step in compiled.plan.plan.steps:
+        if isinstance(step, ConvStep):
+            dtypes = [
+                compiled.plan.plan.buffers[view.buffer].dtype for view in (step.x, *(o.view for o in step.outputs))
+            ]
+            assert dtypes[0] == "float16" and len(set(dtypes[1:])) == 1
+    with torch.no_grad():
+        wanted = module.double()(x.double())
+    assert numerics.rel_l2(compiled.run([x.to(DEVICE)])[0].cpu(), wanted) <= 4 * numerics.FP16_REL_L2
 
 
 def test_an_input_waits_in_the_format_it_is_rounded_to(monkeypatch: pytest.MonkeyPatch) -> None:
