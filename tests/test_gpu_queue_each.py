@@ -70,6 +70,8 @@ def test_what_ends_a_process_costs_its_form_alone(queue: dict[str, Any], tmp_pat
     assert notes["test_last"] == "Skipped: not here", "the reason alone, without the path of its file"
     assert "the GPU context is lost: CUDA error" in notes["test_first[trap-1]"]
     assert queue["trusted"].right_forms(rows) == {"good"}
+    skipped = [{"test": f"test_first[{form}-9]", "status": "skipped"} for form in ("good", "none")]
+    assert queue["trusted"].right_forms([*rows, *skipped]) == {"good"}, "no room for a shape is nothing wrong"
     judged = queue["work"].judged(rows)
     assert judged["status"] == "failed" and judged["rows"] == rows and "1 hung" in judged["note"]
     assert queue["work"].judged([row for row in rows if row["status"] in ("ok", "skipped")])["status"] == "ok"

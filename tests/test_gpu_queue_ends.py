@@ -47,6 +47,20 @@ def test_after_a_kill_the_next_run_takes_over(tmp_path: Path) -> None:
     assert not living(child), "a job outlives its queue"
 
 
+def test_what_is_taken_over_is_red_where_its_exact_test_failed(tmp_path: Path) -> None:
+    """It was asked for by --red; whole or not, nobody ships it."""
+    out, script = slow_queue(tmp_path)
+    (out / "running").mkdir(parents=True)
+    results = {"exact/conv": {"status": "failed", "tries": 2}, "build": {"status": "ok", "tries": 1}}
+    (out / "result.json").write_text(json.dumps({"results": results}))
+    (out / "running" / "layers+1+x.json").write_text(json.dumps({"status": "ok", "rows": [{"runtime": "ours"}]}))
+    (out / "running" / "marks+1.json").write_text(json.dumps({"status": "ok", "rows": [{"runtime": "mark"}]}))
+    subprocess.run([sys.executable, str(script), "--out", str(out), "--merge"], capture_output=True)
+    found = json.loads((out / "result.json").read_text())
+    assert found["results"]["layers/1/x"]["red"] and found["status"]["layers/1/x"]["red"]
+    assert {row["job"]: row.get("red") for row in found["rows"]} == {"layers/1/x": True, "marks/1": None}
+
+
 def test_neighbours_end_when_they_end(tmp_path: Path) -> None:
     """The first to end takes nothing from the others; the last is ended at its own limit."""
     out, script = slow_queue(tmp_path, NEIGHBOURS)

@@ -127,9 +127,15 @@ def test_configs_survive_the_file(tmp_path: Path) -> None:
     rows = [Row("sm_80", "tf32", 64, 32, 27, Config("tma", 64, 32, 16, 2, 8, 4), 2.5e-6)]
     configs.write(tmp_path / "deep" / "c.json", rows, {"origin": "a test"})
     assert configs.read(tmp_path / "deep" / "c.json") == rows
-    (tmp_path / "torn.json").write_text('{"rows": [["sm_80"')
-    with pytest.raises(ValueError, match=r"torn\.json holds no tile configurations"):
-        configs.read(tmp_path / "torn.json")
+    for wrong in (
+        '{"rows": [["sm_80"',
+        '{"rows": [["sm_80", "half", 0, 32, 27, ["tma", 64, 32, 16], 1e-6]]}',
+        '{"rows": [["sm_80", "half", Infinity, 32, 27, ["tma", 64, 32, 16], 1e-6]]}',
+        '{"rows": [["sm_80", "half", 64, 32, 27, ["tma", 64, null, 16], 1e-6]]}',
+    ):
+        (tmp_path / "torn.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"torn\.json holds no tile configurations"):
+            configs.read(tmp_path / "torn.json")
 
 
 def test_what_was_tuned_here_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = Store(args.out, args.earlier, len(jobs), args.again)
     except ValueError as error:
         parser.error(str(error))
+    mark_taken(store)
     if args.merge:
         left = wanted(jobs, store, args.red)
     else:
@@ -208,6 +209,13 @@ def blocked(job: Job, store: Store) -> bool:
     """Whether the job would time kernels that gave wrong numbers. Those of one kind do not hold up the others."""
     tests = [store.results.get(f"exact/{name}") for name in STANDS_ON.get(job.name.split("/")[0], ())]
     return any(found is not None and found["status"] == FAILED for found in tests)
+
+
+def mark_taken(store: Store) -> None:
+    """What was taken over of jobs that ran all the same says so, as `run_slice` would have."""
+    for name in store.taken:
+        if blocked(Job(name, 0, 0), store):
+            store.results[name]["red"] = True
 
 
 def waits(job: Job, store: Store) -> bool:

@@ -47,6 +47,7 @@ class Store:
         out.mkdir(parents=True, exist_ok=True)
         self.file, self.jobs = out / NAME, jobs
         self.results: dict[str, dict[str, Any]] = {**before, **read_results(self.file)}
+        self.taken: list[str] = []  # names of the jobs whose results were taken over
         self._take_over()
 
     def get(self, job: Job) -> dict[str, Any] | None:
@@ -109,7 +110,8 @@ class Store:
             result = read_result(file)
             if result["status"] == FAILED:
                 result["note"] = CUT_OFF
-            self.put(Job(file.stem.replace("+", "/"), 0, 0), result)
+            self.taken.append(file.stem.replace("+", "/"))
+            self.put(Job(self.taken[-1], 0, 0), result)
         self.tidy()
 
     def _forget(self, file: Path) -> None:

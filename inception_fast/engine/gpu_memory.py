@@ -71,7 +71,7 @@ class Keeper:
             self._newest = id(holder) if held <= self.limit else None
 
     def _living(self) -> list[Holder]:
-        found = {key: reference() for key, reference in self._recent.items()}
+        found = {key: reference() for key, reference in list(self._recent.items())}
         for key in [key for key, holder in found.items() if holder is None]:
             self._recent.pop(key, None)
         return [holder for holder in found.values() if holder is not None]

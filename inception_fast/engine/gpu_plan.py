@@ -1,7 +1,8 @@
 """A plan as GPU launches on concurrent branches.
 
 1. Steps become tasks: a pair's two convolutions are two tasks, a split is one, an import that only stems read is none,
-   and a convolution and its maximum are one where that was measured to be faster (`gpu_pooled`).
+   a grouped convolution has one for each group, and a convolution and its maximum are one where that was measured to be
+   faster (`gpu_pooled`).
 2. A task depends on earlier ones that touch the same channels of the same buffer, one of them writing. Its level is one
    more than that of the deepest task it depends on; tasks of one level may run at the same time.
 3. Buffers get places in an arena by the levels they live through, so that sharing memory never orders what may overlap.
@@ -30,6 +31,7 @@ from ..kernels.plan import (
     ImportStep,
     LrnStep,
     NormalizeStep,
+    Output,
     PairStep,
     Plan,
     PoolStep,
@@ -64,7 +66,7 @@ class Packs:
         both = (step.first, step.second) if isinstance(step, PairStep) else (step,)
         arrays = [a for s in both for a in (s.whole, s.scale, s.shift)]
         columns = [[(o.view.channels, o.relu) for o in s.outputs] for s in both]
-        pads = tuple((s.spec.padding[0], s.spec.padding[2], s.spec.groups) for s in both)
+        pads = tuple((s.spec.padding[0], s.spec.padding[2]) for s in both)
         key = (
             dtype,
             pads,
@@ -74,8 +76,7 @@ class Packs:
         if key not in self._kept:
             parts: list[Part] = []
             for s, ranges in zip(both, columns, strict=True):
-                weight = convolve.dense_weight(s.whole, s.spec.groups)
-                whole = Part(weight, s.scale, s.shift, (s.spec.padding[0], s.spec.padding[2]), False)
+                whole = Part(s.whole, s.scale, s.shift, (s.spec.padding[0], s.spec.padding[2]), False)
                 parts += convolve.split_columns(whole, ranges)
             self._kept[key] = convolve.pack(parts, dtype, self.device)
         return self._kept[key]
@@ -116,6 +117,7 @@ class Task:
     hopper: Work | None = None
     member: gpu_walk.Member | None = None  # of a walk that is to come
     walk: gpu_walk.Walk | None = None
+    whole: ConvStep | None = None  # of which its step is one group's
     note: str = ""  # why the Hopper kernels do not run it, or no walk does, where they were asked
 
     @property
@@ -170,7 +172,7 @@ class GpuPlan:
     def ran_by(self, step: Step) -> tuple[str, str]:
         """The backend that runs a step, both for a pair's two; and why not the Hopper kernels where they were asked."""
         parts = {id(part) for part in ((step, step.first, step.second) if isinstance(step, PairStep) else (step,))}
-        tasks = [task for task in self.tasks if parts & {id(task.step), *map(id, task.steps)}]
+        tasks = [task for task in self.tasks if parts & {id(task.step), id(task.whole), *map(id, task.steps)}]
         names = sorted({task.backend for task in tasks}) or ["triton"]
         return "+".join(names), "; ".join(dict.fromkeys(task.note for task in tasks if task.note))
 
@@ -190,7 +192,7 @@ class GpuPlan:
     def _levelled(self, apart: bool) -> list[Task]:
         """The steps as tasks in the order of their levels; `apart`: every pair as two."""
         steps = _expanded(self.plan, self.kept, self.hopper, apart)
-        tasks = [Task(step, entry, _spans(step, entry)) for step, entry in steps]
+        tasks = [Task(step, entry, _spans(step, entry), whole=whole) for step, entry, whole in steps]
         _set_levels(tasks)
         return sorted(tasks, key=lambda task: task.level)
 
@@ -212,7 +214,7 @@ class GpuPlan:
         first = step.first if isinstance(step, PairStep) else step
         task.packed = packs.get(step, DTYPES[first.spec.dtype])
         columns = sum(group.channels for group in task.packed.groups)
-        task.config = choose(dataclasses.replace(first.spec, oc=columns, groups=1, c=first.spec.c))
+        task.config = choose(dataclasses.replace(first.spec, oc=columns))
 
     def _place(self) -> tuple[dict[int, int], int]:
         """Byte offsets of the arena's buffers, and of the splits' workspaces in their tasks."""
@@ -248,8 +250,8 @@ class GpuPlan:
 
 def _expanded(
     plan: Plan, kept: frozenset[int], hopper: Hopper | None, apart: bool
-) -> list[tuple[Step | PooledStep, ImportStep | None]]:
-    """The steps as tasks see them, each with the import it takes over."""
+) -> list[tuple[Step | PooledStep, ImportStep | None, ConvStep | None]]:
+    """The steps as tasks see them, each with the import it takes over, and the convolution whose group it is."""
     steps: list[Step] = []
     for step in plan.steps:
         fused = hopper is not None and isinstance(step, PairStep) and hopper.fuses(step, plan.buffers)
@@ -257,18 +259,55 @@ def _expanded(
             steps += [step.first, step.second]
         else:
             steps.append(step)
+    parts = {id(s): _by_group(s) for s in steps if isinstance(s, ConvStep) and s.spec.groups > 1}
+    wholes = {id(part): s for s in steps if isinstance(s, ConvStep) for part in parts.get(id(s), ())}
+    steps = [one for s in steps for one in parts.get(id(s), [s])]
     imports = {step.y.buffer: step for step in steps if isinstance(step, ImportStep)}
     mine = {buffer: step for buffer, step in imports.items() if buffer not in kept}
     taken = {buffer: step for buffer, step in mine.items() if _only_stems_read(plan, steps, buffer)}
     pooled = []
     if hopper is not None and not apart:
         pooled = [one for one in gpu_pooled.candidates(plan, kept) if hopper.pools(one, plan.buffers)]
-    found: list[tuple[Step | PooledStep, ImportStep | None]] = []
+    found: list[tuple[Step | PooledStep, ImportStep | None, ConvStep | None]] = []
     for made in gpu_pooled.merged(steps, pooled):
         if isinstance(made, ImportStep) and made.y.buffer in taken:
             continue
-        found.append((made, taken.get(made.x.buffer) if isinstance(made, ConvStep) else None))
+        entry = taken.get(made.x.buffer) if isinstance(made, ConvStep) else None
+        found.append((made, entry, wholes.get(id(made))))
     return found
+
+
+def _by_group(step: ConvStep) -> list[ConvStep]:
+    """One for each group of a convolution without a residual. With zeros for weights in a single one, infinities and
+    NaN would spread from group to group.
+    """
+    spec, found = step.spec, []
+    c, oc = spec.c // spec.groups, spec.oc // spec.groups
+    for i in range(spec.groups):
+        rows = slice(i * oc, (i + 1) * oc)
+        part = dataclasses.replace(
+            step,
+            name=f"{step.name} of group {i}",
+            spec=dataclasses.replace(spec, c=c, oc=oc, groups=1),
+            x=View(step.x.buffer, step.x.offset + i * c, c),
+            weight=step.whole[rows],
+            scale=step.scale[rows],
+            shift=step.shift[rows],
+            outputs=_columns(step.outputs, rows.start, rows.stop),
+        )
+        found.append(part)
+    return found
+
+
+def _columns(outputs: Sequence[Output], first: int, last: int) -> tuple[Output, ...]:
+    """Where columns [first, last) of all go."""
+    found, at = list[Output](), 0
+    for view, relu in ((o.view, o.relu) for o in outputs):
+        low, high = max(first, at), min(last, at + view.channels)
+        if low < high:
+            found.append(Output(View(view.buffer, view.offset + low - at, high - low), relu))
+        at += view.channels
+    return tuple(found)
 
 
 def _one_launch(step: PairStep) -> bool:
@@ -286,13 +325,7 @@ def _only_stems_read(plan: Plan, steps: Sequence[Step], buffer: int) -> bool:
         whole.kind == "arena"
         and len(touching) - len(readers) == 1
         and bool(readers)
-        and all(
-            isinstance(s, ConvStep)
-            and convolve.stem_takes(s.spec)
-            and len(s.outputs) == 1
-            and s.x == View(buffer, 0, whole.c)
-            for s in readers
-        )
+        and all(isinstance(s, ConvStep) and convolve.stem_takes(s.spec) and len(s.outputs) == 1 for s in readers)
     )
 
 
@@ -422,10 +455,12 @@ class _Memory:
             spec, x, scale = step.spec, step.x, step.residual_scale
             residual = None if step.residual is None else self.map(step.residual)
         if task.entry is not None:
-            entry = task.entry
+            entry, first = task.entry, x.offset - task.entry.y.offset
+            seen = slice(first, first + x.channels)
+            scales = (None if v is None else v[seen] for v in (entry.scale, entry.shift))
             return stems.convolution(
-                step.name, spec, self.inputs[entry.source], packed, outputs[0],
-                scale=entry.scale, shift=entry.shift, config=task.config, tf32=self.plan.tf32,
+                step.name, spec, self.inputs[entry.source][:, seen], packed, outputs[0],
+                **dict(zip(("scale", "shift"), scales, strict=True)), config=task.config, tf32=self.plan.tf32,
             )  # fmt: skip
         return convolve.convolution(
             step.name, spec, self.map(x), packed, outputs, task.config,

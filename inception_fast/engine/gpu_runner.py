@@ -194,7 +194,8 @@ class _Static:
 
     @property
     def bytes(self) -> int:
-        return self.block.numel() + sum(segment.bytes for segment in self.segments.values())
+        """Of a moment: another thread's call may be making segments."""
+        return self.block.numel() + sum(segment.bytes for segment in list(self.segments.values()))
 
     def _take(self, b: Buffer) -> Tensor:
         part = self.block[self._at : self._at + b.bytes]

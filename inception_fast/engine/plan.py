@@ -184,7 +184,8 @@ class _Lowering:
             if not self.native.covers(node):
                 continue
             root, view = self._root(node), None
-            if self._writable(root) and (self.native.dtype == "float32" or not self._read_again(root)):
+            alone = not self._read_again(root) and not isinstance(root.op, ir.Slice)
+            if self._writable(root) and (self.native.dtype == "float32" or alone):
                 view = self.home[root] = self._new(root, position)
             else:
                 view = self._new(node, position)
@@ -211,11 +212,19 @@ class _Lowering:
                 if (
                     self._writable(root)
                     and self.segment[root] == self.segment[node] == self.drafts[whole.buffer].segment
+                    and self._fits(root, self.drafts[whole.buffer])
                 ):
                     self.home[root] = part
                 else:
                     self.copies.setdefault(node, []).append((operand, part))
                 offset += channels
+
+    def _fits(self, root: ir.Node, draft: _Draft) -> bool:
+        """Whether the value may lie there in its dtype: elsewhere than in an output's float32 native steps read it only
+        in the plan's, and a convolution writes all its columns in one.
+        """
+        read = any(self.native.covers(u) and not isinstance(u.op, VIEWS) for u in self._readers(root) if u is not root)
+        return draft.dtype == self.native.dtype or not (read or isinstance(root.op, ir.Slice))
 
     def _place_rest(self) -> None:
         for node in self.graph.nodes:

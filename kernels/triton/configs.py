@@ -153,10 +153,18 @@ def shipped() -> tuple[Row, ...]:
 def read(file: Path) -> list[Row]:
     """Rows of a file. Raises ValueError naming the file for one that holds something else."""
     try:
-        rows = json.loads(file.read_text())["rows"]
-        return [Row(r[0], r[1], int(r[2]), int(r[3]), int(r[4]), Config(*r[5]), r[6]) for r in rows]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return [_row_of(values) for values in json.loads(file.read_text())["rows"]]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"{file} holds no tile configurations: {error}") from error
+
+
+def _row_of(values: Sequence[Any]) -> Row:
+    """A row as a file has it. Raises ValueError for sizes that cannot be."""
+    arch, precision, *sizes, config, seconds = values
+    m, oc, k = map(int, sizes)
+    if min(m, oc, k) < 1:
+        raise ValueError(f"row {list(values)}; allowed: sizes above 0")
+    return Row(arch, precision, m, oc, k, Config(*config), seconds)
 
 
 def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from inception_fast.kernels.plan import Buffer, ImportStep, Plan, View
+from inception_fast.kernels.plan import Buffer, ConvStep, ImportStep, Plan, View
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton.configs import Config
 from torch import Tensor, nn
@@ -178,6 +179,26 @@ def test_programs_of_many_sizes_hold_bounded_memory() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not programs[1].held_bytes
 
 
+def test_memory_is_counted_while_another_thread_makes_segments() -> None:
+    """As a program does before it runs, of those that run."""
+    x, program, _ = mixed("float32")
+    keeper, packs = Keeper(1 << 40), Packs(DEVICE)
+    one, two = (GpuCompiled(program, packs, big, keeper=keeper) for _ in range(2))
+    one.run([x.to(DEVICE)])
+
+    class Growing:
+        @property
+        def bytes(self) -> int:
+            segments[len(segments)] = SimpleNamespace(bytes=1)  # type: ignore[assignment]
+            return 5
+
+    before, segments = one.held_bytes, one.segments
+    segments[-1] = Growing()  # type: ignore[assignment]
+    two.run([x.to(DEVICE)])
+    segments[-1] = SimpleNamespace(bytes=0)  # type: ignore[assignment]
+    assert before < one.held_bytes < before + 5
+
+
 def test_a_running_program_keeps_its_memory() -> None:
     x, program, _ = mixed("float32")
     keeper, packs = Keeper(0), Packs(DEVICE)
@@ -223,6 +244,31 @@ def test_float16_stays_near() -> None:
     (y,) = GpuCompiled(program, Packs(DEVICE), big).run([x])
     assert y.dtype is torch.float32
     assert numerics.rel_l2(y.cpu(), native(x)) <= 12**0.5 * numerics.FP16_REL_L2 * 2
+
+
+@pytest.mark.parametrize("kind", ("read again", "read behind a pool", "siblings"))
+def test_a_concatenation_that_is_a_result_takes_only_what_no_step_reads(kind: str) -> None:
+    """It is float32: operands are of the plan's format, and so are all columns of siblings, which are one launch."""
+    torch.manual_seed(5)
+    first, beside, behind = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        y = F.max_pool2d(y, 2) if kind == "read behind a pool" else y
+        return torch.cat((y, self.behind(F.relu(self.beside(x)) if kind == "siblings" else y)), 1)
+
+    module = engine_nets.Function(forward, first=first, beside=beside, behind=behind).eval()
+    x = numerics.random(2, 8, 6, 7)
+    compiled = GpuCompiled(lowered(module, x, "float16")[0], Packs(DEVICE), big)
+    for step in compiled.plan.plan.steps:
+        if isinstance(step, ConvStep):
+            dtypes = [
+                compiled.plan.plan.buffers[view.buffer].dtype for view in (step.x, *(o.view for o in step.outputs))
+            ]
+            assert dtypes[0] == "float16" and len(set(dtypes[1:])) == 1
+    with torch.no_grad():
+        wanted = module.double()(x.double())
+    assert numerics.rel_l2(compiled.run([x.to(DEVICE)])[0].cpu(), wanted) <= 4 * numerics.FP16_REL_L2
 
 
 def test_an_input_waits_in_the_format_it_is_rounded_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +380,30 @@ def test_tiles_are_looked_up_for_every_convolution() -> None:
     cut = {one.spec.oc: [(group.oc, group.kh, group.kw, group.relu) for group in one.groups] for one in found}
     assert cut[32] == [(16, 1, 3, True), (16, 3, 1, True)], "a split's two convolutions, of taps of their own"
     assert cut[44] == [(24, 1, 1, True), (12, 1, 1, True), (8, 1, 1, False)], "siblings; a pool follows the last"
+
+
+def test_what_is_not_finite_stays_in_its_group() -> None:
+    """Of an image, which stems read, and of a map that torch made."""
+    torch.manual_seed(4)
+    first, second = nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.relu(self.first(x * 0.5 + 1)), self.second(x.flip(2))
+
+    module = engine_nets.Function(forward, first=first, second=second).eval()
+    x = numerics.random(2, 4, 6, 7)
+    program, _ = lowered(module, x, "float32")
+    compiled = GpuCompiled(program, Packs(DEVICE), big)
+    tasks = [task for plan in compiled.native.values() for task in plan.tasks]
+    assert sum(task.entry is not None for task in tasks) >= 2 and sum(task.whole is not None for task in tasks) == 6
+    assert all(compiled.ran_by(step) == ("triton", "") for plan in compiled.native.values() for step in plan.plan.steps)
+    x[0, 0, 2, 2], x[1, 3, 4, 1] = float("inf"), float("nan")
+    with torch.no_grad():
+        wanted = module(x)
+    for y, expected in zip(compiled.run([x.to(DEVICE)]), wanted, strict=True):
+        assert torch.equal(y.cpu().isfinite(), expected.isfinite()) and not expected.isfinite().all()
+        found, finite = y.cpu().nan_to_num(0, 0, 0), expected.nan_to_num(0, 0, 0)
+        assert numerics.rel_l2(found, finite) <= numerics.FP32_REL_L2
 
 
 def test_buffers_of_others_need_memory_of_the_callers() -> None:

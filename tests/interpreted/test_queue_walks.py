@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,9 @@ def test_a_walk_is_compared_timed_cut_anew_and_traced(walks: Any) -> None:
     assert len(rows) == 3 + len(cuts) + 3 * len(jobs) and set(ran) == {len(jobs)}
     assert len(ran) == 3 + 7 * len(cuts) + 3 * 2, "checked, timed twice, compared and replayed by every cut, traced"
     assert [row["job"] for row in jobs] == list(range(len(jobs)))
+    results = {"walk/small/1/float16": {"status": "ok", "rows": rows}}
+    (choice,) = importlib.import_module("ship").walks_of({"machine": {"name": "a GPU"}, "results": results})
+    assert choice.shape == gpu_walk.shape_of("float16", 1, len(jobs)), "not of each cut that is traced"
     for row in jobs:
         pool = row["cut"] is None
         assert pool == row["spec"].startswith("PoolSpec") == (row["summed_us"] is None)
