@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from inception_fast.measure import timer
 from inception_fast.measure.timer import (
     FLOOR,
     Plan,
@@ -56,6 +57,25 @@ def test_the_untimed_call_absorbs_the_cost_of_taking_turns():
     world = World(cost)
     samples = interleave({n: world.call(n) for n in "ab"}, Plan(seconds=1e9, least=8, most=8), clock=world.clock)
     assert samples == {"a": [1.0] * 8, "b": [1.0] * 8}
+
+
+def test_threads_that_spin_are_asleep_before_the_next_runtime(monkeypatch):
+    """A call is slow while those of the runtime before are awake; calls alone do not outlast them."""
+    world, awake = World(lambda name: 1.0), {}
+    monkeypatch.setattr(timer.time, "sleep", lambda seconds: setattr(world, "now", world.now + 1000 * seconds))
+
+    def call(name):
+        def run():
+            others = [until for other, until in awake.items() if other != name]
+            world.now += 10.0 if any(until > world.now for until in others) else 1.0
+            awake[name] = world.now + 45
+
+        return run
+
+    for rest, cost in ((timer.REST, 1.0), (0.0, 10.0)):
+        plan = Plan(seconds=1e9, least=8, most=8, rest=rest)
+        samples = interleave({n: call(n) for n in "ab"}, plan, clock=world.clock)
+        assert samples == {"a": [cost] * 8, "b": [cost] * 8}
 
 
 def test_the_order_changes_between_rounds():

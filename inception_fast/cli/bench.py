@@ -305,13 +305,13 @@ def _cases(
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from ..measure.timer import Plan
+    from ..measure.timer import REST, Plan
 
     if args.quick:
         return Plan(seconds=1.0, least=3, most=3, warmup=1)
     if args.repeats:
-        return Plan(least=args.repeats, most=args.repeats, patience=math.inf)
-    return Plan(seconds=args.seconds) if args.seconds else Plan()
+        return Plan(least=args.repeats, most=args.repeats, patience=math.inf, rest=REST)
+    return Plan(seconds=args.seconds, rest=REST) if args.seconds else Plan(rest=REST)
 
 
 def _plot(rows: list[Row], origin: dict[str, Any], folder: Path) -> list[Path]:
