@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from inception_fast.measure import timer
 from inception_fast.measure.timer import (
     FLOOR,
     Plan,
@@ -59,10 +58,9 @@ def test_the_untimed_call_absorbs_the_cost_of_taking_turns():
     assert samples == {"a": [1.0] * 8, "b": [1.0] * 8}
 
 
-def test_threads_that_spin_are_asleep_before_the_next_runtime(monkeypatch):
-    """A call is slow while those of the runtime before are awake; calls alone do not outlast them."""
+def test_threads_that_spin_are_asleep_before_the_next_runtime_is_timed():
+    """A call is slow while those of the runtime before are awake, which one untimed call does not outlast."""
     world, awake = World(lambda name: 1.0), {}
-    monkeypatch.setattr(timer.time, "sleep", lambda seconds: setattr(world, "now", world.now + 1000 * seconds))
 
     def call(name):
         def run():
@@ -72,8 +70,8 @@ def test_threads_that_spin_are_asleep_before_the_next_runtime(monkeypatch):
 
         return run
 
-    for rest, cost in ((timer.REST, 1.0), (0.0, 10.0)):
-        plan = Plan(seconds=1e9, least=8, most=8, rest=rest)
+    for calm, cost in ((100.0, 1.0), (0.0, 10.0)):
+        plan = Plan(seconds=1e9, least=8, most=8, calm=calm)
         samples = interleave({n: call(n) for n in "ab"}, plan, clock=world.clock)
         assert samples == {"a": [cost] * 8, "b": [cost] * 8}
 

@@ -33,11 +33,11 @@ SLOW: dict[str, Any] = {"seconds": 5.0, "warmup": 1, "settle": 0}
 
 def plan_of(args: argparse.Namespace, batch: int, plan: Plan) -> Plan:
     """`plan` where its length was asked for; else one that keeps the whole suite within twelve minutes on two cores."""
-    from ..measure.timer import REST, Plan
+    from ..measure.timer import CALM, Plan
 
     if _asked(args):
         return plan
-    return Plan(**SLOW, rest=REST) if batch > 1 else Plan(seconds=SLOW["seconds"], rest=REST)
+    return Plan(**SLOW, calm=CALM) if batch > 1 else Plan(seconds=SLOW["seconds"], calm=CALM)
 
 
 def _asked(args: argparse.Namespace) -> bool:

@@ -13,7 +13,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 FEWEST = 3  # rounds, below which a median means nothing
 LEVEL = 0.02  # of false alarms in a family of comparisons
-REST = 0.1  # seconds between runtimes that keep threads of their own
+CALM = 0.1  # seconds, where runtimes keep threads of their own
 FLOOR = 0.02  # two builds of the same code differ by up to 1.5 %, always the same way: memory of theirs lies elsewhere
 
 
@@ -24,8 +24,9 @@ class Plan:
     On a machine too slow for that it stops at `patience` times `seconds`, with three rounds at least.
 
     Fewer than nine rounds cannot establish anything against four peers. Before its timed call each runtime runs
-    `settle` untimed ones, because the runtime before it left its own data in the caches. Before those comes a `rest` in
-    seconds, in which threads that the runtime before it left spinning fall asleep: ONNX Runtime's take 45 ms.
+    untimed ones, `settle` of them and for `calm` seconds, because the runtime before it left its own data in the caches
+    and its own threads spinning, ONNX Runtime's for 45 ms. A pause in their place would be timed, too: who sleeps first
+    wakes to a slower processor.
     """
 
     seconds: float = 10.0
@@ -34,13 +35,13 @@ class Plan:
     patience: float = 6.0
     warmup: int = 2
     settle: int = 1
-    rest: float = 0.0
+    calm: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise ValueError(f"rounds {self.least} to {self.most}; allowed: 1 <= least <= most")
-        if self.seconds <= 0 or min(self.warmup, self.settle, self.rest) < 0:
-            raise ValueError(f"{self}; allowed: seconds > 0, warmup, settle and rest >= 0")
+        if self.seconds <= 0 or min(self.warmup, self.settle, self.calm) < 0:
+            raise ValueError(f"{self}; allowed: seconds > 0, warmup, settle and calm >= 0")
 
     def share(self, done: int, spent: float) -> float:
         """How much of the measuring is over after `done` rounds in `spent` seconds; from 1 on it ends."""
@@ -130,10 +131,10 @@ def interleave(
 
 
 def _time(call: Call, plan: Plan, clock: Clock, before: Call | None = None) -> float:
-    if plan.rest:
-        time.sleep(plan.rest)
-    for _ in range(plan.settle):
+    start, done = clock(), 0
+    while done < plan.settle or clock() - start < plan.calm:
         call()
+        done += 1
     if before is not None:
         before()
     start = clock()
