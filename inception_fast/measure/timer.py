@@ -131,10 +131,11 @@ def interleave(
 
 
 def _time(call: Call, plan: Plan, clock: Clock, before: Call | None = None) -> float:
-    start, done = clock(), 0
-    while done < plan.settle or clock() - start < plan.calm:
+    end = clock() + plan.calm if plan.calm else 0.0
+    for _ in range(plan.settle):
         call()
-        done += 1
+    while plan.calm and clock() < end:
+        call()
     if before is not None:
         before()
     start = clock()
