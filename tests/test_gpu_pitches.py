@@ -19,6 +19,7 @@ from queue_modules import loaded
 def pitches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with loaded("pitches", "tails") as modules:
         monkeypatch.setattr(modules["tails"].cuda, "library", stub)
+        monkeypatch.setattr(modules["tails"], "device_seconds", lambda calls, backlog: {n: [1e-3] * 3 for n in calls})
         yield modules["pitches"]
 
 
@@ -52,7 +53,6 @@ def test_both_pitches_of_every_cut_have_a_row(pitches: Any, monkeypatch: pytest.
     monkeypatch.setattr(convolve, "group", group)
     monkeypatch.setattr(pitches, "draw", drawn)
     monkeypatch.setattr(pitches, "SHAPES", pitches.SHAPES[:1])
-    monkeypatch.setattr(pitches, "device_seconds", lambda calls, backlog: {name: [1e-3] * 3 for name in calls})
     rows = next(pitches.pitch_rows(2, "bfloat16"))
     names = {row["config"].split(", ")[0] for row in rows}
     assert len(rows) == 2 * len(names) > 2 and {row["status"] for row in rows} == {"ok"}

@@ -15,8 +15,7 @@ from inception_fast.kernels.cuda.convolve import Cut, Problem, Target
 from inception_fast.kernels.maps import Map, dense
 from inception_fast.kernels.spec import ConvSpec
 from measure import LAYER_BUDGET, draw
-from tails import PREPARED, agreeing, favourites
-from timing import device_seconds, summary
+from tails import Raced, agreeing, favourites, line, race_rows
 
 LINE = 64  # channels of 128 bytes
 # Of v3, v4 and Inception-ResNet-v2: side of the map, channels, columns, rows and columns of the kernel.
@@ -35,21 +34,10 @@ TRIED = 8  # the model's favourites
 
 def pitch_rows(batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """A row for each cut of each shape at either pitch; all so far."""
-    rows: list[dict[str, Any]] = []
-    for side, c, oc, kh, kw in SHAPES:
-        padding = (kh // 2, kh // 2, kw // 2, kw // 2)
-        spec = ConvSpec(batch, side, side, c, oc, kh, kw, padding=padding, dtype=dtype)
-        about = {"runtime": "ours", "shape": str(spec)}
-        calls, wrong = right_calls(spec)
-        rows += [
-            {**about, "config": name, "status": "wrong", "note": f"off by {off:.3g}"} for name, off in wrong.items()
-        ]
-        for name, seconds in device_seconds(calls, backlog=PREPARED).items() if calls else ():
-            rows.append({**about, "config": name, "status": "ok", **summary(seconds)})
-        yield rows
+    return race_rows((line(batch, *shape, dtype) for shape in SHAPES), right_calls)
 
 
-def right_calls(spec: ConvSpec) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+def right_calls(spec: ConvSpec) -> Raced:
     """Calls by name and pitch whose results are the first one's, and how far the others are off it, of its largest
     value.
     """

@@ -4,7 +4,7 @@ own, by narrower tiles: what a kernel with both kinds of tiles could give, tried
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +21,26 @@ from timing import device_seconds, summary
 # Lines of v3, v4 and Inception-ResNet-v2 on 17x17: channels, columns, rows and columns of the kernel.
 SHAPES = ((192, 192, 1, 7), (192, 224, 1, 7), (224, 256, 7, 1), (160, 160, 1, 7), (160, 192, 7, 1))
 MAINS, ENDS = 8, 3  # the model's favourites that are tried
+Raced = tuple[dict[str, Callable[[], Any]], dict[str, float]]  # calls that are right, how far others are off
 PREPARED = 400_000  # cycles of a backlog in which the host launches
 
 
 def tail_rows(batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
     """A row for each form of each shape; all so far."""
+    return race_rows((line(batch, 17, *shape, dtype) for shape in SHAPES), right_calls)
+
+
+def line(batch: int, side: int, c: int, oc: int, kh: int, kw: int, dtype: str) -> ConvSpec:
+    """A convolution at stride 1 that keeps its map's size."""
+    return ConvSpec(batch, side, side, c, oc, kh, kw, padding=(kh // 2, kh // 2, kw // 2, kw // 2), dtype=dtype)
+
+
+def race_rows(specs: Iterable[ConvSpec], calls_of: Callable[[ConvSpec], Raced]) -> Iterator[list[dict[str, Any]]]:
+    """A row for each call of each convolution, those that are wrong without a time; all so far."""
     rows: list[dict[str, Any]] = []
-    for c, oc, kh, kw in SHAPES:
-        padding = (kh // 2, kh // 2, kw // 2, kw // 2)
-        spec = ConvSpec(batch, 17, 17, c, oc, kh, kw, padding=padding, dtype=dtype)
+    for spec in specs:
         about = {"runtime": "ours", "shape": str(spec)}
-        calls, wrong = right_calls(spec)
+        calls, wrong = calls_of(spec)
         rows += [
             {**about, "config": name, "status": "wrong", "note": f"off by {off:.3g}"} for name, off in wrong.items()
         ]
@@ -40,7 +49,7 @@ def tail_rows(batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def right_calls(spec: ConvSpec) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+def right_calls(spec: ConvSpec) -> Raced:
     """Calls by name whose results are the first one's, and how far the others are off it, of its largest value."""
     x, *params = draw(spec)
     source, packed = x.permute(0, 2, 3, 1).contiguous(), convolve.pack(*params, x.dtype, x.device)
@@ -89,9 +98,7 @@ def whole_images(spec: ConvSpec, config: Config, blocks: int) -> int:
     return tiles // blocks * blocks // columns * config.rows // pixels
 
 
-def agreeing(
-    calls: dict[str, Callable[[], Any]], y: torch.Tensor, budget: float
-) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+def agreeing(calls: dict[str, Callable[[], Any]], y: torch.Tensor, budget: float) -> Raced:
     """Calls that write to `y` what the first does, within a budget of its largest value; how far the others are off."""
     wanted, wrong = None, dict[str, float]()
     for name, call in calls.items():
