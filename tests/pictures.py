@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -91,3 +92,15 @@ class MortalWorker(ShardWorker):
                 (self.shards.folder / ".features-00000-half.parquet").write_bytes(b"half a shard")
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
+
+
+def may_not_be_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Folders of this name refuse to be listed, as the system's own do to whoever is not root."""
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +11,7 @@ import pytest
 
 from inception_fast.features.sources import SourceError, digest_of, expand_ranges, open_source
 from inception_fast.images import ImageError
-from pictures import encoded, write_folder, write_tar
+from pictures import encoded, may_not_be_read, write_folder, write_tar
 
 
 def read_all(text: object) -> dict[str, bytes]:
@@ -148,14 +146,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     """Left out, it would take its images from the features, and from what a score is of, without a word."""
     (tmp_path / "shut").mkdir()
     (tmp_path / "a.jpg").write_bytes(encoded(1))
-    scandir = os.scandir
-
-    def refusing(path: Any) -> Any:
-        if Path(path).name == "shut":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    may_not_be_read(monkeypatch, "shut")
     with pytest.raises(PermissionError, match="shut"):
         open_source(str(tmp_path))
 

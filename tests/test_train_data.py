@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import types
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from inception_fast.train.augment import colour, crop_box, paper, whole
 from inception_fast.train.data import Normalise, evaluation_loader, load_data, training_loader
 from inception_fast.train.labelled import DataError, split
 from inception_fast.train.stream import Stream, mix
+from pictures import may_not_be_read
 from training import folder_of_classes, photo
 
 
@@ -371,13 +370,6 @@ def test_a_class_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     root = folder_of_classes(tmp_path / "data")
     shut = next(path for path in root.iterdir() if path.is_dir()) / "shut"
     shut.mkdir()
-    scandir = os.scandir
-
-    def refusing(path: Any) -> Any:
-        if Path(path).name == "shut":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    may_not_be_read(monkeypatch, "shut")
     with pytest.raises(DataError, match=r"shut cannot be read \(Permission denied\)"):
         load_data(str(root))
