@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -238,3 +239,20 @@ def test_every_call_is_listed() -> None:
     names = {n for node in graph.nodes for n in node.sources} | set(graph.notes)
     assert set(graph.captured) <= names
     assert graph.captured["conv2d"].path == "conv" and graph.captured["conv2d"].shape == (2, 5, 7, 7)
+
+
+def test_captures_at_the_same_time() -> None:
+    """torch.export keeps what it is at in globals: two at once fail with errors of its own."""
+    nets = [randomised(nn.Sequential(*[nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()] * 3)) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        graphs = list(pool.map(lambda net: engine_nets.capture(net, X), nets))
+    for net, graph in zip(nets, graphs, strict=True):
+        assert relative(interpret.run(graph, [X])[0], net(X).detach()) <= numerics.NET_MAX
+
+
+def test_a_capture_leaves_the_settings_of_torch() -> None:
+    before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
+    captured(lambda _, x: x.relu(), X)
+    with pytest.raises(CaptureError, match="data-dependent"):
+        engine_nets.capture(Function(lambda _, x: x.relu() if x.sum() > 0 else x), X)
+    assert getattr(torch.fx.config, "do_not_emit_stack_traces", False) == before

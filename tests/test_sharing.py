@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,32 @@ def test_a_plan_needs_its_packed_weights_once_and_its_arena(how: str) -> None:
     assert least * weights <= found["packed_bytes"] <= most * weights
     needed = found["packed_bytes"] + found["arena_bytes"]
     assert 0.9 * needed <= found["grew_bytes"] <= 1.1 * needed
+
+
+FREED = """
+import ctypes, torch
+from pathlib import Path
+from torch import nn
+from inception_fast import optimize
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+x, libc = torch.randn(1, 3, 9, 9), ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+optimize(nn.Conv2d(3, 8, 3).eval(), x)
+blocks = [libc.malloc(65536) for _ in range(1000)]
+for block in blocks:
+    ctypes.memset(block, 1, 65536)
+for block in blocks[:-1]:
+    libc.free(block)
+before = resident()
+optimize(nn.Conv2d(3, 16, 3).eval(), x)
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back when asked")
+def test_what_capturing_freed_is_given_back_before_weights_are_packed() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=200, check=True)
+    assert int(done.stdout) > 32 * 2**20

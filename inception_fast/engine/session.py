@@ -149,6 +149,7 @@ class Session:
         like = self._like(program)
         if like is None:
             self._check_contents()
+            cpu.trim()  # megabytes of a capture, before those of weights
         return self._compiled(captured, leaves, program, like)
 
     def _compiled(

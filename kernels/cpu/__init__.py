@@ -98,6 +98,11 @@ def peak_flops(dtype: str = "float32", threads: int = 1, tier: str | None = None
         return 2 * sum(pool.map(lambda _: _native.peak(name, dtype, seconds), range(threads)))
 
 
+def trim() -> None:
+    """Gives what the C library keeps of freed memory back to the system. Only glibc can."""
+    _native.trim()
+
+
 def fuses(pair: PairSpec) -> bool:
     """Whether a pair is better one operator over a local buffer than its two convolutions.
 

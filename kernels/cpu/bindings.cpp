@@ -15,6 +15,10 @@
 #include <optional>
 #include <tuple>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace py = pybind11;
 using namespace inception_fast::cpu;
 
@@ -368,12 +372,20 @@ void rmsprop_update(const std::vector<std::array<int64_t, 5>> &parameters, std::
   rmsprop(parts, {lr, decay, momentum, epsilon, weight_decay}, threads);
 }
 
+void trim() {
+#ifdef __GLIBC__
+  py::gil_scoped_release release;
+  malloc_trim(0);
+#endif
+}
+
 } // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.def("tiers", &tiers);
   m.attr("CHUNK") = CHUNK;
   m.def("peak", &peak);
+  m.def("trim", &trim);
   m.def("batch_norm_relu", &batch_norm_forward);
   m.def("batch_norm_relu_backward", &batch_norm_backward);
   m.def("conv_weight_gradient", &conv_weight_gradient);
