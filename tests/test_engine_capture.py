@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -251,8 +252,24 @@ def test_captures_at_the_same_time() -> None:
 
 
 def test_a_capture_leaves_the_settings_of_torch() -> None:
+    """And nothing else: torch.fx keeps the source of each graph that it makes for good."""
     before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
+    sources = torch.fx.graph_module._loader.eval_cache
+    many = len(sources)
     captured(lambda _, x: x.relu(), X)
+    assert len(sources) == many
     with pytest.raises(CaptureError, match="data-dependent"):
         engine_nets.capture(Function(lambda _, x: x.relu() if x.sum() > 0 else x), X)
     assert getattr(torch.fx.config, "do_not_emit_stack_traces", False) == before
+    torch.fx.symbolic_trace(nn.ReLU())
+    assert len(sources) == many + 1
+
+
+def test_what_others_trace_during_a_capture_keeps_its_source() -> None:
+    def relu(_: nn.Module, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            traced = pool.submit(torch.fx.symbolic_trace, nn.ReLU()).result()
+        assert "def forward" in inspect.getsource(traced.forward)
+        return x.relu()
+
+    assert kinds(captured(relu, X)) == ["Relu"]
