@@ -112,8 +112,7 @@ def _pack(spec: Any, params: Params, x: Tensor) -> Weights:
         behind = spec.conv_first  # the shift then comes after the pool, as the ReLU does
         groups = [[_part(spec.conv, (weight, scale, None if behind else shift), not behind)]]
     else:
-        weight, scale, shift = params[0]
-        groups = [[_part(spec, (convolve.dense_weight(weight, spec.groups), scale, shift), spec.relu)]]
+        groups = [[_part(spec, params[0], spec.relu)]]
     packed = tuple(convolve.pack(group, x.dtype, x.device) for group in groups)
     behind_pool = isinstance(spec, PoolProjectSpec) and spec.conv_first
     return Weights(packed, shift.detach().to(x.device, torch.float32) if behind_pool else None)

@@ -170,7 +170,7 @@ def _vector(values: Any, length: int, default: float, device: torch.device | str
 
 
 def stem_takes(spec: ConvSpec) -> bool:
-    """Whether the stem kernel should run it: few channels, any strides, groups as zeros in a dense weight."""
+    """Whether the stem kernel should run it: few channels of any strides, a group at a time."""
     return spec.c <= STEM_CHANNELS and spec.kh * spec.kw * spec.c <= STEM_PRODUCTS and not spec.residual
 
 
@@ -385,15 +385,3 @@ def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:
         return counts[0] * counts[1] * counts[2]
 
     return min(boxes, key=lambda sizes: (covered(sizes), -sizes[2], -sizes[1]))
-
-
-def dense_weight(weight: Any, groups: int) -> Any:
-    """[oc, c / groups, kh, kw] as [oc, c, kh, kw], zeros where a group does not look."""
-    if groups == 1:
-        return weight
-    whole = _tensor(weight)
-    oc, cg, kh, kw = whole.shape
-    wide_weight = whole.new_zeros(oc, cg * groups, kh, kw)
-    for i, rows in enumerate(torch.arange(oc).split(oc // groups)):
-        wide_weight[rows, i * cg : (i + 1) * cg] = whole[rows]
-    return wide_weight

@@ -41,7 +41,7 @@ def convolution(
 ) -> list[Launch]:  # fmt: skip
     """A convolution straight from [n, c, h, w] of any strides, uint8 or floating: a = scale * x + shift, then the sum.
 
-    `packed` has one group made from a dense weight (see `dense_weight`).
+    One group: `packed` and `spec` are of as many channels as x has.
     """
     if spec.n == 0:
         return []

@@ -11,7 +11,7 @@ from inception_fast.kernels import reference
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import conv, convolve, stems
 from inception_fast.kernels.triton.configs import Config
-from inception_fast.kernels.triton.convolve import Part, convolution, dense_weight, pack, split_columns
+from inception_fast.kernels.triton.convolve import Part, convolution, pack, split_columns
 from inception_fast.kernels.triton.launch import Launch, Map, interpreting
 from torch import Tensor
 
@@ -320,13 +320,13 @@ def test_stem_reads_images_as_they_come(kind: str) -> None:
     numerics.assert_exact(take(y), wanted)
 
 
-def test_stem_serves_groups_and_a_seven_wide_kernel() -> None:
-    spec = ConvSpec(1, 20, 20, 3, 24, 7, 7, (2, 2), (2, 3, 2, 3), groups=3, dtype="float32")
-    x, weight = numerics.integers(1, 3, 20, 20), numerics.integers(24, 1, 7, 7, seed=1)
-    packed = pack([Part(dense_weight(weight, 3), None, None, (2, 2), False)], FLOAT, DEVICE)
+def test_stem_serves_a_seven_wide_kernel() -> None:
+    spec = ConvSpec(1, 20, 20, 3, 24, 7, 7, (2, 2), (2, 3, 2, 3), dtype="float32")
+    x, weight = numerics.integers(1, 3, 20, 20), numerics.integers(24, 3, 7, 7, seed=1)
+    packed = pack([Part(weight, None, None, (2, 2), False)], FLOAT, DEVICE)
     y = empty(1, 24, spec.oh, spec.ow, FLOAT)
     run(stems.convolution("stem", spec, x.to(DEVICE), packed, y))
-    wanted = reference.conv(x, weight, stride=(2, 2), padding=spec.padding, groups=3, relu=False)
+    wanted = reference.conv(x, weight, stride=(2, 2), padding=spec.padding, relu=False)
     numerics.assert_exact(take(y), wanted)
 
 
