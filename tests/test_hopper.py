@@ -423,7 +423,8 @@ def test_rows_survive_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     choices.keep(file, row())
     assert choices.tuned("A GPU/1", 1) == (*choices.shipped(), row("A GPU/1"), row())
     assert choices.tuned("A GPU/1", 2) == choices.shipped(), "kernels of another version were not measured"
-    for wrong in ('{"rows": [["gpu", "conv"', '{"rows": [["g", "fft", "half", 1, 1, 1, 1, "c", 1, 1.0, 1.0]]}'):
+    whole = '{"rows": [["g", "%s", "half", 1, 1, 1, 1, "c", 1, %s, 1.0]]}'
+    for wrong in ('{"rows": [["gpu", "conv"', whole % ("fft", "1.0"), whole % ("conv", "NaN"), whole % ("conv", "0.0")):
         (tmp_path / "torn.json").write_text(wrong)
         with pytest.raises(ValueError, match=r"torn\.json holds no choices of kernels"):
             choices.read(tmp_path / "torn.json")

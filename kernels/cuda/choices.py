@@ -94,7 +94,11 @@ def read(file: Path) -> list[Row]:
 def row_of(values: Sequence[Any]) -> Row:
     """A row as a file or a result has it. Raises ValueError for one that cannot be."""
     gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
-    if kernel not in KERNELS or min(m, oc, k, taps, splits) < 1 or min(seconds, against) <= 0:
+    if (
+        kernel not in KERNELS
+        or min(m, oc, k, taps, splits) < 1
+        or not (0 < seconds < math.inf and 0 < against < math.inf)
+    ):
         raise ValueError(f"row {list(values)}; allowed: kernels {', '.join(KERNELS)}, sizes and times above 0")
     return Row(gpu, Shape(kernel, precision, m, oc, k, taps), config, splits, seconds, against)
 
