@@ -7,6 +7,7 @@ of each input.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,19 @@ from torch.nn import functional as F
 from ._checks import same_padding
 
 Grads = tuple[Tensor | None, ...]
+
+
+def differentiable(
+    call: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of call(*inputs), in torch's operations, that `needs` asks for, to be differentiated again.
+
+    Of views, for one input may depend on another: what a layer reads of its own result does on its weights.
+    """
+    own = [tensor.view_as(tensor) if needed else tensor for tensor, needed in zip(inputs, needs, strict=True)]
+    leaves = [tensor for tensor, needed in zip(own, needs, strict=True) if needed]
+    grads = iter(torch.autograd.grad(call(*own), leaves, grad, create_graph=True))
+    return [next(grads) if needed else None for needed in needs]
 
 
 class _Conv(NamedTuple):
