@@ -223,7 +223,8 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
 def batch_norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """relu(bn(x)), in one native operation where that is what training of a plain batch norm needs."""
     if not (_plainly_trains(bn) and _batch_norm.is_native(x)):
-        return F.relu(bn(x), inplace=True)
+        # In place of what nobody else holds: a hook or another class may keep or return what it was given.
+        return F.relu(bn(x), inplace=type(bn) is nn.BatchNorm2d and not has_hooks(bn))
     y, mean, var = ops.batch_norm_relu(x, bn.weight, bn.bias, eps=bn.eps)
     _take_in(bn, mean, var, x.numel() // x.shape[1])
     return y

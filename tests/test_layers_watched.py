@@ -160,6 +160,24 @@ def test_a_hook_on_the_activation_leaves_the_block() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+def test_what_a_hook_on_the_batch_norm_keeps_is_not_written(training: bool) -> None:
+    nets, seen = both("block", training), []
+    for net in nets:
+        net[0].bn.register_forward_hook(lambda module, args, y: seen.append(y))
+        net(X)
+    assert seen[0].min() < 0
+    assert relative(seen[1].detach(), seen[0].detach()) <= numerics.NET_MAX
+
+
+def test_a_batch_norm_of_another_class_may_need_its_result_for_its_gradient() -> None:
+    _, swapped = both("block", True)
+    layer: Any = swapped[0]
+    layer.bn = nn.Sequential(layer.bn, nn.Sigmoid())
+    swapped(X).sum().backward()
+    assert layer.conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
 def test_who_watches_all_modules_sees_the_children(training: bool) -> None:
     _, swapped = both("pair", training)
     seen: list[type[nn.Module]] = []
