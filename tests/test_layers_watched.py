@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,22 @@ def test_who_watches_all_modules_sees_the_children(training: bool) -> None:
     finally:
         handle.remove()
     assert seen.count(nn.Conv2d) == seen.count(nn.BatchNorm2d) == 2
+
+
+def test_saved_tensors_may_come_back_in_another_layout() -> None:
+    """As from hooks that keep them compressed, on a disk or as NumPy's arrays."""
+    net = replace_layers(nn.Sequential(Block(), nn.MaxPool2d(3, 2))).to(memory_format=torch.channels_last).train()
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    strided = hooks(lambda kept: torch.stack((kept, kept), -1), lambda kept: kept[..., 0])
+    found: list[list[Tensor]] = []
+    for watching in (contextlib.nullcontext(), strided, hooks(lambda kept: kept.contiguous(), lambda kept: kept)):
+        x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+        with watching:
+            y = net(x)
+        inputs = (x, *net.parameters())
+        found.append([part.clone() for part in torch.autograd.grad(y.square().sum(), inputs)])  # type: ignore[arg-type]
+    for other in found[1:]:
+        assert all(relative(mine, wanted) <= numerics.GRAD_REL_L2 for mine, wanted in zip(other, found[0], strict=True))
 
 
 @pytest.mark.parametrize("training", [False, True])
