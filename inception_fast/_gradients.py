@@ -8,6 +8,7 @@ of each input.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +29,15 @@ def differentiable(
     """
     own = [tensor.view_as(tensor) if needed else tensor for tensor, needed in zip(inputs, needs, strict=True)]
     leaves = [tensor for tensor, needed in zip(own, needs, strict=True) if needed]
-    grads = iter(torch.autograd.grad(call(*own), leaves, grad, create_graph=True))
+    with _unrounded(grad):
+        grads = iter(torch.autograd.grad(call(*own), leaves, grad, create_graph=True))
     return [next(grads) if needed else None for needed in needs]
+
+
+def _unrounded(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Out of autocast, which may be on in a backward alone and would round what is computed again there."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class _Conv(NamedTuple):
@@ -51,7 +59,8 @@ class _Conv(NamedTuple):
 
     def forward(self) -> Tensor:
         x, padding = self.symmetric()
-        y = F.conv2d(x, self.weight, None, self.stride, padding)
+        with _unrounded(x):
+            y = F.conv2d(x, self.weight, None, self.stride, padding)
         return y * _column(self.scale) + _column(self.shift)
 
     def backward(self, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:

@@ -97,6 +97,19 @@ def test_transforms_give_what_the_plain_network_gives(transform: str, training: 
     assert relative(found, wanted) <= 1e-4
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_in_a_backward_alone_rounds_nothing(training: bool, again: bool) -> None:
+    _, swapped = both("pair", training)
+    found = []
+    for cast in (False, True):
+        x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+        loss = swapped(x).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            found.append(torch.autograd.grad(loss, (x, *swapped.parameters()), create_graph=again))
+    assert all(torch.equal(mine, wanted) for wanted, mine in zip(*found, strict=True))
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "append": lambda net: net.append(nn.Flatten()),
     "another activation": lambda net: net.__setitem__(2, nn.SiLU()),
