@@ -42,6 +42,11 @@ def is_plain(values: Any) -> bool:
     return type(values) in PLAIN and values.is_cpu and not values.is_neg()
 
 
+def is_plain_gradient(grad: Tensor) -> bool:
+    """`is_plain` of one, which may be a batch of them (`is_grads_batched`), of which `transformed` does not know."""
+    return is_plain(grad) and not torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def _is_column(values: Any, size: torch.Size) -> bool:
     """Whether the kernels may read and write these [c] floats where they lie."""
     return is_plain(values) and values.shape == size and values.dtype is torch.float32 and values.is_contiguous()
@@ -114,7 +119,7 @@ class _TrainedLayer(Function):
                 return _batch_norm.result(z, weight, bias, eps)
 
             return (*differentiable(layer, (x, kernel, weight, bias), needs, grad), None, None)
-        if is_plain(grad) and direct():
+        if is_plain_gradient(grad) and direct():
             from .backends import batch_norm
 
             of_x, of_kernel = _convolution.input_gradient_kernel, _convolution.gradient_kernel

@@ -99,6 +99,22 @@ def test_transforms_give_what_the_plain_network_gives(transform: str, training: 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", plain_nets())
+def test_a_batch_of_gradients_is_the_gradient_of_each(name: str, training: bool, again: bool) -> None:
+    """What `torch.autograd.functional` does where it vectorises."""
+    _, swapped = both(name, training)
+    x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = swapped(x)
+    inputs = [x, *swapped.parameters()]
+    grads = torch.stack([numerics.random(*y.shape, seed=seed) for seed in (1, 2)])
+    found = torch.autograd.grad(y, inputs, grads, is_grads_batched=True, retain_graph=True, create_graph=again)
+    for place, grad in enumerate(grads):
+        for mine, wanted in zip(found, torch.autograd.grad(y, inputs, grad, retain_graph=True), strict=True):
+            assert relative(mine[place].detach(), wanted) <= numerics.GRAD_REL_L2 * 10
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
+@pytest.mark.parametrize("training", [False, True])
 def test_autocast_in_a_backward_alone_rounds_nothing(training: bool, again: bool) -> None:
     _, swapped = both("pair", training)
     found = []
