@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import dispatch
 from ._checks import DTYPES
+from ._gradients import differentiable
 from .backends import laid_out
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)"
@@ -127,11 +128,11 @@ def setup(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
 def backward(ctx: Any, grad: Tensor, *of_statistics: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, var = ctx.saved_tensors
     if torch.is_grad_enabled():  # to be differentiated again: the statistics as functions of x, in torch's operations
-        needed = [part for part, needs in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needs]
-        wide_x, wide_weight, wide_bias = widened(x, weight, bias)
-        y = formula(wide_x, wide_weight, wide_bias, ctx.eps)[0].to(x.dtype)
-        grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
-        return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:3]), None)
+
+        def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return result(x, weight, bias, ctx.eps)
+
+        return (*differentiable(layer, (x, weight, bias), ctx.needs_input_grad[:3], grad), None)
     return (*torch.ops.inception_fast.batch_norm_relu_backward(grad, x, weight, bias, mean, var, ctx.eps), None)
 
 
@@ -140,6 +141,12 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Three:
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     scale = weight * torch.rsqrt(var + eps)
     return torch.relu((x - _column(mean)) * _column(scale) + _column(bias)), mean, var
+
+
+def result(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """y of `formula`, computed as wide as it has to be, in the dtype of x."""
+    wide_x, wide_weight, wide_bias = widened(x, weight, bias)
+    return formula(wide_x, wide_weight, wide_bias, eps)[0].to(x.dtype)
 
 
 def widened(*tensors: Tensor) -> tuple[Tensor, ...]:

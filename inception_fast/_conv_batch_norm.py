@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _batch_norm
 from ._batch_norm import memory_format
+from ._gradients import differentiable
 
 SCHEMA = (
     "(Tensor x, Tensor kernel, Tensor weight, Tensor bias, int[] stride, int[] padding, float eps) "
@@ -69,12 +70,11 @@ def backward(ctx: Any, grad: Tensor, *of_others: Tensor) -> tuple[Tensor | None,
     x, kernel, weight, bias, z, mean, var = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
     if torch.is_grad_enabled():  # to be differentiated again
-        leaves = [part for part, needed in zip((x, kernel, weight, bias), needs, strict=True) if needed]
-        result = _convolution(x, kernel, ctx.stride, ctx.padding)
-        wide_z, wide_weight, wide_bias = _batch_norm.widened(result, weight, bias)
-        y = _batch_norm.formula(wide_z, wide_weight, wide_bias, ctx.eps)[0].to(x.dtype)
-        grads = iter(torch.autograd.grad(y, leaves, grad, create_graph=True))
-        return (*(next(grads) if needed else None for needed in needs), None, None, None)
+
+        def layer(x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return _batch_norm.result(_convolution(x, kernel, ctx.stride, ctx.padding), weight, bias, ctx.eps)
+
+        return (*differentiable(layer, (x, kernel, weight, bias), needs, grad), None, None, None)
     dz, dweight, dbias = torch.ops.inception_fast.batch_norm_relu_backward(grad, z, weight, bias, mean, var, ctx.eps)
     mask = [needs[0], needs[1], False]
     dx, dkernel, _ = torch.ops.aten.convolution_backward(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from . import dispatch
 from ._batch_norm import memory_format
+from ._gradients import differentiable
 
 NHWC = torch.channels_last
 SCHEMA = "(Tensor x, Tensor weight, int[] stride, int[] padding, bool winograd=False) -> Tensor"
@@ -115,10 +116,11 @@ def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     if torch.is_grad_enabled():  # to be differentiated again, in torch's operations
-        needed = [part for part, needs in zip((x, weight), ctx.needs_input_grad, strict=False) if needs]
-        y = F.conv2d(x, weight.to(x.dtype), None, ctx.stride, ctx.padding)
-        grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
-        return (*(next(grads) if needs else None for needs in ctx.needs_input_grad[:2]), None, None, None)
+
+        def convolved(x: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(x, weight.to(x.dtype), None, ctx.stride, ctx.padding)
+
+        return (*differentiable(convolved, (x, weight), ctx.needs_input_grad[:2], grad), None, None, None)
     dx = dw = None
     if ctx.needs_input_grad[0]:
         dx = torch.ops.inception_fast.conv_input_gradient(grad, x, weight, ctx.stride, ctx.padding, ctx.winograd)

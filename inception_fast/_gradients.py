@@ -7,6 +7,8 @@ of each input.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,26 @@ from torch.nn import functional as F
 from ._checks import same_padding
 
 Grads = tuple[Tensor | None, ...]
+
+
+def differentiable(
+    call: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of call(*inputs), in torch's operations, that `needs` asks for, to be differentiated again.
+
+    Of views, for one input may depend on another: what a layer reads of its own result does on its weights.
+    """
+    own = [tensor.view_as(tensor) if needed else tensor for tensor, needed in zip(inputs, needs, strict=True)]
+    leaves = [tensor for tensor, needed in zip(own, needs, strict=True) if needed]
+    with _unrounded(grad):
+        grads = iter(torch.autograd.grad(call(*own), leaves, grad, create_graph=True))
+    return [next(grads) if needed else None for needed in needs]
+
+
+def _unrounded(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Out of autocast, which may be on in a backward alone and would round what is computed again there."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class _Conv(NamedTuple):
@@ -37,7 +59,8 @@ class _Conv(NamedTuple):
 
     def forward(self) -> Tensor:
         x, padding = self.symmetric()
-        y = F.conv2d(x, self.weight, None, self.stride, padding)
+        with _unrounded(x):
+            y = F.conv2d(x, self.weight, None, self.stride, padding)
         return y * _column(self.scale) + _column(self.shift)
 
     def backward(self, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:

@@ -16,6 +16,7 @@ from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 from . import _batch_norm, _convolution, dispatch
+from ._gradients import differentiable
 
 PLAIN = (Tensor, nn.Parameter)
 
@@ -39,6 +40,11 @@ def serves(x: Tensor, parts: Parts) -> bool:
 def is_plain(values: Any) -> bool:
     """Whether the CPU's memory holds the tensor's values; that of a view that only notes a sign does not."""
     return type(values) in PLAIN and values.is_cpu and not values.is_neg()
+
+
+def is_plain_gradient(grad: Tensor) -> bool:
+    """`is_plain` of one, which may be a batch of them (`is_grads_batched`), of which `transformed` does not know."""
+    return is_plain(grad) and not torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _is_column(values: Any, size: torch.Size) -> bool:
@@ -107,8 +113,13 @@ class _TrainedLayer(Function):
         stride, padding, winograd, eps = ctx.call
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
-            return (*_differentiable(grad, (x, kernel, weight, bias), needs, ctx.call), None, None)
-        if is_plain(grad) and direct():
+
+            def layer(x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                z = F.conv2d(x, kernel.to(x.dtype), None, stride, padding)
+                return _batch_norm.result(z, weight, bias, eps)
+
+            return (*differentiable(layer, (x, kernel, weight, bias), needs, grad), None, None)
+        if is_plain_gradient(grad) and direct():
             from .backends import batch_norm
 
             of_x, of_kernel = _convolution.input_gradient_kernel, _convolution.gradient_kernel
@@ -120,17 +131,3 @@ class _TrainedLayer(Function):
         dx = of_x(dz, x, kernel, stride, padding, winograd) if needs[0] else None
         dkernel = of_kernel(dz, x, kernel, stride, padding, winograd)
         return dx, dkernel, dweight, dbias, None, None
-
-
-def _differentiable(
-    grad: Tensor, inputs: tuple[Tensor, ...], needs: tuple[bool, ...], call: Any
-) -> list[Tensor | None]:
-    """The gradients of `inputs` in torch's operations, to be differentiated again."""
-    x, kernel, weight, bias = inputs
-    stride, padding, _, eps = call
-    needed = [part for part, needs_one in zip(inputs, needs, strict=True) if needs_one]
-    z = F.conv2d(x, kernel.to(x.dtype), None, stride, padding)
-    wide_z, wide_weight, wide_bias = _batch_norm.widened(z, weight, bias)
-    y = _batch_norm.formula(wide_z, wide_weight, wide_bias, eps)[0].to(x.dtype)
-    grads = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
-    return [next(grads) if needs_one else None for needs_one in needs]

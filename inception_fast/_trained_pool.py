@@ -60,7 +60,7 @@ class _TrainedPool(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (taps,) = ctx.saved_tensors or (None,)  # asked for once: a checkpoint gives them out once
-        if torch.is_grad_enabled() or not (_trained_layer.is_plain(grad) and _trained_layer.direct()):
+        if torch.is_grad_enabled() or not (_trained_layer.is_plain_gradient(grad) and _trained_layer.direct()):
             return _in_torch(grad, taps, ctx.window, ctx.size), None
         from .backends import train_pool
 

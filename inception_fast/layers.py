@@ -223,7 +223,8 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
 def batch_norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """relu(bn(x)), in one native operation where that is what training of a plain batch norm needs."""
     if not (_plainly_trains(bn) and _batch_norm.is_native(x)):
-        return F.relu(bn(x), inplace=True)
+        # In place of what nobody else holds: a hook or another class may keep or return what it was given.
+        return F.relu(bn(x), inplace=type(bn) is nn.BatchNorm2d and not has_hooks(bn))
     y, mean, var = ops.batch_norm_relu(x, bn.weight, bn.bias, eps=bn.eps)
     _take_in(bn, mean, var, x.numel() // x.shape[1])
     return y
@@ -270,6 +271,21 @@ def _plainly_trains(bn: nn.Module) -> bool:
     )
 
 
+def are_pair(a: nn.Conv2d, b: nn.Conv2d) -> bool:
+    """Whether they are 1xn and nx1 in either order, n odd, stride 1, padded SAME, as they stand."""
+    kernel = tuple(a.kernel_size)
+    if 1 not in kernel or kernel != tuple(b.kernel_size)[::-1] or max(kernel) % 2 == 0:
+        return False
+    return all(conv.stride == (1, 1) and conv.padding == tuple(k // 2 for k in conv.kernel_size) for conv in (a, b))
+
+
+def fusable_pair(*layers: nn.Module) -> bool:
+    """Whether two modules may run as one operation: layers of this class, frozen, of a pair's kernels."""
+    return all(
+        type(layer) is ConvBNReLU and fusable(layer.conv, layer.bn) and not has_hooks(layer) for layer in layers
+    ) and are_pair(*(layer.conv for layer in layers))  # type: ignore[arg-type]
+
+
 class _Two(nn.Module):
     """Two ConvBNReLU children, `first` and `second`, which one operation may run together."""
 
@@ -277,8 +293,7 @@ class _Two(nn.Module):
     second: ConvBNReLU
 
     def _fusable(self) -> bool:
-        layers = (self.first, self.second)
-        return all(fusable(layer.conv, layer.bn) and not has_hooks(layer) for layer in layers)
+        return fusable_pair(self.first, self.second)
 
 
 class AsymmetricPair(_Two):
@@ -386,7 +401,7 @@ class PoolProject(nn.Module):
         pool["count_include_pad"] = self.count_include_pad
         if symbolic(x):
             return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
-        if not fusable(conv, bn):
+        if not (fusable(conv, bn) and _is_pointwise(conv)):
             _check_learning(x, conv)
             window = _average(**pool)
             ours = window is not None and _trained_pool.serves(x, window)
@@ -397,6 +412,10 @@ class PoolProject(nn.Module):
     def extra_repr(self) -> str:
         window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
         return f"{window}, count_include_pad={self.count_include_pad}"
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
 
 
 def _length(n: Any) -> int:

@@ -31,9 +31,10 @@ from .layers import (
     MaxPool2d,
     PoolProject,
     _Two,
+    are_pair,
     conv_bn_relu,
     conv_problem,
-    fusable,
+    fusable_pair,
     has_hooks,
 )
 
@@ -319,13 +320,7 @@ def _is_pair(modules: list[nn.Module]) -> bool:
     if len(modules) != 2 or not all(type(module) is ConvBNReLU for module in modules):
         return False
     (a, b) = (module.conv for module in modules if isinstance(module, ConvBNReLU))
-    kernel = tuple(a.kernel_size)
-    if 1 not in kernel or kernel != tuple(b.kernel_size)[::-1] or max(kernel) < 3 or max(kernel) % 2 == 0:
-        return False
-    return all(
-        conv_problem(conv) is None and conv.stride == (1, 1) and conv.padding == tuple(k // 2 for k in conv.kernel_size)
-        for conv in (a, b)
-    )
+    return max(a.kernel_size) >= 3 and conv_problem(a) is conv_problem(b) is None and are_pair(a, b)
 
 
 def _sequential(module: nn.Sequential) -> nn.Module | None:
@@ -363,7 +358,7 @@ def _run(run: Run, x: Tensor) -> Tensor:
     modules = run.modules
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
-    if run.kind == "pair" and not symbolic(x) and all(fusable(m.conv, m.bn) and not has_hooks(m) for m in modules):
+    if run.kind == "pair" and not symbolic(x) and fusable_pair(*modules):
         return ops.asymmetric_pair(x, *modules[0].fused_arguments(), *modules[1].fused_arguments())
     for module in modules:
         x = module(x)

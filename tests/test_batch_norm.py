@@ -196,6 +196,11 @@ def test_gradients_of_the_operator_with_its_convolution() -> None:
 
     assert torch.autograd.gradcheck(y, (x, kernel, weight, bias))
     assert torch.autograd.gradgradcheck(y, (x, kernel, weight, bias))
+    twice = y(y(x, kernel, weight, bias), kernel, weight, bias).square().sum()
+    inputs = (x, kernel, weight, bias)
+    plain = torch.autograd.grad(twice, inputs, retain_graph=True)
+    for mine, expected in zip(torch.autograd.grad(twice, inputs, create_graph=True), plain, strict=True):
+        torch.testing.assert_close(mine, expected)
 
 
 def test_autocast_casts_what_a_convolution_reads() -> None:

@@ -195,6 +195,48 @@ def test_hooked_and_parametrised_children_are_called(called: list[str]) -> None:
     assert not called
 
 
+class Doubled(fast.ConvBNReLU):
+    """Takes the place of plain layers too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * F.relu(self.bn(self.conv(x)))
+
+
+RESHAPED: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "a stride in a pair": ("pair", lambda net: setattr(net.second.conv, "stride", (2, 2))),
+    "no padding in a pair": ("pair", lambda net: setattr(net.first.conv, "padding", (0, 0))),
+    "a kernel in a pair": ("pair", lambda net: setattr(net.first, "conv", nn.Conv2d(8, 12, 3, padding=1))),
+    "a class of a pair": ("pair", lambda net: setattr(net.first, "__class__", Doubled)),
+    "a child of a pair": ("pair", lambda net: setattr(net, "first", nn.Conv2d(8, 12, 1))),
+    "strides in a split": ("split", lambda net: [setattr(m.conv, "stride", (2, 2)) for m in (net.first, net.second)]),
+    "a stride in a projection": ("pool", lambda net: setattr(net.conv, "stride", (2, 1))),
+    "a kernel in a projection": ("pool", lambda net: setattr(net, "conv", nn.Conv2d(8, 10, 3, padding=1))),
+}
+
+
+@pytest.mark.parametrize("change", RESHAPED)
+def test_changed_convolutions_run_as_they_stand(change: str, called: list[str]) -> None:
+    """The operations of two layers and of a projection have one geometry; that of the convolutions may be another."""
+    name, alter = RESHAPED[change]
+    layer, plain, x = twins(name)
+    for net in (layer, plain):
+        torch.manual_seed(0)
+        alter(net)
+        net.eval()
+    with torch.no_grad():
+        numerics.assert_close_budget(layer(x), exact(plain, x), roundings=2)
+    assert LAYERS[name][2] not in called
+
+
+def test_a_changed_pair_in_a_longer_sequential_runs_as_it_stands() -> None:
+    pair = fast.AsymmetricPair(8, 12, 10, 7)
+    net = fast.replace_layers(nn.Sequential(pair.first, pair.second, nn.Flatten())).eval()
+    x = numerics.random(2, 8, 20, 21, seed=99)
+    assert net(x).shape == (2, 10 * 20 * 21)
+    pair.first.conv.stride = (2, 2)
+    assert net(x).shape == (2, 10 * 10 * 11)
+
+
 @each_layer
 def test_layers_copy_and_pickle_after_use(name: str) -> None:
     layer, _, x = twins(name)

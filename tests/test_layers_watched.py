@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,35 @@ def test_transforms_give_what_the_plain_network_gives(transform: str, training: 
     assert relative(found, wanted) <= 1e-4
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", plain_nets())
+def test_a_batch_of_gradients_is_the_gradient_of_each(name: str, training: bool, again: bool) -> None:
+    """What `torch.autograd.functional` does where it vectorises."""
+    _, swapped = both(name, training)
+    x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = swapped(x)
+    inputs = [x, *swapped.parameters()]
+    grads = torch.stack([numerics.random(*y.shape, seed=seed) for seed in (1, 2)])
+    found = torch.autograd.grad(y, inputs, grads, is_grads_batched=True, retain_graph=True, create_graph=again)
+    for place, grad in enumerate(grads):
+        for mine, wanted in zip(found, torch.autograd.grad(y, inputs, grad, retain_graph=True), strict=True):
+            assert relative(mine[place].detach(), wanted) <= numerics.GRAD_REL_L2 * 10
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_in_a_backward_alone_rounds_nothing(training: bool, again: bool) -> None:
+    _, swapped = both("pair", training)
+    found = []
+    for cast in (False, True):
+        x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+        loss = swapped(x).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            found.append(torch.autograd.grad(loss, (x, *swapped.parameters()), create_graph=again))
+    assert all(torch.equal(mine, wanted) for wanted, mine in zip(*found, strict=True))
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "append": lambda net: net.append(nn.Flatten()),
     "another activation": lambda net: net.__setitem__(2, nn.SiLU()),
@@ -160,6 +190,24 @@ def test_a_hook_on_the_activation_leaves_the_block() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+def test_what_a_hook_on_the_batch_norm_keeps_is_not_written(training: bool) -> None:
+    nets, seen = both("block", training), []
+    for net in nets:
+        net[0].bn.register_forward_hook(lambda module, args, y: seen.append(y))
+        net(X)
+    assert seen[0].min() < 0
+    assert relative(seen[1].detach(), seen[0].detach()) <= numerics.NET_MAX
+
+
+def test_a_batch_norm_of_another_class_may_need_its_result_for_its_gradient() -> None:
+    _, swapped = both("block", True)
+    layer: Any = swapped[0]
+    layer.bn = nn.Sequential(layer.bn, nn.Sigmoid())
+    swapped(X).sum().backward()
+    assert layer.conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
 def test_who_watches_all_modules_sees_the_children(training: bool) -> None:
     _, swapped = both("pair", training)
     seen: list[type[nn.Module]] = []
@@ -169,6 +217,22 @@ def test_who_watches_all_modules_sees_the_children(training: bool) -> None:
     finally:
         handle.remove()
     assert seen.count(nn.Conv2d) == seen.count(nn.BatchNorm2d) == 2
+
+
+def test_saved_tensors_may_come_back_in_another_layout() -> None:
+    """As from hooks that keep them compressed, on a disk or as NumPy's arrays."""
+    net = replace_layers(nn.Sequential(Block(), nn.MaxPool2d(3, 2))).to(memory_format=torch.channels_last).train()
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    strided = hooks(lambda kept: torch.stack((kept, kept), -1), lambda kept: kept[..., 0])
+    found: list[list[Tensor]] = []
+    for watching in (contextlib.nullcontext(), strided, hooks(lambda kept: kept.contiguous(), lambda kept: kept)):
+        x = X.clone(memory_format=torch.preserve_format).requires_grad_()
+        with watching:
+            y = net(x)
+        inputs = (x, *net.parameters())
+        found.append([part.clone() for part in torch.autograd.grad(y.square().sum(), inputs)])  # type: ignore[arg-type]
+    for other in found[1:]:
+        assert all(relative(mine, wanted) <= numerics.GRAD_REL_L2 for mine, wanted in zip(other, found[0], strict=True))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -125,6 +126,24 @@ def test_second_derivatives(nodes: list[int]) -> None:
     assert nodes == [1]
     for mine, exact in zip(*found, strict=True):
         assert numerics.rel_l2(mine, exact) <= numerics.GRAD_REL_L2 * 10
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["one node", "operators"])
+def test_a_layer_that_reads_its_own_result_has_the_gradients_of_torch(watched: bool, nodes: list[int]) -> None:
+    """Its second input depends on its weights, which a graph of gradients must not count twice."""
+    layer = randomise(fast.ConvBNReLU(16, 16, 3, padding=1)).to(memory_format=torch.channels_last).train()
+    x = numerics.random(4, 16, 9, 11, seed=1).contiguous(memory_format=torch.channels_last)
+    found = []
+    for module, image in ((layer, x), (copy.deepcopy(layer).double(), x.double())):
+        image = image.clone(memory_format=torch.preserve_format).requires_grad_()
+        with Watching() if watched else contextlib.nullcontext():
+            y = module(module(image))
+        inputs = [image, *module.parameters()]
+        once = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        found.append([*once, *torch.autograd.grad(sum(part.square().mean() for part in once), inputs)])  # type: ignore[arg-type]
+    assert len(nodes) == (0 if watched else 2)
+    for mine, exact in zip(*found, strict=True):
+        assert numerics.rel_l2(mine.detach(), exact.detach()) <= numerics.GRAD_REL_L2 * 10
 
 
 def test_what_needs_no_gradient_gets_none(nodes: list[int]) -> None:

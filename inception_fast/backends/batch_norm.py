@@ -64,7 +64,8 @@ def forward(
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, eps: float) -> Three:
-    """Gradients of x (laid out as x), weight and bias, by the native kernels."""
+    """Gradients of x (in channels_last), weight and bias, by the native kernels."""
+    x = x.contiguous(memory_format=torch.channels_last)  # hooks on saved tensors may return it in another layout
     pitch = pixel_pitch(grad)
     if pitch is None or grad.dtype is not x.dtype:
         grad, pitch = grad.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape[1]

@@ -27,6 +27,7 @@ def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
 def backward(grad: Tensor, taps: Tensor | None, window: Window, h: int, w: int) -> Tensor:
     """The gradient of x [n, c, h, w], in channels_last."""
     n, c, oh, ow = grad.shape
+    taps = None if taps is None else taps.contiguous()  # hooks on saved tensors may return it in another layout
     dx = torch.empty((n, c, h, w), dtype=grad.dtype, memory_format=torch.channels_last, device="cpu")
     pitch = pixel_pitch(grad)
     if pitch is None:
