@@ -360,6 +360,13 @@ def test_a_disk_without_room_for_temporary_files_is_one_line(capsys, monkeypatch
     assert (out, err.count("\n")) == ("", 1) and "list: [Errno 2] No usable temporary directory found" in err
 
 
+@pytest.mark.parametrize("empty", [torch.empty, np.empty])
+def test_more_memory_than_there_is_is_one_line(capsys, monkeypatch, empty):
+    monkeypatch.setattr(inception_fast, "list_models", lambda pattern=None: empty(1 << 50))
+    line = refused(capsys, "list")
+    assert "list: more memory than there is; choose a smaller batch or image: " in line
+
+
 def test_one_line():
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -311,6 +311,21 @@ def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "holds a run with shard_size 16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["features", "."])
+def test_a_run_into_the_folder_of_the_images_goes_on(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    """Its shards are parquet files, which are no images of the next call's."""
+    monkeypatch.chdir(photos)
+    monkeypatch.setattr(Recipe, "make", lambda self: TinyExtractor())
+    command = ["features", ".", "--out", out, "--workers", "0", "--shard-size", "16"]
+    assert main(command) == 0
+    (photos / out / "features-00001.parquet").unlink()
+    assert main(command) == main(command) == 0
+    assert "all there already" in capsys.readouterr().out
+    assert len(table(photos / out)["path"]) == COUNT
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

@@ -336,6 +336,17 @@ def test_what_is_red_is_timed_when_asked_and_says_so(queue: dict[str, Any], smal
     assert marks == {"build": None, "exact/norm": None, "exact/conv": None, "layers/1/x": True, "network/m/1/x": True}
 
 
+def test_rows_that_stay_of_a_red_failure_are_red(queue: dict[str, Any], small: list[Any], tmp_path: Path) -> None:
+    """Behind its exact test, which came right the second time, the job was cut off before it had as many."""
+    store, layers = queue["store"].Store(tmp_path), small[3]
+    wrong = {"status": "failed", "rows": [{"value": 1}, {"value": 2}], "red": True}
+    store.put(layers, wrong)
+    store.put(layers, {"status": "failed", "rows": [{"value": 3}]})
+    assert store.summary()["rows"] == [{"job": "layers/1/x", "value": value, "red": True} for value in (1, 2)]
+    store.put(layers, {"status": "ok", "rows": [{"value": 4}]})
+    assert store.summary()["rows"] == [{"job": "layers/1/x", "value": 4}]
+
+
 def test_every_kind_of_job_is_known(queue: dict[str, Any]) -> None:
     """Names of jobs are functions of `work` with as many arguments; what is red refers to tests that exist."""
     jobs = queue["catalogue"].jobs()

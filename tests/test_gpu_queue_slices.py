@@ -131,6 +131,16 @@ def test_a_wrong_pattern_is_named_before_anything_runs(filed: Path) -> None:
     assert done.returncode == 2 and "--again exact/conv: no earlier result" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--only", "netwrok/*"], "--only netwrok/*: no job"), (["--merge"], "File exists: '")]
+)
+def test_a_wrong_call_is_named_before_anything_runs(filed: Path, options: list[str], said: str) -> None:
+    """A pattern of jobs without one, and a file in place of the folder for results."""
+    command = [sys.executable, str(FOLDER / "run.py"), "--out", str(filed), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr
+
+
 def test_a_network_waits_for_its_tiles(queue: dict[str, Any], tmp_path: Path) -> None:
     """Where the tiles do not fit the slice it does not fail for want of them; and the machine is asked anew."""
     job, ran = queue["store"].Job, list[str]()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from inception_fast import create_model
+from inception_fast import create_model, dispatch
 from inception_fast.cli import main
 from inception_fast.train import loop
 from inception_fast.train.data import load_data
@@ -302,6 +303,25 @@ def test_requests_that_cannot_be_served(
 ) -> None:
     assert words in refused([*ARGUMENTS, "--out", str(tmp_path / "out"), *more], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_instructions_that_this_machine_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INCEPTION_FAST_ISA", "neon")
+    dispatch._probe.cache_clear()
+    assert "INCEPTION_FAST_ISA=neon; this machine can run: generic" in refused(
+        [*ARGUMENTS, "--out", str(tmp_path / "out")], capsys
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_ends_before_its_first_step_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a batch that memory does not hold."""
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
+        patch.setattr(Trainer, "step", Mock(side_effect=RuntimeError("no room")))
+        train(tiny(2), tmp_path, QUICK)
+    assert train(tiny(2), tmp_path, QUICK)["status"] == "done"
 
 
 def test_frozen_batch_norm_takes_one_image_at_a_time(tmp_path: Path) -> None:

@@ -270,3 +270,12 @@ def test_the_command_refuses_what_it_does_not_know(
     for words in (["--arch", "sm_42"], ["no_such_kernel"], ["--tune", "no_such_model"], ["--tune", "inception_v1"]):
         assert main(["kernels", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_command_says_on_one_line_that_nothing_compiles(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(offline, "interpreting", lambda: True)
+    assert main(["kernels", "lrn", "--arch", "sm_80"]) == 2
+    said = "lrn bfloat16: kernels are interpreted in this process; allowed: without TRITON_INTERPRET"
+    assert capsys.readouterr() == ("", f"inception-fast: error: {said}\n")

@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list the slices and run nothing")
     args = parser.parse_args(argv)
     jobs = [job for job in catalogue.jobs() if job.name in ALWAYS or named(job, args.only)]
+    for pattern in args.only:
+        if not any(named(job, [pattern]) for job in jobs):
+            parser.error(f"--only {pattern}: no job of that name; --dry-run without --only lists them")
     try:
         if args.dry_run:
             before = earlier_results(args.earlier, args.again)
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out is None:
             parser.error("--out is needed; --dry-run lists the slices without it")
         store = Store(args.out, args.earlier, len(jobs), args.again)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     mark_taken(store)
     if args.merge:

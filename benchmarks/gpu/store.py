@@ -61,7 +61,7 @@ class Store:
         before = self.get(job) or {}
         kept = {**result, "tries": before.get("tries", 0) + 1}
         if kept["status"] == FAILED and len(before.get("rows", [])) > len(kept.get("rows", [])):
-            kept |= {key: before[key] for key in ("rows", "of") if key in before}
+            kept |= {key: before[key] for key in ("rows", "of", "red") if key in before}
         if kept["status"] == FAILED and "machine" in before:
             kept = {**before, **kept}
         json.dumps(kept, allow_nan=False)

@@ -29,6 +29,7 @@ COMMANDS = (
 )
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a disk's refusals are no bug of ours
 NO_ROOM = "No usable temporary directory"  # what tempfile, which torch asks, makes of a full or read-only disk
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in torch's refusals, RuntimeErrors all
 MODULES = {"list": "listing"}  # a submodule named list would hide the built-in here
 
 
@@ -76,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK and not str(error.strerror).startswith(NO_ROOM):
             raise
         return _refused(f"{args.command}: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        return _refused(f"{args.command}: more memory than there is; choose a smaller batch or image: {error}")
 
 
 def _prepare_streams() -> None:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args)
         if args.engine == "local" and args.ray_address is not None:
             raise CommandError("--ray-address with --engine local; allowed: with --engine ray")
-        source = open_source(args.source)
+        source = open_source(args.source, args.out)
         recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device)
         if args.weights is None:
             note("warning: no --weights, so the weights are random and the features mean nothing")

@@ -85,8 +85,12 @@ def compiled(entries: list[Any], arch: str) -> Iterator[tuple[dict[str, Any], st
     from ..kernels.triton import offline
 
     for entry in entries:
-        with serving(f"{entry.kernel} {entry.config}"):
-            found = offline.compile_launch(entry.launch, arch)
+        named = f"{entry.kernel} {entry.config}"
+        with serving(named):
+            try:
+                found = offline.compile_launch(entry.launch, arch)
+            except RuntimeError as error:  # the compiler or its tools
+                raise CommandError(f"{named}: {error}") from error
         row = {
             "kernel": entry.kernel,
             "config": entry.config,

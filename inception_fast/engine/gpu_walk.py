@@ -131,12 +131,13 @@ def _member(hopper: Hopper, task: Any, buffers: Sequence[Buffer]) -> Member | No
     step, kernels = task.step, hopper.kernels
     if task.entry is not None or not isinstance(step, (ConvStep, PoolStep)):
         return None
-    if misplaced(step, step.spec.dtype, buffers) and not _widened(step, buffers):
+    wide = _widened(step, buffers)
+    if misplaced(step, step.spec.dtype, buffers) and not wide:
         return None
     if isinstance(step, PoolStep):
         return None if walk.pool_reasons(kernels, step.spec) else Member(step)
     spec = spec_of(step)
-    cut = walk.chosen(kernels, spec, columns_of(step), walk.blocks_of(hopper.device))
+    cut = walk.chosen(kernels, spec, columns_of(step), walk.blocks_of(hopper.device), wide)
     return None if walk.conv_reasons(kernels, spec, columns_of(step), cut) else Member(step, cut)
 
 

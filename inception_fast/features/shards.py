@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measure.results import write_atomically, write_json
-from .sources import SourceError, import_parquet
+from .sources import PREFIX, SourceError, import_parquet
 from .stream import Features
 
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
-PREFIX = "features-"
 KEY = b"inception_fast"
 KINDS = {"images": int, "shard_size": int, "settings": dict}  # of a manifest
 _locks: weakref.WeakSet[TextIO] = weakref.WeakSet()

@@ -26,6 +26,7 @@ COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 PARQUET = (".parquet",)
 LIST = (".txt", ".lst", ".list")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "data")
+PREFIX = "features-"  # of the shards that features are written to
 NAME_COLUMNS = ("path", "file_name", "filename", "name", "key", "__key__", "id", "url")
 
 
@@ -177,8 +178,9 @@ def _fields(kind: Any) -> set[str]:
     return {kind.field(i).name for i in range(kind.num_fields)}
 
 
-def open_source(text: str) -> Source:
-    """The images of a folder (looked through to the bottom), of a list, or of .tar or .parquet files.
+def open_source(text: str, out: str | Path | None = None) -> Source:
+    """The images of a folder (looked through to the bottom), of a list, or of .tar or .parquet files. What an earlier
+    run wrote to `out`, which may lie in the folder, is none of them.
 
     Several files are named by a folder that holds them, by a pattern (`train-*.tar`) or by a range
     (`train-{000..012}.tar`). A list is a text file with the path of an image on every line, relative to its own folder.
@@ -187,12 +189,12 @@ def open_source(text: str) -> Source:
     and one that is not UTF-8.
     """
     check_path(text)
-    source = _opened(text)
+    source = _opened(text, None if out is None else Path(out).resolve())
     check_names(source.names)
     return source
 
 
-def _opened(text: str) -> Source:
+def _opened(text: str, out: Path | None) -> Source:
     paths: list[Path] = []
     for pattern in expand_ranges(text) or [text]:
         found = _matching(pattern)
@@ -201,7 +203,7 @@ def _opened(text: str) -> Source:
             raise SourceError(f"{pattern}: no such file or folder; {allowed}")
         paths += found
     if len(paths) == 1 and paths[0].is_dir():
-        return _folder(paths[0])
+        return _folder(paths[0], out)
     if len(paths) == 1 and paths[0].suffix.lower() in LIST:
         return _list(paths[0])
     return _shards(text, paths)
@@ -232,10 +234,12 @@ def _matching(pattern: str) -> list[Path]:
     return sorted(Path(name) for name in glob.glob(str(path)))
 
 
-def _folder(root: Path) -> Source:
+def _folder(root: Path, out: Path | None) -> Source:
     found: dict[str, list[Path]] = {"image": [], "tar": [], "parquet": []}
     for path in files_below(root):
         kind = _kind(path.name)
+        if kind == "parquet" and path.name.startswith(PREFIX) and path.parent.resolve() == out:
+            continue
         if kind is not None and not path.name.startswith("."):
             found[kind].append(path)
     kinds = [kind for kind, paths in found.items() if paths]

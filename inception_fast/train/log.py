@@ -30,7 +30,9 @@ def read_log(folder: Path, name: str = NAME) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Appends to DIR/`name` from `step` on: rows of later steps, which a resumed run computes again, are dropped."""
+    """Appends to DIR/`name` from `step` on: rows of later steps, which a resumed run computes again, are dropped. Of a
+    run that ends by an error before its first row no log is left, which would say that DIR holds a run.
+    """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False, name: str = NAME) -> None:
         path = folder / name
@@ -63,6 +65,9 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+        path = Path(self.file.name)
+        if error is not None and not path.stat().st_size:
+            path.unlink()
         if self.board is not None and error is None:
             with _board_writes(self.file.name):
                 self.board.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..dispatch import backend_status
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
 from .data import load_data, lost_workers_named, training_loader
@@ -107,6 +108,7 @@ def train(
 
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
+    backend_status()  # raises where INCEPTION_FAST_ISA names what this machine cannot run
     resume = options.resume or world.begun(str(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")

@@ -105,14 +105,15 @@ def cut(spec: ConvSpec, widths: Sequence[int], blocks: int) -> Cut:
     return min(options, key=lambda option: modelled(spec, option, blocks))
 
 
-def chosen(library: Library, spec: ConvSpec, columns: tuple[int, ...], blocks: int) -> Cut:
+def chosen(library: Library, spec: ConvSpec, columns: tuple[int, ...], blocks: int, wide: bool = False) -> Cut:
     """How the convolution, its output columns cut into ranges of these sizes, is cut: as `cut` says, and its rows of x
     stay where they can and a map has several tiles. By traces of v3 on an H200 convolutions with taps took 0 to 0.9 us
     less with these at 35x35 and 17x17, and 0.5 to 1.3 more at 8x8 (benchmarks/results/nvidia-h200/2026-11-28-gpu.json).
+    `wide`: its result is float32, which such tiles do not store.
     """
     found = cut(spec, library.walk_columns, blocks)
     staying = found._replace(halo=True)
-    pays = spec.kh * spec.kw > 1 and spec.oh * spec.ow > ROWS
+    pays = spec.kh * spec.kw > 1 and spec.oh * spec.ow > ROWS and not wide
     return staying if pays and not conv_reasons(library, spec, columns, staying) else found
 
 

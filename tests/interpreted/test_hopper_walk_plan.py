@@ -340,3 +340,15 @@ def test_a_walk_runs_on_the_kernels_own_source() -> None:
     x, executable, wanted = compiled(made(), 1, Hopper(emulated(), DEVICE, always=True))
     assert walks(executable.plan)
     assert numerics.rel_l2(executable.run([x])[0], wanted) <= DEEP
+
+
+def test_a_map_that_is_the_result_is_float32_on_the_kernels_own_source() -> None:
+    """Of the convolutions before it rows of x stay in shared memory, where such tiles store 16 bits."""
+    module = engine_nets.randomised(nn.Sequential(*(conv(16, 16, 3) for _ in range(9)))).eval()
+    x = numerics.random(1, 16, 9, 9)
+    captured = next(iter(optimize(module, x)._session._captured.values()))
+    program = lower(captured.graph, [x], spec_reasons, "float16")
+    executable = GpuCompiled(program, Packs(DEVICE), big, hopper=Hopper(emulated(), DEVICE, always=True))
+    (members,) = (task.walk.members for task in executable.plan.tasks if task.walk is not None)
+    assert [member.cut.halo for member in members if member.cut is not None] == [True] * 8 + [False]
+    assert numerics.rel_l2(executable.run([x])[0], engine_nets.eager(module, x)) <= DEEP
