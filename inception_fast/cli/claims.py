@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--out", type=out_folder, default=DEFAULT_OUT, metavar="DIR",
         help=f"where claims.json, index.html and the plots go (default {DEFAULT_OUT})",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="few rounds and tiny trainings: seconds, not minutes")
+    parser.add_argument("--quick", action="store_true", help="few rounds and tiny trainings: one minute, not many")
     parser.add_argument("--only", type=comma_list(str), metavar="STUDY,...", help="some studies alone (default: all)")
     parser.add_argument(
         "--training", action="append", default=[], metavar="DIR",

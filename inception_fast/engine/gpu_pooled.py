@@ -47,7 +47,7 @@ def candidates(plan: Plan, kept: frozenset[int]) -> list[PooledStep]:
 
 def _joined(conv: ConvStep, pool: PoolStep, middle: View) -> bool:
     alone = len(conv.outputs) == 1 and conv.outputs[0].view == middle == pool.x and conv.residual is None
-    return alone and pool.spec.kind == "max" and pool.shift is None
+    return alone and conv.spec.groups == 1 and pool.spec.kind == "max" and pool.shift is None
 
 
 def merged(steps: Sequence[Any], taken: Sequence[PooledStep]) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 from inception_fast.kernels.cuda import check, choices, convolve, loader, pooled, tune
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.cuda.loader import Library
+from inception_fast.kernels.plan import ConvStep
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
 from torch import Tensor, nn
 
@@ -161,6 +162,20 @@ def test_what_is_read_elsewhere_is_no_candidate() -> None:
     assert [(one.first.spec.oc, one.second.spec.oh) for one in found] == [(32, 12), (48, 6)]
     kept = frozenset({found[0].second.x.buffer})
     assert gpu_pooled.candidates(plan, kept) == found[1:]
+
+
+class Grouped(nn.Sequential):
+    """As the beginning of Inception v2, whose first convolution is one launch a group."""
+
+    def __init__(self) -> None:
+        first = nn.Conv2d(3, 24, 7, 2, 3, groups=3)
+        super().__init__(first, nn.ReLU(), nn.MaxPool2d(3, 2), conv(24, 16), conv(16, 32), conv(32, 8))
+
+
+def test_groups_are_no_candidates() -> None:
+    plan = compiled(stub(), [], net=Grouped)[1].plan.plan
+    assert any(isinstance(step, ConvStep) and step.spec.groups == 3 for step in plan.steps)
+    assert gpu_pooled.candidates(plan, frozenset()) == []
 
 
 CONV = ConvSpec(2, 12, 11, 16, 32, 3, 3, padding=(1, 1, 1, 1), dtype="bfloat16")
