@@ -55,6 +55,9 @@ def source_file(tmp_path: Path, state: State) -> Path:
         ("inception_v1", {"convention": "torch"}, "net.safetensors", {}),
         ("inception_v1", {"convention": "tf", "bn_eps": 1e-3}, "net.ckpt", {}),
         ("inception_v4", {"convention": "torch"}, "net.ckpt", {}),
+        ("inception_v4", {"convention": "tf", "num_classes": 1001}, "net.ckpt", {"num_classes": 1001}),
+        ("inception_v4", {"convention": "tf", "num_classes": 1001}, "net.weights.h5", {}),
+        ("inception_resnet_v1", {"convention": "tf", "num_classes": 1001}, "net.ckpt", {}),
     ],
 )
 def test_what_a_file_cannot_tell(model: str, options: dict[str, Any], target: str, missing: dict[str, Any]) -> None:
@@ -76,6 +79,18 @@ def test_convert(tmp_path: Path, source_file: Path, state: State) -> None:
     assert (again.layout, again.options, again.data_config) == ("inception_fast", written.options, written.data_config)
     net = fast.create_model("inception_v1", weights=target)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_convert_of_tensors_in_one_memory(tmp_path: Path, state: State) -> None:
+    """As where one tensor stands for the factors of many batch norms; safetensors refuses such."""
+    ones, whole = torch.ones(64), torch.randn(2 * 64 * 64)
+    shared = state | {key: ones for key in state if key.endswith(".bn.weight") and len(state[key]) == 64}
+    shared["conv2.conv.weight"] = whole[: 64 * 64].view(64, 64, 1, 1)
+    torch.save(shared, tmp_path / "shared.pth")
+    weights.convert(tmp_path / "shared.pth", tmp_path / "apart.safetensors")
+    found = load_file(tmp_path / "apart.safetensors")
+    assert found.keys() == shared.keys()
+    assert all(torch.equal(value, shared[key]) for key, value in found.items())
 
 
 def test_convert_keeps_what_the_keys_do_not_tell(tmp_path: Path) -> None:
