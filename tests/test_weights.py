@@ -103,10 +103,21 @@ def test_convention_follows_the_source() -> None:
         lambda state: {"state_dict": state, "state_dict_ema": None},
         lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
         lambda state: {"state_dict": {"model_state_dict": {f"_orig_mod.module.{k}": v for k, v in state.items()}}},
+        lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{key}": value for key, value in state.items()},
         lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
         lambda state: {key: value.double() if value.is_floating_point() else value for key, value in state.items()},
     ],
-    ids=["plain", "state_dict", "averaged", "not averaged", "module", "nested", "no counters", "double"],
+    ids=[
+        "plain",
+        "state_dict",
+        "averaged",
+        "not averaged",
+        "module",
+        "nested",
+        "AveragedModel",
+        "no counters",
+        "double",
+    ],
 )
 def test_pth(tmp_path: Path, state: State, wrap: Callable[[State], Any]) -> None:
     net = fast.create_model("inception_v1", weights=saved(tmp_path, wrap(state)))

@@ -51,6 +51,7 @@ LAYOUTS = {
 }
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")  # averaged weights first, as timm
 PREFIXES = ("module.", "_orig_mod.", "model.")
+COUNTER = "n_averaged"  # that torch's AveragedModel has beside its module
 OPTIONS: dict[str, tuple[type, ...]] = {
     "num_classes": (int,),
     "in_chans": (int,),
@@ -126,8 +127,13 @@ def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without the prefixes that wrapping modules, such as DataParallel's, give to all of them."""
-    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
-        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+
+    def wrapped(prefix: str) -> bool:
+        keys = tensors.keys() - {COUNTER}
+        return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+    while prefix := next(filter(wrapped, PREFIXES), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key != COUNTER}
     return tensors
 
 
