@@ -172,6 +172,11 @@ def test_the_model_begins_with_what_made_its_image() -> None:
     assert model.input is picture
     x = nhwc(image(75))
     np.testing.assert_allclose(model(x * 127.5 + 127.5), plain(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layer 'rescaling.*' \(Rescaling\) stands before the net"):
+        tf.to_torch(model)  # whose input is another than the torch net's
+    padded = tf.create_model("inception_v1", classes=4, input_tensor=keras.layers.ZeroPadding2D(3)(picture))
+    with pytest.raises(ValueError, match=r"layer 'zero_padding2d.*' \(ZeroPadding2D\) stands before the net"):
+        tf.to_torch(padded)  # which was taken for the net's own, of convention "torch"
 
 
 @pytest.mark.parametrize(

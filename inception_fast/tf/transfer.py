@@ -145,15 +145,28 @@ def to_torch(model: keras.Model) -> InceptionNet:
 
     Without the top it ends in pooled features: averages, or maxima where the Keras net has these.
 
-    Raises WeightsError (a ValueError) for another model.
+    Raises WeightsError (a ValueError) for another model, and for layers before the net, which have no place in it.
     """
     source = source_of(model)
+    _check_beginning(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
     maxima = any(isinstance(layer, keras.layers.GlobalMaxPooling2D) for layer in model.layers)
     net = build(source.model, **source.options, global_pool="max" if maxima else "avg")
     source.load(net)
     return net.eval()  # type: ignore[return-value]
+
+
+def _check_beginning(model: keras.Model) -> None:
+    """Raises WeightsError for a layer before the first one with weights, but for the zeros that this one needs."""
+    order = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    first = next(index for index, layer in enumerate(order) if layer.weights)
+    before = order[:first]
+    if before and isinstance(before[-1], keras.layers.ZeroPadding2D) and order[first].padding == "valid":
+        before.pop()
+    if before:
+        seen = f"layer {before[0].name!r} ({type(before[0]).__name__}) stands before the net"
+        raise WeightsError(f"model {model.name!r}: {seen}; allowed: models that begin with the net's own layers")
 
 
 def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int] | None = None) -> keras.Model:
