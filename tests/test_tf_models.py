@@ -235,6 +235,20 @@ def test_files_of_other_images_than_rgb(tmp_path: Path, name: str, channels: int
     assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
 
 
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_files_without_top_of_the_net_with_a_bottleneck(tmp_path: Path, ending: str) -> None:
+    """The bottleneck of Inception-ResNet-v1 belongs to the top: a file of the trunk has none, nor has the model."""
+    options = {"include_top": False, "input_shape": (75, 75, 3)}
+    model = tf.create_model("inception_resnet_v1", bn_scale=True, **options)
+    model.get_layer("Conv2d_1a_3x3_bn").gamma.assign(np.linspace(0.5, 1.5, 32))
+    file = tmp_path / f"net{ending}"
+    (model.save if ending == ".keras" else model.save_weights)(file)
+    again = tf.create_model("inception_resnet_v1", file, **options)
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+    with pytest.raises(ValueError, match=r"last_linear.weight, shape \(512, 1792\), .* is missing"):
+        tf.create_model("inception_resnet_v1", file, classes=0)  # the embedding, which is what is missing
+
+
 def slim_files(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}.index", folder / f"{name}.data-00000-of-00001"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,26 @@ def torch_net(
     name: str, weights: Any, classes: int, channels: int, include_top: bool, options: dict[str, Any]
 ) -> InceptionNet:
     """Our torch model of a file's weights. Raises ValueError where the file has no classifier of `classes` classes."""
+    source = resolve(weights, name)
     if include_top and classes:
-        source = resolve(weights, name)
         allowed = {source.file_classes, source.options["num_classes"]} - {0}
         if classes not in allowed:
             seen = " or ".join(map(str, sorted(allowed))) or "none"
             raise ValueError(f"classes={classes}, {weights} has {seen}; allowed: these, or include_top=False")
+    if not include_top and source.options.get("embedding_size", 0) is None:
+        return _trunk(source, channels)
     net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, **options)
     assert isinstance(net, InceptionNet)
     options_of(net)
+    return net
+
+
+def _trunk(source: Source, channels: int) -> InceptionNet:
+    """The net of a file that ends before the bottleneck, which is random: the Keras net without top has none either."""
+    net = build(source.model, **source.options)
+    bottleneck = {k: value for k, value in net.state_dict().items() if k.startswith(("last_linear.", "last_bn."))}
+    replace(source, tensors={**bottleneck, **source.tensors}).load(net)
+    net.adapt_in_chans(channels)
     return net
 
 
