@@ -403,7 +403,7 @@ def test_foreign_content(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_damaged_keras_files(tmp_path: Path) -> None:
-    """A packed member that does not unpack, and a variable of text."""
+    """A packed member that does not unpack, a variable of text, and a name that is no text."""
     h5py = pytest.importorskip("h5py")
     packed = zlib.compress(bytes(1000))[2:-4]
     with zipfile.ZipFile(tmp_path / "net.keras", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -413,7 +413,14 @@ def test_damaged_keras_files(tmp_path: Path) -> None:
     (tmp_path / "net.keras").write_bytes(whole.replace(packed, b"\xff" * len(packed)))
     with h5py.File(tmp_path / "net.weights.h5", "w") as file:
         file["model/conv2d/kernel:0"] = "text"
-    for name, message in (("net.keras", "not a readable Keras file"), ("net.weights.h5", "kernel.* has dtype object")):
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file[b"conv2d/kern\xffel:0"] = 1.0
+    messages = (
+        "not a readable Keras file",
+        "kernel.* has dtype object",
+        r"name b'conv2d/kern\\xffel:0'; allowed: UTF-8",
+    )
+    for name, message in zip(("net.keras", "net.weights.h5", "net.h5"), messages, strict=True):
         with pytest.raises(weights.WeightsError, match=message):
             weights.resolve(tmp_path / name)
 
