@@ -425,12 +425,16 @@ def test_damaged_keras_files(tmp_path: Path) -> None:
             weights.resolve(tmp_path / name)
 
 
-def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_archives_with_a_name_that_is_no_text_and_without_two_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("\u00e9/data.pkl", b"")
     path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
     with pytest.raises(weights.WeightsError, match=r"x\.pth is a damaged archive"):
+        weights.resolve(path)
+    torch.save({"fc.weight": torch.zeros(2)}, path, pickle_protocol=4)
+    path.write_bytes(path.read_bytes()[:2] + path.read_bytes()[4:])  # torch finds the pickle, Python seeks before 0
+    with pytest.raises(weights.WeightsError, match=r"x\.pth does not load as plain tensors"):
         weights.resolve(path)
 
 
