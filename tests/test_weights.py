@@ -446,8 +446,11 @@ def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
         weights.resolve(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("key, value", [("input_size", [3, 1e999, 9]), ("input_size", [3, 0, 9]), ("std", [1e999] * 3)])
-def test_a_data_config_without_sense(key: str, value: list[float]) -> None:
+ODD = {"input_size": ([3, 1e999, 9], [3, 0, 9], [3, 9, 9000]), "std": ([1e999] * 3,), "interpolation": ("random", None)}
+
+
+@pytest.mark.parametrize("key, value", [(k, x) for k, xs in (ODD | {"crop_pct": (0, 1e-9)}).items() for x in xs])
+def test_a_data_config_without_sense(key: str, value: Any) -> None:
     config = {"input_size": [3, 9, 9], "mean": [0] * 3, "std": [1] * 3, "crop_pct": 1, "interpolation": "bicubic"}
     assert parse_config("here", config) is not None
     for odd in (value, [float("nan")] * 3):

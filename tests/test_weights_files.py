@@ -222,6 +222,16 @@ def test_folder_of_a_repository(tmp_path: Path, state: State) -> None:
     source = weights.resolve(tmp_path / "repo")
     assert source.data_config == DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (3, 299, 299), 0.9, "bicubic")
     assert fast.create_model("inception_v1", weights=tmp_path / "repo").data_config == source.data_config
+    repository(tmp_path / "small", state, **GLUON | {"input_size": [3, 14, 299]})
+    with pytest.raises(ValueError, match="small: images of 14x299 for inception_v1; allowed: 15x15 or larger"):
+        fast.create_model("inception_v1", weights=tmp_path / "small")
+
+
+def test_a_config_of_rgb_beside_weights_for_grey_images(tmp_path: Path) -> None:
+    """timm writes the config of the net that was trained further, whatever `in_chans` it was made with."""
+    repository(tmp_path / "grey", fast.create_model("inception_v1", in_chans=1).state_dict(), **GLUON)
+    config = fast.create_model("inception_v1", weights=tmp_path / "grey").data_config
+    assert (config.input_size, len(config.mean), config.crop_pct) == ((1, 299, 299), 1, 0.9)
 
 
 class Hub:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .._data_config import DataConfig
+from .._data_config import INTERPOLATIONS, LARGEST, DataConfig
 from . import _pickles, _safetensors
 from ._source import (
     BACKGROUND_CLASSES,
@@ -254,5 +254,10 @@ def parse_config(origin: str, config: Any) -> DataConfig | None:
     if not good or min(std) <= 0 or not all(map(math.isfinite, mean + std)):
         raise WeightsError(
             f"{origin}: data config {config!r}; allowed: input_size (c, h, w), c means, c std > 0, 0 < crop_pct <= 1"
+        )
+    if interpolation not in INTERPOLATIONS or max(size[1:]) > crop * LARGEST:
+        raise WeightsError(
+            f"{origin}: data config {config!r}; allowed: interpolation {', '.join(INTERPOLATIONS)}, input_size over "
+            f"crop_pct up to {LARGEST}"
         )
     return DataConfig(mean, std, (size[0], size[1], size[2]), crop, interpolation)
