@@ -180,12 +180,18 @@ def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "source.pth"]
 
 
+OPTIONS = '{"num_classes": %d, "in_chans": %d, "convention": "tf", "bn_eps": 0.001}'
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"version": "9"}, "metadata version '9'; allowed: '1'"),
         ({"model": "resnet50"}, "metadata model 'resnet50'; allowed: inception_v1"),
         ({"options": "{"}, "metadata is damaged"),
+        ({"options": "[" * 100_000}, "metadata is damaged"),
+        ({"options": OPTIONS % (10**11, 3)}, "metadata option num_classes=100000000000; allowed: 11, as its tensors"),
+        ({"options": OPTIONS % (11, 10**9)}, "metadata option in_chans=1000000000; allowed: 3, as its tensors"),
         ({"options": "[]"}, "allowed: an object with num_classes"),
         (
             {"options": '{"num_classes": 11, "convention": "tf", "bn_eps": 0.001, "conv_block": "os.system"}'},
@@ -222,6 +228,9 @@ def test_folder_of_a_repository(tmp_path: Path, state: State) -> None:
     source = weights.resolve(tmp_path / "repo")
     assert source.data_config == DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (3, 299, 299), 0.9, "bicubic")
     assert fast.create_model("inception_v1", weights=tmp_path / "repo").data_config == source.data_config
+    (tmp_path / "repo" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(weights.WeightsError, match=r"config\.json is not JSON"):
+        weights.resolve(tmp_path / "repo")
     repository(tmp_path / "small", state, **GLUON | {"input_size": [3, 14, 299]})
     with pytest.raises(ValueError, match="small: images of 14x299 for inception_v1; allowed: 15x15 or larger"):
         fast.create_model("inception_v1", weights=tmp_path / "small")

@@ -225,7 +225,7 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
         raise model_mismatch(origin, "its metadata", model, asked)
     try:
         options, config = json.loads(metadata["options"]), json.loads(metadata["data_config"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{origin}: metadata is damaged, {error!r}; allowed: options and data_config as JSON"
         ) from error
@@ -237,6 +237,10 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
             raise WeightsError(
                 f"{origin}: metadata option {key}={value!r}; allowed: {', '.join(OPTIONS)}, of their types"
             )
+    shapes = {"num_classes": head_classes(origin, model, tensors), "in_chans": 3} | image_channels(tensors)
+    for key, size in shapes.items():  # a net of another size is not even built
+        if options.get(key, size) != size:
+            raise WeightsError(f"{origin}: metadata option {key}={options[key]}; allowed: {size}, as its tensors have")
     return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin)
 
 
