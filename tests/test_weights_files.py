@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -91,6 +92,23 @@ def test_convert_of_tensors_in_one_memory(tmp_path: Path, state: State) -> None:
     found = load_file(tmp_path / "apart.safetensors")
     assert found.keys() == shared.keys()
     assert all(torch.equal(value, shared[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(
+    "model, key, said",
+    [
+        ("inception_resnet_v1", "last_linear.weight", "allowed for inception_resnet_v1: (embedding_size, features)"),
+        ("inception_v2", "Conv2d_1a_7x7.depthwise.weight", "allowed for inception_v2: (24, 1, 7, 7)"),
+    ],
+)
+def test_layers_that_options_follow_from(tmp_path: Path, model: str, key: str, said: str) -> None:
+    """Numbers in their place have no size to read."""
+    with torch.device("meta"):
+        net = fast.create_model(model, num_classes=2)
+    state = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in net.state_dict().items()}
+    torch.save(state | {key: torch.zeros(())}, tmp_path / "net.pth")
+    with pytest.raises(weights.WeightsError, match=re.escape(f"net.pth: {key} has shape (); {said}")):
+        fast.create_model(model, weights=tmp_path / "net.pth")
 
 
 def test_convert_keeps_what_the_keys_do_not_tell(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ._source import (
     head_classes,
     image_channels,
     model_mismatch,
+    width,
 )
 from .names import AUX, ROOTS
 
@@ -190,7 +191,11 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
         options |= {"fid": True, "convention": "tf"}
     elif model == "inception_resnet_v1":
         embedding = tensors.get("last_linear.weight")
-        options |= {"widths": "paper"} if embedding is None else {"embedding_size": embedding.shape[0]}
+        options |= (
+            {"widths": "paper"}
+            if embedding is None
+            else {"embedding_size": width(origin, model, "last_linear.weight", embedding, "embedding_size")}
+        )
     elif model == "inception_resnet_v2":
         options["widths"] = "paper" if any(key.startswith("stem.") for key in tensors) else "slim"
     return options | image_channels(tensors)
