@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
+"""By Pillow's names."""
+LARGEST = 8192
+"""Pixels of a side after the resize, of which a file may ask."""
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -274,6 +274,7 @@ def test_labels_from_a_file(tmp_path):
     for name, text, said in (
         ("c.txt", "cat\n", "holds 1 labels; the model has 2 classes"),
         ("c.json", "{", "cannot be read"),
+        ("deep.json", "[" * 100_000, "cannot be read"),
         ("d.json", "3", "not a list of names"),
         ("e.json", '{"0": "cat", "2": "dog"}', "index '1' is missing"),
     ):

@@ -101,6 +101,27 @@ def test_several_parquet_files_and_a_row_without_an_image(tmp_path: Path) -> Non
         source.read(1)
 
 
+def test_a_parquet_file_with_fewer_rows_than_it_says(tmp_path: Path) -> None:
+    """As where it was written again meanwhile: an image that cannot be read, not the end of a decoding process."""
+    file = tmp_path / "x.parquet"
+    write_parquet(file, {"jpg": [encoded(0), encoded(1)]})
+    source = open_source(str(file))
+    write_parquet(file, {"jpg": [encoded(0)]})
+    assert source.read(0) == encoded(0)
+    with pytest.raises(ValueError, match="the file lacks this row"):
+        source.read(1)
+
+
+def test_a_form_of_parquet_that_pyarrow_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise pyarrow.ArrowNotImplementedError("integers of 4 bits")
+
+    write_parquet(tmp_path / "x.parquet", {"jpg": [encoded(0)]})
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refuse)
+    with pytest.raises(SourceError, match=r"x\.parquet is no readable parquet file \(integers of 4 bits\)"):
+        open_source(str(tmp_path))
+
+
 def test_the_digest_follows_the_names(tmp_path: Path) -> None:
     write_folder(tmp_path, 3)
     before = digest_of(open_source(str(tmp_path)))

@@ -175,6 +175,11 @@ def test_slim_variables_that_do_not_fit(tmp_path: Path) -> None:
         resolve(variables | {"InceptionResnetV1/Conv2d_9z_1x1/weights": np.zeros((1, 1, 2, 2), np.float32)})
     with pytest.raises(weights.WeightsError, match="resnet_v1_50/conv1/weights is no variable of an Inception net"):
         resolve({"resnet_v1_50/conv1/weights": np.zeros((7, 7, 3, 64), np.float32)})
+    for scope, rank in (("InceptionResnetV1/Conv2d_1a_3x3", "4"), ("Logits", "2 or 4")):
+        with pytest.raises(
+            weights.WeightsError, match=rf"{scope}/weights has shape \(2, 2, 3\); allowed: rank {rank}$"
+        ):
+            resolve(variables | {f"{scope}/weights": np.zeros((2, 2, 3), np.float32)})
     gamma = {beta.replace("beta", "gamma"): np.full(256, 2, np.float32)}
     assert resolve(variables | gamma).tensors["conv2d_4b.bn.weight"].eq(2).all()
     wide = {"InceptionResnetV1/Conv2d_1a_3x3/weights": np.zeros((3, 3, 3, 48), np.float32)}

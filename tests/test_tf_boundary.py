@@ -56,6 +56,19 @@ def test_other_dtypes_are_cast_as_the_model_does(model: Any, fast_model: Any, dt
     assert max_error(as_torch(y), as_torch(model(tensorflow.cast(x, "float32"), training=False))) <= NET_MAX
 
 
+def test_the_policy_of_keras_rounds_no_images(model: Any) -> None:
+    """Under a mixed policy arrays and symbolic tensors went through bfloat16, eager tensors did not."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        fast_model = tf.optimize(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
+    exact = np.array(fast_model(tensorflow.constant(x)))
+    for y in (fast_model(x), tensorflow.function(fast_model)(x), fast_model.predict(x, verbose=0)):
+        np.testing.assert_array_equal(y, exact)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (3, 1, 7, 3), (2, 20, 5, 3)])
 def test_every_way_to_call_at_every_size(model: Any, fast_model: Any, shape: tuple[int, ...]) -> None:
     x = pixels(*shape)

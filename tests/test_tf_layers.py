@@ -439,6 +439,17 @@ def test_arithmetic_of_integers_is_refused() -> None:
         assert_same(tf.optimize(model)(x), model(x))
 
 
+def test_batch_norm_of_another_axis_stays() -> None:
+    """Of a map with channels first the last axis, which is batch norm's default, is the width, as large here."""
+    image = keras.Input((3, 10, 10))
+    y = keras.layers.Conv2D(8, 3, use_bias=False, data_format="channels_first")(image)  # [n, 8, 8, 8]
+    model = keras.Model(image, keras.layers.BatchNormalization()(y))
+    rng = np.random.default_rng(2)
+    model.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in model.weights])
+    pictures = rng.uniform(-1, 1, (2, 3, 10, 10)).astype(np.float32)
+    assert_same(tf.fold_batch_norm(model)(pictures), model(pictures, training=False))
+
+
 def test_batch_norm_folds_in_a_sequential() -> None:
     layers = keras.layers
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3)], name="mine")

@@ -172,6 +172,11 @@ def test_the_model_begins_with_what_made_its_image() -> None:
     assert model.input is picture
     x = nhwc(image(75))
     np.testing.assert_allclose(model(x * 127.5 + 127.5), plain(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layer 'rescaling.*' \(Rescaling\) stands before the net"):
+        tf.to_torch(model)  # whose input is another than the torch net's
+    padded = tf.create_model("inception_v1", classes=4, input_tensor=keras.layers.ZeroPadding2D(3)(picture))
+    with pytest.raises(ValueError, match=r"layer 'zero_padding2d.*' \(ZeroPadding2D\) stands before the net"):
+        tf.to_torch(padded)  # which was taken for the net's own, of convention "torch"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +233,20 @@ def test_files_of_other_images_than_rgb(tmp_path: Path, name: str, channels: int
             assert same_state(back, net) and back.data_config.input_size[0] == channels
     again = tf.create_model(name, tmp_path / "net.ckpt", classes=2, input_shape=(107, 107, channels))
     assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_files_without_top_of_the_net_with_a_bottleneck(tmp_path: Path, ending: str) -> None:
+    """The bottleneck of Inception-ResNet-v1 belongs to the top: a file of the trunk has none, nor has the model."""
+    options = {"include_top": False, "input_shape": (75, 75, 3)}
+    model = tf.create_model("inception_resnet_v1", bn_scale=True, **options)
+    model.get_layer("Conv2d_1a_3x3_bn").gamma.assign(np.linspace(0.5, 1.5, 32))
+    file = tmp_path / f"net{ending}"
+    (model.save if ending == ".keras" else model.save_weights)(file)
+    again = tf.create_model("inception_resnet_v1", file, **options)
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+    with pytest.raises(ValueError, match=r"last_linear.weight, shape \(512, 1792\), .* is missing"):
+        tf.create_model("inception_resnet_v1", file, classes=0)  # the embedding, which is what is missing
 
 
 def slim_files(folder: Path, name: str) -> list[Path]:

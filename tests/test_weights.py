@@ -103,10 +103,21 @@ def test_convention_follows_the_source() -> None:
         lambda state: {"state_dict": state, "state_dict_ema": None},
         lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
         lambda state: {"state_dict": {"model_state_dict": {f"_orig_mod.module.{k}": v for k, v in state.items()}}},
+        lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{key}": value for key, value in state.items()},
         lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
         lambda state: {key: value.double() if value.is_floating_point() else value for key, value in state.items()},
     ],
-    ids=["plain", "state_dict", "averaged", "not averaged", "module", "nested", "no counters", "double"],
+    ids=[
+        "plain",
+        "state_dict",
+        "averaged",
+        "not averaged",
+        "module",
+        "nested",
+        "AveragedModel",
+        "no counters",
+        "double",
+    ],
 )
 def test_pth(tmp_path: Path, state: State, wrap: Callable[[State], Any]) -> None:
     net = fast.create_model("inception_v1", weights=saved(tmp_path, wrap(state)))
@@ -392,7 +403,7 @@ def test_foreign_content(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_damaged_keras_files(tmp_path: Path) -> None:
-    """A packed member that does not unpack, and a variable of text."""
+    """A packed member that does not unpack, a variable of text, and a name that is no text."""
     h5py = pytest.importorskip("h5py")
     packed = zlib.compress(bytes(1000))[2:-4]
     with zipfile.ZipFile(tmp_path / "net.keras", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -402,17 +413,28 @@ def test_damaged_keras_files(tmp_path: Path) -> None:
     (tmp_path / "net.keras").write_bytes(whole.replace(packed, b"\xff" * len(packed)))
     with h5py.File(tmp_path / "net.weights.h5", "w") as file:
         file["model/conv2d/kernel:0"] = "text"
-    for name, message in (("net.keras", "not a readable Keras file"), ("net.weights.h5", "kernel.* has dtype object")):
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file[b"conv2d/kern\xffel:0"] = 1.0
+    messages = (
+        "not a readable Keras file",
+        "kernel.* has dtype object",
+        r"name b'conv2d/kern\\xffel:0'; allowed: UTF-8",
+    )
+    for name, message in zip(("net.keras", "net.weights.h5", "net.h5"), messages, strict=True):
         with pytest.raises(weights.WeightsError, match=message):
             weights.resolve(tmp_path / name)
 
 
-def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_archives_with_a_name_that_is_no_text_and_without_two_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("\u00e9/data.pkl", b"")
     path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
     with pytest.raises(weights.WeightsError, match=r"x\.pth is a damaged archive"):
+        weights.resolve(path)
+    torch.save({"fc.weight": torch.zeros(2)}, path, pickle_protocol=4)
+    path.write_bytes(path.read_bytes()[:2] + path.read_bytes()[4:])  # torch finds the pickle, Python seeks before 0
+    with pytest.raises(weights.WeightsError, match=r"x\.pth does not load as plain tensors"):
         weights.resolve(path)
 
 
@@ -424,8 +446,11 @@ def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
         weights.resolve(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("key, value", [("input_size", [3, 1e999, 9]), ("input_size", [3, 0, 9]), ("std", [1e999] * 3)])
-def test_a_data_config_without_sense(key: str, value: list[float]) -> None:
+ODD = {"input_size": ([3, 1e999, 9], [3, 0, 9], [3, 9, 9000]), "std": ([1e999] * 3,), "interpolation": ("random", None)}
+
+
+@pytest.mark.parametrize("key, value", [(k, x) for k, xs in (ODD | {"crop_pct": (0, 1e-9)}).items() for x in xs])
+def test_a_data_config_without_sense(key: str, value: Any) -> None:
     config = {"input_size": [3, 9, 9], "mean": [0] * 3, "std": [1] * 3, "crop_pct": 1, "interpolation": "bicubic"}
     assert parse_config("here", config) is not None
     for odd in (value, [float("nan")] * 3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -55,6 +56,9 @@ def source_file(tmp_path: Path, state: State) -> Path:
         ("inception_v1", {"convention": "torch"}, "net.safetensors", {}),
         ("inception_v1", {"convention": "tf", "bn_eps": 1e-3}, "net.ckpt", {}),
         ("inception_v4", {"convention": "torch"}, "net.ckpt", {}),
+        ("inception_v4", {"convention": "tf", "num_classes": 1001}, "net.ckpt", {"num_classes": 1001}),
+        ("inception_v4", {"convention": "tf", "num_classes": 1001}, "net.weights.h5", {}),
+        ("inception_resnet_v1", {"convention": "tf", "num_classes": 1001}, "net.ckpt", {}),
     ],
 )
 def test_what_a_file_cannot_tell(model: str, options: dict[str, Any], target: str, missing: dict[str, Any]) -> None:
@@ -76,6 +80,35 @@ def test_convert(tmp_path: Path, source_file: Path, state: State) -> None:
     assert (again.layout, again.options, again.data_config) == ("inception_fast", written.options, written.data_config)
     net = fast.create_model("inception_v1", weights=target)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_convert_of_tensors_in_one_memory(tmp_path: Path, state: State) -> None:
+    """As where one tensor stands for the factors of many batch norms; safetensors refuses such."""
+    ones, whole = torch.ones(64), torch.randn(2 * 64 * 64)
+    shared = state | {key: ones for key in state if key.endswith(".bn.weight") and len(state[key]) == 64}
+    shared["conv2.conv.weight"] = whole[: 64 * 64].view(64, 64, 1, 1)
+    torch.save(shared, tmp_path / "shared.pth")
+    weights.convert(tmp_path / "shared.pth", tmp_path / "apart.safetensors")
+    found = load_file(tmp_path / "apart.safetensors")
+    assert found.keys() == shared.keys()
+    assert all(torch.equal(value, shared[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(
+    "model, key, said",
+    [
+        ("inception_resnet_v1", "last_linear.weight", "allowed for inception_resnet_v1: (embedding_size, features)"),
+        ("inception_v2", "Conv2d_1a_7x7.depthwise.weight", "allowed for inception_v2: (24, 1, 7, 7)"),
+    ],
+)
+def test_layers_that_options_follow_from(tmp_path: Path, model: str, key: str, said: str) -> None:
+    """Numbers in their place have no size to read."""
+    with torch.device("meta"):
+        net = fast.create_model(model, num_classes=2)
+    state = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in net.state_dict().items()}
+    torch.save(state | {key: torch.zeros(())}, tmp_path / "net.pth")
+    with pytest.raises(weights.WeightsError, match=re.escape(f"net.pth: {key} has shape (); {said}")):
+        fast.create_model(model, weights=tmp_path / "net.pth")
 
 
 def test_convert_keeps_what_the_keys_do_not_tell(tmp_path: Path) -> None:
@@ -165,12 +198,18 @@ def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "source.pth"]
 
 
+OPTIONS = '{"num_classes": %d, "in_chans": %d, "convention": "tf", "bn_eps": 0.001}'
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"version": "9"}, "metadata version '9'; allowed: '1'"),
         ({"model": "resnet50"}, "metadata model 'resnet50'; allowed: inception_v1"),
         ({"options": "{"}, "metadata is damaged"),
+        ({"options": "[" * 100_000}, "metadata is damaged"),
+        ({"options": OPTIONS % (10**11, 3)}, "metadata option num_classes=100000000000; allowed: 11, as its tensors"),
+        ({"options": OPTIONS % (11, 10**9)}, "metadata option in_chans=1000000000; allowed: 3, as its tensors"),
         ({"options": "[]"}, "allowed: an object with num_classes"),
         (
             {"options": '{"num_classes": 11, "convention": "tf", "bn_eps": 0.001, "conv_block": "os.system"}'},
@@ -207,6 +246,19 @@ def test_folder_of_a_repository(tmp_path: Path, state: State) -> None:
     source = weights.resolve(tmp_path / "repo")
     assert source.data_config == DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (3, 299, 299), 0.9, "bicubic")
     assert fast.create_model("inception_v1", weights=tmp_path / "repo").data_config == source.data_config
+    (tmp_path / "repo" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(weights.WeightsError, match=r"config\.json is not JSON"):
+        weights.resolve(tmp_path / "repo")
+    repository(tmp_path / "small", state, **GLUON | {"input_size": [3, 14, 299]})
+    with pytest.raises(ValueError, match="small: images of 14x299 for inception_v1; allowed: 15x15 or larger"):
+        fast.create_model("inception_v1", weights=tmp_path / "small")
+
+
+def test_a_config_of_rgb_beside_weights_for_grey_images(tmp_path: Path) -> None:
+    """timm writes the config of the net that was trained further, whatever `in_chans` it was made with."""
+    repository(tmp_path / "grey", fast.create_model("inception_v1", in_chans=1).state_dict(), **GLUON)
+    config = fast.create_model("inception_v1", weights=tmp_path / "grey").data_config
+    assert (config.input_size, len(config.mean), config.crop_pct) == ((1, 299, 299), 1, 0.9)
 
 
 class Hub:

@@ -35,8 +35,11 @@ def _from_file(path: Path, classes: int) -> list[str]:
 
 
 def _parse_json(text: str) -> list[str]:
-    """A JSON list of names, or an object from index to name."""
-    value = json.loads(text)
+    """A JSON list of names, or an object from index to name. Raises ValueError for anything else."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
     if isinstance(value, dict):
         try:
             value = [value[str(index)] for index in range(len(value))]

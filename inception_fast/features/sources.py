@@ -125,7 +125,7 @@ class ParquetImages:
                     for value in held:
                         text = value.get("path") if isinstance(value, dict) else value
                         self.names.append(f"{path}#{len(self.names) - first}" if text is None else str(text))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(f"{path} is no readable parquet file ({error})") from error
@@ -136,7 +136,10 @@ class ParquetImages:
             number, place = self._places[2 * group], self._places[2 * group + 1]
             with import_parquet().ParquetFile(self.paths[number]) as file:
                 self._kept = group, file.read_row_group(place, columns=[self._columns[number]]).column(0)
-        value = self._kept[1][index - self._starts[group]].as_py()
+        column, row = self._kept[1], index - self._starts[group]
+        if row >= len(column):
+            raise ValueError("the file lacks this row, which it had")
+        value = column[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise ValueError("the row holds no image")

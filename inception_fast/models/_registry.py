@@ -13,7 +13,7 @@ from torch import nn
 
 from ._base import InceptionNet
 from ._init import SkipInit, reset_parameters
-from ._options import check_choice
+from ._options import check, check_choice
 from ._trunk import FeatureNet
 from .inception_resnet import InceptionResnetV1, InceptionResnetV2
 from .inception_v1 import InceptionV1
@@ -115,6 +115,9 @@ def load(name: str, weights: str | os.PathLike[str], options: dict[str, Any]) ->
     net = build(name, **{**source.options, **options, "in_chans": held})
     source.load(net)
     if source.data_config is not None:
-        net.data_config = source.data_config
+        h, w = source.data_config.input_size[1:]
+        seen = f"the data config of {os.fspath(weights)}: images of {h}x{w} for {name}"
+        check(min(h, w) >= net.smallest, seen, f"{net.smallest}x{net.smallest} or larger")
+        net.data_config = source.data_config.with_channels(held)
     net.adapt_in_chans(options.get("in_chans", held))
     return net

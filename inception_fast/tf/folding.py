@@ -73,7 +73,8 @@ def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
         alone = calls[id(source)] == reads[id(y)] == 1 and id(y) not in kept
         linear = type(source) in FOLDABLE and source.activation is keras.activations.linear
         plain = linear and not (isinstance(source, keras.layers.Dense) and source.quantization_mode)
-        if alone and plain and bn.axis in (-1, len(y.shape) - 1):
+        last = getattr(source, "data_format", "channels_last") == "channels_last"
+        if alone and plain and last and bn.axis in (-1, len(y.shape) - 1):
             found.append((source, bn))
     return found
 

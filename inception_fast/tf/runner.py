@@ -53,7 +53,8 @@ class OptimizedModel(keras.Model):
         engine_module: nn.Module,
         make: Callable[[torch.device], nn.Module] | None = None,
     ) -> None:
-        super().__init__(name=f"{model.name}_optimized", trainable=False)
+        # Under another policy Keras would round what it is given before it calls.
+        super().__init__(name=f"{model.name}_optimized", trainable=False, dtype="float32")
         self._engines = Engines(engine_module, make)
         graph = graph_of(model)
         self._inputs, self._structure = Inputs(graph), graph.output

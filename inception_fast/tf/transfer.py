@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,26 @@ def torch_net(
     name: str, weights: Any, classes: int, channels: int, include_top: bool, options: dict[str, Any]
 ) -> InceptionNet:
     """Our torch model of a file's weights. Raises ValueError where the file has no classifier of `classes` classes."""
+    source = resolve(weights, name)
     if include_top and classes:
-        source = resolve(weights, name)
         allowed = {source.file_classes, source.options["num_classes"]} - {0}
         if classes not in allowed:
             seen = " or ".join(map(str, sorted(allowed))) or "none"
             raise ValueError(f"classes={classes}, {weights} has {seen}; allowed: these, or include_top=False")
+    if not include_top and source.options.get("embedding_size", 0) is None:
+        return _trunk(source, channels)
     net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, **options)
     assert isinstance(net, InceptionNet)
     options_of(net)
+    return net
+
+
+def _trunk(source: Source, channels: int) -> InceptionNet:
+    """The net of a file that ends before the bottleneck, which is random: the Keras net without top has none either."""
+    net = build(source.model, **source.options)
+    bottleneck = {k: value for k, value in net.state_dict().items() if k.startswith(("last_linear.", "last_bn."))}
+    replace(source, tensors={**bottleneck, **source.tensors}).load(net)
+    net.adapt_in_chans(channels)
     return net
 
 
@@ -145,15 +157,28 @@ def to_torch(model: keras.Model) -> InceptionNet:
 
     Without the top it ends in pooled features: averages, or maxima where the Keras net has these.
 
-    Raises WeightsError (a ValueError) for another model.
+    Raises WeightsError (a ValueError) for another model, and for layers before the net, which have no place in it.
     """
     source = source_of(model)
+    _check_beginning(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
     maxima = any(isinstance(layer, keras.layers.GlobalMaxPooling2D) for layer in model.layers)
     net = build(source.model, **source.options, global_pool="max" if maxima else "avg")
     source.load(net)
     return net.eval()  # type: ignore[return-value]
+
+
+def _check_beginning(model: keras.Model) -> None:
+    """Raises WeightsError for a layer before the first one with weights, but for the zeros that this one needs."""
+    order = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    first = next(index for index, layer in enumerate(order) if layer.weights)
+    before = order[:first]
+    if before and isinstance(before[-1], keras.layers.ZeroPadding2D) and order[first].padding == "valid":
+        before.pop()
+    if before:
+        seen = f"layer {before[0].name!r} ({type(before[0]).__name__}) stands before the net"
+        raise WeightsError(f"model {model.name!r}: {seen}; allowed: models that begin with the net's own layers")
 
 
 def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int] | None = None) -> keras.Model:

@@ -18,8 +18,9 @@ LONGEST = 1 << 26  # bytes looked at: tensors lie behind or beside a pickle
 
 def reason(path: Path) -> str:
     """Why the pickle of a file is not one of plain tensors, in words; "" where its opcodes do not tell."""
-    data = _content(path)
+    data = b""
     try:
+        data = _content(path)
         stream = io.BytesIO(data)
         for _ in range(PARTS):
             for name in _names(stream):

@@ -125,11 +125,14 @@ def for_numpy(value: Tensor) -> Tensor:
 def head_classes(origin: str, model: str, tensors: Mapping[str, Tensor]) -> int:
     """Width of the main classifier, 0 where there is none. Raises WeightsError for one that is no matrix."""
     key = f"{CLASSIFIERS[model][0]}.weight"
-    if key not in tensors:
-        return 0
-    shape = tuple(tensors[key].shape)
+    return width(origin, model, key, tensors[key], "classes") if key in tensors else 0
+
+
+def width(origin: str, model: str, key: str, weight: Tensor, name: str) -> int:
+    """Rows of a linear layer's weight. Raises WeightsError for one that is no matrix."""
+    shape = tuple(weight.shape)
     if len(shape) != 2 or not shape[0]:
-        raise WeightsError(f"{origin}: {key} has shape {shape}; allowed for {model}: (classes, features)")
+        raise WeightsError(f"{origin}: {key} has shape {shape}; allowed for {model}: ({name}, features)")
     return shape[0]
 
 
@@ -142,7 +145,7 @@ def image_channels(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The option for the channels of the image, by the first layer that can tell them; none for 3, the default."""
     depthwise = tensors.get("Conv2d_1a_7x7.depthwise.weight")
     if depthwise is not None:
-        channels = depthwise.shape[0] // 8
+        channels = (depthwise.shape[0] // 8 if depthwise.ndim == 4 else 0) or 3
     else:
         firsts = ("conv1", "Conv2d_1a_7x7", "Conv2d_1a_3x3", "features.0", "conv2d_1a", "stem.0")
         weights = (tensors.get(f"{first}.conv.weight") for first in firsts)

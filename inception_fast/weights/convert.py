@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import slim
 from ._room import make_sure_of_room
-from ._source import Source
+from ._source import BACKGROUND_CLASSES, Source
 from .torch_files import own_metadata
 
 LAYOUTS = {"inception_fast": ".safetensors", "slim": ".ckpt"}
@@ -76,7 +76,11 @@ def untold(source: Source, dst: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     found = {key: source.options.get(key, value) for key, value in ASSUMED.items()}
     same = ("convention",) if source.model in SAME_NETS else ()
-    return {key: value for key, value in found.items() if value != ASSUMED[key] and key not in same}
+    missing = {key: value for key, value in found.items() if value != ASSUMED[key] and key not in same}
+    taken = os.fspath(dst).endswith(".ckpt") and source.model != "inception_resnet_v1"  # for one with a background
+    if taken and source.options.get("num_classes") == BACKGROUND_CLASSES:
+        missing["num_classes"] = BACKGROUND_CLASSES
+    return missing
 
 
 def _verify(source: Source, tensors: dict[str, Tensor]) -> None:
@@ -88,6 +92,18 @@ def _verify(source: Source, tensors: dict[str, Tensor]) -> None:
     source.check(net.state_dict(), tensors)
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, none in the memory of another."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if place in seen else value
+        seen.add(place)
+    return result
+
+
 def write(target: Path, source: Source, tensors: dict[str, Tensor]) -> None:
     """Writes beside `target`, then replaces it: a reader sees the old file or the whole new one.
 
@@ -97,9 +113,7 @@ def write(target: Path, source: Source, tensors: dict[str, Tensor]) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     try:
-        save_file(
-            {key: value.contiguous() for key, value in tensors.items()}, name, own_metadata(source, source.options)
-        )
+        save_file(_apart(tensors), name, own_metadata(source, source.options))
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files that nobody else may read; the result should follow the umask like any other.

@@ -86,7 +86,7 @@ def pretrained_config(path: Path) -> dict[str, Any] | None:
     """timm's `pretrained_cfg` in a `config.json`, None without one. Raises WeightsError for broken JSON."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     held = config.get("pretrained_cfg", config) if isinstance(config, dict) else None
     if not isinstance(held, dict) or not {"mean", "std", "input_size"} <= set(held):

@@ -102,7 +102,9 @@ def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:
     found: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
 
-    def visit(path: str, node: Any) -> None:
+    def visit(path: str | bytes, node: Any) -> None:
+        if isinstance(path, bytes):  # what h5py makes of a name that is no text
+            raise WeightsError(f"a layer or variable has the name {path!r}; allowed: UTF-8")
         parts = path.split("/")
         if parts[0] in ("optimizer", "optimizer_weights"):
             return

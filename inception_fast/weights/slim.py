@@ -214,12 +214,16 @@ def _convert(origin: str, model: str, stem: str, names: set[str], tensor: Read) 
     if model == "inception_resnet_v1":
         optional.add("logits")
 
-    def get(scope: str, leaf: str) -> Tensor:
+    def get(scope: str, leaf: str, *ranks: int) -> Tensor:
         name = f"{scope}/{leaf}"
         if name not in names:
             raise WeightsError(f"{origin}: {name} of TF-slim's {ROOTS[model]} is missing")
         used.add(name)
-        return tensor(name)
+        value = tensor(name)
+        if ranks and value.ndim not in ranks:
+            allowed = " or ".join(map(str, ranks))
+            raise WeightsError(f"{origin}: {name} has shape {tuple(value.shape)}; allowed: rank {allowed}")
+        return value
 
     for layer in table:
         scope = layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[model]}/{layer.scope}"
@@ -230,16 +234,17 @@ def _convert(origin: str, model: str, stem: str, names: set[str], tensor: Read) 
     return result, used
 
 
-def _layer(layer: Layer, scope: str, names: set[str], get: Callable[[str, str], Tensor]) -> dict[str, Tensor]:
+def _layer(layer: Layer, scope: str, names: set[str], get: Callable[..., Tensor]) -> dict[str, Tensor]:
     if layer.kind == "separable":
-        depthwise = get(scope, "depthwise_weights").permute(2, 3, 0, 1)  # [cin, multiplier, kh, kw]
+        depthwise = get(scope, "depthwise_weights", 4).permute(2, 3, 0, 1)  # [cin, multiplier, kh, kw]
         return {
             f"{layer.path}.depthwise.weight": depthwise.reshape(-1, 1, *depthwise.shape[2:]),
-            f"{layer.path}.pointwise.weight": get(scope, "pointwise_weights").permute(3, 2, 0, 1),
+            f"{layer.path}.pointwise.weight": get(scope, "pointwise_weights", 4).permute(3, 2, 0, 1),
             f"{layer.path}.pointwise.bias": get(scope, "biases"),
         }
     weight, bn = normalised(layer)
-    result = {f"{weight}.weight": _weight(get(scope, "weights"), linear=layer.kind.startswith("linear"))}
+    linear = layer.kind.startswith("linear")
+    result = {f"{weight}.weight": _weight(get(scope, "weights", *((2, 4) if linear else (4,))), linear)}
     if not bn:
         result[f"{weight}.bias"] = get(scope, "biases")
         return result

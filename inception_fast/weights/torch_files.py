@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .._data_config import DataConfig
+from .._data_config import INTERPOLATIONS, LARGEST, DataConfig
 from . import _pickles, _safetensors
 from ._source import (
     BACKGROUND_CLASSES,
@@ -25,6 +25,7 @@ from ._source import (
     head_classes,
     image_channels,
     model_mismatch,
+    width,
 )
 from .names import AUX, ROOTS
 
@@ -51,6 +52,7 @@ LAYOUTS = {
 }
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")  # averaged weights first, as timm
 PREFIXES = ("module.", "_orig_mod.", "model.")
+COUNTER = "n_averaged"  # that torch's AveragedModel has beside its module
 OPTIONS: dict[str, tuple[type, ...]] = {
     "num_classes": (int,),
     "in_chans": (int,),
@@ -126,8 +128,13 @@ def _state_dict(origin: str, content: Any) -> dict[str, Tensor]:
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without the prefixes that wrapping modules, such as DataParallel's, give to all of them."""
-    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
-        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+
+    def wrapped(prefix: str) -> bool:
+        keys = tensors.keys() - {COUNTER}
+        return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+    while prefix := next(filter(wrapped, PREFIXES), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key != COUNTER}
     return tensors
 
 
@@ -184,7 +191,11 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
         options |= {"fid": True, "convention": "tf"}
     elif model == "inception_resnet_v1":
         embedding = tensors.get("last_linear.weight")
-        options |= {"widths": "paper"} if embedding is None else {"embedding_size": embedding.shape[0]}
+        options |= (
+            {"widths": "paper"}
+            if embedding is None
+            else {"embedding_size": width(origin, model, "last_linear.weight", embedding, "embedding_size")}
+        )
     elif model == "inception_resnet_v2":
         options["widths"] = "paper" if any(key.startswith("stem.") for key in tensors) else "slim"
     return options | image_channels(tensors)
@@ -219,7 +230,7 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
         raise model_mismatch(origin, "its metadata", model, asked)
     try:
         options, config = json.loads(metadata["options"]), json.loads(metadata["data_config"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{origin}: metadata is damaged, {error!r}; allowed: options and data_config as JSON"
         ) from error
@@ -231,6 +242,10 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
             raise WeightsError(
                 f"{origin}: metadata option {key}={value!r}; allowed: {', '.join(OPTIONS)}, of their types"
             )
+    shapes = {"num_classes": head_classes(origin, model, tensors), "in_chans": 3} | image_channels(tensors)
+    for key, size in shapes.items():  # a net of another size is not even built
+        if options.get(key, size) != size:
+            raise WeightsError(f"{origin}: metadata option {key}={options[key]}; allowed: {size}, as its tensors have")
     return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin)
 
 
@@ -248,5 +263,10 @@ def parse_config(origin: str, config: Any) -> DataConfig | None:
     if not good or min(std) <= 0 or not all(map(math.isfinite, mean + std)):
         raise WeightsError(
             f"{origin}: data config {config!r}; allowed: input_size (c, h, w), c means, c std > 0, 0 < crop_pct <= 1"
+        )
+    if interpolation not in INTERPOLATIONS or max(size[1:]) > crop * LARGEST:
+        raise WeightsError(
+            f"{origin}: data config {config!r}; allowed: interpolation {', '.join(INTERPOLATIONS)}, input_size over "
+            f"crop_pct up to {LARGEST}"
         )
     return DataConfig(mean, std, (size[0], size[1], size[2]), crop, interpolation)
