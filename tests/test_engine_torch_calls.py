@@ -174,6 +174,30 @@ def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
     expect_as_eager(net(twice, layers=layers), X)
 
 
+HIDDEN_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda y: F.dropout(y, 0.5, False),
+    "dropout of nothing": lambda y: F.dropout(y, 0.0, True),
+    "einsum": lambda y: torch.einsum("nchw->ncwh", y),
+    "cartesian_prod": lambda y: torch.cartesian_prod(y[0, 0, 0]),
+    "unsafe_chunk": lambda y: torch.unsafe_chunk(y, 2, 1)[0],
+    "as_strided": lambda y: y.as_strided((2, 4, 2, 2), (256, 64, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("written", ["view", "base"])
+@pytest.mark.parametrize("name", HIDDEN_VIEWS)
+def test_writes_reach_views_that_no_schema_names(name: str, written: str) -> None:
+    def write(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.conv(x)
+        view = HIDDEN_VIEWS[name](y)
+        (view if written == "view" else y).add_(1)
+        return y * 2, view
+
+    module = net(write)
+    for found, wanted in zip(optimize(module, X)(X), eager(module, X), strict=True):
+        assert relative(found, wanted) <= numerics.NET_MAX
+
+
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "clamp_min": lambda m, x: m.conv(x).clamp_min(0),
     "normalize without a floor": lambda m, x: F.normalize(m.conv(x), eps=0),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ _ASSERTIONS = (
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 )
+# Calls whose results may be views, though their schemas do not say so and stand-ins of tensors may not show it.
+MAYBE_VIEWS = ("reshape", "flatten", "contiguous", "to", "type_as", "expand_as", "chunk", "dropout")
+AS_VIEWS = {
+    torch.ops.aten.unsafe_chunk.default: torch.ops.aten.chunk.default,
+    torch.ops.aten.unsafe_split.Tensor: torch.ops.aten.split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default: torch.ops.aten.split_with_sizes.default,
+}
 _TRANSFORMS = "torch._functorch.predispatch"
 _VMAP = {
     "lazy_load_decompositions",
@@ -100,8 +108,8 @@ def capture(
         try:
             graph = _translate(program, mixed)
         except _Mutates:
-            _forget_dropout(program)
-            graph = _translate(program.run_decompositions({}), mixed)
+            _name_views(program)
+            graph = _translate(program.run_decompositions(_hidden_views(program)), mixed)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -143,13 +151,21 @@ def _without_vmap(program: ExportedProgram) -> ExportedProgram:
     return program.run_decompositions({}) if found else program
 
 
-def _forget_dropout(program: ExportedProgram) -> None:
-    """Takes out dropouts that are off: a decomposition makes copies of them, and writes in place stay in the copy."""
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if str(node.target) in DROPOUTS and not node.args[2] and all(user.op != "output" for user in node.users):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+def _name_views(program: ExportedProgram) -> None:
+    """Calls views what functionalisation would copy, so that writes would stay there: dropouts that are off, parts."""
+    for node in program.graph_module.graph.nodes:
+        if str(node.target) in DROPOUTS and not (node.args[1] and node.args[2]):
+            node.target, node.args = torch.ops.aten.alias.default, node.args[:1]
+        node.target = AS_VIEWS.get(node.target, node.target)
+
+
+def _hidden_views(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """What writes out the calls that make views and do not say so, as some of einsum do."""
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function" and _shares_memory(node)}
+    calls = [call for call in targets if isinstance(call, torch._ops.OpOverload) and not _names_views(call._schema)]
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    written_out = [call for call in calls if torch._C._dispatch_has_kernel_for_dispatch_key(call.name(), key)]
+    return {call: partial(call._op_dk, key) for call in written_out}
 
 
 def _translate(program: ExportedProgram, mixed: bool) -> ir.Graph:
@@ -309,7 +325,8 @@ class _Builder:
         leaves: list[Any] = pytree.tree_leaves((node.args, node.kwargs))
         values = [n.meta["val"] for n in leaves if isinstance(n, FxNode) and isinstance(self.values[n], ir.Node)]
         orders = tuple(order_of(value) for value in values)
-        if node.target is torch.ops.aten.as_strided.default and (orders[0] is None or values[0].storage_offset()):
+        strided = node.target in (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
+        if strided and (orders[0] is None or values[0].storage_offset()):
             raise CaptureError(f"{node.name}: as_strided of a part of a tensor; allowed: of a whole, dense one")
         return orders
 
@@ -343,16 +360,21 @@ def _aliases(node: FxNode) -> bool:
     """Whether the node's result may share memory with its inputs."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
-    schema = node.target._schema
-    out_of_place = not any(r.alias_info for r in schema.returns)
-    maybe_view = node.target._opname in (
-        "reshape",
-        "flatten",
-        "contiguous",
-        "to",
-        "dropout",
-        "type_as",
-        "expand_as",
-        "chunk",
-    )
-    return (not out_of_place and not schema.is_mutable) or maybe_view
+    schema, name = node.target._schema, node.target._opname
+    if schema.is_mutable:
+        return False
+    return _names_views(schema) or name in MAYBE_VIEWS or node.target in AS_VIEWS or _shares_memory(node)
+
+
+def _names_views(schema: Any) -> bool:
+    return any(result.alias_info for result in schema.returns)
+
+
+def _shares_memory(node: FxNode) -> bool:
+    """Whether the result and an operand lay in one memory at capture."""
+    return any(_memory(node) & _memory(source) for source in node.all_input_nodes)
+
+
+def _memory(node: FxNode) -> set[int]:
+    values = (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
+    return {v.untyped_storage()._cdata for v in values if v.layout is torch.strided}

@@ -22,6 +22,7 @@ AS_RESHAPE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default
 """What gives the same elements for any layout."""
 LAYOUT_BOUND = {
     aten.as_strided.default,
+    aten.as_strided_scatter.default,
     aten.view.dtype,
     aten.view_as_complex.default,
     aten._native_multi_head_attention.default,  # these two make views of their operands inside
