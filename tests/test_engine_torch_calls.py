@@ -108,6 +108,26 @@ def test_batches_that_a_module_treats_otherwise_are_captured_apart(name: str, pl
         assert relative(fast(x), eager(module, x)) <= numerics.NET_MAX
 
 
+BATCH_BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda y: y.mean((2, 3)).T * 2,
+    "averaged": lambda y: y.permute(1, 2, 0, 3).mean((2, 3)),
+    "pooled": lambda y: F.adaptive_avg_pool2d(y.permute(1, 2, 0, 3), 1),
+    "the last image": lambda y: y.transpose(0, 1)[:, -1:].relu(),
+    "the first half": lambda y: y.mean((2, 3)).T.chunk(2, 1)[0].relu(),
+    "as many channels": lambda y: y[:, : y.shape[0]].relu(),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_BEHIND)
+def test_a_batch_that_is_not_the_first_size_is_free_too(name: str) -> None:
+    module = randomised(Function(lambda m, x: BATCH_BEHIND[name](m.conv(x)), conv=nn.Conv2d(3, 8, 1))).eval()
+    fast = optimize(module, X)
+    for batch in (2, 5, 4, 1):
+        x = numerics.random(batch, 3, 8, 8, seed=batch)
+        found, wanted = fast(x), eager(module, x)
+        assert found.shape == wanted.shape and relative(found, wanted) <= numerics.NET_MAX
+
+
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_no_part_of_a_program_follows_a_module_that_is_trained_on(backend: str) -> None:
     """Of a group norm, a linear layer over positions, and a parameter as a result, none has a native step."""

@@ -94,6 +94,11 @@ def capture(
     Raises CaptureError where torch.export does not take the module.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
+    apart = {
+        id(leaf): leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)
+    }  # torch.export asks views for bases
+    leaves = [apart.get(id(leaf), leaf) for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
     shapes: ShapesCollection | None = None
     if dynamic and _are_parameters(module, kwargs):
         leaves = _batch_of_two(leaves)
@@ -296,12 +301,18 @@ class _Builder:
         try:
             if used and all(isinstance(a.op, ir.Constant) for a in used):
                 raise Unsupported("arithmetic on parameters that gives no tensor")
+            made = [sizes_of(value) for value in pytree.tree_leaves(call.value) if isinstance(value, Tensor)]
+            if not all(isinstance(size, int) for sizes in (*map(self._sizes, used), *made) for size in sizes[1:]):
+                raise Unsupported("sizes behind the first that depend on the batch")
             translate = TRANSLATORS.get(str(call.target))
             if translate is None:
                 raise Unsupported(f"no native step for {call.target}")
             return translate(call)
         except Unsupported as reason:
             return self._torch(call, str(reason), node)
+
+    def _sizes(self, node: ir.Node) -> tuple[Any, ...]:
+        return self.sizes.get(node, ())
 
     def _torch(self, call: Call, reason: str, node: FxNode) -> ir.Node:
         inputs: list[ir.Node] = []
