@@ -51,6 +51,8 @@ def _(x: Tensor) -> Tensor:
 
 VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "batch and channels as one": lambda m, x: m.conv(x).view(x.shape[0] * 2, 2, 8, 8),
+    "as another tensor is": lambda m, x: m.conv(x).view_as(x.new_zeros(x.shape[0], 256)),
+    "inside of an exponential": lambda m, x: torch.matrix_exp(m.conv(x) / 10),
     "made contiguous first": lambda m, x: m.conv(x).contiguous().view(-1),
     "ravel": lambda m, x: m.conv(x).ravel(),
     "of arithmetic": lambda m, x: (x * 2).view(6, 8, 8),
