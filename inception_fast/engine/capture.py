@@ -335,7 +335,7 @@ class _Builder:
         """How the call's operands lie at capture. Raises CaptureError where what it reads cannot be brought back."""
         leaves: list[Any] = pytree.tree_leaves((node.args, node.kwargs))
         values = [n.meta["val"] for n in leaves if isinstance(n, FxNode) and isinstance(self.values[n], ir.Node)]
-        orders = tuple(order_of(value) for value in values)
+        orders = tuple(order_of(value) if isinstance(value, Tensor) else None for value in values)
         strided = node.target in (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
         if strided and (orders[0] is None or values[0].storage_offset()):
             raise CaptureError(f"{node.name}: as_strided of a part of a tensor; allowed: of a whole, dense one")
