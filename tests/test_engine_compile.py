@@ -72,6 +72,22 @@ def test_batches_do_not_compile_again_and_again(dynamic: bool | None) -> None:
     assert counter.frame_count <= (2 if dynamic is None else 1)
 
 
+def test_parts_of_larger_maps_go_into_what_writes_in_place() -> None:
+    """torch.export, which writes such a module out anew, asks a view among its inputs for the map that it is of."""
+
+    def write(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        y[:, :2].relu_()
+        return y * 2
+
+    module = randomised(Function(write, conv=nn.Conv2d(3, 4, 3)))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        for batch in (2, 5, 3):
+            x = numerics.random(batch, 4, 13, 14, seed=batch)[:, 1:, 1:, 1:-1]
+            assert relative(compiled(x), module(x)) <= numerics.NET_MAX
+
+
 def test_a_whole_network() -> None:
     module, x = engine_nets.built("inception_v1"), images("inception_v1")
     compiled = torch.compile(module, backend="inception_fast", fullgraph=True)

@@ -71,6 +71,15 @@ def check_lifetimes(plan: Plan) -> None:
                 owner[line] = number
 
 
+def check_inputs(program: Program, item: NativeItem) -> None:
+    """What a call reads of an earlier one stays until it returns: its steps wait for no input, and may run at once."""
+    for number in (source for source in item.sources if isinstance(source, int)):
+        read = program.buffers[number]
+        for buffer in item.plan.buffers:
+            apart = buffer.position >= read.position + read.bytes or read.position >= buffer.position + buffer.bytes
+            assert read.kind != "arena" or buffer.kind != "arena" or apart
+
+
 @pytest.mark.parametrize("name", [n for n in NETS if n.startswith("inception")], scope="module")
 def test_lifetimes_of_the_variants(name: str) -> None:
     executable, _ = engine_nets.optimised(name)._session.executable([images(name)])
@@ -92,6 +101,7 @@ def lowered(function: Callable[..., object], *inputs: Tensor, **modules: nn.Modu
     for item in program.items:
         if isinstance(item, NativeItem):
             check_lifetimes(item.plan)
+            check_inputs(program, item)
     if len(program.items) == 1 and isinstance(program.items[0], NativeItem):
         check_oracle(program, program.items[0], inputs, wide)
     return program
@@ -229,6 +239,18 @@ def test_torch_between_native_steps() -> None:
     program = lowered(net, X, a=conv(4, 6), b=conv(6, 5))
     assert [t.node.op.target._opname for t in torch_items(program)] == ["gelu", "slice", "slice", "sin"]
     assert all(t.reason for t in torch_items(program))
+
+
+def test_what_a_call_reads_of_an_earlier_one_is_not_overwritten_beside_it() -> None:
+    """The pool and the batch norm, in the memory that the pool reads for the last time, are of no use to each other."""
+
+    def net(m: Function, x: Tensor) -> tuple[Tensor, ...]:
+        y = torch.sin(x)
+        scaled = (y * 2).relu()
+        return F.softmax(scaled, 1), scaled, F.max_pool2d(y, (7, 1), 1, (3, 0)), m.a(m.bn(x * 2))
+
+    program = lowered(net, X, a=conv(4, 3), bn=nn.BatchNorm2d(4))
+    assert any(isinstance(s, int) for item in program.items if isinstance(item, NativeItem) for s in item.sources)
 
 
 def test_siblings_on_either_side_of_a_torch_call() -> None:

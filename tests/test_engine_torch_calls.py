@@ -51,6 +51,8 @@ def _(x: Tensor) -> Tensor:
 
 VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "batch and channels as one": lambda m, x: m.conv(x).view(x.shape[0] * 2, 2, 8, 8),
+    "as another tensor is": lambda m, x: m.conv(x).view_as(x.new_zeros(x.shape[0], 256)),
+    "inside of an exponential": lambda m, x: torch.matrix_exp(m.conv(x) / 10),
     "made contiguous first": lambda m, x: m.conv(x).contiguous().view(-1),
     "ravel": lambda m, x: m.conv(x).ravel(),
     "of arithmetic": lambda m, x: (x * 2).view(6, 8, 8),
@@ -58,6 +60,7 @@ VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "as halves of numbers": lambda m, x: m.conv(x).view(torch.int16).view(torch.float32),
     "as complex numbers": lambda m, x: torch.view_as_complex(m.conv(x).view(2, 4, 8, 4, 2)).real,
     "by strides": lambda m, x: m.conv(x).as_strided((2, 4, 8), (256, 64, 1)),
+    "by its own strides": lambda m, x: (lambda y: y.as_strided(y.shape, y.stride()))(m.conv(x)),
     "inside of attention": lambda m, x: m.more(m.conv(x).flatten(2).transpose(1, 2)),
     "inside of another library": lambda m, x: all_in_a_row(m.conv(x)),
 }
@@ -106,6 +109,26 @@ def test_batches_that_a_module_treats_otherwise_are_captured_apart(name: str, pl
     for batch in (*batches, *batches):
         x = numerics.random(batch, 3, 8, 8, seed=batch)
         assert relative(fast(x), eager(module, x)) <= numerics.NET_MAX
+
+
+BATCH_BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda y: y.mean((2, 3)).T * 2,
+    "averaged": lambda y: y.permute(1, 2, 0, 3).mean((2, 3)),
+    "pooled": lambda y: F.adaptive_avg_pool2d(y.permute(1, 2, 0, 3), 1),
+    "the last image": lambda y: y.transpose(0, 1)[:, -1:].relu(),
+    "the first half": lambda y: y.mean((2, 3)).T.chunk(2, 1)[0].relu(),
+    "as many channels": lambda y: y[:, : y.shape[0]].relu(),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_BEHIND)
+def test_a_batch_that_is_not_the_first_size_is_free_too(name: str) -> None:
+    module = randomised(Function(lambda m, x: BATCH_BEHIND[name](m.conv(x)), conv=nn.Conv2d(3, 8, 1))).eval()
+    fast = optimize(module, X)
+    for batch in (2, 5, 4, 1):
+        x = numerics.random(batch, 3, 8, 8, seed=batch)
+        found, wanted = fast(x), eager(module, x)
+        assert found.shape == wanted.shape and relative(found, wanted) <= numerics.NET_MAX
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -172,6 +195,30 @@ def test_a_dropout_that_is_off_is_its_input_where_that_is_written() -> None:
         return y + m.layers(y)
 
     expect_as_eager(net(twice, layers=layers), X)
+
+
+HIDDEN_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda y: F.dropout(y, 0.5, False),
+    "dropout of nothing": lambda y: F.dropout(y, 0.0, True),
+    "einsum": lambda y: torch.einsum("nchw->ncwh", y),
+    "cartesian_prod": lambda y: torch.cartesian_prod(y[0, 0, 0]),
+    "unsafe_chunk": lambda y: torch.unsafe_chunk(y, 2, 1)[0],
+    "as_strided": lambda y: y.as_strided((2, 4, 2, 2), (256, 64, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("written", ["view", "base"])
+@pytest.mark.parametrize("name", HIDDEN_VIEWS)
+def test_writes_reach_views_that_no_schema_names(name: str, written: str) -> None:
+    def write(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.conv(x)
+        view = HIDDEN_VIEWS[name](y)
+        (view if written == "view" else y).add_(1)
+        return y * 2, view
+
+    module = net(write)
+    for found, wanted in zip(optimize(module, X)(X), eager(module, X), strict=True):
+        assert relative(found, wanted) <= numerics.NET_MAX
 
 
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {

@@ -7,8 +7,9 @@ import copy
 import inspect
 import operator
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ _ASSERTIONS = (
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 )
+# Calls whose results may be views, though their schemas do not say so and stand-ins of tensors may not show it.
+MAYBE_VIEWS = ("reshape", "flatten", "contiguous", "to", "type_as", "expand_as", "chunk", "dropout")
+AS_VIEWS = {
+    torch.ops.aten.unsafe_chunk.default: torch.ops.aten.chunk.default,
+    torch.ops.aten.unsafe_split.Tensor: torch.ops.aten.split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default: torch.ops.aten.split_with_sizes.default,
+}
 _TRANSFORMS = "torch._functorch.predispatch"
 _VMAP = {
     "lazy_load_decompositions",
@@ -90,6 +98,10 @@ def capture(
     Raises CaptureError where torch.export does not take the module.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
+    # Without their bases, for which torch.export asks views.
+    apart = {id(leaf): leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)}
+    leaves = [apart.get(id(leaf), leaf) for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
     shapes: ShapesCollection | None = None
     if dynamic and _are_parameters(module, kwargs):
         leaves = _batch_of_two(leaves)
@@ -104,8 +116,8 @@ def capture(
         try:
             graph = _translate(program, mixed)
         except _Mutates:
-            _forget_dropout(program)
-            graph = _translate(program.run_decompositions({}), mixed)
+            _name_views(program)
+            graph = _translate(program.run_decompositions(_hidden_views(program)), mixed)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -171,13 +183,21 @@ def _without_vmap(program: ExportedProgram) -> ExportedProgram:
     return program.run_decompositions({}) if found else program
 
 
-def _forget_dropout(program: ExportedProgram) -> None:
-    """Takes out dropouts that are off: a decomposition makes copies of them, and writes in place stay in the copy."""
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if str(node.target) in DROPOUTS and not node.args[2] and all(user.op != "output" for user in node.users):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+def _name_views(program: ExportedProgram) -> None:
+    """Calls views what functionalisation would copy, so that writes would stay there: dropouts that are off, parts."""
+    for node in program.graph_module.graph.nodes:
+        if str(node.target) in DROPOUTS and not (node.args[1] and node.args[2]):
+            node.target, node.args = torch.ops.aten.alias.default, node.args[:1]
+        node.target = AS_VIEWS.get(node.target, node.target)
+
+
+def _hidden_views(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """What writes out the calls that make views and do not say so, as some of einsum do."""
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function" and _shares_memory(node)}
+    calls = [call for call in targets if isinstance(call, torch._ops.OpOverload) and not _names_views(call._schema)]
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    written_out = [call for call in calls if torch._C._dispatch_has_kernel_for_dispatch_key(call.name(), key)]
+    return {call: partial(call._op_dk, key) for call in written_out}
 
 
 def _translate(program: ExportedProgram, mixed: bool) -> ir.Graph:
@@ -308,12 +328,18 @@ class _Builder:
         try:
             if used and all(isinstance(a.op, ir.Constant) for a in used):
                 raise Unsupported("arithmetic on parameters that gives no tensor")
+            made = [sizes_of(value) for value in pytree.tree_leaves(call.value) if isinstance(value, Tensor)]
+            if not all(isinstance(size, int) for sizes in (*map(self._sizes, used), *made) for size in sizes[1:]):
+                raise Unsupported("sizes behind the first that depend on the batch")
             translate = TRANSLATORS.get(str(call.target))
             if translate is None:
                 raise Unsupported(f"no native step for {call.target}")
             return translate(call)
         except Unsupported as reason:
             return self._torch(call, str(reason), node)
+
+    def _sizes(self, node: ir.Node) -> tuple[Any, ...]:
+        return self.sizes.get(node, ())
 
     def _torch(self, call: Call, reason: str, node: FxNode) -> ir.Node:
         inputs: list[ir.Node] = []
@@ -336,8 +362,9 @@ class _Builder:
         """How the call's operands lie at capture. Raises CaptureError where what it reads cannot be brought back."""
         leaves: list[Any] = pytree.tree_leaves((node.args, node.kwargs))
         values = [n.meta["val"] for n in leaves if isinstance(n, FxNode) and isinstance(self.values[n], ir.Node)]
-        orders = tuple(order_of(value) for value in values)
-        if node.target is torch.ops.aten.as_strided.default and (orders[0] is None or values[0].storage_offset()):
+        orders = tuple(order_of(value) if isinstance(value, Tensor) else None for value in values)
+        strided = node.target in (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
+        if strided and (orders[0] is None or values[0].storage_offset()):
             raise CaptureError(f"{node.name}: as_strided of a part of a tensor; allowed: of a whole, dense one")
         return orders
 
@@ -371,16 +398,21 @@ def _aliases(node: FxNode) -> bool:
     """Whether the node's result may share memory with its inputs."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
-    schema = node.target._schema
-    out_of_place = not any(r.alias_info for r in schema.returns)
-    maybe_view = node.target._opname in (
-        "reshape",
-        "flatten",
-        "contiguous",
-        "to",
-        "dropout",
-        "type_as",
-        "expand_as",
-        "chunk",
-    )
-    return (not out_of_place and not schema.is_mutable) or maybe_view
+    schema, name = node.target._schema, node.target._opname
+    if schema.is_mutable:
+        return False
+    return _names_views(schema) or name in MAYBE_VIEWS or node.target in AS_VIEWS or _shares_memory(node)
+
+
+def _names_views(schema: Any) -> bool:
+    return any(result.alias_info for result in schema.returns)
+
+
+def _shares_memory(node: FxNode) -> bool:
+    """Whether the result and an operand lay in one memory at capture."""
+    return any(_memory(node) & _memory(source) for source in node.all_input_nodes)
+
+
+def _memory(node: FxNode) -> set[int]:
+    values = (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
+    return {v.untyped_storage()._cdata for v in values if v.layout is torch.strided}

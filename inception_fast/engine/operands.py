@@ -18,14 +18,21 @@ Order = tuple[int, ...]
 """The dimensions of a dense tensor, from the largest stride to the smallest."""
 
 aten = torch.ops.aten
-AS_RESHAPE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+AS_RESHAPE = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.view_as.default: aten.reshape_as.default,
+}
 """What gives the same elements for any layout."""
 LAYOUT_BOUND = {
     aten.as_strided.default,
+    aten.as_strided_scatter.default,
     aten.view.dtype,
     aten.view_as_complex.default,
-    aten._native_multi_head_attention.default,  # these two make views of their operands inside
+    aten._native_multi_head_attention.default,  # these make views of their operands inside
     aten._transformer_encoder_layer_fwd.default,
+    aten.linalg_matrix_exp.default,
+    aten.matrix_exp.default,
 }
 KNOWN = ("aten", "prims", "inception_fast")
 

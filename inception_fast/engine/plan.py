@@ -430,12 +430,20 @@ class _Lowering:
 
     # The buffers' places and the calls.
 
+    def _last(self, draft: _Draft) -> int:
+        """The last step to which the buffer belongs. Of a call that reads what an earlier one wrote, the call's last:
+        its steps wait for each other where their own buffers meet, and an input is none of them.
+        """
+        first, last = min(draft.touched), max(draft.touched)
+        if any(isinstance(step, ir.Node) for step, _ in self.steps[first:last]):
+            ends = (max(last, i - 1) for i in range(last, len(self.steps)) if isinstance(self.steps[i][0], ir.Node))
+            last = next(ends, len(self.steps) - 1)
+        return last
+
     def _finish(self) -> Program:
         arena = [i for i, d in enumerate(self.drafts) if d.output is None and d.touched and not d.local]
-        lives = [
-            Lifetime(ITEM_BYTES[d.dtype] * math.prod(d.map), min(d.touched), max(d.touched))
-            for d in (self.drafts[i] for i in arena)
-        ]
+        drafts = [self.drafts[i] for i in arena]
+        lives = [Lifetime(ITEM_BYTES[d.dtype] * math.prod(d.map), min(d.touched), self._last(d)) for d in drafts]
         positions, total = place(lives)
         at = dict(zip(arena, positions, strict=True))
         buffers = []
