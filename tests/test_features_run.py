@@ -311,6 +311,28 @@ def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "holds a run with shard_size 16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_no_number_ends_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    """What is whole by then stays."""
+
+    class Broken(TinyExtractor):
+        def run(self, x: torch.Tensor) -> torch.Tensor:
+            found = super().run(x)
+            found[(found == wanted).all(1), 1] = value
+            return found
+
+    source = open_source(str(photos))
+    wanted = torch.from_numpy(np.concatenate([part.values for part in stream(source, TinyExtractor())])[12])
+    monkeypatch.setattr(Recipe, "make", lambda self: Broken())
+    command = ["features", str(photos), "--out", str(tmp_path / "out"), "--workers", "0", "--shard-size", "10"]
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"the feature of {source.names[12]} is NaN or infinite; allowed: finite numbers")
+    assert len(table(tmp_path / "out")["path"]) == 10
+
+
 @pytest.mark.parametrize("out", ["features", "."])
 def test_a_run_into_the_folder_of_the_images_goes_on(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str

@@ -34,7 +34,8 @@ def extract(
         on_batch: called with the images of a batch, and how many of them could not be read.
         on_start: called once with the images whose shards are there, and all.
 
-    Raises Failure at the first unreadable image where `unreadable` is "fail", ValueError where `out` is of another run.
+    Raises Failure at the first unreadable image where `unreadable` is "fail", ValueError where `out` is of another run
+    and at the first feature that is not finite.
     """
     settings = extractor.settings | {"width": extractor.width, "names": digest_of(source)}
     with Shards(Path(out), settings, len(source.names), shard_size) as shards:

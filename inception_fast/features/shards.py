@@ -146,7 +146,9 @@ class Collector:
         self._seen = 0
 
     def add_batch(self, batch: Features) -> None:
-        """The next images, in order; every shard that they complete is written."""
+        """The next images, in order; every shard that they complete is written. Raises ValueError for a feature that is
+        not finite.
+        """
         found: list[tuple[int, Any]] = [*zip(batch.rows, batch.values, strict=True), *batch.bad]
         for index, value in sorted(found, key=lambda pair: pair[0]):
             self._add(index // self.shards.size, index, value)
@@ -155,6 +157,8 @@ class Collector:
         """One image of `shard`: its feature, or the reason that it has none."""
         if isinstance(value, str):
             self._bad.append({"path": self.names[index], "reason": value})
+        elif not np.isfinite(value).all():
+            raise ValueError(f"the feature of {self.names[index]} is NaN or infinite; allowed: finite numbers")
         else:
             self._paths.append(self.names[index])
             self._values.append(value)
