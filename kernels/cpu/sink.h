@@ -92,9 +92,30 @@ inline void finish(const Sink<Y> &sink, int64_t pixel, const Isa::V (&sum)[NV], 
   }
 }
 
+// `finish_rows` of a whole panel with a residual of type R, without its questions at every vector.
+template <class R, int NV, class Y>
+inline void finish_whole(const Sink<Y> &sink, const int64_t *pixels, const float *sums, int rows) {
+  const Columns<NV> scale(sink.scale), shift(sink.shift);
+  const Isa::V factor = Isa::set(sink.residual_scale);
+  const R *residual = static_cast<const R *>(sink.residual);
+  for (int r = 0; r < rows; ++r, sums += NV * Isa::lanes) {
+    Y *y = sink.y + pixels[r] * sink.y_pitch;
+    const R *old = residual + pixels[r] * sink.residual_pitch;
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      Isa::V value = Isa::fma(Isa::load(sums + v * Isa::lanes), scale.v[v], shift.v[v]);
+      value = Isa::fma(factor, value, Isa::load(old + v * Isa::lanes));
+      Isa::store(y + v * Isa::lanes, sink.relu ? Isa::relu(value) : value);
+    }
+  }
+}
+
 // Finishes `rows` pixels, whose sums are [rows][NV vectors].
 template <int NV, class Y>
 __attribute__((noinline)) void finish_rows(const Sink<Y> &sink, const int64_t *pixels, const float *sums, int rows) {
+  if (sink.residual && sink.width == NV * Isa::lanes)
+    return sink.residual_half ? finish_whole<bf16, NV>(sink, pixels, sums, rows)
+                              : finish_whole<float, NV>(sink, pixels, sums, rows);
   for (int r = 0; r < rows; ++r) {
     Columns<NV> row(sums + r * NV * Isa::lanes);
     finish<NV, Y>(sink, pixels[r], row.v, Columns<NV>(sink.scale), Columns<NV>(sink.shift));
