@@ -135,8 +135,8 @@ def _alone() -> Iterator[None]:
         sources, thread = torch.fx.graph_module._loader, threading.get_ident()
         keep = sources.cache
 
-        def cache(*args: Any) -> str:
-            return "<captured>" if threading.get_ident() == thread else keep(*args)
+        def cache(*args: Any, **options: Any) -> str:
+            return "<captured>" if threading.get_ident() == thread else keep(*args, **options)
 
         torch.fx.config.do_not_emit_stack_traces = True
         sources.cache = cache  # type: ignore[assignment,method-assign]
