@@ -44,8 +44,9 @@ test: $(VENV)/.test
 
 # As an editable install does it, but the objects stay. Where the package is installed, it is up to date then.
 native: $(VENV)/.torch
-	cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_INSTALL_PREFIX=$(CURDIR) \
-	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	bin="$$(cd $(BIN) && pwd)" && cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$$bin/ninja" \
+	  -DCMAKE_INSTALL_PREFIX="$(CURDIR)" -DPython_EXECUTABLE="$$bin/python" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 	cmake --build build/native
 	cmake --install build/native
 	touch -c $(VENV)/.bench $(VENV)/.test
