@@ -397,6 +397,13 @@ def test_maps_and_rows_meet_as_in_keras(kind: str) -> None:
         tf.optimize(keras.Model(image, tf.Residual(0.5, name="sum")([image, rows])))
 
 
+def test_a_layer_may_meet_maps_and_rows() -> None:
+    image, flat, join = keras.Input((4, 4, 4)), keras.layers.Flatten(), keras.layers.Concatenate()
+    rows = keras.layers.GlobalAveragePooling2D()(image)
+    model = keras.Model(image, join([flat(join([image, image])), flat(rows)]))
+    assert_same(tf.optimize(model)(maps(4)), model(maps(4)))
+
+
 def test_activations_of_a_known_name_are_told_apart() -> None:
     def relu(x: Any) -> Any:
         return 2 * keras.ops.relu(x)
