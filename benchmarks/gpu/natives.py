@@ -80,11 +80,13 @@ def compiled(options: Sequence[str]) -> Result:
 
 
 def link_package(package: Path) -> None:
-    """The package as an installation has it: kernels/ inside of inception_fast/."""
+    """The package as an installation has it: kernels/ inside of inception_fast/. Old links go; what Python compiled and
+    left beside them is a folder, and stays.
+    """
     package.mkdir(parents=True, exist_ok=True)
     wanted = {child.name: child for child in (ROOT / "inception_fast").iterdir() if child.name != "__pycache__"}
     wanted["kernels"] = ROOT / "kernels"
-    for stale in package.iterdir():
+    for stale in filter(Path.is_symlink, package.iterdir()):
         stale.unlink()
     for name, target in wanted.items():
         (package / name).symlink_to(target)
