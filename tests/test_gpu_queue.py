@@ -378,7 +378,9 @@ def test_the_log_of_a_command_outlives_its_job(queue: dict[str, Any], capsys: py
     assert queue["work"].ran(["no-such-command"])["status"] == "unavailable"
 
 
-def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_kernels_the_rest_is_built(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     natives, asked = queue["natives"], list[Any]()
 
     def built(broken: tuple[str, ...]) -> dict[str, Any]:
@@ -391,6 +393,7 @@ def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypat
         return natives.build()
 
     linked: list[Path] = []
+    monkeypatch.setattr(natives, "ROOT", tmp_path)
     monkeypatch.setattr(natives, "built_before", lambda: False)
     monkeypatch.setattr(natives, "link_package", linked.append)
     found = built(("-DHOPPER=AUTO",))
