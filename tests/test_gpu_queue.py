@@ -244,14 +244,17 @@ def test_slices_too_short_are_refused() -> None:
 
 
 def test_the_package_is_linked_as_it_is_installed(queue: dict[str, Any], tmp_path: Path) -> None:
-    queue["natives"].link_package(tmp_path / "inception_fast")
-    queue["natives"].link_package(tmp_path / "inception_fast")
+    """In every slice anew, where the one before left what Python compiled beside the links."""
+    package = tmp_path / "inception_fast"
     program = "import inception_fast, inception_fast.kernels.spec as s; print(inception_fast.__file__, s.__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True,
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
-    )  # fmt: skip
-    assert done.stdout.startswith(str(tmp_path)) and done.stdout.rstrip().endswith("inception_fast.kernels.spec")
+    for _ in range(2):
+        queue["natives"].link_package(package)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True,
+            env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        )  # fmt: skip
+        assert done.stdout.startswith(str(tmp_path)) and done.stdout.rstrip().endswith("inception_fast.kernels.spec")
+        assert (package / "__pycache__").is_dir()
 
 
 def test_tests_meet_the_linked_package_and_not_the_checkout(queue: dict[str, Any], tmp_path: Path) -> None:
@@ -375,7 +378,9 @@ def test_the_log_of_a_command_outlives_its_job(queue: dict[str, Any], capsys: py
     assert queue["work"].ran(["no-such-command"])["status"] == "unavailable"
 
 
-def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_kernels_the_rest_is_built(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     natives, asked = queue["natives"], list[Any]()
 
     def built(broken: tuple[str, ...]) -> dict[str, Any]:
@@ -388,6 +393,7 @@ def test_without_cuda_kernels_the_rest_is_built(queue: dict[str, Any], monkeypat
         return natives.build()
 
     linked: list[Path] = []
+    monkeypatch.setattr(natives, "ROOT", tmp_path)
     monkeypatch.setattr(natives, "built_before", lambda: False)
     monkeypatch.setattr(natives, "link_package", linked.append)
     found = built(("-DHOPPER=AUTO",))

@@ -261,30 +261,53 @@ def test_a_few_of_the_cuda_kernels_tests(
         assert work.right() == forms
 
 
-def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
-    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    natives, provenance, steps = queue["natives"], queue["provenance"], list[str]()
+@pytest.fixture
+def checkout(queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkout of few sources, of which nothing is built."""
     for place in ("cpu", "cuda"):
         (tmp_path / "kernels" / place).mkdir(parents=True)
     for name in ("CMakeLists.txt", "kernels/cuda/CMakeLists.txt", "kernels/cuda/conv.cuh"):
         (tmp_path / name).write_text("1")
-    library, module = (
-        tmp_path / "kernels/cuda/_hopper.so",
-        f"_native.{sys.implementation.cache_tag}-x86_64-linux-gnu.so",
-    )
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setattr(provenance, "nvcc", lambda: "13.0")
+    monkeypatch.setattr(queue["provenance"], "ROOT", tmp_path)
     for name, value in (
         ("ROOT", tmp_path),
         ("BUILT", tmp_path / "build" / "built.json"),
         ("link_package", lambda package: None),
     ):
-        monkeypatch.setattr(natives, name, value)
+        monkeypatch.setattr(queue["natives"], name, value)
+    return tmp_path
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["no nvcc", "what does not build"])
+def test_a_library_of_other_sources_is_not_measured(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, checkout: Path, broken: bool
+) -> None:
+    """Where none is built instead it would be taken for one of these."""
+    natives, library = queue["natives"], checkout / "kernels/cuda/_hopper.so"
+    library.write_text("old")
+
+    def compiled(options: Any) -> dict[str, Any]:
+        return {"status": "failed" if broken and options[-1] == "-DHOPPER=AUTO" else "ok", "note": ""}
+
+    monkeypatch.setattr(natives, "compiled", compiled)
+    found = natives.build()
+    assert found["status"] == "ok" and found["note"].startswith("without the CUDA kernels")
+    assert not library.exists() and not natives.BUILT.exists()
+
+
+def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, checkout: Path
+) -> None:
+    natives, provenance, steps = queue["natives"], queue["provenance"], list[str]()
+    library, module = (
+        checkout / "kernels/cuda/_hopper.so",
+        f"_native.{sys.implementation.cache_tag}-x86_64-linux-gnu.so",
+    )
+    monkeypatch.setattr(provenance, "nvcc", lambda: "13.0")
 
     def compiled(options: Any) -> dict[str, Any]:
         steps.append(options[-1])
-        (tmp_path / "kernels" / "cpu" / module).write_text("")
+        (checkout / "kernels" / "cpu" / module).write_text("")
         if with_cuda:
             library.write_text("")
         return {"status": "ok"}
@@ -299,10 +322,10 @@ def test_natives_that_were_built_elsewhere_are_taken_while_their_sources_stay(
     steps.clear()
     assert natives.build() == {"status": "ok", "note": "with the CUDA kernels, built before by nvcc 13.0"} and not steps
     changes = {
-        "a source": lambda: (tmp_path / "kernels/cuda/conv.cuh").write_text("2"),
-        "how": lambda: (tmp_path / "CMakeLists.txt").write_text("2"),
+        "a source": lambda: (checkout / "kernels/cuda/conv.cuh").write_text("2"),
+        "how": lambda: (checkout / "CMakeLists.txt").write_text("2"),
         "a library is gone": library.unlink,
-        "a module of another Python": lambda: (tmp_path / "kernels" / "cpu" / module).unlink(),
+        "a module of another Python": lambda: (checkout / "kernels" / "cpu" / module).unlink(),
         "a torn file": lambda: natives.BUILT.write_text("{"),
         "another interpreter's": lambda: natives.BUILT.write_text(
             json.dumps({**natives.sources(), "python": "cpython-3"})

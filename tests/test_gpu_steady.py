@@ -40,6 +40,17 @@ def test_a_call_has_its_time_and_the_clock_of_that_time(
     assert 690.5 <= found["power_w"] <= 700.5 and found["reasons"] == ["0x0", "0x4"]
 
 
+def test_what_nvidia_smi_does_not_know_is_left_out(
+    steady: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it has no power of a part of a GPU; the time is worth as much."""
+    smi(tmp_path, "1500, [N/A], 0x4")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = steady.steady(lambda: time.sleep(0.005), seconds=0.4)
+    assert set(found) == {"call_ms", "samples", "clock_mhz", "least_clock_mhz", "reasons"}
+    assert found["clock_mhz"] == 1500 and found["reasons"] == ["0x4"]
+
+
 def test_a_loop_without_nvidia_smi_has_its_time_alone(steady: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     found = steady.steady(lambda: time.sleep(0.002), seconds=0.1)

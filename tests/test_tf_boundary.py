@@ -56,6 +56,17 @@ def test_other_dtypes_are_cast_as_the_model_does(model: Any, fast_model: Any, dt
     assert max_error(as_torch(y), as_torch(model(tensorflow.cast(x, "float32"), training=False))) <= NET_MAX
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "function"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_an_input_of_integers_cuts_off_what_is_behind_the_point(dtype: str, graph: bool) -> None:
+    image = keras.Input((9, 9, 3), dtype=dtype)
+    model = keras.Model(image, keras.layers.Rescaling(1 / 127.5, -1)(image))
+    x = tensorflow.constant(np.random.default_rng(3).uniform(0, 255, (2, 9, 9, 3)).astype(np.float32))
+    fast_model = tf.optimize(model)
+    y = (tensorflow.function(fast_model) if graph else fast_model)(x)
+    assert max_error(as_torch(y), as_torch(model(x))) <= NET_MAX
+
+
 def test_the_policy_of_keras_rounds_no_images(model: Any) -> None:
     """Under a mixed policy arrays and symbolic tensors went through bfloat16, eager tensors did not."""
     keras.config.set_dtype_policy("mixed_bfloat16")

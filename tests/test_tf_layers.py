@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,30 @@ def test_batch_norm_folds(model: Any, expected: np.ndarray) -> None:
     folded = tf.fold_batch_norm(model)
     assert not any(isinstance(layer, tf.ConvBNReLU) for layer in folded.layers)
     assert_same(folded(images()), expected)
+
+
+class Doubled(tf.ConvBNReLU):
+    """A layer of a user's, with a call of its own."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return 2 * super().call(inputs, training)
+
+
+class Halved(keras.layers.BatchNormalization):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:  # type: ignore[override]
+        return super().call(inputs, training=training) / 2
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: [Doubled(4, 3)], lambda: [keras.layers.Conv2D(4, 3), Halved()]], ids=["conv", "norm"]
+)
+def test_what_a_user_made_of_a_layer_is_not_folded(made: Callable[[], list[Any]]) -> None:
+    model = keras.Sequential([keras.Input((8, 8, 4)), *made()])
+    for variable in model.variables:
+        variable.assign(np.random.default_rng(2).uniform(0.5, 1.5, variable.shape))
+    folded = tf.fold_batch_norm(model)
+    assert len(folded.weights) == len(model.weights)
+    assert_same(folded(maps()), model(maps(), training=False))
 
 
 def test_numpys_numbers_are_saved_as_pythons() -> None:
@@ -370,6 +395,13 @@ def test_maps_and_rows_meet_as_in_keras(kind: str) -> None:
         assert_same(y, expected)
     with pytest.raises(ValueError, match=r"layer 'sum' \(Residual\): inputs of ranks \[2, 4\]; allowed: of one rank"):
         tf.optimize(keras.Model(image, tf.Residual(0.5, name="sum")([image, rows])))
+
+
+def test_a_layer_may_meet_maps_and_rows() -> None:
+    image, flat, join = keras.Input((4, 4, 4)), keras.layers.Flatten(), keras.layers.Concatenate()
+    rows = keras.layers.GlobalAveragePooling2D()(image)
+    model = keras.Model(image, join([flat(join([image, image])), flat(rows)]))
+    assert_same(tf.optimize(model)(maps(4)), model(maps(4)))
 
 
 def test_activations_of_a_known_name_are_told_apart() -> None:

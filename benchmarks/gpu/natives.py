@@ -20,7 +20,8 @@ BUILT = ROOT / "build" / "gpu" / "built.json"  # what the natives were built fro
 
 def build(cuda: str = "AUTO") -> Result:
     """The native module where the checkout has it, and the package as links: nothing is installed or fetched. Where the
-    CUDA kernels do not build, or are not asked for ("OFF"), all else is built without them.
+    CUDA kernels do not build, or are not asked for ("OFF"), all else is built without them, and a library of theirs
+    that lay there is gone: it was of other sources.
     """
     cmake = importlib.util.find_spec("pybind11")
     if cmake is None or cmake.origin is None:
@@ -32,6 +33,9 @@ def build(cuda: str = "AUTO") -> Result:
             "note": f"with the CUDA kernels, built before by nvcc {json.loads(BUILT.read_text())['nvcc']}",
         }
     where = Path(cmake.origin).parent / "share" / "cmake" / "pybind11"
+    library = ROOT / "kernels" / "cuda" / "_hopper.so"
+    if cuda == "AUTO":
+        library.unlink(missing_ok=True)
     options = [f"-Dpybind11_DIR={where}", f"-DCMAKE_INSTALL_PREFIX={ROOT}", f"-DPython_EXECUTABLE={sys.executable}"]
     result = compiled([*options, f"-DHOPPER={cuda}"])
     first = result
@@ -40,7 +44,7 @@ def build(cuda: str = "AUTO") -> Result:
     if result["status"] != OK:
         return first
     link_package(PACKAGE / "inception_fast")
-    built = (ROOT / "kernels" / "cuda" / "_hopper.so").exists()
+    built = library.exists()
     if built and first is result and cuda == "AUTO":
         provenance.written(BUILT, {**sources(), "nvcc": provenance.nvcc()})
     why = "without the CUDA kernels: no nvcc" if first is result else "without the CUDA kernels, which do not build"
@@ -80,11 +84,13 @@ def compiled(options: Sequence[str]) -> Result:
 
 
 def link_package(package: Path) -> None:
-    """The package as an installation has it: kernels/ inside of inception_fast/."""
+    """The package as an installation has it: kernels/ inside of inception_fast/. Old links go; what Python compiled and
+    left beside them is a folder, and stays.
+    """
     package.mkdir(parents=True, exist_ok=True)
     wanted = {child.name: child for child in (ROOT / "inception_fast").iterdir() if child.name != "__pycache__"}
     wanted["kernels"] = ROOT / "kernels"
-    for stale in package.iterdir():
+    for stale in filter(Path.is_symlink, package.iterdir()):
         stale.unlink()
     for name, target in wanted.items():
         (package / name).symlink_to(target)

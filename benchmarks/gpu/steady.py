@@ -73,15 +73,19 @@ def sampled() -> Iterator[list[list[str]]]:
 
 
 def told(samples: list[list[str]]) -> dict[str, Any]:
-    """Medians of clock and power, and every reason for a clock below the highest that was given."""
+    """Medians of clock and power, as far as nvidia-smi knows them, and every reason for a clock below the highest that
+    was given.
+    """
     whole = [sample for sample in samples if len(sample) == len(FIELDS)]
-    if not whole:
-        return {"samples": 0}
-    clocks, power = ([float(sample[i]) for sample in whole] for i in (0, 1))
-    return {
-        "samples": len(whole),
-        "clock_mhz": statistics.median(clocks),
-        "least_clock_mhz": min(clocks),
-        "power_w": statistics.median(power),
-        "reasons": sorted({sample[2] for sample in whole}),
-    }
+    clocks, power = ([float(sample[i]) for sample in whole if is_number(sample[i])] for i in (0, 1))
+    found: dict[str, Any] = {"samples": len(whole)}
+    if clocks:
+        found |= {"clock_mhz": statistics.median(clocks), "least_clock_mhz": min(clocks)}
+    if power:
+        found["power_w"] = statistics.median(power)
+    return found | ({"reasons": sorted({sample[2] for sample in whole})} if whole else {})
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a figure, and not [N/A] or another word for none."""
+    return text.replace(".", "", 1).isdecimal()

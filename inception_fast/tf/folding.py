@@ -17,8 +17,9 @@ FOLDABLE = (keras.layers.Conv2D, keras.layers.Dense)
 def fold_batch_norm(model: keras.Model) -> keras.Model:
     """A copy of a functional model in which each batch norm behind a convolution or dense layer became its bias.
 
-    A batch norm is folded where it alone reads a layer without activation; the others stay. The copy computes what
-    `model` computes with training=False, up to rounding, and is not for training. `model` stays as it is.
+    A batch norm is folded where it alone reads a layer without activation; the others stay, and so does what derives
+    from these layers, whose call may be another. The copy computes what `model` computes with training=False, up to
+    rounding, and is not for training. `model` stays as it is.
 
     A built sequential model has a functional copy.
 
@@ -33,7 +34,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     gone = {bn.name for _, bn in folded}
 
     def clone(layer: Any) -> Any:
-        if isinstance(layer, ConvBNReLU):
+        if type(layer) is ConvBNReLU:
             return _conv(layer.conv, layer.name, "relu")
         if id(layer) in layers:
             return _conv(layer, layer.name)
@@ -47,7 +48,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         if layer.name in gone or not layer.weights:
             continue
         twin = copy.get_layer(layer.name)
-        if isinstance(layer, ConvBNReLU):
+        if type(layer) is ConvBNReLU:
             twin.set_weights(_fold(layer.conv, layer.bn))
         elif id(layer) in layers:
             twin.set_weights(_fold(layer, layers[id(layer)]))
@@ -66,7 +67,7 @@ def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
     reads = Counter(id(t) for node in nodes for t in node.input_tensors)
     for node in nodes:
         bn = node.operation
-        if not isinstance(bn, keras.layers.BatchNormalization) or calls[id(bn)] != 1:
+        if type(bn) is not keras.layers.BatchNormalization or calls[id(bn)] != 1:
             continue
         y = node.input_tensors[0]
         source = y._keras_history.operation

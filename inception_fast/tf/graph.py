@@ -73,7 +73,7 @@ class Translated(nn.Module):
         self.outputs = [id(t) for t in model.outputs]
         self.modules_of = nn.ModuleList()
         self.steps: list[tuple[list[int], list[int]]] = []
-        made: dict[int, nn.Module] = {}
+        made: dict[tuple[int, int], nn.Module] = {}  # by layer and rank
         for node in _in_order(model):
             operation, sources = node.operation, _sources(node)
             self.steps.append(([id(t) for t in sources], [id(t) for t in node.output_tensors]))
@@ -87,9 +87,10 @@ class Translated(nn.Module):
             need(mixed, operation, f"inputs of ranks {sorted(ranks)}; allowed: of one rank")
             if type(operation).__name__ in SUMS:
                 _need_floats(operation, sources)
-            if id(operation) not in made:
-                made[id(operation)] = _module(operation, len(sources[0].shape))
-            self.modules_of.append(made[id(operation)])
+            key = id(operation), len(sources[0].shape)
+            if key not in made:
+                made[key] = _module(operation, key[1])
+            self.modules_of.append(made[key])
 
     def forward(self, *xs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(self.inputs, xs, strict=True))

@@ -58,6 +58,8 @@ class OptimizedModel(keras.Model):
         self._engines = Engines(engine_module, make)
         graph = graph_of(model)
         self._inputs, self._structure = Inputs(graph), graph.output
+        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in graph.inputs]
+        self._whole = [None if keras.backend.is_float_dtype(dtype) else dtype for dtype in dtypes]
         self._spec_of = graph.compute_output_spec
         self._shapes = graph.input_shape, graph.output_shape
         self._guarded: Any = None
@@ -76,8 +78,7 @@ class OptimizedModel(keras.Model):
             raise RuntimeError(f"training=True; {NO_GRADIENT}")
         flat = self._inputs.flatten(inputs)
         self._inputs.check(flat)
-        # As functional models do with images of bytes and with other precisions.
-        flat = [x if _is_float32(x) else keras.ops.cast(x, "float32") for x in flat]
+        flat = [_as_float32(x, whole) for x, whole in zip(flat, self._whole, strict=True)]
         outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
         return keras.tree.pack_sequence_as(self._structure, outputs)
 
@@ -192,9 +193,13 @@ def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
     return OptimizedModel(keras_model, engine.optimize(module, example, dtype=wanted), on_gpu)
 
 
-def _is_float32(x: Any) -> bool:
-    found: bool = keras.backend.standardize_dtype(x.dtype) == "float32"
-    return found
+def _as_float32(x: Any, whole: str | None) -> Any:
+    """As functional models take images of bytes and other precisions: an input of integers has a dtype, `whole`, to
+    which what is given to it is cast first.
+    """
+    if whole is not None and keras.backend.standardize_dtype(x.dtype) != whole:
+        x = keras.ops.cast(x, whole)
+    return x if keras.backend.standardize_dtype(x.dtype) == "float32" else keras.ops.cast(x, "float32")
 
 
 def _torch_dtype(dtype: Any) -> torch.dtype | None:

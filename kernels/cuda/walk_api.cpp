@@ -31,8 +31,11 @@ void check_halo(Reasons &reasons, const HopperJob &job) {
   if (!reasons.list.empty())
     return;
   const Problem problem = walk_problem(job);
-  // One stage holds x until the last of these is read.
-  reasons.between("stages of a halo tile's taps", ceil_div(problem.taps, walk_taps(job.columns)), 1, WALK_STAGES - 1);
+  // One stage holds x until the last of these is read; where another chunk follows, until its first tap is multiplied,
+  // for which its x and its first weights are in the ring as well.
+  const bool several = problem.chunks > 1;
+  reasons.between(several ? "stages of the taps of a halo tile of several chunks" : "stages of a halo tile's taps",
+                  ceil_div(problem.taps, walk_taps(job.columns)), 1, several ? WALK_STAGES - 3 : WALK_STAGES - 1);
   reasons.between("pixels of rows that a halo tile reads", int64_t{halo_rows(problem)} * problem.pitch, 1, WALK_PIXELS);
 }
 

@@ -209,6 +209,22 @@ def test_triton_alone_is_tuned_and_timed_in_one_process(
         alone.main(["--out", str(tmp_path), "--batches", "32,0"])
 
 
+def test_alone_takes_inductor_without_freezing_where_that_is_wrong(
+    queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the queue does, whose makers lack the other then."""
+    makers = dict.fromkeys(("ours", "unfrozen", "eager"), lambda: lambda: None)
+    monkeypatch.setattr(queue["networks"], "network_calls", lambda *given: (makers, torch.zeros(1)))
+
+    def checked(given: dict[str, Any], about: dict[str, Any], *rest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {name: {**about, "runtime": name} for name in given}, given
+
+    monkeypatch.setattr(queue["networks"], "checked_calls", checked)
+    monkeypatch.setattr(sys.modules["timing"], "host_seconds", lambda calls: {name: [1e-3] * 3 for name in calls})
+    found = queue["alone"].beside("inception_resnet_v2", 2, "bfloat16", 0)
+    assert [(row["runtime"], row["ratio"]) for row in found] == [("triton", 1.0), ("unfrozen", 1.0)]
+
+
 def test_tiles_are_compiled_by_other_processes(queue: dict[str, Any]) -> None:
     """They get as far as asking for a GPU; on one, they compile."""
     spec = ConvSpec(1, 4, 4, 16, 16, 1, 1, dtype="float16")
