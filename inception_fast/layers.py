@@ -165,16 +165,15 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     """relu(bn(conv(x))), fused where that is the same."""
     if symbolic(x):
         return F.relu(bn(conv(x)))
-    padding: Any = conv.padding
     if not fusable(conv, bn):
         _check_learning(x, conv)
         if not (_trains_on_gpu(x, conv) and _plainly_trains(bn)):
             return trained(x, conv, bn)
-        y, mean, var = ops.conv_batch_norm_relu(
-            x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
-        )
+        window: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+        y, mean, var = ops.conv_batch_norm_relu(x, conv.weight, bn.weight, bn.bias, **window, eps=bn.eps)
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
+    padding: Any = conv.padding
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
 
 

@@ -320,7 +320,7 @@ def _is_pair(modules: list[nn.Module]) -> bool:
     if len(modules) != 2 or not all(type(module) is ConvBNReLU for module in modules):
         return False
     (a, b) = (module.conv for module in modules if isinstance(module, ConvBNReLU))
-    return max(a.kernel_size) >= 3 and conv_problem(a) is conv_problem(b) is None and are_pair(a, b)
+    return conv_problem(a) is conv_problem(b) is None and max(a.kernel_size) >= 3 and are_pair(a, b)
 
 
 def _sequential(module: nn.Sequential) -> nn.Module | None:

@@ -250,6 +250,18 @@ def test_a_forward_of_its_own_is_called(training: bool) -> None:
     assert calls == [1]
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["block", "pair"])
+def test_what_stands_for_a_convolution_is_called(name: str, training: bool) -> None:
+    """Several modules in its place have neither a weight nor a padding of their own."""
+    nets = both(name, training)
+    for net in nets:
+        torch.manual_seed(0)
+        net[0].conv = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 4, 1))  # type: ignore[index]
+    wanted, found = (net(X).detach() for net in nets)
+    assert relative(found, wanted) <= numerics.NET_MAX
+
+
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "conv_bn_relu": lambda x: ops.conv_bn_relu(
         x, torch.ones(4, 3, 1, 1), torch.ones(4), torch.ones(4), stride=1, padding=0
