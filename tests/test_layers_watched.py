@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import aot_module, nop
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
@@ -260,6 +263,33 @@ def test_what_stands_for_a_convolution_is_called(name: str, training: bool) -> N
         net[0].conv = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 4, 1))  # type: ignore[index]
     wanted, found = (net(X).detach() for net in nets)
     assert relative(found, wanted) <= numerics.NET_MAX
+
+
+def by_make_fx(net: nn.Module) -> object:
+    return make_fx(net, tracing_mode="fake", _allow_non_fake_inputs=True)(X)
+
+
+def in_fake_mode(net: nn.Module) -> object:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return net(mode.from_tensor(X))
+
+
+def beside_fake_mode(net: nn.Module) -> object:
+    stand_in = FakeTensorMode().from_tensor
+    return torch.func.functional_call(net, {name: stand_in(t) for name, t in net.state_dict().items()}, (stand_in(X),))
+
+
+def by_aot_autograd(net: nn.Module) -> object:
+    return aot_module(copy.deepcopy(net), nop)(X)
+
+
+@pytest.mark.parametrize("call", [by_make_fx, in_fake_mode, beside_fake_mode, by_aot_autograd])
+@pytest.mark.parametrize("name", plain_nets())
+def test_stand_ins_for_tensors_are_taken_and_not_kept(name: str, call: Callable[[nn.Module], object]) -> None:
+    plain, swapped = both(name, False)
+    with torch.no_grad():
+        call(swapped)
+        assert relative(swapped(X), plain(X)) <= numerics.NET_MAX
 
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {

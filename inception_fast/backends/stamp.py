@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SAMPLE = 64  # elements looked at again in a large tensor
 WHOLE = 4096  # a tensor of up to this many elements is compared whole
@@ -49,6 +49,7 @@ def _integer(tensor: Tensor) -> torch.dtype:
 
 
 def can_stamp(tensor: Tensor) -> bool:
-    """Inference tensors count no versions; a tensor with holes or overlaps has no flat view."""
+    """Inference tensors count no versions, other classes may hold no values, and with holes there is no flat view."""
+    plain = type(tensor) in (Tensor, nn.Parameter)
     dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
-    return dense and not tensor.is_inference()
+    return plain and dense and not tensor.is_inference()
