@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -163,6 +164,7 @@ def _pool(module: nn.Module) -> nn.Module:
     """The pool that takes the place of one of torch's: the same module, its forward ours."""
     pool: Any = object.__new__(POOLS[type(module)])
     pool.__dict__.update(module.__dict__)
+    _rebind_hooks(module, pool)
     return pool  # type: ignore[no-any-return]
 
 
@@ -285,6 +287,14 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
     given out before still remove their hook.
     """
     new.__dict__.update({name: value for name, value in vars(old).items() if name not in ("_modules", "_fold")})
+    _rebind_hooks(old, new)
+
+
+def _rebind_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Torch binds the hooks that see a state dict before it is loaded to their module, by a weak reference."""
+    for hook in new._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False) and hook.module() is old:  # type: ignore[attr-defined]
+            hook.module = weakref.ref(new)  # type: ignore[attr-defined]
 
 
 class Run(NamedTuple):
