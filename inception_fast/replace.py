@@ -15,7 +15,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -378,6 +378,15 @@ def _run(run: Run, x: Tensor) -> Tensor:
 class _Places(nn.Sequential):
     """A Sequential that became one layer. With other children than those of the layer, it runs what it holds."""
 
+    names: ClassVar[tuple[str, ...]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A module that is set by the name of one of the layer's children takes that one's place."""
+        if name in self.names and isinstance(value, nn.Module):
+            self[self.names.index(name)] = value
+        else:
+            super().__setattr__(name, value)
+
     def __getitem__(self, idx: Any) -> Any:
         if isinstance(idx, slice):
             return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
@@ -392,6 +401,7 @@ class _Places(nn.Sequential):
 class _SequentialBlock(ConvBNReLU, _Places):  # type: ignore[misc]
     """A ConvBNReLU whose children keep their places in the Sequential that it was."""
 
+    names = ("conv", "bn")
     conv = property(lambda self: self[0])  # type: ignore[assignment]
     bn = property(lambda self: self[1])  # type: ignore[assignment]
 
@@ -403,6 +413,7 @@ class _SequentialBlock(ConvBNReLU, _Places):  # type: ignore[misc]
 class _SequentialPair(AsymmetricPair, _Places):  # type: ignore[misc]
     """An AsymmetricPair whose children keep their places in the Sequential that it was."""
 
+    names = ("first", "second")
     first = property(lambda self: self[0])  # type: ignore[assignment]
     second = property(lambda self: self[1])  # type: ignore[assignment]
 

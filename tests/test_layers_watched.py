@@ -156,6 +156,20 @@ def test_a_slice_is_a_sequential_of_these_children(name: str) -> None:
     assert relative(swapped[:1](X).detach(), plain[:1](X).detach()) <= numerics.NET_MAX
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_children_that_are_set_by_the_names_of_a_layer_run(training: bool) -> None:
+    """In a Sequential that became a layer too, where their places are numbers."""
+    for name, attributes in (("in a sequential", ("conv", "bn")), ("pair", ("first", "second"))):
+        plain, swapped = both(name, training)
+        for place, attribute in enumerate(attributes):
+            changed = randomised(copy.deepcopy(plain[place]), seed=1)  # type: ignore[index]
+            plain[place] = changed  # type: ignore[index, operator]
+            setattr(swapped, attribute, changed)
+            assert getattr(swapped, attribute) is changed
+        assert list(swapped.state_dict()) == list(plain.state_dict())
+        assert relative(swapped(X).detach(), plain(X).detach()) <= numerics.NET_MAX
+
+
 def test_statistics_stay_while_they_are_switched_off() -> None:
     for net in both("block", True):
         bn: Any = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
