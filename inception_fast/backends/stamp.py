@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class Stamp:
         if tensor.device.type == "cpu":
             elements = tensor.detach().as_strided((tensor.numel(),), (1,))
             step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE | 1
-            self._view = elements[::step].view(torch.uint8 if step == 1 else _integer(tensor)).numpy()
+            self._view = as_array(elements[::step].view(torch.uint8 if step == 1 else _integer(tensor)))
             self._sample = self._view.tobytes()
 
     def holds(self, tensor: Tensor) -> bool:
@@ -46,6 +47,11 @@ class Stamp:
 def _integer(tensor: Tensor) -> torch.dtype:
     """The integer dtype as wide as the tensor's: NumPy has no bfloat16."""
     return {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The values where they lie; after torch's own `.numpy()` their storage could not be resized, as FSDP does."""
+    return np.from_dlpack(tensor.detach())
 
 
 def can_stamp(tensor: Tensor) -> bool:
