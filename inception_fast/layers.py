@@ -63,7 +63,13 @@ def _by_torch() -> bool:
     """Whether all has to be torch's own operations: they are exported, traced, or transformed."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
-    return not torch.compiler.is_compiling() and _trained_layer.transformed()
+    return _in_function_transform() if torch.compiler.is_compiling() else _trained_layer.transformed()
+
+
+@torch.compiler.assume_constant_result
+def _in_function_transform() -> bool:
+    """Whether torch.func looks on, for compiled code: asked while it is traced, once for each of the places."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def fusable(conv: nn.Module, bn: nn.Module) -> bool:

@@ -100,6 +100,16 @@ def test_transforms_give_what_the_plain_network_gives(transform: str, training: 
     assert relative(found, wanted) <= 1e-4
 
 
+@pytest.mark.parametrize("transform", ["func.grad", "vmap over parameters"])
+@pytest.mark.parametrize("name", ["block", "pair"])
+def test_compiled_transforms_give_what_the_plain_network_gives(transform: str, name: str) -> None:
+    plain, swapped = both(name, False)
+    call = TRANSFORMS[transform][0]
+    found = torch.compile(lambda: call(swapped), backend="aot_eager")()
+    assert relative(found.detach(), call(plain).detach()) <= 1e-4
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", plain_nets())
@@ -315,6 +325,7 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 AROUND: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
     "jvp": lambda call: torch.func.jvp(call, (X,), (X,)),
+    "compiled jvp": lambda call: torch.compile(lambda x: torch.func.jvp(call, (x,), (x,)), backend="aot_eager")(X),
     "vmap": lambda call: torch.vmap(call)(X[None]),
     "grad": lambda call: torch.func.grad(lambda x: call(x).sum())(X),
 }
