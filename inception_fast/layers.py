@@ -63,7 +63,13 @@ def _by_torch() -> bool:
     """Whether all has to be torch's own operations: they are exported, traced, or transformed."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
-    return not torch.compiler.is_compiling() and _trained_layer.transformed()
+    return _in_function_transform() if torch.compiler.is_compiling() else _trained_layer.transformed()
+
+
+@torch.compiler.assume_constant_result
+def _in_function_transform() -> bool:
+    """Whether torch.func looks on, for compiled code: asked while it is traced, once for each of the places."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def fusable(conv: nn.Module, bn: nn.Module) -> bool:
@@ -103,7 +109,7 @@ class Fold:
         return Fold, ()
 
     def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # what comes may be a stand-in
             return scale_and_shift(conv, bn)
         learned = (bn.weight, bn.bias, conv.bias)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
@@ -165,16 +171,15 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     """relu(bn(conv(x))), fused where that is the same."""
     if symbolic(x):
         return F.relu(bn(conv(x)))
-    padding: Any = conv.padding
     if not fusable(conv, bn):
         _check_learning(x, conv)
         if not (_trains_on_gpu(x, conv) and _plainly_trains(bn)):
             return trained(x, conv, bn)
-        y, mean, var = ops.conv_batch_norm_relu(
-            x, conv.weight, bn.weight, bn.bias, stride=conv.stride, padding=padding, eps=bn.eps
-        )
+        window: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+        y, mean, var = ops.conv_batch_norm_relu(x, conv.weight, bn.weight, bn.bias, **window, eps=bn.eps)
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
+    padding: Any = conv.padding
     return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
 
 

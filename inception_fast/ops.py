@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from . import _batch_norm, _conv_batch_norm, _convolution, _fused, _gradients, dispatch
@@ -198,17 +200,24 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
 
 def _run(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Goes past the autograd kernel when no gradient can be asked for: being Python, it costs as much as the rest."""
-    if torch.compiler.is_compiling():
-        return operator(*arguments)
-    if transformed() and any(map(_is_transformed, arguments)):
-        name = operator._schema.name.split("::")[1]
+    compiling = torch.compiler.is_compiling()
+    if _in_forward_mode() if compiling else transformed() and any(map(_is_transformed, arguments)):
+        name = str(operator).split(".")[1]
         raise RuntimeError(
             f"{name} inside of torch.func or forward mode; allowed: torch.nn.functional, it has the rules"
         )
+    if compiling:
+        return operator(*arguments)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+@torch.compiler.assume_constant_result
+def _in_forward_mode() -> bool:
+    """Whether torch.func takes tangents of what is being compiled, which would be zero: asked while it is traced."""
+    return any(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
 
 
 def _is_transformed(argument: Any) -> bool:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import itertools
 import operator
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -163,6 +164,7 @@ def _pool(module: nn.Module) -> nn.Module:
     """The pool that takes the place of one of torch's: the same module, its forward ours."""
     pool: Any = object.__new__(POOLS[type(module)])
     pool.__dict__.update(module.__dict__)
+    _rebind_hooks(module, pool)
     return pool  # type: ignore[no-any-return]
 
 
@@ -285,6 +287,14 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
     given out before still remove their hook.
     """
     new.__dict__.update({name: value for name, value in vars(old).items() if name not in ("_modules", "_fold")})
+    _rebind_hooks(old, new)
+
+
+def _rebind_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Torch binds the hooks that see a state dict before it is loaded to their module, by a weak reference."""
+    for hook in new._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False) and hook.module() is old:  # type: ignore[attr-defined]
+            hook.module = weakref.ref(new)  # type: ignore[attr-defined]
 
 
 class Run(NamedTuple):
@@ -320,7 +330,7 @@ def _is_pair(modules: list[nn.Module]) -> bool:
     if len(modules) != 2 or not all(type(module) is ConvBNReLU for module in modules):
         return False
     (a, b) = (module.conv for module in modules if isinstance(module, ConvBNReLU))
-    return max(a.kernel_size) >= 3 and conv_problem(a) is conv_problem(b) is None and are_pair(a, b)
+    return conv_problem(a) is conv_problem(b) is None and max(a.kernel_size) >= 3 and are_pair(a, b)
 
 
 def _sequential(module: nn.Sequential) -> nn.Module | None:
@@ -368,6 +378,15 @@ def _run(run: Run, x: Tensor) -> Tensor:
 class _Places(nn.Sequential):
     """A Sequential that became one layer. With other children than those of the layer, it runs what it holds."""
 
+    names: ClassVar[tuple[str, ...]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A module that is set by the name of one of the layer's children takes that one's place."""
+        if name in self.names and isinstance(value, nn.Module):
+            self[self.names.index(name)] = value
+        else:
+            super().__setattr__(name, value)
+
     def __getitem__(self, idx: Any) -> Any:
         if isinstance(idx, slice):
             return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
@@ -382,6 +401,7 @@ class _Places(nn.Sequential):
 class _SequentialBlock(ConvBNReLU, _Places):  # type: ignore[misc]
     """A ConvBNReLU whose children keep their places in the Sequential that it was."""
 
+    names = ("conv", "bn")
     conv = property(lambda self: self[0])  # type: ignore[assignment]
     bn = property(lambda self: self[1])  # type: ignore[assignment]
 
@@ -393,6 +413,7 @@ class _SequentialBlock(ConvBNReLU, _Places):  # type: ignore[misc]
 class _SequentialPair(AsymmetricPair, _Places):  # type: ignore[misc]
     """An AsymmetricPair whose children keep their places in the Sequential that it was."""
 
+    names = ("first", "second")
     first = property(lambda self: self[0])  # type: ignore[assignment]
     second = property(lambda self: self[1])  # type: ignore[assignment]
 

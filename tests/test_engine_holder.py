@@ -86,3 +86,24 @@ def test_alone_it_says_the_same() -> None:
     assert fast.train(False) is fast and fast.requires_grad_(True) is fast
     with pytest.raises(RuntimeError, match="Missing key"):
         fast.load_state_dict({})
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fc = backbone(), nn.Linear(8, 2)
+        self.register_buffer("gain", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x)) * self.gain
+
+
+def test_a_part_that_is_set_behind_the_plans_back_is_refused() -> None:
+    fast = optimize(Classifier(), X)
+    for name, value in (("fc", nn.Linear(8, 5)), ("gain", torch.zeros(2)), ("gain", nn.Parameter(torch.zeros(2)))):
+        with pytest.raises(
+            AttributeError, match=f"{name} of Classifier .*; set it in the original module and optimise"
+        ):
+            setattr(fast, name, value)
+    fast.transform, fast.note = nn.Identity(), "what is no part of the original may be kept here"
+    assert [name for name, _ in fast.named_children()] == ["transform"] and fast(X).shape == (2, 2)

@@ -166,6 +166,24 @@ def test_scale_and_shift_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(count) == 2 and layer.bn.weight.grad is not None
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_memory_of_parameters_can_be_freed_and_come_back_elsewhere(name: str) -> None:
+    """As FSDP does between two calls of a sharded layer."""
+    layer, _, x = twins(name)
+    layer.eval()
+    with torch.no_grad():
+        wanted = layer(x)
+        state = [*layer.parameters(), *layer.buffers()]
+        kept = [t.clone() for t in state]
+        sizes = [t.untyped_storage().size() for t in state]
+        for t in state:
+            t.untyped_storage().resize_(0)
+        for t, values, size in zip(state, kept, sizes, strict=True):
+            t.untyped_storage().resize_(size)
+            t.copy_(values)
+        assert torch.equal(layer(x), wanted)
+
+
 def test_what_inference_mode_cached_serves_training_of_the_input() -> None:
     layer, x = fast.ConvBNReLU(8, 10, 3).eval().requires_grad_(False), numerics.random(1, 8, 6, 6)
     with torch.inference_mode():

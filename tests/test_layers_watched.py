@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import aot_module, nop
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
@@ -97,6 +100,16 @@ def test_transforms_give_what_the_plain_network_gives(transform: str, training: 
     assert relative(found, wanted) <= 1e-4
 
 
+@pytest.mark.parametrize("transform", ["func.grad", "vmap over parameters"])
+@pytest.mark.parametrize("name", ["block", "pair"])
+def test_compiled_transforms_give_what_the_plain_network_gives(transform: str, name: str) -> None:
+    plain, swapped = both(name, False)
+    call = TRANSFORMS[transform][0]
+    found = torch.compile(lambda: call(swapped), backend="aot_eager")()
+    assert relative(found.detach(), call(plain).detach()) <= 1e-4
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["once", "to be differentiated again"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", plain_nets())
@@ -151,6 +164,20 @@ def test_a_slice_is_a_sequential_of_these_children(name: str) -> None:
     plain, swapped = both(name, False)
     assert list(swapped[:1].state_dict()) == list(plain[:1].state_dict())
     assert relative(swapped[:1](X).detach(), plain[:1](X).detach()) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_children_that_are_set_by_the_names_of_a_layer_run(training: bool) -> None:
+    """In a Sequential that became a layer too, where their places are numbers."""
+    for name, attributes in (("in a sequential", ("conv", "bn")), ("pair", ("first", "second"))):
+        plain, swapped = both(name, training)
+        for place, attribute in enumerate(attributes):
+            changed = randomised(copy.deepcopy(plain[place]), seed=1)  # type: ignore[index]
+            plain[place] = changed  # type: ignore[index, operator]
+            setattr(swapped, attribute, changed)
+            assert getattr(swapped, attribute) is changed
+        assert list(swapped.state_dict()) == list(plain.state_dict())
+        assert relative(swapped(X).detach(), plain(X).detach()) <= numerics.NET_MAX
 
 
 def test_statistics_stay_while_they_are_switched_off() -> None:
@@ -250,6 +277,45 @@ def test_a_forward_of_its_own_is_called(training: bool) -> None:
     assert calls == [1]
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["block", "pair"])
+def test_what_stands_for_a_convolution_is_called(name: str, training: bool) -> None:
+    """Several modules in its place have neither a weight nor a padding of their own."""
+    nets = both(name, training)
+    for net in nets:
+        torch.manual_seed(0)
+        net[0].conv = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 4, 1))  # type: ignore[index]
+    wanted, found = (net(X).detach() for net in nets)
+    assert relative(found, wanted) <= numerics.NET_MAX
+
+
+def by_make_fx(net: nn.Module) -> object:
+    return make_fx(net, tracing_mode="fake", _allow_non_fake_inputs=True)(X)
+
+
+def in_fake_mode(net: nn.Module) -> object:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return net(mode.from_tensor(X))
+
+
+def beside_fake_mode(net: nn.Module) -> object:
+    stand_in = FakeTensorMode().from_tensor
+    return torch.func.functional_call(net, {name: stand_in(t) for name, t in net.state_dict().items()}, (stand_in(X),))
+
+
+def by_aot_autograd(net: nn.Module) -> object:
+    return aot_module(copy.deepcopy(net), nop)(X)
+
+
+@pytest.mark.parametrize("call", [by_make_fx, in_fake_mode, beside_fake_mode, by_aot_autograd])
+@pytest.mark.parametrize("name", plain_nets())
+def test_stand_ins_for_tensors_are_taken_and_not_kept(name: str, call: Callable[[nn.Module], object]) -> None:
+    plain, swapped = both(name, False)
+    with torch.no_grad():
+        call(swapped)
+        assert relative(swapped(X), plain(X)) <= numerics.NET_MAX
+
+
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "conv_bn_relu": lambda x: ops.conv_bn_relu(
         x, torch.ones(4, 3, 1, 1), torch.ones(4), torch.ones(4), stride=1, padding=0
@@ -259,6 +325,7 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 AROUND: dict[str, Callable[[Callable[[Tensor], Tensor]], object]] = {
     "jvp": lambda call: torch.func.jvp(call, (X,), (X,)),
+    "compiled jvp": lambda call: torch.compile(lambda x: torch.func.jvp(call, (x,), (x,)), backend="aot_eager")(X),
     "vmap": lambda call: torch.vmap(call)(X[None]),
     "grad": lambda call: torch.func.grad(lambda x: call(x).sum())(X),
 }

@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,25 @@ def test_an_image_that_needs_gradients_gets_them() -> None:
     with torch.enable_grad():
         net(x)[0, 0].backward()
     assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize("way", ["empty memory", "assigned", "double"])
+def test_constants_of_the_input_are_in_no_state_dict_and_come_along(way: str, features_only: bool) -> None:
+    options: Any = {"transform_input": True, "features_only": features_only, "aux_logits": False}
+    trained = create_model("inception_v1", **options).eval()
+    with torch.device("cpu" if way == "double" else "meta"):
+        net = create_model("inception_v1", **options).eval()
+    if way == "empty memory":
+        net.to_empty(device="cpu")
+    net.load_state_dict(trained.state_dict(), assign=way == "assigned")
+    x = torch.rand(1, 3, 64, 64)
+    if way != "double":
+        with torch.no_grad():
+            assert all(torch.equal(a, b) for a, b in zip(maps(net(x)), maps(trained(x)), strict=True))
+    scale = net.double().input_transform.scale
+    assert torch.equal(scale.flatten(), torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64) / 0.5)
+
+
+def maps(result: Tensor | list[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else result

@@ -189,6 +189,21 @@ def test_hooks_move_along_and_can_still_be_removed() -> None:
     assert len(seen) == 2
 
 
+def test_hooks_on_a_state_dict_move_along() -> None:
+    """Those that see a state dict before it is loaded are bound to their module, the others are handed it."""
+    model = nn.Sequential(Plain(4, 4, 3), nn.MaxPool2d(2), nn.Sequential(*run_of_three()))
+    seen: list[str] = []
+    for module in model:
+        module.register_load_state_dict_pre_hook(lambda module, *_: seen.append(f"before {type(module).__name__}"))
+        module.register_load_state_dict_post_hook(lambda module, keys: seen.append(f"after {type(module).__name__}"))
+    fast.replace_layers(model)
+    for net in (model, copy.deepcopy(model)):
+        net.load_state_dict(net.state_dict())
+        classes = [type(module).__name__ for module in net]
+        assert seen == [f"{when} {name}" for name in classes for when in ("before", "after")]
+        seen.clear()
+
+
 @pytest.mark.parametrize(
     "made",
     [

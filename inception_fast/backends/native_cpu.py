@@ -30,7 +30,7 @@ from ..kernels.plan import (
 )
 from ..kernels.spec import ConvSpec, PairSpec
 from . import Params
-from .stamp import Stamp, can_stamp
+from .stamp import Stamp, as_array, can_stamp
 
 CACHE_BYTES = 1 << 30  # packed weights kept at most, beside the newest plan
 
@@ -153,7 +153,7 @@ def _output_shape(spec: Spec) -> tuple[int, int, int, int]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().contiguous().numpy()
+    return as_array(tensor.detach().float().contiguous())
 
 
 class _PlanWriter:

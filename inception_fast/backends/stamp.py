@@ -6,8 +6,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SAMPLE = 64  # elements looked at again in a large tensor
 WHOLE = 4096  # a tensor of up to this many elements is compared whole
@@ -30,7 +31,7 @@ class Stamp:
         if tensor.device.type == "cpu":
             elements = tensor.detach().as_strided((tensor.numel(),), (1,))
             step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE | 1
-            self._view = elements[::step].view(torch.uint8 if step == 1 else _integer(tensor)).numpy()
+            self._view = as_array(elements[::step].view(torch.uint8 if step == 1 else _integer(tensor)))
             self._sample = self._view.tobytes()
 
     def holds(self, tensor: Tensor) -> bool:
@@ -48,7 +49,13 @@ def _integer(tensor: Tensor) -> torch.dtype:
     return {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
 
 
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The values where they lie; after torch's own `.numpy()` their storage could not be resized, as FSDP does."""
+    return np.from_dlpack(tensor.detach())
+
+
 def can_stamp(tensor: Tensor) -> bool:
-    """Inference tensors count no versions; a tensor with holes or overlaps has no flat view."""
+    """Inference tensors count no versions, other classes may hold no values, and with holes there is no flat view."""
+    plain = type(tensor) in (Tensor, nn.Parameter)
     dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
-    return dense and not tensor.is_inference()
+    return plain and dense and not tensor.is_inference()

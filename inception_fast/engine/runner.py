@@ -37,6 +37,15 @@ class OptimizedModule(nn.Module):
         self._session = session
         super().train(False)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a part in the place of one of the original's: the plans would go on without it."""
+        session = self.__dict__.get("_session")
+        if session is not None and isinstance(value, (nn.Module, Tensor)) and hasattr(session.module, name):
+            raise AttributeError(
+                f"{name} of {session.name} is in the plan; set it in the original module and optimise that again"
+            )
+        super().__setattr__(name, value)
+
     @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for these arguments, in fresh tensors; maps are channels_last."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -97,8 +97,22 @@ class InputTransform(nn.Module):
                 self.scale[:, channel] = std / 0.5
                 self.shift[:, channel] = (mean - 0.5) / 0.5
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputTransform:
+        """Writes the constants again: a new dtype has them rounded once, and new memory (`to_empty`) not at all."""
+        super()._apply(fn, recurse)
+        self.scale, self.shift = torch.empty_like(self.scale), torch.empty_like(self.shift)
+        self.reset_parameters()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
+
+
+def _constants_beside_weights(net: nn.Module, keys: Any) -> None:
+    """Takes the constants off "meta" when the weights are: a state dict that is assigned has no entry for them."""
+    transform, weight = net.get_submodule("input_transform"), next(net.parameters())
+    if any(constant.is_meta for constant in transform.buffers()):
+        transform.to_empty(device=weight.device)
 
 
 class TrunkNet(nn.Module):
@@ -112,6 +126,8 @@ class TrunkNet(nn.Module):
         self.in_chans = in_chans
         self.min_size = min_size
         self.input_transform = transform
+        if transform is not None:
+            self.register_load_state_dict_post_hook(_constants_beside_weights)
         self.steps: Steps = ()
 
     def run(self, x: Tensor, keep: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
