@@ -207,6 +207,20 @@ HIDDEN_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "comparison": lambda m, x: m.conv(x.sin().gt_(0)),
+    "negation": lambda m, x: m.conv(x.sin().relu_().logical_not_()).sum(3),
+    "by a wider map": lambda m, x: m.conv(x.sin().mul_(x.double())),
+    "by a wider sum": lambda m, x: x.bfloat16().sin().add_(0.3 * x).float(),
+    "bytes past their end": lambda m, x: m.conv((x.abs() * 99).byte().bitwise_not().add_((x > 0).long() * 99).float()),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_written_in_place_keeps_its_dtype(name: str) -> None:
+    expect_as_eager(net(IN_PLACE[name]), X)
+
+
 @pytest.mark.parametrize("written", ["view", "base"])
 @pytest.mark.parametrize("name", HIDDEN_VIEWS)
 def test_writes_reach_views_that_no_schema_names(name: str, written: str) -> None:

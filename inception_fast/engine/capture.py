@@ -305,7 +305,7 @@ class _Builder:
     def _out_of_place(self, node: FxNode) -> tuple[Any, list[FxNode]]:
         """The call's out-of-place form, and the nodes whose later readers must see its result.
 
-        Raises _Mutates where a captured view could see the change too.
+        Raises _Mutates where a captured view could see the change too, or the result would be of another dtype.
         """
         target = node.target
         if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
@@ -315,6 +315,8 @@ class _Builder:
         pure = getattr(packet, target._overloadname, None)
         base = node.args[0] if node.args else None
         if pure is None or not isinstance(base, FxNode) or base.op != "call_function" or _aliases(base):
+            raise _Mutates
+        if not _keeps_dtype(pure, node):
             raise _Mutates
         group = self.same.setdefault(base, [base])
         if any(_aliases(user) for member in group for user in member.users if user in self.seen):
@@ -376,6 +378,12 @@ def _check_dtypes(call: Call) -> None:
     x, weight = call["input"].dtype, call["weight"].dtype
     if x != weight:
         raise CaptureError(f"{call.path or call.name} got a map of dtype {x}; allowed: {weight}, that of its weights")
+
+
+def _keeps_dtype(pure: Any, node: FxNode) -> bool:
+    """Whether an in-place call's other form has the result's dtype too: comparisons and mixed operands give others."""
+    args, kwargs = pytree.tree_map_only(FxNode, lambda n: n.meta["val"], (node.args, node.kwargs))
+    return bool(pure(*args, **kwargs).dtype == node.meta["val"].dtype)
 
 
 def _read(node: FxNode) -> frozenset[int]:
