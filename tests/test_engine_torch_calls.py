@@ -207,6 +207,24 @@ HIDDEN_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+HALVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.half().mean((2, 3)).float(),
+    "pool": lambda x: F.adaptive_avg_pool2d(x.half(), 1).float(),
+    "by a small number": lambda x: (x.half() * 3e-8).float(),
+    "by a large number": lambda x: ((x / 2000).half() * 70000).float(),
+    "norm": lambda x: F.batch_norm(x.half(), torch.full((3,), 500.0), torch.zeros(3), torch.ones(3) / 2).float(),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_halves_are_computed_in_float32(name: str) -> None:
+    """As torch does inside of each call: neither a pool's sum nor a number need fit into float16."""
+    function, x = HALVES[name], 500 + 100 * numerics.random(2, 3, 16, 16, seed=5)
+    module = net(lambda m, x: function(x))
+    found, wanted = optimize(module, x)(x), eager(module, x)
+    assert relative(found, wanted) <= 2**-9
+
+
 IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "comparison": lambda m, x: m.conv(x.sin().gt_(0)),
     "negation": lambda m, x: m.conv(x.sin().relu_().logical_not_()).sum(3),
