@@ -229,6 +229,7 @@ IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "comparison": lambda m, x: m.conv(x.sin().gt_(0)),
     "negation": lambda m, x: m.conv(x.sin().relu_().logical_not_()).sum(3),
     "by a wider map": lambda m, x: m.conv(x.sin().mul_(x.double())),
+    "scattered": lambda m, x: m.conv(x.sin().masked_scatter_(x[:, :1] > 0, x.abs())),
     "by a wider sum": lambda m, x: x.bfloat16().sin().add_(0.3 * x).float(),
     "bytes past their end": lambda m, x: m.conv((x.abs() * 99).byte().bitwise_not().add_((x > 0).long() * 99).float()),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.fx.config
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
@@ -383,7 +384,8 @@ def _check_dtypes(call: Call) -> None:
 def _keeps_dtype(pure: Any, node: FxNode) -> bool:
     """Whether an in-place call's other form has the result's dtype too: comparisons and mixed operands give others."""
     args, kwargs = pytree.tree_map_only(FxNode, lambda n: n.meta["val"], (node.args, node.kwargs))
-    return bool(pure(*args, **kwargs).dtype == node.meta["val"].dtype)
+    with enable_python_dispatcher():  # for free sizes
+        return bool(pure(*args, **kwargs).dtype == node.meta["val"].dtype)
 
 
 def _read(node: FxNode) -> frozenset[int]:
