@@ -61,6 +61,7 @@ VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "as complex numbers": lambda m, x: torch.view_as_complex(m.conv(x).view(2, 4, 8, 4, 2)).real,
     "by strides": lambda m, x: m.conv(x).as_strided((2, 4, 8), (256, 64, 1)),
     "by its own strides": lambda m, x: (lambda y: y.as_strided(y.shape, y.stride()))(m.conv(x)),
+    "by another size": lambda m, x: m.conv(x).resize_(x.shape[0], 3, 8, 8) * 2,
     "inside of attention": lambda m, x: m.more(m.conv(x).flatten(2).transpose(1, 2)),
     "inside of another library": lambda m, x: all_in_a_row(m.conv(x)),
 }
