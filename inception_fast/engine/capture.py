@@ -117,8 +117,7 @@ def capture(
         try:
             graph = _translate(program, mixed)
         except _Mutates:
-            _name_views(program)
-            graph = _translate(program.run_decompositions(_hidden_views(program)), mixed)
+            graph = _translate(_functional(program), mixed)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -182,6 +181,16 @@ def _without_vmap(program: ExportedProgram) -> ExportedProgram:
     if found - _VMAP:
         raise CaptureError(f"transforms of functions ({', '.join(sorted(found - _VMAP))}); allowed: torch.vmap")
     return program.run_decompositions({}) if found else program
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without writes in place. Raises CaptureError where torch cannot tell what one reaches."""
+    _name_views(program)
+    try:
+        return program.run_decompositions(_hidden_views(program))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise CaptureError(f"a write in place that torch cannot follow: {cause}") from error
 
 
 def _name_views(program: ExportedProgram) -> None:
