@@ -150,6 +150,12 @@ def test_in_place_writes_reach_the_first_name() -> None:
     captured(net, X)
 
 
+def test_writes_that_torch_cannot_follow_are_refused() -> None:
+    module = Function(lambda m, x: (x * 2).flatten(2)[0].fill_diagonal_(3.0))
+    with pytest.raises(CaptureError, match="a write in place that torch cannot follow"):
+        engine_nets.capture(module, X)
+
+
 def test_nothing_may_write_to_inputs_or_buffers() -> None:
     with pytest.raises(CaptureError, match="writes to 'inputs_0'"):
         engine_nets.capture(Function(lambda m, x: x.relu_()), X.clone())

@@ -326,6 +326,30 @@ def test_other_norms_stay() -> None:
     assert fired["find_normalize"] == 0 and "Normalize" not in kinds(graph)
 
 
+NORM = torch.linalg.vector_norm
+NOT_NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "one norm": lambda x: NORM(x),
+    "one norm of rank four": lambda x: NORM(x, keepdim=True),
+    "norms in float64": lambda x: NORM(x, 2, 1, True, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", NOT_NORMALIZE)
+def test_division_by_other_norms_stays(name: str) -> None:
+    norm = NOT_NORMALIZE[name]
+    graph, fired = rewritten(lambda m, x: x / norm(x).clamp_min(1e-6).expand_as(x), image(7))
+    assert fired["find_normalize"] == 0 and "Normalize" not in kinds(graph)
+
+
+def test_division_by_pools_that_do_not_overlap_stays() -> None:
+    def by_mean_square(_: nn.Module, x: Tensor) -> Tensor:
+        squares = F.pad((x * x).unsqueeze(1), (0, 0, 0, 0, 1, 0))
+        return x / (1 + F.avg_pool3d(squares, (5, 1, 1)).squeeze(1)) ** 0.5
+
+    graph, fired = rewritten(by_mean_square, image(4))
+    assert fired["find_lrn"] == 0 and "Lrn" not in kinds(graph)
+
+
 def test_passes_leave_their_input_alone() -> None:
     raw = engine_nets.capture(Function(lambda m, x: m.conv(x).relu(), conv=conv(4, 5, 3)), image())
     before = [(n.name, type(n.op), tuple(n.inputs)) for n in raw.nodes]

@@ -61,6 +61,7 @@ VIEWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "as complex numbers": lambda m, x: torch.view_as_complex(m.conv(x).view(2, 4, 8, 4, 2)).real,
     "by strides": lambda m, x: m.conv(x).as_strided((2, 4, 8), (256, 64, 1)),
     "by its own strides": lambda m, x: (lambda y: y.as_strided(y.shape, y.stride()))(m.conv(x)),
+    "by another size": lambda m, x: m.conv(x).resize_(x.shape[0], 3, 8, 8) * 2,
     "inside of attention": lambda m, x: m.more(m.conv(x).flatten(2).transpose(1, 2)),
     "inside of another library": lambda m, x: all_in_a_row(m.conv(x)),
 }
@@ -205,6 +206,39 @@ HIDDEN_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "unsafe_chunk": lambda y: torch.unsafe_chunk(y, 2, 1)[0],
     "as_strided": lambda y: y.as_strided((2, 4, 2, 2), (256, 64, 8, 1)),
 }
+
+
+HALVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.half().mean((2, 3)).float(),
+    "pool": lambda x: F.adaptive_avg_pool2d(x.half(), 1).float(),
+    "by a small number": lambda x: (x.half() * 3e-8).float(),
+    "by a large number": lambda x: ((x / 2000).half() * 70000).float(),
+    "norm": lambda x: F.batch_norm(x.half(), torch.full((3,), 500.0), torch.zeros(3), torch.ones(3) / 2).float(),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_halves_are_computed_in_float32(name: str) -> None:
+    """As torch does inside of each call: neither a pool's sum nor a number need fit into float16."""
+    function, x = HALVES[name], 500 + 100 * numerics.random(2, 3, 16, 16, seed=5)
+    module = net(lambda m, x: function(x))
+    found, wanted = optimize(module, x)(x), eager(module, x)
+    assert relative(found, wanted) <= 2**-9
+
+
+IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "comparison": lambda m, x: m.conv(x.sin().gt_(0)),
+    "negation": lambda m, x: m.conv(x.sin().relu_().logical_not_()).sum(3),
+    "by a wider map": lambda m, x: m.conv(x.sin().mul_(x.double())),
+    "scattered": lambda m, x: m.conv(x.sin().masked_scatter_(x[:, :1] > 0, x.abs())),
+    "by a wider sum": lambda m, x: x.bfloat16().sin().add_(0.3 * x).float(),
+    "bytes past their end": lambda m, x: m.conv((x.abs() * 99).byte().bitwise_not().add_((x > 0).long() * 99).float()),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_written_in_place_keeps_its_dtype(name: str) -> None:
+    expect_as_eager(net(IN_PLACE[name]), X)
 
 
 @pytest.mark.parametrize("written", ["view", "base"])

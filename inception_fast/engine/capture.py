@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.fx.config
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
@@ -116,8 +117,7 @@ def capture(
         try:
             graph = _translate(program, mixed)
         except _Mutates:
-            _name_views(program)
-            graph = _translate(program.run_decompositions(_hidden_views(program)), mixed)
+            graph = _translate(_functional(program), mixed)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -181,6 +181,16 @@ def _without_vmap(program: ExportedProgram) -> ExportedProgram:
     if found - _VMAP:
         raise CaptureError(f"transforms of functions ({', '.join(sorted(found - _VMAP))}); allowed: torch.vmap")
     return program.run_decompositions({}) if found else program
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without writes in place. Raises CaptureError where torch cannot tell what one reaches."""
+    _name_views(program)
+    try:
+        return program.run_decompositions(_hidden_views(program))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise CaptureError(f"a write in place that torch cannot follow: {cause}") from error
 
 
 def _name_views(program: ExportedProgram) -> None:
@@ -305,7 +315,7 @@ class _Builder:
     def _out_of_place(self, node: FxNode) -> tuple[Any, list[FxNode]]:
         """The call's out-of-place form, and the nodes whose later readers must see its result.
 
-        Raises _Mutates where a captured view could see the change too.
+        Raises _Mutates where a captured view could see the change too, or the result would be of another dtype.
         """
         target = node.target
         if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
@@ -315,6 +325,8 @@ class _Builder:
         pure = getattr(packet, target._overloadname, None)
         base = node.args[0] if node.args else None
         if pure is None or not isinstance(base, FxNode) or base.op != "call_function" or _aliases(base):
+            raise _Mutates
+        if not _keeps_dtype(pure, node):
             raise _Mutates
         group = self.same.setdefault(base, [base])
         if any(_aliases(user) for member in group for user in member.users if user in self.seen):
@@ -376,6 +388,13 @@ def _check_dtypes(call: Call) -> None:
     x, weight = call["input"].dtype, call["weight"].dtype
     if x != weight:
         raise CaptureError(f"{call.path or call.name} got a map of dtype {x}; allowed: {weight}, that of its weights")
+
+
+def _keeps_dtype(pure: Any, node: FxNode) -> bool:
+    """Whether an in-place call's other form has the result's dtype too: comparisons and mixed operands give others."""
+    args, kwargs = pytree.tree_map_only(FxNode, lambda n: n.meta["val"], (node.args, node.kwargs))
+    with enable_python_dispatcher():  # for free sizes
+        return bool(pure(*args, **kwargs).dtype == node.meta["val"].dtype)
 
 
 def _read(node: FxNode) -> frozenset[int]:

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from . import graph as ir
 from .operands import AS_RESHAPE, all_laid_out
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALVES = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALVES, torch.float32, torch.float64)
 
 
 def like(x: Tensor, parameter: Tensor) -> Tensor:
@@ -21,16 +22,24 @@ def like(x: Tensor, parameter: Tensor) -> Tensor:
     return parameter.detach().to(device=x.device, dtype=x.dtype)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Halves as float32, as torch has them inside of a call: their sums overflow, and numbers are not made halves."""
+    return x.float() if x.dtype in _HALVES else x
+
+
 def _per_channel(x: Tensor, parameter: Tensor) -> Tensor:
     return like(x, parameter).reshape(1, -1, *(1,) * (x.dim() - 2))
 
 
 def _epilogue(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is None and shift is None:
+        return y
+    wide = _wide(y)
     if scale is not None:
-        y = y * _per_channel(y, scale)
+        wide = wide * _per_channel(wide, scale)
     if shift is not None:
-        y = y + _per_channel(y, shift)
-    return y
+        wide = wide + _per_channel(wide, shift)
+    return wide.to(y.dtype)
 
 
 def _pad(x: Tensor, padding: Sequence[int], value: float) -> Tensor:
@@ -69,10 +78,11 @@ def _pool(op: ir.Pool, x: Tensor) -> Tensor:
     if op.kind == "max":
         y = F.max_pool2d(_pad(x, reach, float("-inf")), op.kernel, op.stride)
     else:
-        ones = torch.ones_like(x[:1, :1])
+        wide = _wide(x)
+        ones = torch.ones_like(wide[:1, :1])
         counted = _pad(_pad(ones, op.padding, float(op.count_include_pad)), (0, op.overhang[0], 0, op.overhang[1]), 0.0)
-        total = F.avg_pool2d(_pad(x, reach, 0.0), op.kernel, op.stride, divisor_override=1)
-        y = total / F.avg_pool2d(counted, op.kernel, op.stride, divisor_override=1)
+        total = F.avg_pool2d(_pad(wide, reach, 0.0), op.kernel, op.stride, divisor_override=1)
+        y = (total / F.avg_pool2d(counted, op.kernel, op.stride, divisor_override=1)).to(x.dtype)
     y = _epilogue(y, None, op.shift)
     return y.relu() if op.relu else y
 

@@ -27,6 +27,7 @@ AS_RESHAPE = {
 LAYOUT_BOUND = {
     aten.as_strided.default,
     aten.as_strided_scatter.default,
+    aten.resize.default,
     aten.view.dtype,
     aten.view_as_complex.default,
     aten._native_multi_head_attention.default,  # these make views of their operands inside

@@ -69,9 +69,11 @@ def find_normalize(graph: ir.Graph) -> int:
         expand = call(wide, "expand_as.default", "expand.default") if isinstance(wide, ir.Node) else None
         clamp = call(expand[0], "clamp_min.default") if expand else None
         norm = call(clamp[0], "linalg_vector_norm.default") if clamp else None
-        if expand is None or clamp is None or norm is None or norm[0] is not x or norm[1] != 2 or norm[3:] != (True,):
+        if expand is None or clamp is None or norm is None or norm[0] is not x:
             continue
-        if [d % len(node.shape) for d in norm[2]] != [1] or x.shape != node.shape:
+        if norm[1:2] != (2,) or norm[3:] != (True,) or [d % len(node.shape) for d in norm[2] or ()] != [1]:
+            continue
+        if x.shape != node.shape or x.dtype != wide.dtype:
             continue
         if not isinstance(clamp[1], (int, float)):
             continue
@@ -113,7 +115,7 @@ def _lrn(shape: ir.Shape, x: ir.Node, node: ir.Node) -> tuple[int, float, float,
         return None
     size = next(iter(pool[1]))
     view = pad[0]
-    if list(pool[1]) != [size, 1, 1] or set(pool[2]) != {1} or len(pool) > 3:
+    if list(pool[1]) != [size, 1, 1] or len(pool) != 3 or set(pool[2]) != {1}:
         return None
     if [*pad[1]] != [0, 0, 0, 0, size // 2, (size - 1) // 2] or any(a not in ("constant", 0, None) for a in pad[2:]):
         return None
