@@ -62,6 +62,8 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
         "def make():\n    print('loud')\n    return nn.Conv2d(3, 4, 3)\n"
         "def breaks():\n    raise KeyError('no file')\n"
         "def leaves():\n    sys.exit(3)\n"
+        "class Asks(nn.Conv2d):\n    def forward(self, x):\n        assert len(x) > 9, 'more'\n"
+        "def asks():\n    return Asks(3, 4, 3)\n"
     )
     monkeypatch.chdir(tmp_path)
     document = inspected(tmp_path, "my_net:make", "--image-size", "9")
@@ -74,6 +76,8 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
         for function, said in (("breaks", "KeyError: 'no file'"), ("leaves", "SystemExit: 3")):
             assert main([command, f"my_net:{function}", "--image-size", "9"]) == 2
             assert f"my_net:{function}: {said}; allowed: package.module:function" in capsys.readouterr().err
+        assert main([command, "my_net:asks", "--image-size", "9"]) == 2
+        assert "my_net:asks cannot take an input of 3x9x9: AssertionError: more\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
