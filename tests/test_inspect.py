@@ -80,6 +80,18 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
         assert "my_net:asks cannot take an input of 3x9x9: AssertionError: more\n" in capsys.readouterr().err
 
 
+def test_a_module_that_reads_values_while_it_is_made(tmp_path, capsys, monkeypatch):
+    """As many networks do for the rates of stochastic depth; on the meta device there are no values to read."""
+    (tmp_path / "rates.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    rates = [x.item() for x in torch.linspace(0, 0.5, 3)]\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), *map(nn.Dropout, rates))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert inspected(tmp_path, "rates:make", "--image-size", "9")["macs"] == 49 * 4 * 27
+
+
 @pytest.mark.parametrize(
     "module, size, params, flagged",
     [

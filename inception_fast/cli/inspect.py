@@ -110,12 +110,20 @@ def _made(name: str) -> nn.Module:
     import importlib
     import os
 
+    import torch
     from torch import nn
 
     home, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(home), function)()
+        make = getattr(importlib.import_module(home), function)
+        try:
+            made = make()
+        except Exception:
+            if torch.get_default_device().type != "meta":
+                raise
+            with torch.device("cpu"):  # it reads values, such as a rate for each layer out of torch.linspace
+                made = make()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {one_line(error)}"
         raise CommandError(f"{name}: {said}; allowed: package.module:function that needs no arguments") from error
