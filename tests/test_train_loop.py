@@ -17,8 +17,9 @@ from torch import nn
 
 from inception_fast import create_model, dispatch
 from inception_fast.cli import main
+from inception_fast.images import prepare_batch
 from inception_fast.train import loop
-from inception_fast.train.data import load_data
+from inception_fast.train.data import Normalise, evaluation_loader, load_data
 from inception_fast.train.distributed import SharedDropout, World, share_statistics
 from inception_fast.train.loop import Options, train
 from inception_fast.train.networks import REDUCTIONS, TinyInception
@@ -232,6 +233,15 @@ def test_a_model_of_the_package_trains_and_its_weights_load(tmp_path: Path) -> N
     assert summary["parameters"] == 5_610_154 and not summary["auxiliary_heads"]
     model = create_model("inception_v1", weights=tmp_path / "model.safetensors").eval()
     assert model.num_classes == 10 and model.data_config.input_size == (3, 16, 16)
+    data = load_data("digits")
+    ((pixels, labels),) = evaluation_loader(data, 2, 2, 16, workers=0)
+    judged = [data.source.image(data.held_out[i]) for i in (0, len(data.held_out) // 2)]
+    images = prepare_batch(judged, model.data_config)
+    seen = Normalise(model.data_config.mean, model.data_config.std, torch.device("cpu"))(pixels)
+    torch.testing.assert_close(images, seen, rtol=0, atol=1e-6)  # the pixels that the accuracy was measured on
+    with torch.inference_mode():
+        loss = float(F.cross_entropy(model(images), labels))
+    assert summary["evaluation"]["loss"] == pytest.approx(loss, rel=1e-3)
     tensors, _ = loop.read(tmp_path / "checkpoint-00000001.safetensors")
     state = model.state_dict()
     assert all(torch.equal(tensors[f"average/{key}"], value) for key, value in state.items())
