@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -164,6 +165,46 @@ def test_options_that_cannot_be_kept_are_refused() -> None:
     for value in (torch.float32, {1, 2}, float("nan")):
         with pytest.raises(ValueError, match="allowed: what JSON can hold"):
             tiny(options={"width": value})
+
+
+def test_paths_of_data_and_weights_are_taken_as_their_text(tmp_path: Path) -> None:
+    """A path for the weights ended the run at its first checkpoint, which JSON could not hold."""
+    start, data = tmp_path / "start", folder_of_classes(tmp_path / "data")
+    recipe = get_recipe("modern")
+    first = Settings("inception_v1", steps=1, batch_size=2, image_size=32, aux="off", data=data, recipe=recipe)  # type: ignore[arg-type]
+    train(first, start, QUICK)
+    train(replace(first, weights=start / "model.safetensors"), tmp_path / "out", QUICK)  # type: ignore[arg-type]
+    _, state = loop.read(tmp_path / "out" / "checkpoint-00000001.safetensors")
+    assert state["settings"]["data"] == str(data)
+    assert state["settings"]["weights"] == str(start / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": None}, "data None; allowed: text or a path"),
+        ({"weights": b"x"}, "weights b'x'; allowed: text or a path"),
+        ({"options": None}, "options None; allowed: a dict"),
+        ({"recipe": "paper"}, "recipe 'paper'; allowed: a Recipe"),
+        ({"init_scale": "1"}, "init_scale '1'; allowed: more than 0"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings("tiny_inception", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"checkpoint_every": 2.5}, "checkpoint_every 2.5; allowed: an integer, 1 or more"),
+        ({"eval_images": None}, "eval_images None; allowed: an integer, 0 or more"),
+        ({"workers": "2"}, "workers '2'; allowed: an integer from 0 to 256"),
+    ],
+)
+def test_options_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**fields)
 
 
 def test_gradient_is_clipped_and_label_smoothing_counts(tmp_path: Path) -> None:
