@@ -45,6 +45,13 @@ def test_list_relative_to_its_own_folder(tmp_path: Path) -> None:
         source.read(2)
 
 
+def test_a_list_holds_every_name_that_a_file_can_have(tmp_path: Path) -> None:
+    """Titles copied from pages bring U+2028 and hard spaces into names; only line ends part two of them."""
+    names = ["a\u2028b.jpg", "\xa0c\x85\x1c.jpg", "d  e.jpg"]
+    (tmp_path / "all.txt").write_bytes("\r\n".join(["", *names, "", " \t"]).encode())
+    assert list(open_source(str(tmp_path / "all.txt")).names) == names
+
+
 def test_tar_shards(tmp_path: Path) -> None:
     """webdataset's: several files of one key, of which the pictures count."""
     content = [{f"{s}{i}.{end}": encoded(10 * s + i) for i in range(3) for end in ("jpg", "cls")} for s in range(2)]

@@ -285,10 +285,11 @@ def _kind(name: str) -> str | None:
 
 def _list(path: Path) -> Source:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark before the first path
+        # Windows puts a mark before the first path. splitlines would cut names at U+2028 and its like, too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a list of paths ({error}); allowed: UTF-8, a path on every line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [name for line in lines if (name := line.strip(" \t"))]
     if not names:
         raise SourceError(f"{path} lists no image; allowed: a path on every line")
     return Files(names, path.parent)
