@@ -288,6 +288,19 @@ def test_a_model_of_the_package_trains_and_its_weights_load(tmp_path: Path) -> N
     assert all(torch.equal(tensors[f"average/{key}"], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize("options", [{"global_pool": "max"}, {"bn_eps": 1}])
+def test_the_weights_of_a_run_make_the_network_that_was_judged(tmp_path: Path, options: dict[str, Any]) -> None:
+    recipe = get_recipe("modern")
+    settings = Settings("inception_v1", steps=1, batch_size=2, image_size=64, aux="off", recipe=recipe, options=options)
+    summary = train(settings, tmp_path, Options(eval_images=2))
+    model = create_model("inception_v1", weights=tmp_path / "model.safetensors").eval()
+    ((pixels, labels),) = evaluation_loader(load_data("digits"), 2, 2, 64, workers=0)
+    config = model.data_config
+    with torch.inference_mode():
+        logits = model(Normalise(config.mean, config.std, torch.device("cpu"))(pixels))
+    assert summary["evaluation"]["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-3)
+
+
 @pytest.mark.parametrize("aux", ["auto", "on"])
 def test_auxiliary_heads_where_the_size_allows(aux: str) -> None:
     settings = Settings("inception_v3", batch_size=2, image_size=75, aux=aux)

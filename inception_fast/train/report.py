@@ -32,6 +32,8 @@ def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]
 
     model: Any = trainer.model
     options = {key: value for key, value in asdict(model.options).items() if key in OPTIONS and value is not None}
+    if options["global_pool"] == "avg":  # that of every other file
+        del options["global_pool"]
     size = trainer.settings.image_size
     shape = (model.in_chans, size, size)
     config = replace(model.data_config, input_size=shape, crop_pct=1.0, interpolation="bilinear")
