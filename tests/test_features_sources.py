@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -44,6 +45,13 @@ def test_list_relative_to_its_own_folder(tmp_path: Path) -> None:
         source.read(2)
 
 
+def test_a_list_holds_every_name_that_a_file_can_have(tmp_path: Path) -> None:
+    """Titles copied from pages bring U+2028 and hard spaces into names; only line ends part two of them."""
+    names = ["a\u2028b.jpg", "\xa0c\x85\x1c.jpg", "d  e.jpg"]
+    (tmp_path / "all.txt").write_bytes("\r\n".join(["", *names, "", " \t"]).encode())
+    assert list(open_source(str(tmp_path / "all.txt")).names) == names
+
+
 def test_tar_shards(tmp_path: Path) -> None:
     """webdataset's: several files of one key, of which the pictures count."""
     content = [{f"{s}{i}.{end}": encoded(10 * s + i) for i in range(3) for end in ("jpg", "cls")} for s in range(2)]
@@ -58,6 +66,27 @@ def test_tar_shards(tmp_path: Path) -> None:
     for text in (tmp_path, tmp_path / "train-*.tar", tmp_path / "train-{000..001}.tar"):
         assert read_all(text) == wanted and len(wanted) == 6
     assert len(read_all(tmp_path / "train-001.tar")) == 3
+
+
+def test_links_in_a_tar_are_the_images_that_they_lead_to(tmp_path: Path) -> None:
+    """tar writes a file's second name as a link; links were left out, and nobody was told."""
+    links = (
+        ("./again.jpg", tarfile.LNKTYPE, "./0.jpg"),
+        ("./sub/link.jpg", tarfile.SYMTYPE, "../1.jpg"),
+        ("./sub/far.jpg", tarfile.SYMTYPE, "link.jpg"),
+        ("./sub/lost.jpg", tarfile.SYMTYPE, "../../elsewhere.jpg"),
+    )
+    write_tar(tmp_path / "x.tar", {f"./{i}.jpg": encoded(i) for i in range(2)})
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        for name, kind, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    write_tar(tmp_path / "y.tar", {"3.jpg": encoded(3)})
+    source = pickle.loads(pickle.dumps(open_source(str(tmp_path / "[xy].tar"))))
+    assert [source.read(i) for i in (0, 1, 2, 3, 4, 6)] == [encoded(i) for i in (0, 1, 0, 1, 1, 3)]
+    with pytest.raises(OSError, match=r"a link to \.\./elsewhere\.jpg, no image of the tar file"):
+        source.read(5)
 
 
 def test_a_tar_that_was_cut_short_is_found_at_its_image(tmp_path: Path) -> None:

@@ -343,6 +343,22 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
         precision_recall_density_coverage(generated, real, neighbours=70)
 
 
+@pytest.mark.parametrize(
+    ("features", "error", "said"),
+    [
+        ([[1.0, 2.0]] * 9, TypeError, "features of type list; allowed: an array or a tensor"),
+        (None, TypeError, "features of type NoneType; allowed"),
+        (np.ones(9), ValueError, r"features of shape \(9,\); allowed: \[n, d\]"),
+    ],
+)
+def test_features_without_rows_are_refused(features: Any, error: type[Exception], said: str) -> None:
+    """They ended in errors of indexing."""
+    with pytest.raises(error, match=said):
+        kernel_inception_distance(features, rows(9, 2), subset_size=3)
+    with pytest.raises(error, match=said):
+        inception_score(features, rows(3, 2), splits=2)
+
+
 def test_features_of_two_widths_are_refused() -> None:
     wide, narrow = rows(20, 8), rows(20, 6)
     with pytest.raises(ValueError, match="width 8 and of width 6; allowed: the same"):

@@ -62,6 +62,8 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
         "def make():\n    print('loud')\n    return nn.Conv2d(3, 4, 3)\n"
         "def breaks():\n    raise KeyError('no file')\n"
         "def leaves():\n    sys.exit(3)\n"
+        "class Asks(nn.Conv2d):\n    def forward(self, x):\n        assert len(x) > 9, 'more'\n"
+        "def asks():\n    return Asks(3, 4, 3)\n"
     )
     monkeypatch.chdir(tmp_path)
     document = inspected(tmp_path, "my_net:make", "--image-size", "9")
@@ -74,6 +76,20 @@ def test_a_module_of_the_users(tmp_path, capsys, monkeypatch):
         for function, said in (("breaks", "KeyError: 'no file'"), ("leaves", "SystemExit: 3")):
             assert main([command, f"my_net:{function}", "--image-size", "9"]) == 2
             assert f"my_net:{function}: {said}; allowed: package.module:function" in capsys.readouterr().err
+        assert main([command, "my_net:asks", "--image-size", "9"]) == 2
+        assert "my_net:asks cannot take an input of 3x9x9: AssertionError: more\n" in capsys.readouterr().err
+
+
+def test_a_module_that_reads_values_while_it_is_made(tmp_path, capsys, monkeypatch):
+    """As many networks do for the rates of stochastic depth; on the meta device there are no values to read."""
+    (tmp_path / "rates.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    rates = [x.item() for x in torch.linspace(0, 0.5, 3)]\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), *map(nn.Dropout, rates))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert inspected(tmp_path, "rates:make", "--image-size", "9")["macs"] == 49 * 4 * 27
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,8 +18,9 @@ from torch import nn
 
 from inception_fast import create_model, dispatch
 from inception_fast.cli import main
+from inception_fast.images import prepare_batch
 from inception_fast.train import loop
-from inception_fast.train.data import load_data
+from inception_fast.train.data import Normalise, evaluation_loader, load_data
 from inception_fast.train.distributed import SharedDropout, World, share_statistics
 from inception_fast.train.loop import Options, train
 from inception_fast.train.networks import REDUCTIONS, TinyInception
@@ -165,6 +167,46 @@ def test_options_that_cannot_be_kept_are_refused() -> None:
             tiny(options={"width": value})
 
 
+def test_paths_of_data_and_weights_are_taken_as_their_text(tmp_path: Path) -> None:
+    """A path for the weights ended the run at its first checkpoint, which JSON could not hold."""
+    start, data = tmp_path / "start", folder_of_classes(tmp_path / "data")
+    recipe = get_recipe("modern")
+    first = Settings("inception_v1", steps=1, batch_size=2, image_size=32, aux="off", data=data, recipe=recipe)  # type: ignore[arg-type]
+    train(first, start, QUICK)
+    train(replace(first, weights=start / "model.safetensors"), tmp_path / "out", QUICK)  # type: ignore[arg-type]
+    _, state = loop.read(tmp_path / "out" / "checkpoint-00000001.safetensors")
+    assert state["settings"]["data"] == str(data)
+    assert state["settings"]["weights"] == str(start / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": None}, "data None; allowed: text or a path"),
+        ({"weights": b"x"}, "weights b'x'; allowed: text or a path"),
+        ({"options": None}, "options None; allowed: a dict"),
+        ({"recipe": "paper"}, "recipe 'paper'; allowed: a Recipe"),
+        ({"init_scale": "1"}, "init_scale '1'; allowed: more than 0"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings("tiny_inception", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"checkpoint_every": 2.5}, "checkpoint_every 2.5; allowed: an integer, 1 or more"),
+        ({"eval_images": None}, "eval_images None; allowed: an integer, 0 or more"),
+        ({"workers": "2"}, "workers '2'; allowed: an integer from 0 to 256"),
+    ],
+)
+def test_options_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**fields)
+
+
 def test_gradient_is_clipped_and_label_smoothing_counts(tmp_path: Path) -> None:
     smooth = get_recipe("paper", clip=1e-6, label_smoothing=0.5)
     train(tiny(2, smooth), tmp_path, QUICK)
@@ -232,9 +274,31 @@ def test_a_model_of_the_package_trains_and_its_weights_load(tmp_path: Path) -> N
     assert summary["parameters"] == 5_610_154 and not summary["auxiliary_heads"]
     model = create_model("inception_v1", weights=tmp_path / "model.safetensors").eval()
     assert model.num_classes == 10 and model.data_config.input_size == (3, 16, 16)
+    data = load_data("digits")
+    ((pixels, labels),) = evaluation_loader(data, 2, 2, 16, workers=0)
+    judged = [data.source.image(data.held_out[i]) for i in (0, len(data.held_out) // 2)]
+    images = prepare_batch(judged, model.data_config)
+    seen = Normalise(model.data_config.mean, model.data_config.std, torch.device("cpu"))(pixels)
+    torch.testing.assert_close(images, seen, rtol=0, atol=1e-6)  # the pixels that the accuracy was measured on
+    with torch.inference_mode():
+        loss = float(F.cross_entropy(model(images), labels))
+    assert summary["evaluation"]["loss"] == pytest.approx(loss, rel=1e-3)
     tensors, _ = loop.read(tmp_path / "checkpoint-00000001.safetensors")
     state = model.state_dict()
     assert all(torch.equal(tensors[f"average/{key}"], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("options", [{"global_pool": "max"}, {"bn_eps": 1}])
+def test_the_weights_of_a_run_make_the_network_that_was_judged(tmp_path: Path, options: dict[str, Any]) -> None:
+    recipe = get_recipe("modern")
+    settings = Settings("inception_v1", steps=1, batch_size=2, image_size=64, aux="off", recipe=recipe, options=options)
+    summary = train(settings, tmp_path, Options(eval_images=2))
+    model = create_model("inception_v1", weights=tmp_path / "model.safetensors").eval()
+    ((pixels, labels),) = evaluation_loader(load_data("digits"), 2, 2, 64, workers=0)
+    config = model.data_config
+    with torch.inference_mode():
+        logits = model(Normalise(config.mean, config.std, torch.device("cpu"))(pixels))
+    assert summary["evaluation"]["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-3)
 
 
 @pytest.mark.parametrize("aux", ["auto", "on"])

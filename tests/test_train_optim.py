@@ -153,6 +153,7 @@ def test_modern_rate_rises_then_falls_as_a_cosine() -> None:
         ({"clip": math.nan}, "clip nan; allowed: a finite number, 0 or more"),
         ({"ema": math.nan}, "ema nan; allowed: 0 to below 1"),
         ({"momentum": 1.0}, "momentum 1.0; allowed: 0 to below 1"),
+        ({"lr": "0.1"}, "lr '0.1'; allowed: a number"),
         ({"optimizer": "lion"}, "optimizer 'lion'; allowed: rmsprop_tf, sgd, adamw"),
         ({"speed": 3}, "recipe field 'speed'; allowed"),
     ],

@@ -52,6 +52,7 @@ def source_file(tmp_path: Path, state: State) -> Path:
         ("inception_v3", {"convention": "torch"}, "net.weights.h5", {"convention": "torch"}),
         ("inception_v3", {"convention": "tf", "fid": True}, "net.ckpt", {"fid": True}),
         ("inception_v2", {"convention": "tf", "bn_eps": 1e-5}, "net.ckpt", {"bn_eps": 1e-5}),
+        ("inception_v4", {"convention": "tf", "global_pool": "max"}, "net.ckpt", {"global_pool": "max"}),
         ("inception_v1", {"convention": "torch"}, "net.keras", {}),
         ("inception_v1", {"convention": "torch"}, "net.safetensors", {}),
         ("inception_v1", {"convention": "tf", "bn_eps": 1e-3}, "net.ckpt", {}),

@@ -57,9 +57,8 @@ def run(args: argparse.Namespace) -> int:
         module, sizes = subject(args.model, args.image_size, args.input)
         try:
             design = inspect(module.eval(), torch.empty(1, *sizes))
-        except (RuntimeError, ValueError, TypeError) as error:
-            text = "x".join(map(str, sizes))
-            raise CommandError(f"{args.model} cannot take an input of {text}: {one_line(error)}") from error
+        except Exception as error:  # the user's own code may raise anything
+            raise untaken(args.model, sizes, error) from error
     folder = _output_folder(args.out)
     document = {"model": args.model, "input": sizes} | {k: v for k, v in design.to_dict().items() if k != "model"}
     write_json(folder / "inspect.json", document)
@@ -100,17 +99,31 @@ def subject(name: str, image_size: int | None, given: tuple[int, ...] | None) ->
     return module, sizes
 
 
+def untaken(name: str, sizes: tuple[int, ...], error: Exception) -> CommandError:
+    """What to say where the module raised `error` for an input of these sizes."""
+    kind = "" if isinstance(error, (RuntimeError, ValueError, TypeError)) else f"{type(error).__name__}: "
+    return CommandError(f"{name} cannot take an input of {'x'.join(map(str, sizes))}: {kind}{one_line(error)}")
+
+
 def _made(name: str) -> nn.Module:
     """What the function called "package.module:function" returns; the working folder is searched too."""
     import importlib
     import os
 
+    import torch
     from torch import nn
 
     home, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(home), function)()
+        make = getattr(importlib.import_module(home), function)
+        try:
+            made = make()
+        except Exception:
+            if torch.get_default_device().type != "meta":
+                raise
+            with torch.device("cpu"):  # it reads values, such as a rate for each layer out of torch.linspace
+                made = make()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {one_line(error)}"
         raise CommandError(f"{name}: {said}; allowed: package.module:function that needs no arguments") from error

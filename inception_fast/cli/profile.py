@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from .common import OK, CommandError, add_json, choice, integer, out_folder, print_json, serving
-from .inspect import shape, subject
+from .inspect import shape, subject, untaken
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,9 +146,8 @@ def _ready(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     x = clouds(torch.empty(1, *sizes), args.batch)
     try:
         calibrate(module, x[:1])
-    except (RuntimeError, ValueError) as error:
-        size = "x".join(map(str, sizes))
-        raise CommandError(f"{args.model} cannot take an input of {size}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the user's own code may raise anything
+        raise untaken(args.model, sizes, error) from error
     return module, x
 
 

@@ -55,32 +55,52 @@ class Files:
 
 
 class TarShards:
-    """Members of tar files, found once by their headers and read by their place: workers share nothing."""
+    """Members of tar files, found once by their headers and read by their place: workers share nothing.
+
+    A link is the image it leads to; where that is none of its tar file, `read` says so.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]
         self.names: list[str] = []
         self._file, self._offset, self._size = array("q"), array("q"), array("q")
+        self._links: dict[int, str] = {}  # what they lead to
         for number, path in enumerate(self.paths):
             self._index(number, path)
 
     def _index(self, number: int, path: str) -> None:
-        end = 0
+        first, end = len(self.names), 0
         try:
             with tarfile.open(path, "r:") as archive:
                 while (member := archive.next()) is not None:
                     end = member.offset_data + member.size
-                    if member.isreg() and member.name.lower().endswith(SUFFIXES):
+                    link = member.islnk() or member.issym()
+                    if (member.isreg() or link) and member.name.lower().endswith(SUFFIXES):
+                        if link:
+                            beside = os.path.dirname(member.name) if member.issym() else ""
+                            self._links[len(self.names)] = os.path.normpath(os.path.join(beside, member.linkname))
                         self._add(f"{path}/{member.name}", number, member.offset_data, member.size)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
         except (tarfile.TarError, EOFError) as error:
             if not end:
                 raise SourceError(f"{path} is no readable tar file ({error}); allowed: an uncompressed .tar") from error
+        if self._links:
+            self._follow(range(first, len(self.names)), len(path) + 1)
         # tarfile takes half a header for the end; and where data is missing, the last image is the one that lacks it.
         with open(path, "rb") as file:
             file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             if any(file.read(tarfile.BLOCKSIZE)):
                 self._add(f"{path}/(what follows byte {end})", number, end, 1 << 62)
+
+    def _follow(self, members: range, start: int) -> None:
+        """Gives the links among these members the places of their images; names in the tar begin at `start`."""
+        places = {os.path.normpath(self.names[i][start:]): i for i in members if i not in self._links}
+        for index in members:
+            found = places.get(self._links.get(index, ""))
+            if found is not None:
+                self._offset[index], self._size[index] = self._offset[found], self._size[found]
+                del self._links[index]
+                places[os.path.normpath(self.names[index][start:])] = index
 
     def _add(self, name: str, file: int, offset: int, size: int) -> None:
         self.names.append(name)
@@ -89,6 +109,8 @@ class TarShards:
         self._size.append(size)
 
     def read(self, index: int) -> bytes:
+        if index in self._links:
+            raise OSError(f"it is a link to {self._links[index]}, no image of the tar file")
         with open(self.paths[self._file[index]], "rb") as file:
             there = os.fstat(file.fileno()).st_size - self._offset[index]
             if there < self._size[index]:
@@ -263,10 +285,11 @@ def _kind(name: str) -> str | None:
 
 def _list(path: Path) -> Source:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark before the first path
+        # Windows puts a mark before the first path. splitlines would cut names at U+2028 and its like, too.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a list of paths ({error}); allowed: UTF-8, a path on every line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [name for line in lines if (name := line.strip(" \t"))]
     if not names:
         raise SourceError(f"{path} lists no image; allowed: a path on every line")
     return Files(names, path.parent)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._numbers import check_integer
-from .statistics import Doubles, as_rows, check_widths
+from .statistics import Doubles, as_rows, check_rows, check_widths
 
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
 
@@ -30,6 +30,8 @@ def kernel_inception_distance(
     Raises ValueError for fewer rows than `subset_size`, which must be at least 2, and for features of two widths.
     """
     subsets, subset_size = check_integer("subsets", subsets), check_integer("subset_size", subset_size)
+    for features in (a, b):
+        check_rows(features)
     check_subset_size(subset_size, min(len(a), len(b)))
     check_widths(a, b)
     if subsets < 1:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._numbers import check_integer
-from .statistics import Doubles, as_rows
+from .statistics import Doubles, as_rows, check_rows
 
 SPLITS, SEED, BLOCK = 10, 2020, 2048
 NEEDED = "features of the FID network, whose classifier it asks"
@@ -30,6 +30,7 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
     Raises ValueError for fewer images than splits, and for features of another width than the classifier's.
     """
     splits = check_integer("splits", splits)
+    check_rows(features)
     check_splits(splits, len(features))
     if weight is None:
         raise TypeError("weight None, as of a network without a classifier; allowed: [classes, d]")

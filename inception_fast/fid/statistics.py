@@ -149,6 +149,15 @@ def as_rows(features: Any, before: int = 0) -> Doubles:
     return rows
 
 
+def check_rows(features: Any) -> None:
+    """Raises TypeError for what has no rows to take by their numbers, such as a list, ValueError for another rank."""
+    shape = getattr(features, "shape", None)
+    if shape is None:
+        raise TypeError(f"features of type {type(features).__name__}; allowed: an array or a tensor [n, d]")
+    if len(shape) != 2:
+        raise ValueError(f"features of shape {tuple(shape)}; allowed: [n, d]")
+
+
 def check_widths(a: Any, b: Any) -> None:
     """Raises ValueError for features [n, d] of two widths."""
     first, second = (as_rows(rows[:1]).shape[1] for rows in (a, b))

@@ -70,6 +70,7 @@ class Options:
         )
         check_rate("drop_rate", self.dropout)
         check(is_number(self.bn_eps) and 0 < self.bn_eps < math.inf, f"bn_eps={self.bn_eps!r}", "bn_eps > 0, finite")
+        object.__setattr__(self, "bn_eps", float(self.bn_eps))  # as files of weights keep it
         momentum = is_number(self.bn_momentum) and 0 <= self.bn_momentum <= 1
         check(momentum, f"bn_momentum={self.bn_momentum!r}", "0 <= bn_momentum <= 1")
         made = self.conv_block is None or callable(self.conv_block)

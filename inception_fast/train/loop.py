@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from .._numbers import is_integer, plain
 from ..dispatch import backend_status
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
@@ -54,11 +55,14 @@ class Options:
     drift_every: int = 0
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
         for name, low in (("checkpoint_every", 1), ("keep", LEAST_KEPT), ("eval_images", 0), ("drift_every", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} {getattr(self, name)}; allowed: {low} or more")
-        if self.workers is not None and not 0 <= self.workers <= 256:
-            raise ValueError(f"workers {self.workers}; allowed: 0 to 256")
+            value = getattr(self, name)
+            if not is_integer(value) or value < low:
+                raise ValueError(f"{name} {value!r}; allowed: an integer, {low} or more")
+        if self.workers is not None and not (is_integer(self.workers) and 0 <= self.workers <= 256):
+            raise ValueError(f"workers {self.workers!r}; allowed: an integer from 0 to 256")
 
 
 @dataclass

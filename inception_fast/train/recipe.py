@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .._numbers import plain
+from .._numbers import is_number, plain
 
 OPTIMIZERS = ("rmsprop_tf", "sgd", "adamw")
 SCHEDULES = ("exponential", "cosine")
@@ -45,6 +45,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, plain(getattr(self, item.name)))
+            self._require(item.name, item.type == "str" or is_number(getattr(self, item.name)), "a number")
         for field, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} {getattr(self, field)!r}; allowed: {', '.join(allowed)}")

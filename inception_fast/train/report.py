@@ -21,7 +21,8 @@ def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]
     """Writes FOLDER/model.safetensors for `create_model(name, weights=...)`; None for the small network, which is not
     among the models, and for `broken` weights.
 
-    Holds `weights`, the averaged ones, the options of the network, and the image size it was trained at.
+    Holds `weights`, the averaged ones, the options of the network, and how the images were prepared that it was judged
+    on: at the size it was trained at, whole, as `augment.whole` makes them.
     """
     if trainer.settings.model == TINY or broken(weights):
         return None
@@ -31,8 +32,11 @@ def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]
 
     model: Any = trainer.model
     options = {key: value for key, value in asdict(model.options).items() if key in OPTIONS and value is not None}
+    if options["global_pool"] == "avg":  # that of every other file
+        del options["global_pool"]
     size = trainer.settings.image_size
-    config = replace(model.data_config, input_size=(model.in_chans, size, size))
+    shape = (model.in_chans, size, size)
+    config = replace(model.data_config, input_size=shape, crop_pct=1.0, interpolation="bilinear")
     tensors = {name: value.detach().cpu() for name, value in weights.items()}
     path = folder / "model.safetensors"
     write(path, Source("inception_fast", trainer.settings.model, options, config, tensors, str(path)), tensors)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .._numbers import is_integer, plain
+from .._numbers import is_integer, is_number, plain
 from .recipe import PAPER, Recipe
 
 AUGMENTS = ("auto", "paper", "shift", "none")
@@ -72,6 +73,7 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, plain(getattr(self, item.name)))
+        self._check_kinds()
         object.__setattr__(self, "options", {key: plain(value) for key, value in self.options.items()})
         for name, low, high in (
             ("steps", 1, 10**9),
@@ -100,8 +102,21 @@ class Settings:
                 raise ValueError(f"option {key}={self.options[key]!r}; allowed: {instead}")
         if self.winograd and self.dtype != "float32":
             raise ValueError(f"winograd with dtype {self.dtype!r}; allowed: float32")
-        if not 0 < self.init_scale < 1e6:
+        if not is_number(self.init_scale) or not 0 < self.init_scale < 1e6:
             raise ValueError(f"init_scale {self.init_scale!r}; allowed: more than 0, below 1000000")
+
+    def _check_kinds(self) -> None:
+        """Paths become text, as every checkpoint keeps them; ValueError for what is of another kind."""
+        for name in ("data", "weights"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif not isinstance(value, str) and (name == "data" or value is not None):
+                raise ValueError(f"{name} {value!r}; allowed: text or a path")
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"recipe {self.recipe!r}; allowed: a Recipe, as get_recipe gives it")
+        if not isinstance(self.options, dict):
+            raise ValueError(f"options {self.options!r}; allowed: a dict")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

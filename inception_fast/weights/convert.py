@@ -23,7 +23,7 @@ LAYOUTS = {"inception_fast": ".safetensors", "slim": ".ckpt"}
 """What can be written, and the ending of its files: a checkpoint is named by its prefix, such as `net.ckpt`."""
 BARE = (".ckpt", ".weights.h5")
 """Endings of files that hold tensors and nothing of the net."""
-ASSUMED = {"convention": "tf", "bn_eps": 1e-3, "fid": False, "transform_input": False}
+ASSUMED = {"convention": "tf", "bn_eps": 1e-3, "global_pool": "avg", "fid": False, "transform_input": False}
 """What the reader of such a file takes for given."""
 SAME_NETS = ("inception_v4", "inception_resnet_v1", "inception_resnet_v2")
 """The variants that are one net in both conventions."""

@@ -59,6 +59,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "convention": (str,),
     "aux_logits": (bool,),
     "bn_eps": (float,),
+    "global_pool": (str,),
     "classic": (bool,),
     "fid": (bool,),
     "stem": (str,),
