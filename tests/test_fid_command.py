@@ -104,7 +104,10 @@ def test_every_form_of_a_source_gives_the_same_fid(
     capsys.readouterr()
     assert run(capsys, place / "a", out, *weights)["fid"] == wanted
     assert run(capsys, out, tmp_path / "a.npz")["fid"] == pytest.approx(wanted, rel=FID_REL)
-    assert run(capsys, out, out, *weights, "--is", "--is-splits", "2")["is_mean"] >= 1
+    score = run(capsys, out, out, *weights, "--is", "--is-splits", "2")["is_mean"]
+    assert score >= 1
+    beside = run(capsys, out, tmp_path / "a.npz", *weights, "--is", "--is-splits", "2")
+    assert beside["is_mean"] == score and beside["fid"] == pytest.approx(wanted, rel=FID_REL), "of the first side alone"
     state = torch.load(weights[1])
     first = next(iter(state))
     torch.save(state | {first: state[first] + 1}, tmp_path / "other.pth")

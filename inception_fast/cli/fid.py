@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,9 +123,10 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
     with Counter("") as counter:
         plan = _plan(args, counter)
-        opened = plan.open(args.a), plan.open(args.b)
+        other = replace(plan, keep_rows=args.kid or args.prdc)  # the Inception score is of A alone
+        opened = plan.open(args.a), other.open(args.b)
         _check_request(args, *opened)
-        a, b = (plan.side(one) for one in opened)
+        a, b = plan.side(opened[0]), other.side(opened[1])
     for side in (a, b):
         show_unreadable(side.unreadable)
     warnings = check_comparable(a, b)
