@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from inception_fast.kernels import cpu
 from torch import Tensor, nn
@@ -334,6 +335,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lazy": (lambda: optimize(nn.LazyConv2d(3, 1), X), ValueError, "not initialised"),
     "shape": (lambda: optimize(small(), X[:, :2]), ValueError, "torch.export cannot capture Small"),
 }
+
+
+def test_what_shares_out_gradients_is_refused() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(TypeError, match=r"DistributedDataParallel.*allowed: its \.module"):
+            optimize(nn.parallel.DistributedDataParallel(small()), X)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

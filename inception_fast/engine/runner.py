@@ -179,14 +179,7 @@ def optimize(
     Example:
         fast_model = optimize(model, torch.randn(1, 3, 299, 299), batch_sizes=[1, 8])
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module of type {type(module).__name__}; allowed: torch.nn.Module")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(
-            f"TorchScript module of type {type(module).__name__}; allowed: the module that it was made from"
-        )
-    if isinstance(module, OptimizedModule):
-        raise ValueError("module is optimised already; allowed: the original module")
+    _check_module(module)
     device = _device_of(example_inputs)
     name, named = _checked_backend(backend, device)
     allowed = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES[1:]}.get(name, DTYPES)
@@ -205,6 +198,20 @@ def optimize(
     for batch in [session.signature.batch] if sizes is None else sizes:
         session.plan(session.signature.resized(batch))
     return OptimizedModule(session)
+
+
+def _check_module(module: object) -> None:
+    """Raises TypeError or ValueError for what is no module that can be captured."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module of type {type(module).__name__}; allowed: torch.nn.Module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"TorchScript module of type {type(module).__name__}; allowed: the module that it was made from"
+        )
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise TypeError("a DistributedDataParallel, which shares out gradients; allowed: its .module")
+    if isinstance(module, OptimizedModule):
+        raise ValueError("module is optimised already; allowed: the original module")
 
 
 def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> bool:
