@@ -188,6 +188,12 @@ def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> Non
         weights.convert(source_file, target, layout="keras")
     with pytest.raises(FileNotFoundError, match="no folder"):
         weights.convert(source_file, tmp_path / "nowhere" / "target.safetensors")
+    with pytest.raises(weights.WeightsError, match="for a pattern and finds no checkpoint; allowed: names"):
+        weights.convert(source_file, tmp_path / "net[1].ckpt")
+    (tmp_path / "net[1].ckpt.index").write_bytes(b"index")
+    with pytest.raises(weights.WeightsError, match="for a pattern and finds"):
+        weights.convert(tmp_path / "net[1].ckpt.index", target)
+    (tmp_path / "net[1].ckpt.index").unlink()
     with pytest.raises(weights.WeightsError, match="holds inception_v1"):
         weights.convert(source_file, target, model="inception_v3")
     torch.save(state | {"conv2.conv.weight": torch.zeros(64, 63, 1, 1)}, source_file)

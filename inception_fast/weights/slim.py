@@ -64,6 +64,7 @@ def prefix_of(path: Path) -> Path | None:
 def read(prefix: Path, asked: str | None) -> Source:
     """Reads the checkpoint of that prefix. Raises FileNotFoundError for missing parts, else WeightsError."""
     origin = str(prefix)
+    _check_name(prefix)
     _check_parts(prefix)
     reader = _open(prefix)
     shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
@@ -94,6 +95,7 @@ def write(prefix: Path, source: Source) -> None:
     Batch norm's factor (gamma) is left out where it is one throughout, as slim's nets have none. The files appear when
     they are complete. Raises ValueError for tensors that slim has no layer for, FileNotFoundError without the folder.
     """
+    _check_name(prefix)
     if not prefix.parent.is_dir():
         raise FileNotFoundError(f"no folder {prefix.parent} to write {prefix.name} to")
     variables = _variables(source)
@@ -157,6 +159,14 @@ def _variables(source: Source) -> dict[str, Tensor]:
         if key not in used and not key.endswith(".num_batches_tracked"):
             raise WeightsError(f"{source.origin}: TF-slim's {ROOTS[source.model]} has no place for {key}")
     return result
+
+
+def _check_name(prefix: Path) -> None:
+    if set(str(prefix)) & set("[\\"):
+        raise WeightsError(
+            f"{prefix}: TensorFlow takes such a name for a pattern and finds no checkpoint; allowed: names and folders "
+            "without [ and \\"
+        )
 
 
 def _check_parts(prefix: Path) -> None:
