@@ -8,6 +8,7 @@ modes, transforms) is given the operators, in either direction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ def _watched() -> bool:
 def transformed() -> bool:
     """Whether torch.func or forward-mode gradients look on, whose rules torch's own operations have and ours do not."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def asked_while_traced(question: Callable[[], bool]) -> Callable[[], bool]:
+    """torch.compiler.assume_constant_result, which would import Dynamo, and with it Triton."""
+    question._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return question
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def _by_torch() -> bool:
     return _in_function_transform() if torch.compiler.is_compiling() else _trained_layer.transformed()
 
 
-@torch.compiler.assume_constant_result
+@_trained_layer.asked_while_traced
 def _in_function_transform() -> bool:
     """Whether torch.func looks on, for compiled code: asked while it is traced, once for each of the places."""
     return torch._C._functorch.peek_interpreter_stack() is not None

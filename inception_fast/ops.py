@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from . import _batch_norm, _conv_batch_norm, _convolution, _fused, _gradients, dispatch
 from ._checks import check_flag, check_number, four_sided, pair_of, tensors
-from ._trained_layer import transformed
+from ._trained_layer import asked_while_traced, transformed
 from ._when_imported import when_imported
 
 __all__ = [
@@ -214,7 +214,7 @@ def _run(operator: Any, arguments: tuple[Any, ...]) -> Any:
         return operator(*arguments)
 
 
-@torch.compiler.assume_constant_result
+@asked_while_traced
 def _in_forward_mode() -> bool:
     """Whether torch.func takes tangents of what is being compiled, which would be zero: asked while it is traced."""
     return any(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
