@@ -78,6 +78,11 @@ EDGES = {
     "tiny depth, many taps": ConvSpec(1, 40, 40, 1, 8, 31, 33, (1, 1), (3, 3, 5, 5)),
     "batch of nothing": ConvSpec(0, 8, 8, 16, 16, 3, 3),
     "depthwise": ConvSpec(2, 9, 9, 12, 12, 3, 3, (1, 1), (1, 1, 1, 1), groups=12),
+    "depthwise, panels begin inside a channel": ConvSpec(2, 9, 37, 5, 95, 3, 5, (2, 1), (1, 1, 2, 2), groups=5),
+    "depthwise, a channel for several vectors": ConvSpec(1, 6, 5, 2, 110, 2, 3, (1, 1), (0, 1, 1, 1), groups=2),
+    "depthwise, chunks of taps": ConvSpec(1, 24, 45, 3, 3, 19, 17, (1, 2), (3, 3, 5, 5), groups=3),
+    "depthwise, stride beyond a strip": ConvSpec(1, 5, 1500, 3, 6, 3, 3, (1, 1400), (1, 1, 1, 1), groups=3),
+    "depthwise, batch of nothing": ConvSpec(0, 8, 8, 16, 16, 3, 3, groups=16),
     "groups of odd width": ConvSpec(1, 8, 7, 15, 57, 3, 1, (1, 1), (1, 1, 0, 0), groups=3),
 }
 

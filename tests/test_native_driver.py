@@ -20,6 +20,7 @@ from checkout import ROOT
 from inception_fast.measure import cache
 from inception_fast.measure.driver import build_driver
 from native.mutants import MUTANTS, Mutant
+from native.training_mutants import TRAINING_MUTANTS
 
 KERNELS = ROOT / "kernels" / "cpu"
 pytestmark = pytest.mark.timeout(900)
@@ -53,7 +54,7 @@ def test_random_plans_are_exact_on_every_tier(plain: Path) -> None:
 
 @pytest.mark.parametrize("tier", cpu.EMULATED)
 def test_random_plans_are_exact_in_the_emulation(plain: Path, tier: str) -> None:
-    for test in ("conv", "groups", "deep", "long", "scatter", "shared", "train_conv", "train_tiles"):
+    for test in ("conv", "groups", "depthwise", "deep", "long", "scatter", "shared", "train_conv", "train_tiles"):
         expect_right(driver_of(plain), "fuzz", f"test={test}", f"tier={tier}", "seeds=8")
 
 
@@ -64,7 +65,7 @@ def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_p
 def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build_driver(ROOT, tmp_path, optimize="-O0", sanitize="thread")
     training = ("weight_gradient", "gradient_tiles", "train_conv", "train_tiles", "train_pool")
-    for test in ("mix", "callers", "shared", "pair", "winograd", "import", "average", "stages", *training):
+    for test in ("mix", "callers", "shared", "depthwise", "pair", "winograd", "import", "average", "stages", *training):
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")
 
 
@@ -146,9 +147,12 @@ class Workshop:
         return driver
 
 
+ALL_MUTANTS = (*MUTANTS, *TRAINING_MUTANTS)
+
+
 def test_mutants_are_many_and_fit_the_sources() -> None:
-    assert len(MUTANTS) >= 20 and len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
-    for mutant in MUTANTS:
+    assert len(ALL_MUTANTS) >= 20 and len({mutant.name for mutant in ALL_MUTANTS}) == len(ALL_MUTANTS)
+    for mutant in ALL_MUTANTS:
         mutant.applied((KERNELS / mutant.file).read_text())
 
 
@@ -158,7 +162,7 @@ def sound(plain: Path) -> Callable[..., None]:
     return cached(lambda *arguments: expect_right(driver_of(plain), *arguments))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", ALL_MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(plain: Path, sound: Callable[..., None], tmp_path: Path, mutant: Mutant) -> None:
     """The test named in the table fails on the spoilt kernels, and passes on the sound ones with the same seeds."""
     arguments = ("fuzz", f"test={mutant.test}", f"tier={mutant.tier}", f"seeds={mutant.seeds}")

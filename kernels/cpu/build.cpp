@@ -219,17 +219,18 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   if (op.tile_h > 0) {
     lay_out_points(op);
     op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
-  } else {
+  } else if (!op.depthwise) {
     walk_directly(op, s.padding[2] > 0 || s.padding[3] > 0, tier.rows);
     lay_out_rows(op, tier.k_multiple);
   }
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
-  plan_->chunks_.push_back(chunks_of(op.x.type, op.c / op.groups, op.kh * op.kw));
+  Type summed = op.depthwise ? Type::float32 : op.x.type;
+  plan_->chunks_.push_back(chunks_of(summed, op.c / op.groups, op.kh * op.kw));
   op.panels = plan_->panels_.back().data();
   op.chunks = plan_->chunks_.back().data();
   op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
   op.chunk_count = static_cast<int32_t>(plan_->chunks_.back().size());
-  auto scratch = op.tile_h > 0 ? tier.winograd_scratch : tier.conv_scratch;
+  auto scratch = op.tile_h > 0 ? tier.winograd_scratch : op.depthwise ? tier.depthwise_scratch : tier.conv_scratch;
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch(op));
 }
 
@@ -254,6 +255,7 @@ void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, cons
   ConvOp op = conv_op(s, view(x, "input"));
   expect_map(op.x, "input", s.n, s.h, s.w, s.c);
   expect_tile(s, op.x.type);
+  op.depthwise = s.groups > 1 && s.groups == s.c;
   std::vector<Range> ranges = ranges_of(op, outputs);
   std::vector<View> reads{op.x}, writes;
   for (const Range &range : ranges)

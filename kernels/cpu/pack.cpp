@@ -53,6 +53,8 @@ void walk_directly(ConvOp &op, bool padded_sideways, int rows) {
 
 // Floats behind one column of a panel's weights.
 static int64_t packed_depth(const ConvOp &op) {
+  if (op.depthwise)
+    return int64_t(op.kh) * op.kw;
   int64_t depth = int64_t(op.kh * op.kw / op.row_taps) * op.row_depth;
   return op.x.type == Type::bfloat16 ? depth / 2 : depth;
 }
@@ -60,8 +62,8 @@ static int64_t packed_depth(const ConvOp &op) {
 std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges, int lanes) {
   std::vector<Panel> panels;
   int64_t packed = 0, first = 0;
-  int per_group = op.oc / op.groups;
-  for (int group = 0; group < op.groups; ++group) {
+  int groups = op.depthwise ? 1 : op.groups, per_group = op.oc / groups;
+  for (int group = 0; group < groups; ++group) {
     int range_begin = 0;
     for (const Range &range : ranges) {
       int range_end = range_begin + range.y.channels;
@@ -103,6 +105,14 @@ static bf16 rounded(float value) {
 static bool is_finite(float value) { return std::isfinite(value); }
 static bool is_finite(bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 
+static float widened(float value) { return value; }
+static float widened(bf16 value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
 static float stored(float value, float) { return value; }
 static bf16 stored(float value, bf16) { return rounded(value); }
 
@@ -136,14 +146,37 @@ template <class T, int per> static bool pack_weights(const ConvOp &op, const Str
   return finite;
 }
 
+// The only channel's weights, [taps][columns], rounded to T.
+template <class T> static bool pack_taps(const ConvOp &op, const Stretch &from, int columns, float *to) {
+  const WeightBlock &block = *from.block;
+  bool finite = true;
+  for (int tap = 0; tap < op.kh * op.kw; ++tap) {
+    const float *column = from.data + tap / op.kw * block.row + tap % op.kw * block.tap;
+    float *row = to + int64_t(tap) * columns + from.column;
+    for (int i = 0; i < from.count; ++i) {
+      row[i] = widened(stored(column[i * block.column], T{}));
+      finite &= is_finite(row[i]);
+    }
+  }
+  return finite;
+}
+
+static bool pack_stretch(const ConvOp &op, const Stretch &from, int columns, float *to) {
+  bool half = op.x.type == Type::bfloat16;
+  if (op.tile_h > 0)
+    return pack_points(op, from, columns, to);
+  if (op.depthwise)
+    return half ? pack_taps<bf16>(op, from, columns, to) : pack_taps<float>(op, from, columns, to);
+  return half ? pack_weights<bf16, 2>(op, from, columns, reinterpret_cast<bf16 *>(to))
+              : pack_weights<float, 1>(op, from, columns, to);
+}
+
 bool pack(const ConvOp &op, const Panel &panel, const Weights &from, int lanes, float *to) {
   int columns = panel.vectors * lanes;
-  bool half = op.x.type == Type::bfloat16, finite = true;
+  bool finite = true;
   std::memset(to, 0, sizeof(float) * packed_depth(op) * columns);
   for (const Stretch &stretch : stretches_of(panel, from.blocks))
-    finite &= op.tile_h > 0 ? pack_points(op, stretch, columns, to)
-              : half        ? pack_weights<bf16, 2>(op, stretch, columns, reinterpret_cast<bf16 *>(to))
-                            : pack_weights<float, 1>(op, stretch, columns, to);
+    finite &= pack_stretch(op, stretch, columns, to);
   float *tail = to + packed_depth(op) * columns;
   std::fill(tail, tail + 2 * columns, 0.0f);
   std::copy_n(from.scale + panel.column, panel.width, tail);

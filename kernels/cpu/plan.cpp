@@ -133,7 +133,8 @@ void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &work
     const Call &call;
     const Worker &worker;
     void operator()(const ConvOp &op) const {
-      op.tile_h > 0 ? tier.winograd(op, call, worker) : tier.conv(op, call, worker);
+      auto kernel = op.tile_h > 0 ? tier.winograd : op.depthwise ? tier.depthwise : tier.conv;
+      kernel(op, call, worker);
     }
     void operator()(const PairOp &op) const { tier.pair(op, call, worker); }
     void operator()(const PoolOp &op) const { tier.pool(op, call, worker); }

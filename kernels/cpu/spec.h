@@ -64,6 +64,7 @@ struct ConvOp {
   int32_t row_taps;
   int64_t row_depth;
   int32_t tile_h, tile_w; // outputs of a tile of Winograd's algorithm, else 0: its weights are [panel][p][c][columns]
+  bool depthwise;         // each output channel reads one channel: weights are float32, [panel][taps][columns]
 };
 
 // The second convolution of what the first gives, whose place is a thread's own memory. Maps are shared out in strips
@@ -140,6 +141,8 @@ struct Tier {
   void (*conv)(const ConvOp &, const Call &, const Worker &);
   size_t (*winograd_scratch)(const ConvOp &);
   void (*winograd)(const ConvOp &, const Call &, const Worker &);
+  size_t (*depthwise_scratch)(const ConvOp &);
+  void (*depthwise)(const ConvOp &, const Call &, const Worker &);
   void (*pair)(const PairOp &, const Call &, const Worker &);
   void (*pool)(const PoolOp &, const Call &, const Worker &);
   void (*eltwise)(const EltwiseOp &, const Call &, const Worker &);

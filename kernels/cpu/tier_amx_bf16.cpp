@@ -63,6 +63,8 @@ extern const Tier amx_bf16_tier = {
     conv_or_tiles<Tiles, conv_by_lanes>,
     borrowed_scratch<avx512_tier, &Tier::winograd_scratch>,
     borrowed<avx512_tier, &Tier::winograd>,
+    borrowed_scratch<avx512_bf16_tier, &Tier::depthwise_scratch>,
+    borrowed<avx512_bf16_tier, &Tier::depthwise>,
     pair<conv_or_tiles<Tiles, conv_by_lanes>>,
     borrowed<avx512_bf16_tier, &Tier::pool>,
     borrowed<avx512_bf16_tier, &Tier::eltwise>,

@@ -10,6 +10,7 @@ using Isa = Generic<16>;
 
 #include "check_amx.h"
 #include "conv_amx.h"
+#include "depthwise.h"
 #include "pair.h"
 #include "pointwise.h"
 #include "pool.h"
@@ -81,6 +82,8 @@ extern const Tier amx_emulated_tier = {
     conv_or_tiles<Tiles, conv>,
     winograd_scratch,
     winograd,
+    depthwise_scratch,
+    depthwise,
     pair<conv_or_tiles<Tiles, conv>>,
     pool,
     eltwise,

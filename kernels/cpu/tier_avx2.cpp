@@ -3,6 +3,7 @@
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "depthwise.h"
 #include "pair.h"
 #include "peak.h"
 #include "pointwise.h"
@@ -17,8 +18,9 @@
 namespace inception_fast::cpu {
 
 extern const Tier avx2_tier = {
-    "avx2",   Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
-    winograd, pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
+    "avx2",           Isa::lanes, Isa::rows,         IMPORT_PIXELS, 1,          conv_scratch, conv,
+    winograd_scratch, winograd,   depthwise_scratch, depthwise,     pair<conv>, pool,         eltwise,
+    import,           lrn,        normalize,         peak,
 };
 
 extern const BatchNormTier avx2_batch_norm = {statistics, apply, gradient_sums, gradient};

@@ -9,6 +9,7 @@ using Isa = Avx512;
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "depthwise.h"
 #include "pair.h"
 #include "peak.h"
 #include "pointwise.h"
@@ -23,8 +24,8 @@ using Isa = Avx512;
 namespace inception_fast::cpu {
 
 extern const Tier avx512_tier = {
-    "avx512", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
-    winograd, pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
+    "avx512",          Isa::lanes, Isa::rows,  IMPORT_PIXELS, 1,       conv_scratch, conv, winograd_scratch, winograd,
+    depthwise_scratch, depthwise,  pair<conv>, pool,          eltwise, import,       lrn,  normalize,        peak,
 };
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};

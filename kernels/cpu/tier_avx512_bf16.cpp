@@ -10,6 +10,7 @@ using Isa = Avx512Bf16;
 #include "batch_norm.h"
 #include "borrowed.h"
 #include "conv.h"
+#include "depthwise.h"
 #include "pair.h"
 #include "peak.h"
 #include "pointwise.h"
@@ -25,6 +26,10 @@ void conv_of_either(const ConvOp &op, const Call &call, const Worker &worker) {
   op.x.type == Type::bfloat16 ? conv_of<bf16>(op, call, worker) : avx512_tier.conv(op, call, worker);
 }
 
+void depthwise_of_either(const ConvOp &op, const Call &call, const Worker &worker) {
+  op.x.type == Type::bfloat16 ? depthwise_of<bf16>(op, call, worker) : avx512_tier.depthwise(op, call, worker);
+}
+
 } // namespace
 
 extern const Tier avx512_bf16_tier = {
@@ -37,6 +42,8 @@ extern const Tier avx512_bf16_tier = {
     conv_of_either,
     borrowed_scratch<avx512_tier, &Tier::winograd_scratch>,
     borrowed<avx512_tier, &Tier::winograd>,
+    depthwise_scratch,
+    depthwise_of_either,
     pair<conv_of_either>,
     pool,
     eltwise,

@@ -9,6 +9,7 @@ using Isa = Generic<4>;
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "depthwise.h"
 #include "pair.h"
 #include "peak.h"
 #include "pointwise.h"
@@ -23,8 +24,8 @@ using Isa = Generic<4>;
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic", Isa::lanes, Isa::rows, IMPORT_PIXELS, 1,      conv_scratch, conv,      winograd_scratch,
-    winograd,  pair<conv>, pool,      eltwise,       import, lrn,          normalize, peak,
+    "generic",         Isa::lanes, Isa::rows,  IMPORT_PIXELS, 1,       conv_scratch, conv, winograd_scratch, winograd,
+    depthwise_scratch, depthwise,  pair<conv>, pool,          eltwise, import,       lrn,  normalize,        peak,
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};

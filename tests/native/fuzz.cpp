@@ -46,6 +46,7 @@ struct ConvOptions {
   int64_t least = 0, most = 100'000; // multiply-adds, about
   bool groups = false, deep = false, scatter = false;
   int special = 0;
+  bool depthwise = false;
 };
 
 ConvSpec any_conv(Rng &rng, const ConvOptions &o) {
@@ -68,6 +69,13 @@ ConvSpec any_conv(Rng &rng, const ConvOptions &o) {
     s.c = pick(rng, {288, 289, 300, 577, 600, 1153}), s.kh = rng.between(1, 2), s.kw = rng.between(1, 2);
   if (o.least > 0)
     s.n = pick(rng, {1, 2}), s.h = rng.between(9, 17), s.w = rng.between(9, 17), s.stride = {1, 1};
+  if (o.depthwise) {
+    s.groups = s.c = pick(rng, {2, 3, 5, 8, 16, 17, 33, 70});
+    s.oc = s.c * pick(rng, {1, 1, 2, 3, 8, 19, 35});
+    s.w = pick(rng, {1, 7, 33, 66, 90, 130}); // strips are at most 32 results wide
+    if (rng.one_in(4))
+      s.kh = rng.between(11, 19), s.kw = rng.between(15, 29); // several chunks; strips of few rows
+  }
   s.h = std::max(s.h, s.kh - s.padding[0] - s.padding[1]);
   s.w = std::max(s.w, s.kw - s.padding[2] - s.padding[3]);
   auto work = [&] {
@@ -389,6 +397,11 @@ const Test TESTS[] = {
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
     {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
     {"stages", "steps that run few images at a time before others", nullptr, 1, alone<Staged>},
+    {"depthwise", "output channels that read one channel each",
+     [](Scene &s, Rng &r) {
+       one_conv(s, r, {r.one_in(3) ? 210'000 : 0, 400'000, false, false, r.one_in(4), r.one_in(8) ? 1 : 0, true});
+     },
+     1},
 };
 
 } // namespace
