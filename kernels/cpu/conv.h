@@ -195,7 +195,7 @@ template <class T, class Y>
 inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, const Block<Operand<T>> &block,
                       int64_t tile0, int64_t tile1, int last_rows) {
   int64_t columns = int64_t(panel.vectors) * Isa::lanes;
-  int64_t depth = int64_t(op.kh) * op.kw * packed_channels(op);
+  int64_t depth = int64_t(op.kh * op.kw / op.row_taps) * op.row_depth;
   Job<T, Y> job;
   job.weights = reinterpret_cast<const T *>(op.packed + panel.packed);
   static_cast<Sink<Y> &>(job) =
@@ -207,7 +207,7 @@ inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, co
   for (int i = 0; i < op.chunk_count; ++i) {
     const Chunk &chunk = op.chunks[i];
     int64_t length = int64_t(chunk.tap1 - chunk.tap0) * (chunk.c1 - chunk.c0);
-    int64_t end = int64_t(chunk.tap1 - 1) * packed_channels(op) + chunk.c1;
+    int64_t end = op.joined ? depth : int64_t(chunk.tap1 - 1) * packed_channels(op) + chunk.c1;
     job.ahead = weights + end * columns * sizeof(T);
     job.ahead_step = length * columns * int64_t(sizeof(T)) / (tile1 - tile0);
     job.begin = i;

@@ -4,7 +4,7 @@
 // several taps where they are neighbours in memory. A pixel whose tap lies on padding points at zeros; a tap that lies
 // on padding for the whole tile is left out. A tier that multiplies no pairs of bfloat16 widens the part of x that a
 // block of tiles reads into the thread's memory first: once, where its products would widen every value for each tap
-// and panel.
+// and panel. Where taps are `joined`, every tier copies that part, and beside its rows zeros for the padding.
 #pragma once
 
 #include "sink.h"
@@ -45,7 +45,7 @@ template <class X> struct Block {
   int32_t *begin;       // [tiles][chunks + 1] into segments
   int64_t *pixels;      // [tiles][rows] flattened output positions
   float *sums;          // [tiles][rows][MAX_VECTORS * lanes]
-  float *widened;       // the block's part of x, where it is not read as it is
+  X *copied;            // the block's part of x, where it is not read as it is
 };
 
 // Pixels of all images, whose rows are counted through.
@@ -65,6 +65,8 @@ inline int32_t packed_channels(const ConvOp &op) {
 inline int64_t tile_count(const ConvOp &op) { return ceil_div(int64_t(op.n) * op.oh * op.ow, Isa::rows); }
 
 inline int64_t segments_per_tile(const ConvOp &op) {
+  if (op.joined)
+    return op.kh;
   int64_t count = 0;
   for (int i = 0; i < op.chunk_count; ++i)
     count += op.chunks[i].tap1 - op.chunks[i].tap0;
@@ -135,13 +137,40 @@ inline Map<float> widen(const ConvOp &op, const Map<bf16> &x, int64_t tile0, int
   return {to - (box.top * columns + box.left) * pitch, columns, pitch};
 }
 
+// Pixels of a row of x that joined taps read, from `left` before the map on.
+inline int64_t joined_row(const ConvOp &op) { return int64_t(op.ow - 1) * op.stride_w + op.kw; }
+
+inline void copy(const float *from, int64_t count, float *to) { __builtin_memcpy(to, from, count * sizeof *to); }
+inline void copy(const bf16 *from, int64_t count, bf16 *to) { __builtin_memcpy(to, from, count * sizeof *to); }
+inline void copy(const bf16 *from, int64_t count, float *to) { widen(from, count, to); }
+
+// The part of x that the tiles [tile0, tile1) read, its rows as joined taps read them.
+template <class T, class X> inline Map<X> join(const ConvOp &op, const Map<T> &x, int64_t tile0, int64_t tile1, X *to) {
+  Box box = box_of(op, tile0, tile1);
+  int64_t row = joined_row(op), before = lesser(op.left, row);
+  int64_t inside = lesser(op.w, row - before), behind = row - before - inside;
+  for (int64_t y = box.top; y < box.bottom; ++y) {
+    X *at = to + (y - box.top) * row * op.c;
+    __builtin_memset(at, 0, before * op.c * sizeof(X));
+    at += before * op.c;
+    if (x.pitch == op.c)
+      copy(x.at(y, 0), inside * op.c, at);
+    for (int64_t i = 0; i < (x.pitch == op.c ? 0 : inside); ++i)
+      copy(x.at(y, i), op.c, at + i * op.c);
+    __builtin_memset(at + inside * op.c, 0, behind * op.c * sizeof(X));
+  }
+  return {to + (op.left - box.top * row) * op.c, row, op.c};
+}
+
 // What the tiles [tile0, tile1) read of x.
 template <class T>
 inline Map<Operand<T>> map_of(const ConvOp &op, const Call &call, int64_t tile0, int64_t tile1,
                               const Block<Operand<T>> &block) {
   Map<T> x{static_cast<const T *>(base_of(call, op.x)) + op.x.offset, op.w, op.x.pitch};
+  if (op.joined)
+    return join(op, x, tile0, tile1, block.copied);
   if constexpr (sizeof(Operand<T>) > sizeof(T))
-    return widen(op, x, tile0, tile1, block.widened);
+    return widen(op, x, tile0, tile1, block.copied);
   else
     return x;
 }
@@ -162,8 +191,10 @@ inline size_t lay_out(const ConvOp &op, unsigned char *scratch, Block<X> &block)
   block.segments = reinterpret_cast<Segment<X> *>(take(tiles * segments_per_tile(op) * sizeof(Segment<X>)));
   block.pixels = reinterpret_cast<int64_t *>(take(tiles * Isa::rows * sizeof(int64_t)));
   block.begin = reinterpret_cast<int32_t *>(take(tiles * (op.chunk_count + 1) * sizeof(int32_t)));
-  int64_t widened = sizeof(X) > sizeof(T) ? box_room(op, tiles) * widened_pitch(op) : 0;
-  block.widened = reinterpret_cast<float *>(take(widened * sizeof(float)));
+  int64_t copied = op.joined               ? ceil_div(box_room(op, tiles), op.w) * joined_row(op) * op.c
+                   : sizeof(X) > sizeof(T) ? box_room(op, tiles) * widened_pitch(op)
+                                           : 0;
+  block.copied = reinterpret_cast<X *>(take(copied * sizeof(X)));
   return at;
 }
 
@@ -232,8 +263,27 @@ inline bool aim(const ConvOp &op, const Map<X> &x, const Tile<X> &t, int32_t kh,
   return any;
 }
 
+// Rows of joined taps, of which those on padding for the whole tile are left out.
+template <class X>
+inline Segment<X> *list_rows(const ConvOp &op, const Map<X> &x, const Tile<X> &t, Segment<X> *segment) {
+  for (int32_t kh = 0; kh < op.kh; ++kh) {
+    bool any = !op.skip;
+    for (int r = 0; r < t.rows; ++r) {
+      bool in = uint32_t(t.y[r] + kh) < uint32_t(op.h);
+      segment->x[r] = in ? t.at[r] + kh * x.row * x.pitch : reinterpret_cast<const X *>(ZEROS);
+      any |= in;
+    }
+    segment->k = kh * op.row_depth;
+    segment->length = int64_t(op.kw) * op.c;
+    segment += any;
+  }
+  return segment;
+}
+
 template <class X>
 inline Segment<X> *list(const ConvOp &op, const Map<X> &x, const Tile<X> &t, const Chunk &chunk, Segment<X> *segment) {
+  if (op.joined)
+    return list_rows(op, x, t, segment);
   int32_t channels = op.c / op.groups, packed = packed_channels(op);
   bool x_inside = t.x_low >= 0 && t.x_high + op.kw <= op.w;
   bool neighbours = x_inside && x.pitch == channels && packed == channels;

@@ -25,8 +25,9 @@ std::vector<Chunk> chunks_of(Type type, int channels, int taps) {
   return chunks;
 }
 
+constexpr int FEWEST = 16; // channels for a tile unit
+
 void lay_out_rows(ConvOp &op, int k_multiple) {
-  constexpr int FEWEST = 16;
   bool half = op.x.type == Type::bfloat16;
   int channels = op.c / op.groups, taps = op.kh * op.kw, packed = half ? (channels + 1) / 2 * 2 : channels;
   op.row_taps = taps;
@@ -41,6 +42,17 @@ void lay_out_rows(ConvOp &op, int k_multiple) {
   if (4 * apart <= 5 * together)
     op.row_taps = row;
   op.row_depth = fill(int64_t(op.row_taps) * packed);
+}
+
+void join_taps(ConvOp &op) {
+  int row = op.kw * op.c, taps = op.kh * op.kw;
+  bool odd = op.x.type == Type::bfloat16 && op.groups == 1 && op.c % 2 == 1 && op.c < FEWEST;
+  bool one_chunk = taps * op.c <= 2 * CHUNK;
+  op.joined = odd && one_chunk && op.kw > 1 && !op.columns && !op.strips && !op.tiled;
+  if (!op.joined)
+    return;
+  op.row_taps = op.kw;
+  op.row_depth = (row + 1) / 2 * 2;
 }
 
 void walk_directly(ConvOp &op, bool padded_sideways, int rows) {
@@ -130,7 +142,8 @@ std::vector<Stretch> stretches_of(const Panel &panel, const std::vector<WeightBl
 
 // Rows of `columns` weights, `per` of them together: [k / per][columns][per]. A panel's memory is zero before.
 template <class T, int per> static bool pack_weights(const ConvOp &op, const Stretch &from, int columns, T *to) {
-  int channels = op.c / op.groups, taps = op.kh * op.kw, packed = (channels + per - 1) / per * per;
+  int channels = op.c / op.groups, taps = op.kh * op.kw;
+  int packed = op.joined ? channels : (channels + per - 1) / per * per;
   const WeightBlock &block = *from.block;
   bool finite = true;
   for (int c = 0; c < channels; ++c)

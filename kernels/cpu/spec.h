@@ -44,8 +44,9 @@ struct Chunk {
 };
 
 // Weights are [k][vectors * lanes] of x's type. Those of bfloat16 come in pairs, [k / 2][vectors * lanes][2], and where
-// the channels of a group are odd, every tap has one more of zeros. K is rows of `row_taps` taps, and each is filled up
-// with zeros to `row_depth`: a multiple of the tier's `k_multiple` where `tiled`, else just its taps.
+// the channels of a group are odd, every tap has one more of zeros, but where taps are `joined`. K is rows of
+// `row_taps` taps, and each is filled up with zeros to `row_depth`: a multiple of the tier's `k_multiple` where
+// `tiled`, an even number where `joined`, else just its taps.
 struct ConvOp {
   int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow, groups;
   View x, residual; // residual.buffer is -1 when there is none
@@ -61,6 +62,7 @@ struct ConvOp {
   bool strips;                   // may be called on strips of its maps, as a part of a pair
   bool skip;                     // taps on padding alone are left out: all weights are finite
   bool tiled;                    // the weights are laid out for the tile unit
+  bool joined;                   // the channels of a row of taps follow each other, and x is copied so that its do
   int32_t row_taps;
   int64_t row_depth;
   int32_t tile_h, tile_w; // outputs of a tile of Winograd's algorithm, else 0: its weights are [panel][p][c][columns]

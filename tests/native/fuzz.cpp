@@ -236,6 +236,18 @@ void conv_in_columns(Scene &scene, Rng &rng) {
   conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng)), s, {});
 }
 
+// Few and odd channels of bfloat16, which straddle the taps of a row.
+void conv_of_joined_taps(Scene &scene, Rng &rng) {
+  ConvSpec s{};
+  s.n = rng.between(1, 2), s.h = rng.between(1, 24), s.w = rng.between(1, 40), s.c = pick(rng, {1, 3, 3, 5, 15});
+  s.oc = pick(rng, {1, 9, 16, 17}), s.kh = pick(rng, {2, 3, 4, 7}), s.kw = pick(rng, {2, 3, 4, 7}), s.groups = 1;
+  s.stride = {rng.between(1, 2), rng.between(1, 3)};
+  int most = rng.between(0, s.kw + 1);
+  s.padding = {rng.between(0, s.kh), rng.between(0, s.kh), rng.between(0, most), rng.between(0, most)};
+  s.h = std::max(s.h, s.kh), s.w = std::max(s.w, s.kw);
+  conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, Type::bfloat16, rng.one_in(8) ? 1 : 0), s, {});
+}
+
 PoolSpec any_pool(Rng &rng, int n, int h, int w, int c, bool maximum) {
   PoolSpec s{};
   s.n = n, s.h = h, s.w = w, s.c = c;
@@ -397,6 +409,7 @@ const Test TESTS[] = {
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
     {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
     {"stages", "steps that run few images at a time before others", nullptr, 1, alone<Staged>},
+    {"joined", "few and odd channels of bfloat16", conv_of_joined_taps, 1},
     {"depthwise", "output channels that read one channel each",
      [](Scene &s, Rng &r) {
        one_conv(s, r, {r.one_in(3) ? 210'000 : 0, 400'000, false, false, r.one_in(4), r.one_in(8) ? 1 : 0, true});
