@@ -122,6 +122,15 @@ def test_symbolic_trace(name: str) -> None:
         assert relative(traced(x), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["inception_v1", "inception_v3", "inception_v4", "inception_resnet_v2"])
+def test_symbolic_trace_in_training(name: str) -> None:
+    """Feature extractors and quantisation trace the training graph too, with its auxiliary heads."""
+    with torch.device("meta"):
+        traced = torch.fx.symbolic_trace(create_model(name, num_classes=3, aux_logits=True).train())
+        logits = traced(torch.empty(2, 3, 299, 299))
+    assert len(logits) > 1 and all(y.shape == (2, 3) for y in logits)
+
+
 @pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
 def test_copies_and_pickles(name: str) -> None:
     net = create_model(name, num_classes=3).eval()
