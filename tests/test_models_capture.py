@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from inception_fast.engine import optimize
 from inception_fast.models import create_model, list_models
 from inception_fast.replace import replace_layers
 
@@ -192,3 +193,15 @@ def test_constants_of_the_input_are_in_no_state_dict_and_come_along(way: str, fe
 
 def maps(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else result
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_bytes_are_normalised_as_the_input_transform_expects(features_only: bool) -> None:
+    options: Any = {"transform_input": True, "features_only": features_only, "aux_logits": False}
+    net = create_model("inception_v1", **options).eval()
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (pixels / 255 - mean) / std
+    seen, wanted = optimize(net, (x,))(pixels), net(x)
+    for a, b in zip(seen, wanted, strict=True):
+        assert relative(a, b) < 1e-5

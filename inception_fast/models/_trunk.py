@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._data_config import DataConfig
+from .._data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from .._numbers import is_integer, plain
 
 Steps = tuple[tuple[str | None, str], ...]
@@ -93,7 +93,7 @@ class InputTransform(nn.Module):
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+            for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
                 self.scale[:, channel] = std / 0.5
                 self.shift[:, channel] = (mean - 0.5) / 0.5
 
