@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 from inception_fast.engine import optimize
 from inception_fast.models import create_model, list_models
+from inception_fast.models.blocks import BasicConv2d
 from inception_fast.replace import replace_layers
 
 PLAIN_OPS = {
@@ -205,3 +206,18 @@ def test_bytes_are_normalised_as_the_input_transform_expects(features_only: bool
     seen, wanted = optimize(net, (x,))(pixels), net(x)
     for a, b in zip(seen, wanted, strict=True):
         assert relative(a, b) < 1e-5
+
+
+def test_a_net_converted_to_integers_takes_quantised_images() -> None:
+    quantization, net = torch.ao.quantization, create_model("inception_v1", num_classes=5).eval()
+    x = torch.randn(2, 3, 48, 48)
+    wanted = net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch gives eager quantisation up one day
+        for block in [m for m in net.modules() if isinstance(m, BasicConv2d)]:
+            quantization.fuse_modules(block, ["conv", "bn", "relu"], inplace=True)
+        net.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        prepared = quantization.prepare(quantization.QuantWrapper(net).eval())
+        prepared(x)
+        quantised = quantization.convert(prepared)
+        assert relative(quantised(x), wanted) < 0.2

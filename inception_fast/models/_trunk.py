@@ -46,7 +46,7 @@ def check_input(x: Any, name: str, in_chans: int, min_size: int, weight: Tensor 
         raise TypeError(f"{name} got {type(x).__name__}; allowed: a torch.Tensor [n, {in_chans}, h, w]")
     if x.dim() != 4:
         raise ValueError(f"{name} got a tensor of shape {tuple(x.shape)}; allowed: rank 4, [n, {in_chans}, h, w]")
-    if not x.dtype.is_floating_point:
+    if not x.dtype.is_floating_point and not x.is_quantized:
         raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: a floating point dtype")
     if weight is not None and x.dtype != weight.dtype and not _autocasts(x.device.type):
         raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: {weight.dtype}, that of its weights")
