@@ -301,6 +301,17 @@ def test_bfloat16_models_cross_both_ways(tmp_path: Path) -> None:
     assert same_state(fast.create_model("inception_v1", weights=tmp_path / "net.weights.h5"), net)
 
 
+def test_a_file_tells_that_its_net_ends_in_maxima(tmp_path: Path) -> None:
+    options: Any = {"include_top": False, "pooling": "max", "input_shape": (75, 75, 3)}
+    model = tf.create_model("inception_v1", **options)
+    model.save(tmp_path / "net.keras")
+    back = fast.create_model("inception_v1", weights=tmp_path / "net.keras").eval()
+    with torch.no_grad():
+        assert max_error(back(image(75)), nchw(model(nhwc(image(75))))) <= NET_MAX
+    again = tf.create_model("inception_v1", tmp_path / "net.keras", **options)
+    assert np.array_equal(again(nhwc(image(75))), model(nhwc(image(75))))
+
+
 def test_weights_that_keras_changed(tmp_path: Path) -> None:
     """What LoRA adds crosses with the kernel; a quantised classifier and another epsilon do not cross at all."""
     net = torch_net("inception_v1", num_classes=3, convention="tf")

@@ -41,7 +41,8 @@ def torch_net(
             raise ValueError(f"classes={classes}, {weights} has {seen}; allowed: these, or include_top=False")
     if not include_top and source.options.get("embedding_size", 0) is None:
         return _trunk(source, channels)
-    net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, **options)
+    # How the Keras net pools is its own argument, whatever the file's net did.
+    net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, global_pool="avg", **options)
     assert isinstance(net, InceptionNet)
     options_of(net)
     return net
