@@ -8,6 +8,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
 """By Pillow's names."""
 LARGEST = 8192
 """Pixels of a side after the resize, of which a file may ask."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def inception_config(size: int, crop_pct: float = 0.875) -> DataConfig:
 
 def imagenet_config(size: int, crop_pct: float = 0.875, interpolation: str = "bilinear") -> DataConfig:
     """ImageNet's statistics: torchvision's weights, whose `transform_input` turns them into x / 127.5 - 1."""
-    return DataConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (3, size, size), crop_pct, interpolation)
+    return DataConfig(IMAGENET_MEAN, IMAGENET_STD, (3, size, size), crop_pct, interpolation)
 
 
 def facenet_config(size: int = 160) -> DataConfig:

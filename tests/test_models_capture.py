@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from inception_fast.engine import optimize
 from inception_fast.models import create_model, list_models
+from inception_fast.models.blocks import BasicConv2d
 from inception_fast.replace import replace_layers
 
 PLAIN_OPS = {
@@ -122,6 +124,15 @@ def test_symbolic_trace(name: str) -> None:
         assert relative(traced(x), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["inception_v1", "inception_v3", "inception_v4", "inception_resnet_v2"])
+def test_symbolic_trace_in_training(name: str) -> None:
+    """Feature extractors and quantisation trace the training graph too, with its auxiliary heads."""
+    with torch.device("meta"):
+        traced = torch.fx.symbolic_trace(create_model(name, num_classes=3, aux_logits=True).train())
+        logits = traced(torch.empty(2, 3, 299, 299))
+    assert len(logits) > 1 and all(y.shape == (2, 3) for y in logits)
+
+
 @pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
 def test_copies_and_pickles(name: str) -> None:
     net = create_model(name, num_classes=3).eval()
@@ -183,3 +194,30 @@ def test_constants_of_the_input_are_in_no_state_dict_and_come_along(way: str, fe
 
 def maps(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else result
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_bytes_are_normalised_as_the_input_transform_expects(features_only: bool) -> None:
+    options: Any = {"transform_input": True, "features_only": features_only, "aux_logits": False}
+    net = create_model("inception_v1", **options).eval()
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (pixels / 255 - mean) / std
+    seen, wanted = optimize(net, (x,))(pixels), net(x)
+    for a, b in zip(seen, wanted, strict=True):
+        assert relative(a, b) < 1e-5
+
+
+def test_a_net_converted_to_integers_takes_quantised_images() -> None:
+    quantization, net = torch.ao.quantization, create_model("inception_v1", num_classes=5).eval()
+    x = torch.randn(2, 3, 48, 48)
+    wanted = net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch gives eager quantisation up one day
+        for block in [m for m in net.modules() if isinstance(m, BasicConv2d)]:
+            quantization.fuse_modules(block, ["conv", "bn", "relu"], inplace=True)
+        net.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        prepared = quantization.prepare(quantization.QuantWrapper(net).eval())
+        prepared(x)
+        quantised = quantization.convert(prepared)
+        assert relative(quantised(x), wanted) < 0.2

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import inception_fast as fast
 import references
+from inception_fast.images import prepare
 from references import images, relative, run
 
 BUDGET = 1e-5
@@ -75,6 +78,20 @@ def test_torchvision_transform_input(tmp_path: Path) -> None:
         reference = references.torchvision_net(theirs, classes=5)
         reference.transform_input = True
         check(load(tmp_path, ours, reference, transform_input=True), reference)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["plain", "transform_input"])
+@pytest.mark.parametrize("ours, theirs", [("inception_v1", "googlenet"), ("inception_v3", "inception_v3")])
+def test_torchvision_images(tmp_path: Path, ours: str, theirs: str, turned: bool) -> None:
+    """The data config of a net is torchvision's own transform; without `transform_input`, less what that undoes."""
+    published = references.torchvision().models.get_model_weights(theirs).IMAGENET1K_V1.transforms()
+    pixels = np.random.default_rng(0).integers(0, 256, (401, 503, 3), dtype=np.uint8)
+    wanted = published(Image.fromarray(pixels))
+    net = load(tmp_path, ours, references.torchvision_net(theirs, aux=True, classes=5), transform_input=turned)
+    if not turned:
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (published.mean, published.std))
+        wanted = (wanted * std + mean) * 2 - 1
+    torch.testing.assert_close(prepare(Image.fromarray(pixels), net.data_config), wanted, rtol=0, atol=1e-5)
 
 
 def test_fid(tmp_path: Path) -> None:

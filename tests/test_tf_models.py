@@ -301,8 +301,19 @@ def test_bfloat16_models_cross_both_ways(tmp_path: Path) -> None:
     assert same_state(fast.create_model("inception_v1", weights=tmp_path / "net.weights.h5"), net)
 
 
+def test_a_file_tells_that_its_net_ends_in_maxima(tmp_path: Path) -> None:
+    options: Any = {"include_top": False, "pooling": "max", "input_shape": (75, 75, 3)}
+    model = tf.create_model("inception_v1", **options)
+    model.save(tmp_path / "net.keras")
+    back = fast.create_model("inception_v1", weights=tmp_path / "net.keras").eval()
+    with torch.no_grad():
+        assert max_error(back(image(75)), nchw(model(nhwc(image(75))))) <= NET_MAX
+    again = tf.create_model("inception_v1", tmp_path / "net.keras", **options)
+    assert np.array_equal(again(nhwc(image(75))), model(nhwc(image(75))))
+
+
 def test_weights_that_keras_changed(tmp_path: Path) -> None:
-    """What LoRA adds crosses with the kernel; integers of a quantised classifier do not cross at all."""
+    """What LoRA adds crosses with the kernel; a quantised classifier and another epsilon do not cross at all."""
     net = torch_net("inception_v1", num_classes=3, convention="tf")
     model = tf.from_torch(net, (75, 75, 3))
     for name in ("Conv2d_2b_1x1", "predictions"):
@@ -318,6 +329,9 @@ def test_weights_that_keras_changed(tmp_path: Path) -> None:
     for cross in (tf.to_torch, lambda model: tf.save_slim(model, tmp_path / "net.ckpt")):
         with pytest.raises(weights.WeightsError, match="layer 'predictions' is quantised to int8; allowed: floating"):
             cross(small)
+        model.get_layer("Conv2d_2b_1x1_bn").epsilon = 1e-5
+        with pytest.raises(weights.WeightsError, match=r"'Conv2d_2b_1x1_bn' has epsilon=1e-05; allowed: 0\.001"):
+            cross(model)
     assert not list(tmp_path.iterdir())
 
 

@@ -199,6 +199,11 @@ def test_convert_refuses(tmp_path: Path, source_file: Path, state: State) -> Non
     torch.save(state | {"conv2.conv.weight": torch.zeros(64, 63, 1, 1)}, source_file)
     with pytest.raises(weights.WeightsError, match=r"conv2\.conv\.weight has shape \(64, 63, 1, 1\)"):
         weights.convert(source_file, target)
+    torch.save(fast.create_model("inception_v1", classic=True, num_classes=3).state_dict(), source_file)
+    with pytest.raises(
+        weights.WeightsError, match=r"conv1\.bn\.weight of .* is missing; allowed: nets with batch norm"
+    ):
+        weights.convert(source_file, tmp_path / "classic.ckpt")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         weights.convert(source_file, tmp_path / "folder.safetensors")

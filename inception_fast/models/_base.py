@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._data_config import DataConfig
+from .._data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ._options import Options, check, check_choice, check_count
 from ._trunk import FeatureInfo, InputTransform, Steps, TrunkNet, check_map
 from .blocks import GLOBAL_POOLS, global_pool, linear
@@ -78,8 +78,13 @@ class InceptionNet(TrunkNet):
         self.steps = tuple(step for step in steps if step[1] in present)
         self.feature_info = FeatureInfo({"num_chs": c, "reduction": r, "module": m} for c, r, m in features)
         self.num_features = features[-1][0]
-        self.data_config = data_config.with_channels(self.in_chans)
+        self.set_data_config(data_config)
         self.add_module(self.classifier, linear(self.head_hidden_size, self.num_classes))
+
+    def set_data_config(self, config: DataConfig) -> None:
+        """How images are prepared; where the net itself undoes ImageNet's statistics, it must be by these."""
+        config = config.with_channels(self.in_chans)
+        self.data_config = replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD) if self.transform_input else config
 
     @property
     def head_hidden_size(self) -> int:

@@ -118,6 +118,6 @@ def load(name: str, weights: str | os.PathLike[str], options: dict[str, Any]) ->
         h, w = source.data_config.input_size[1:]
         seen = f"the data config of {os.fspath(weights)}: images of {h}x{w} for {name}"
         check(min(h, w) >= net.smallest, seen, f"{net.smallest}x{net.smallest} or larger")
-        net.data_config = source.data_config.with_channels(held)
+        net.set_data_config(source.data_config)
     net.adapt_in_chans(options.get("in_chans", held))
     return net

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._data_config import DataConfig
+from .._data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from .._numbers import is_integer, plain
 
 Steps = tuple[tuple[str | None, str], ...]
@@ -46,7 +46,7 @@ def check_input(x: Any, name: str, in_chans: int, min_size: int, weight: Tensor 
         raise TypeError(f"{name} got {type(x).__name__}; allowed: a torch.Tensor [n, {in_chans}, h, w]")
     if x.dim() != 4:
         raise ValueError(f"{name} got a tensor of shape {tuple(x.shape)}; allowed: rank 4, [n, {in_chans}, h, w]")
-    if not x.dtype.is_floating_point:
+    if not x.dtype.is_floating_point and not x.is_quantized:
         raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: a floating point dtype")
     if weight is not None and x.dtype != weight.dtype and not _autocasts(x.device.type):
         raise TypeError(f"{name} got a tensor of dtype {x.dtype}; allowed: {weight.dtype}, that of its weights")
@@ -93,7 +93,7 @@ class InputTransform(nn.Module):
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+            for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
                 self.scale[:, channel] = std / 0.5
                 self.shift[:, channel] = (mean - 0.5) / 0.5
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +161,14 @@ class Branches(nn.Module):
         return torch.cat([child(x) for child in self.children()], 1)
 
 
+def _check_auxiliary_map(x: Any) -> None:
+    if not isinstance(x, fx.Proxy) and min(x.shape[2:]) < 17:  # a symbolic trace knows no sizes
+        raise ValueError(
+            f"the auxiliary head got a {x.shape[2]}x{x.shape[3]} map; allowed: 17x17 or larger, an image of "
+            "at least 299x299 (train on smaller ones with aux_logits=False)"
+        )
+
+
 class AuxHead(nn.Module):
     """Auxiliary classifier of v3, v4 and Inception-ResNet-v2: [n, cin, 17, 17] -> [n, num_classes]."""
 
@@ -170,11 +179,7 @@ class AuxHead(nn.Module):
         self.fc = linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < 17:
-            raise ValueError(
-                f"the auxiliary head got a {x.shape[2]}x{x.shape[3]} map; allowed: 17x17 or larger, an image of "
-                "at least 299x299 (train on smaller ones with aux_logits=False)"
-            )
+        _check_auxiliary_map(x)
         x = F.avg_pool2d(x, 5, 3)  # [n, cin, 5, 5]
         x = self.conv1(self.conv0(x))  # [n, 768, 1, 1]
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))

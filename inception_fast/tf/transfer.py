@@ -23,6 +23,7 @@ from ..weights._source import for_numpy
 from ..weights.keras import layer_names
 from ..weights.keras import source as keras_source
 from ..weights.names import layers, normalised
+from .layers import EPSILON
 
 SUFFIXES = (".keras", ".weights.h5")
 """Of the files that `convert` writes: a model that Keras loads by itself, and its weights alone."""
@@ -40,7 +41,8 @@ def torch_net(
             raise ValueError(f"classes={classes}, {weights} has {seen}; allowed: these, or include_top=False")
     if not include_top and source.options.get("embedding_size", 0) is None:
         return _trunk(source, channels)
-    net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, **options)
+    # How the Keras net pools is its own argument, whatever the file's net did.
+    net = create_torch(name, weights=weights, num_classes=classes, in_chans=channels, global_pool="avg", **options)
     assert isinstance(net, InceptionNet)
     options_of(net)
     return net
@@ -160,6 +162,7 @@ def to_torch(model: keras.Model) -> InceptionNet:
     Raises WeightsError (a ValueError) for another model, and for layers before the net, which have no place in it.
     """
     source = source_of(model)
+    _check_epsilon(model)
     _check_beginning(model)
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
@@ -167,6 +170,14 @@ def to_torch(model: keras.Model) -> InceptionNet:
     net = build(source.model, **source.options, global_pool="max" if maxima else "avg")
     source.load(net)
     return net.eval()  # type: ignore[return-value]
+
+
+def _check_epsilon(model: keras.Model) -> None:
+    """Raises WeightsError for a batch norm whose epsilon is not that of the variants: weights alone do not tell it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.epsilon != EPSILON:
+            seen = f"model {model.name!r}: layer {layer.name!r} has epsilon={layer.epsilon}"
+            raise WeightsError(f"{seen}; allowed: {EPSILON}")
 
 
 def _check_beginning(model: keras.Model) -> None:
@@ -215,7 +226,9 @@ def save_slim(model: keras.Model, prefix: str | os.PathLike[str]) -> None:
 
     Raises WeightsError (a ValueError) for a model that is none of the variants.
     """
-    slim.write(Path(prefix), source_of(model))
+    source = source_of(model)
+    _check_epsilon(model)
+    slim.write(Path(prefix), source)
 
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str | None = None) -> Source:

@@ -167,7 +167,9 @@ def data_config(layout: str, model: str, channels: int = 3) -> DataConfig | None
     elif layout == "timm":
         config = inception_config(size, 0.8975 if model == "inception_resnet_v2" else 0.875)
     elif layout in ("slim", "keras", "torchvision"):
-        config = DataConfig(half, half, (3, size, size), 0.875, "bilinear")
+        # torchvision's v3 resizes to 342, not to floor(299 / 0.875).
+        crop = 299 / 342 if (layout, size) == ("torchvision", 299) else 0.875
+        config = DataConfig(half, half, (3, size, size), crop, "bilinear")
     elif layout == "pytorch-fid":
         config = DataConfig(half, half, (3, size, size), 1.0, "bilinear")
     return config and config.with_channels(channels)

@@ -14,6 +14,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +46,8 @@ WEIGHTS_MEMBER = "model.weights.h5"
 CONFIG_MEMBER = "config.json"
 PADDING = re.compile(rb'"class_name":\s*"ZeroPadding2D"')
 """In a model's config: our nets of convention "torch" alone have such layers."""
+MAXIMA = re.compile(rb'"class_name":\s*"GlobalMaxPooling2D"')
+"""The same of nets that end in maxima, not in averages."""
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""
 
@@ -55,12 +58,12 @@ def read(path: Path, asked: str | None) -> Source:
         h5py: Any = importlib.import_module("h5py")
     except ImportError as error:
         raise ImportError(f"{path} is a Keras file; to read it: pip install inception-fast[keras-files]") from error
-    origin, padded = str(path), False
+    origin, config = str(path), b""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 content: Any = io.BytesIO(archive.read(WEIGHTS_MEMBER))
-                padded = CONFIG_MEMBER in archive.namelist() and bool(PADDING.search(archive.read(CONFIG_MEMBER)))
+                config = archive.read(CONFIG_MEMBER) if CONFIG_MEMBER in archive.namelist() else b""
         else:
             content = path
         with h5py.File(content, "r") as file:
@@ -69,7 +72,8 @@ def read(path: Path, asked: str | None) -> Source:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
-    return source(origin, variables, named, asked, padded)
+    found = source(origin, variables, named, asked, bool(PADDING.search(config)))
+    return replace(found, options=found.options | {"global_pool": "max"}) if MAXIMA.search(config) else found
 
 
 def source(

@@ -139,6 +139,9 @@ def _variables(source: Source) -> dict[str, Tensor]:
             if layer.aux or layer.kind.startswith("linear"):
                 continue
             raise WeightsError(f"{source.origin}: {path}.weight of {source.model} is missing")
+        if bn and f"{bn}.weight" not in tensors:
+            missing = f"{source.origin}: {bn}.weight of {source.model} is missing"
+            raise WeightsError(f"{missing}; allowed: nets with batch norm, as all of TF-slim's are")
         weight = take(f"{path}.weight")
         if weight.ndim == 4:
             weight = weight.permute(2, 3, 1, 0)
