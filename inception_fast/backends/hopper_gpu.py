@@ -24,10 +24,7 @@ from ..kernels.cuda.loader import Library
 from ..kernels.maps import Map, dense
 from ..kernels.spec import ConvSpec, PairSpec
 from . import Params, laid_out
-from .native_cpu import PlanCache
-from .stamp import can_stamp
-
-weights = PlanCache()
+from .gpu_weights import Packs
 
 
 class Weights(NamedTuple):
@@ -36,6 +33,9 @@ class Weights(NamedTuple):
     @property
     def packed_bytes(self) -> int:
         return sum(p.bytes for p in self.packed)
+
+
+weights = Packs[Weights]()
 
 
 class Prepared(NamedTuple):
@@ -75,13 +75,10 @@ def wins(spec: Any) -> bool:
 def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float) -> Prepared:
     tensors = tuple(tensor for triple in params for tensor in triple)
     key = (x.dtype, x.device, *map(id, tensors))
-    found = weights.get(key, tensors)
-    if found is None:
-        packed = Weights(tuple(convolve.pack(*triple, x.dtype, x.device) for triple in params))
-        if all(map(can_stamp, tensors)):
-            weights.put(key, tensors, Prepared(packed, spec, residual_scale))  # type: ignore[arg-type]
-        return Prepared(packed, spec, residual_scale)
-    return Prepared(found.compiled, spec, residual_scale)  # type: ignore[arg-type]
+    packed = weights.get(
+        key, tensors, x.device, lambda: Weights(tuple(convolve.pack(*triple, x.dtype, x.device) for triple in params))
+    )
+    return Prepared(packed, spec, residual_scale)
 
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
