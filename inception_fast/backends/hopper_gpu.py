@@ -158,12 +158,21 @@ def _called(kernels: Library, prepared: Prepared, x: Tensor, residual: Tensor | 
 
 
 def _launch(kernels: Library, problems: list[Problem], device: torch.device) -> None:
+    """In one launch, by a cut that runs them all, or each by its own where none does: rows of x that a halo tile keeps
+    for a 1x3 may have no room for the rows beside them that a 3x1 reads.
+    """
     if problems[0].spec.n == 0:
         return
     gpu, rows = measured(device)
-    spec = problems[0].spec
-    cut = cut_of(kernels, spec, row=choices.nearest(shape_of(spec), gpu, rows))
-    convolve.group("conv", kernels, problems, cut).run()
+    specs = [problem.spec for problem in problems]
+    cuts = [cut_of(kernels, spec, row=choices.nearest(shape_of(spec), gpu, rows)) for spec in specs]
+    for cut in cuts:
+        convs = [convolve.described(problem, cut.splits) for problem in problems]
+        if not kernels.reasons(convs, specs[0].dtype, cut.config):
+            convolve.group("conv", kernels, problems, cut).run()
+            return
+    for problem, cut in zip(problems, cuts, strict=True):
+        convolve.group("conv", kernels, [problem], cut).run()
 
 
 def _empty(spec: ConvSpec, channels: int, x: Tensor) -> Tensor:
