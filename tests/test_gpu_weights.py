@@ -1,4 +1,4 @@
-"""Packed weights that GPU backends keep, on streams that are stand-ins: who reads them comes behind who packs them."""
+"""What is kept from call to call on a GPU, whose streams are stand-ins: who reads it comes behind who made it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.gpu_weights import Packs
+from inception_fast.layers import Fold
 
 GPU = torch.device("cuda", 0)
 
@@ -102,3 +103,17 @@ def test_weights_of_the_hopper_kernels_are_waited_for(machine: Machine, monkeypa
     machine.now = machine.streams[2]
     assert hopper_gpu.prepare(spec, params, x, None, 1.0).compiled is first.compiled
     assert machine.now.waits == ["packed on 0"] and len(machine.readers) == 3
+
+
+def test_another_stream_waits_for_a_folded_batch_norm_and_a_graph_folds_its_own(machine: Machine) -> None:
+    fold, bn = Fold(), nn.BatchNorm2d(4).eval().requires_grad_(False)
+    conv: Any = SimpleNamespace(weight=SimpleNamespace(device=GPU, dtype=torch.float32), bias=None)
+    first = fold(conv, bn)
+    machine.now = machine.streams[1]
+    assert fold(conv, bn) is first and fold(conv, bn) is first
+    assert machine.now.waits == ["packed on 0"] and sorted(machine.readers) == sorted((id(t), 1) for t in first)
+    machine.capturing = True
+    captured = fold(conv, bn)
+    assert captured is not first and all(map(torch.equal, captured, first))
+    machine.capturing = False
+    assert fold(conv, bn) is first
