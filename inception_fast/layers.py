@@ -22,6 +22,7 @@ from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_layer, check_learning, is_strided, symbolic
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
+from .backends.streams import Shared, capturing
 from .backends.window import Window
 
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
@@ -103,7 +104,7 @@ class Fold:
     """`scale_and_shift`, kept until a parameter or statistic changes. A copied or unpickled one starts empty."""
 
     def __init__(self) -> None:
-        self._kept: tuple[float, tuple[Stamp | None, ...], tuple[Tensor, Tensor]] | None = None
+        self._kept: tuple[float, tuple[Stamp | None, ...], Shared[tuple[Tensor, Tensor]]] | None = None
 
     def __reduce__(self) -> tuple[type[Fold], tuple[()]]:
         return Fold, ()
@@ -115,15 +116,19 @@ class Fold:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
             return scale_and_shift(conv, bn)
         sources = (*learned, bn.running_mean, bn.running_var)
-        kept = self._kept
-        if kept is not None and kept[0] == bn.eps and kept[2][0].device == conv.weight.device:
+        device = conv.weight.device
+        apart = capturing(device)
+        kept = None if apart else self._kept
+        if kept is not None and kept[0] == bn.eps and kept[2].device == device:
             if all(map(_unchanged, kept[1], sources)):
-                return kept[2]
+                kept[2].follow()
+                return kept[2].value
         # Ordinary tensors even inside inference mode: a later call outside of it may need them in a graph.
         with torch.inference_mode(False), torch.no_grad():
             values = scale_and_shift(conv, bn)
-        if all(t is None or can_stamp(t) for t in sources):
-            self._kept = bn.eps, tuple(None if t is None else Stamp(t) for t in sources), values
+        if not apart and all(t is None or can_stamp(t) for t in sources):
+            stamps = tuple(None if t is None else Stamp(t) for t in sources)
+            self._kept = bn.eps, stamps, Shared(values, device)
         return values
 
 

@@ -5,6 +5,7 @@ and what other cuts of its convolutions would take.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,7 +84,7 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
     about: dict[str, Any] = {"model": model, "batch": n, "dtype": dtype}
     status = "ok" if error < ALIKE and made.walks else "wrong"
-    first = {**about, "runtime": "ours", "status": status, "rel_difference": error, "walks": len(made.walks)}
+    first = {**about, "runtime": "ours", "status": status, **rel_difference(error), "walks": len(made.walks)}
     yield [first]
     if status != "ok":
         return
@@ -101,7 +102,7 @@ def walk_rows(model: str, n: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
         pairs = [remade(one, *cut) for one in made.walks]
         each = zip(made.walks, pairs, maps, strict=True)
         apart = max(difference(one[3], launch, before) for one, (_, launch), before in each)
-        row = {**about, "cut": name, "status": "ok" if apart < ALIKE else "wrong", "rel_difference": apart}
+        row = {**about, "cut": name, "status": "ok" if apart < ALIKE else "wrong", **rel_difference(apart)}
         rows.append({**row, "alone_us": replayed([launch for _, launch in pairs])})
         yield rows
         others |= {name: pairs} if name in TRACED else {}
@@ -158,6 +159,11 @@ def difference(first: walk.WalkLaunch, other: walk.WalkLaunch, before: torch.Unt
         results.append(last.double())
     wanted, found = results
     return float((found - wanted).nan_to_num(0).norm() / wanted.nan_to_num(0).norm()) if _alike_nan(*results) else 1.0
+
+
+def rel_difference(off: float) -> dict[str, float | None]:
+    """As a row has it: JSON has no word for what is not finite, with which the job would end and lose its rows."""
+    return {"rel_difference": off if math.isfinite(off) else None}
 
 
 def _alike_nan(wanted: Tensor, found: Tensor) -> bool:

@@ -24,10 +24,7 @@ from ..kernels.cuda.loader import Library
 from ..kernels.maps import Map, dense
 from ..kernels.spec import ConvSpec, PairSpec
 from . import Params, laid_out
-from .native_cpu import PlanCache
-from .stamp import can_stamp
-
-weights = PlanCache()
+from .gpu_weights import Packs
 
 
 class Weights(NamedTuple):
@@ -36,6 +33,9 @@ class Weights(NamedTuple):
     @property
     def packed_bytes(self) -> int:
         return sum(p.bytes for p in self.packed)
+
+
+weights = Packs[Weights]()
 
 
 class Prepared(NamedTuple):
@@ -75,13 +75,10 @@ def wins(spec: Any) -> bool:
 def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float) -> Prepared:
     tensors = tuple(tensor for triple in params for tensor in triple)
     key = (x.dtype, x.device, *map(id, tensors))
-    found = weights.get(key, tensors)
-    if found is None:
-        packed = Weights(tuple(convolve.pack(*triple, x.dtype, x.device) for triple in params))
-        if all(map(can_stamp, tensors)):
-            weights.put(key, tensors, Prepared(packed, spec, residual_scale))  # type: ignore[arg-type]
-        return Prepared(packed, spec, residual_scale)
-    return Prepared(found.compiled, spec, residual_scale)  # type: ignore[arg-type]
+    packed = weights.get(
+        key, tensors, x.device, lambda: Weights(tuple(convolve.pack(*triple, x.dtype, x.device) for triple in params))
+    )
+    return Prepared(packed, spec, residual_scale)
 
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
@@ -161,12 +158,21 @@ def _called(kernels: Library, prepared: Prepared, x: Tensor, residual: Tensor | 
 
 
 def _launch(kernels: Library, problems: list[Problem], device: torch.device) -> None:
+    """In one launch, by a cut that runs them all, or each by its own where none does: rows of x that a halo tile keeps
+    for a 1x3 may have no room for the rows beside them that a 3x1 reads.
+    """
     if problems[0].spec.n == 0:
         return
     gpu, rows = measured(device)
-    spec = problems[0].spec
-    cut = cut_of(kernels, spec, row=choices.nearest(shape_of(spec), gpu, rows))
-    convolve.group("conv", kernels, problems, cut).run()
+    specs = [problem.spec for problem in problems]
+    cuts = [cut_of(kernels, spec, row=choices.nearest(shape_of(spec), gpu, rows)) for spec in specs]
+    for cut in cuts:
+        convs = [convolve.described(problem, cut.splits) for problem in problems]
+        if not kernels.reasons(convs, specs[0].dtype, cut.config):
+            convolve.group("conv", kernels, problems, cut).run()
+            return
+    for problem, cut in zip(problems, cuts, strict=True):
+        convolve.group("conv", kernels, [problem], cut).run()
 
 
 def _empty(spec: ConvSpec, channels: int, x: Tensor) -> Tensor:

@@ -22,13 +22,10 @@ from ..kernels.triton.configs import Config
 from ..kernels.triton.convolve import Packed, Part
 from ..kernels.triton.launch import Launch, Map
 from . import Params, laid_out
-from .native_cpu import PlanCache
-from .stamp import can_stamp
+from .gpu_weights import Packs
 
 OLDEST = (8, 0)  # bfloat16 on tensor cores and asynchronous copies
 DTYPES = ("float32", "float16", "bfloat16")
-
-weights = PlanCache()
 
 
 class Weights(NamedTuple):
@@ -40,6 +37,9 @@ class Weights(NamedTuple):
     @property
     def packed_bytes(self) -> int:
         return sum(p.bytes for p in self.packed)
+
+
+weights = Packs[Weights]()
 
 
 class Prepared(NamedTuple):
@@ -76,13 +76,8 @@ def spec_reasons(spec: Any) -> list[str]:
 def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float) -> Prepared:
     tensors = tuple(tensor for triple in params for tensor in triple)
     key = (_shapeless(spec), x.dtype, x.device, *map(id, tensors))
-    found = weights.get(key, tensors)
-    if found is None:
-        packed = Prepared(_pack(spec, params, x), spec, residual_scale)
-        if all(map(can_stamp, tensors)):
-            weights.put(key, tensors, packed)  # type: ignore[arg-type]
-        return packed
-    return Prepared(found.compiled, spec, residual_scale)  # type: ignore[arg-type]
+    packed = weights.get(key, tensors, x.device, lambda: _pack(spec, params, x))
+    return Prepared(packed, spec, residual_scale)
 
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +97,21 @@ def test_tf32_is_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None
     assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
+
+
+def test_another_stream_waits_for_weights_that_are_being_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By stand-ins for streams of a GPU: packing is ordered on its own alone."""
+    streams, waits, reads = [1, 1, 2, 2], list[int](), list[int]()
+    stream = SimpleNamespace(cuda_stream=1, record_event=lambda: 1, wait_event=waits.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: reads.append(stream.cuda_stream))
+    (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
+    spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
+    packed = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled
+    monkeypatch.setattr(triton_gpu, "_pack", lambda *ignored: packed)
+    on_gpu: Any = SimpleNamespace(dtype=x.dtype, device=torch.device("cuda", 0))
+    for stream.cuda_stream in streams:
+        assert triton_gpu.prepare(spec, (tuple(params),), on_gpu, None, 1.0).compiled is packed
+    assert waits == [1] and reads == [2, 2, 2], "weight, scale and shift"

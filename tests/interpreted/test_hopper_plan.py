@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from inception_fast.kernels.cuda import check, convolve, loader
 from inception_fast.kernels.cuda.choices import Row, Shape
 from inception_fast.kernels.plan import ConvStep, PairStep, Step
-from inception_fast.kernels.spec import ConvSpec
+from inception_fast.kernels.spec import ConvSpec, PairSpec
 from torch import Tensor, nn
 
 import engine_nets
@@ -99,6 +100,42 @@ def test_a_plan_runs_on_the_kernels_own_source() -> None:
     _, plain, _ = compiled(1)
     assert [t.hopper is None for t in executable.plan.tasks].count(False) >= 4
     assert numerics.rel_l2(y, plain.run([x])[0].double()) <= DEEP
+
+
+@pytest.mark.parametrize("alone", (False, True))
+def test_a_split_takes_a_cut_that_runs_both_or_two_launches(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    """What was measured keeps rows of x for a 1x3, and has no room for those of a 3x1 on so wide a map."""
+    library, launches, ask = emulated(), list[int](), loader.Library.reasons
+    first = ConvSpec(1, 8, 73, 64, 16, 1, 3, padding=(0, 0, 1, 1), dtype="float16")
+    spec = PairSpec(first, replace(first, kh=3, kw=1, padding=(1, 1, 0, 0)), "split")
+    row = Row("", hopper_gpu.shape_of(first), "512x48x64 halo by 4", 1, 1e-6, 2e-6)
+    able = [[config.name for config in convolve.able(library, part)] for part in (spec.first, spec.second)]
+    assert row.config in able[0] and row.config not in able[1]
+
+    def refused(self: Any, convs: Any, dtype: str, config: Any) -> list[str]:
+        return ["several"] if alone and len(convs) > 1 else ask(self, convs, dtype, config)
+
+    def group(name: str, kernels: Any, problems: Any, cut: Any) -> Any:
+        launches.append(len(problems))
+        return made(name, kernels, problems, cut)
+
+    made = convolve.group
+    monkeypatch.setattr(loader.Library, "reasons", refused)
+    monkeypatch.setattr(convolve, "group", group)
+    monkeypatch.setattr(hopper_gpu, "measured", lambda device: ("", (row,)))
+    x = numerics.integers(1, 64, 8, 73).half()
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    params = tuple(
+        (numerics.integers(16, 64, part.kh, part.kw, seed=part.kh).half(), ones, zeros)
+        for part in (spec.first, spec.second)
+    )
+    y = hopper_gpu._called(library, hopper_gpu.prepare(spec, params, x, None, 1.0), x, None)
+    halves = [
+        torch.conv2d(x.float(), weight.float(), padding=(part.padding[0], part.padding[2])).relu()
+        for part, (weight, *_) in zip((spec.first, spec.second), params, strict=True)
+    ]
+    assert torch.equal(y.permute(0, 3, 1, 2), torch.cat(halves, 1).half())
+    assert launches == ([1, 1] if alone else [2])
 
 
 def test_the_check_before_the_first_use_asks_no_form_for_what_it_refuses() -> None:

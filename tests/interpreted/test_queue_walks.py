@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -111,14 +112,28 @@ def test_a_walk_is_compared_timed_cut_anew_and_traced(walks: Any) -> None:
 
 @pytest.mark.parametrize("why", ("numbers", "no walk"))
 def test_a_wrong_walk_is_said_and_not_timed(walks: Any, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """One that does nothing leaves NaN, which is alike to nothing; a plan without a walk compares nothing."""
+    """One that does nothing leaves NaN, which is alike to nothing; a plan without a walk compares nothing. JSON, which
+    has no NaN, holds either row.
+    """
     if why == "numbers":
         monkeypatch.setattr(loader.Library, "launch_walk", lambda *ignored: None)
     else:
         monkeypatch.setattr(gpu_walk, "WALK_LEAST", 1000)
     ((row,),) = walks.walk_rows("small", 1, "float16")
     assert row["status"] == "wrong" and row["walks"] == (why == "numbers")
-    assert (row["rel_difference"] < walks.ALIKE) == (why == "no walk")
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert (row["rel_difference"] is not None) == (why == "no walk")
+
+
+def test_a_cut_whose_results_are_infinite_is_a_wrong_row_among_the_others(
+    walks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.0, float("inf")])
+    monkeypatch.setattr(walks, "difference", lambda *ignored: next(found, 0.0))
+    *_, rows = walks.walk_rows("small", 1, "float16")
+    cuts = {row["cut"]: (row["status"], row["rel_difference"]) for row in rows if "cut" in row and "job" not in row}
+    assert list(cuts.values()) == [("ok", 0.0), ("wrong", None), *[("ok", 0.0)] * (len(walks.CUTS) - 2)]
+    json.dumps(rows, allow_nan=False)
 
 
 def test_other_cuts_are_other_cuts_of_the_same_numbers(walks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
