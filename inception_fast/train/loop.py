@@ -167,6 +167,9 @@ def _resume(run: Run) -> None:
     run.seconds = state["seconds"]
     if state["threads"] != torch.get_num_threads() or state["processes"] != run.world.size:
         run.say("other threads or processes than before: the curve may differ in its last bits")
+    kept = {row["step"] for row in read_log(run.out)} if run.world.leader else set(range(1, step + 1))
+    if gone := step - sum(number <= step for number in kept):
+        run.say(f"{run.out / NAME} has lost {gone} of the {step} rows up to here: the curve has a gap")
     run.say(f"resuming after step {step}")
 
 
