@@ -323,7 +323,8 @@ def _summary(run: Run, status: str) -> dict[str, Any]:
     }
     if run.options.export and (odd := broken(run.weights)):
         run.say(f"{odd} has values that are no finite numbers: no weights are left behind")
-    weights = export_weights(trainer, run.out, run.weights) if run.options.export else None
+    classes = summary["data"]["classes"]
+    weights = export_weights(trainer, run.out, run.weights, classes) if run.options.export else None
     summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
     summary["files"] += [run.checkpoints.path(step).name for step in run.checkpoints.steps()]
     write_json(run.out / SUMMARY, summary)
