@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from queue_modules import FOLDER, living
+import pytest
+from queue_modules import FOLDER, living, loaded
 
 
 def test_a_signal_ends_the_jobs_and_keeps_what_they_have(tmp_path: Path) -> None:
@@ -118,3 +119,13 @@ def begun(out: Path) -> int:
     child = int(mark.read_text())
     mark.unlink()
     return child
+
+
+@pytest.mark.parametrize("batches", ["²", "8,²", "0", "8,"])
+def test_batches_that_are_no_numbers_are_refused(
+    batches: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Digits that int() does not take as well."""
+    with loaded("alone") as modules, pytest.raises(SystemExit):
+        modules["alone"].main(["--out", str(tmp_path), "--batches", batches])
+    assert f"--batches {batches!r}; allowed: numbers from 1 on" in capsys.readouterr().err

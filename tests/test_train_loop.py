@@ -106,6 +106,21 @@ def test_a_half_written_row_is_dropped(tmp_path: Path) -> None:
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("broken", [None, '{"step": 2, "lo'])
+def test_a_log_that_lost_rows_is_told(tmp_path: Path, broken: str | None) -> None:
+    """A line cut in the middle takes none behind it along."""
+    train(tiny(4), tmp_path, QUICK)
+    log = tmp_path / "log.jsonl"
+    lines = log.read_text().splitlines()
+    left = lines[:1] if broken is None else [lines[0], broken, *lines[2:]]
+    log.write_text("\n".join(left) + "\n")
+    said: list[str] = []
+    train(tiny(5), tmp_path, Options(checkpoint_every=2, eval_images=0, resume=True), say=said.append)
+    gone = 3 if broken is None else 1
+    assert said == [f"{log} has lost {gone} of the 4 rows up to here: the curve has a gap", "resuming after step 4"]
+    assert [row[0] for row in curve(tmp_path)] == ([1, 5] if broken is None else [1, 3, 4, 5])
+
+
 def test_resume_of_a_finished_run_does_nothing(tmp_path: Path) -> None:
     train(tiny(3), tmp_path, QUICK)
     before = curve(tmp_path)

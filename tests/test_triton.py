@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.spec import ConvSpec
 from inception_fast.kernels.triton import configs
 from inception_fast.kernels.triton.configs import Config, Row
@@ -174,3 +175,22 @@ def test_boxes_hang_over_little(sizes: tuple[int, int, int], pixels: int, covere
     for size, part in zip(sizes, parts, strict=True):
         whole *= size / (-(-size // part) * part)
     assert whole >= covered
+
+
+def test_tuners_at_once_keep_all_rows(tmp_path: Path) -> None:
+    """Processes that add to the same caches, as one a GPU: nobody writes away what another has just written."""
+    script = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        "from inception_fast.engine import gpu_tune\n"
+        "from inception_fast.kernels.cuda import choices\n"
+        "from inception_fast.kernels.triton.configs import Config, Row\n"
+        "folder, who = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "for i in range(100):\n"
+        "    gpu_tune.keep(folder / 'triton.json', Row('sm_90', 'half', 1 + who, 1 + i, 9, Config(), 1e-6))\n"
+        "    shape = choices.Shape('conv', 'half', 1 + who, 1 + i, 9, 1)\n"
+        "    choices.keep(folder / 'cuda.json', choices.Row('A GPU', shape, 'a', 1, 1e-6, 2e-6))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    tuners = [subprocess.Popen([*command, str(who)]) for who in range(3)]
+    assert [tuner.wait() for tuner in tuners] == [0, 0, 0]
+    assert len(configs.read(tmp_path / "triton.json")) == len(choices.read(tmp_path / "cuda.json")) == 300

@@ -25,7 +25,10 @@ from torch import Tensor
 
 import inception_fast as fast
 from inception_fast import weights
+from inception_fast.cli.labels import find_labels
 from inception_fast.models import DataConfig
+from inception_fast.train.loop import Options, train
+from inception_fast.train.settings import Settings
 from inception_fast.weights.convert import untold
 from training import small_files
 
@@ -436,3 +439,15 @@ def test_hub_over_http(tmp_path: Path, state: State) -> None:
         )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[:3] == ["inception_v1 11 0.9", "FileNotFoundError True", "FileNotFoundError True"]
+
+
+def test_names_of_classes_go_along(tmp_path: Path) -> None:
+    """From a training's data into its weights, and from there into what `convert` writes: `classify` prints them."""
+    settings = Settings("inception_v1", steps=1, batch_size=2, image_size=16, aux="off")
+    classes = train(settings, tmp_path, Options(eval_images=2))["data"]["classes"]
+    file, converted = tmp_path / "model.safetensors", tmp_path / "converted.safetensors"
+    weights.convert(file, converted)
+    for written in (file, converted):  # the digits' names are those of no names at all, so the metadata is asked
+        with safe_open(written, framework="pt") as opened:
+            assert json.loads(opened.metadata()["labels"]) == classes
+        assert find_labels(None, str(written), 10) == classes

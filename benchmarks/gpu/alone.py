@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--earlier", type=Path, action="append", default=[], help="a former run's result.json")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    batches = [int(n) for n in args.batches.split(",") if n.isdigit() and int(n)]
+    batches = [int(n) for n in args.batches.split(",") if n.isdecimal() and int(n)]
     if len(batches) != len(args.batches.split(",")):
         parser.error(f"--batches {args.batches!r}; allowed: numbers from 1 on with commas between")
     if args.inside:

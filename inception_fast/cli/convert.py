@@ -9,6 +9,7 @@ from .common import OK, add_json, note, print_json, serving
 
 ALL = ("inception_fast", "slim", "keras")
 KERAS = (".keras", ".weights.h5")
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # what is no parameter of a batch norm
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
         "options": source.options,
         "data_config": dataclasses.asdict(source.data_config) if source.data_config else None,
         "tensors": len(tensors),
-        "parameters": sum(t.numel() for t in tensors.values()),
+        "parameters": sum(t.numel() for key, t in tensors.items() if not key.endswith(STATISTICS)),
     }
     if args.json:
         print_json(report)
     else:
         options = ", ".join(f"{key}={value}" for key, value in source.options.items())
         print(f"{args.source}: {source.layout} weights of {source.model} ({options})")
-        print(f"written: {args.target}, {report['tensors']} tensors, {report['parameters']} numbers")
+        print(f"written: {args.target}, {report['tensors']} tensors, {report['parameters']} parameters")
     return OK

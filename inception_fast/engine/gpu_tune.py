@@ -131,7 +131,9 @@ def raced_pooled(conv: ConvSpec, pool: PoolSpec, separate: float, device: torch.
     """
     from .. import dispatch
 
-    if not dispatch.backend_status()["cuda"] or pooled.spec_reasons(cuda.library(), conv, pool):
+    if not dispatch.backend_status()["cuda"] or hopper_gpu.reasons(conv):
+        return None
+    if pooled.spec_reasons(cuda.library(), conv, pool):
         return None
     found = hopper_tune.tried(cuda.library(), conv, *_draws(conv, device), _seconds, pool=pool)
     best, gpu = min(found, key=found.__getitem__), torch.cuda.get_device_name(device)
@@ -250,9 +252,10 @@ def wanted(tasks: Iterable[Task]) -> list[Wanted]:
 
 def keep(file: Path, row: Row) -> None:
     """Adds a row to the cache in place of an older one for the same shape."""
-    older = configs.read(file) if file.exists() else []
-    rows = [other for other in older if other[:5] != row[:5]] + [row]
-    configs.write(file, rows, {"origin": "measured on this machine"})
+    with choices.locked(file):
+        older = configs.read(file) if file.exists() else []
+        rows = [other for other in older if other[:5] != row[:5]] + [row]
+        configs.write(file, rows, {"origin": "measured on this machine"})
 
 
 def _draws(spec: ConvSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,17 +15,16 @@ NAME = "log.jsonl"
 
 
 def read_log(folder: Path, name: str = NAME) -> list[dict[str, Any]]:
-    """The rows of a run's log; a last line that a killed process left half written is not one."""
+    """The rows of a run's log; a line that a killed process left half written, or a disk damaged, is not one."""
     path = folder / name
     if not path.exists():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
-        rows.append(row)
+            continue
     return rows
 
 

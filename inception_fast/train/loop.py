@@ -167,6 +167,9 @@ def _resume(run: Run) -> None:
     run.seconds = state["seconds"]
     if state["threads"] != torch.get_num_threads() or state["processes"] != run.world.size:
         run.say("other threads or processes than before: the curve may differ in its last bits")
+    kept = {row["step"] for row in read_log(run.out)} if run.world.leader else set(range(1, step + 1))
+    if gone := step - sum(number <= step for number in kept):
+        run.say(f"{run.out / NAME} has lost {gone} of the {step} rows up to here: the curve has a gap")
     run.say(f"resuming after step {step}")
 
 
@@ -320,7 +323,8 @@ def _summary(run: Run, status: str) -> dict[str, Any]:
     }
     if run.options.export and (odd := broken(run.weights)):
         run.say(f"{odd} has values that are no finite numbers: no weights are left behind")
-    weights = export_weights(trainer, run.out, run.weights) if run.options.export else None
+    classes = summary["data"]["classes"]
+    weights = export_weights(trainer, run.out, run.weights, classes) if run.options.export else None
     summary["files"] += [path.name for path in (weights, plot_run(run.out, rows)) if path]
     summary["files"] += [run.checkpoints.path(step).name for step in run.checkpoints.steps()]
     write_json(run.out / SUMMARY, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
-def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]) -> Path | None:
+def export_weights(
+    trainer: Trainer, folder: Path, weights: Mapping[str, Tensor], classes: Sequence[str]
+) -> Path | None:
     """Writes FOLDER/model.safetensors for `create_model(name, weights=...)`; None for the small network, which is not
     among the models, and for `broken` weights.
 
-    Holds `weights`, the averaged ones, the options of the network, and how the images were prepared that it was judged
-    on: at the size it was trained at, whole, as `augment.whole` makes them.
+    Holds `weights`, the averaged ones, the names of `classes`, the options of the network, and how the images were
+    prepared that it was judged on: at the size it was trained at, whole, as `augment.whole` makes them.
     """
     if trainer.settings.model == TINY or broken(weights):
         return None
@@ -39,7 +42,8 @@ def export_weights(trainer: Trainer, folder: Path, weights: Mapping[str, Tensor]
     config = replace(model.data_config, input_size=shape, crop_pct=1.0, interpolation="bilinear")
     tensors = {name: value.detach().cpu() for name, value in weights.items()}
     path = folder / "model.safetensors"
-    write(path, Source("inception_fast", trainer.settings.model, options, config, tensors, str(path)), tensors)
+    source = Source("inception_fast", trainer.settings.model, options, config, tensors, str(path), json.dumps(classes))
+    write(path, source, tensors)
     return path
 
 

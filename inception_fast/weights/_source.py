@@ -27,6 +27,7 @@ class Source:
     layout: "slim", "keras", "torchvision", "timm", "facenet-pytorch", "pytorch-fid" or "inception_fast".
     options: arguments for `create_model` that make the network these weights were trained in.
     data_config: how the images were prepared, where the layout tells.
+    labels: the names of the classes as a JSON list, where the file has them.
     """
 
     layout: str
@@ -35,6 +36,7 @@ class Source:
     data_config: DataConfig | None
     tensors: Mapping[str, Tensor] = field(repr=False)
     origin: str = ""
+    labels: str | None = None
 
     @property
     def file_classes(self) -> int:

@@ -205,7 +205,8 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
 def own_metadata(source: Source, options: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a file of ours: strings all, as safetensors asks."""
     config = source.data_config
-    return {
+    named = {} if source.labels is None else {"labels": source.labels}
+    return named | {
         "format": "pt",
         "layout": "inception_fast",
         "version": FORMAT,
@@ -247,7 +248,8 @@ def _own(origin: str, metadata: Mapping[str, str], tensors: dict[str, Tensor], a
     for key, size in shapes.items():  # a net of another size is not even built
         if options.get(key, size) != size:
             raise WeightsError(f"{origin}: metadata option {key}={options[key]}; allowed: {size}, as its tensors have")
-    return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin)
+    labels = metadata.get("labels")
+    return Source("inception_fast", model, options, parse_config(origin, config), tensors, origin, labels)
 
 
 def parse_config(origin: str, config: Any) -> DataConfig | None:

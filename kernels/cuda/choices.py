@@ -7,11 +7,12 @@ naming it. `tuned()` adds the rows that the tuner left in the user's cache, whic
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +116,20 @@ def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
 
 def keep(file: Path, row: Row) -> None:
     """Adds a row to a file in place of an older one for the same shape."""
-    older = read(file) if file.exists() else []
-    write(file, [other for other in older if other[:2] != row[:2]] + [row], {"origin": "measured on this machine"})
+    with locked(file):
+        older = read(file) if file.exists() else []
+        write(file, [other for other in older if other[:2] != row[:2]] + [row], {"origin": "measured on this machine"})
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Held by one process at a time: of two that tune at once, each would write the file without the other's rows."""
+    import fcntl
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_name(f".{file.name}.lock"), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def cache_file(gpu: str, version: int) -> Path:

@@ -266,5 +266,8 @@ def test_the_tuner_keeps_what_won(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert numerics.rel_l2(joined.run([x])[0], wanted) <= DEEP
     other = replace(pairs[0][1], padding=(1, 1, 1, 1))
     assert gpu_tune.raced_pooled(pairs[0][0], other, 1.5e-6, DEVICE) is None
+    with monkeypatch.context() as distrust:  # found wrong by the very question, after the status was read
+        distrust.setattr(gpu_tune.hopper_gpu, "reasons", lambda spec: ["wrong numbers"])
+        assert gpu_tune.raced_pooled(*pairs[0], 1.5e-6, DEVICE) is None
     there["cuda"] = False
     assert gpu_tune.raced_pooled(*pairs[0], 1.5e-6, DEVICE) is None
