@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -77,6 +77,25 @@ def noted(names: list[str], name: str, operation: Callable[..., Tensor]) -> Call
         return operation(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture
+def swaps() -> Iterator[None]:
+    """Conversions swap the insides of parameters, which torch refuses where something refers to one weakly."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@each_layer
+def test_a_layer_that_ran_is_converted_by_swapping(name: str, swaps: None) -> None:
+    layer, plain, x = twins(name)
+    with torch.no_grad():
+        before = layer.eval()(x)
+        after = layer.to(torch.float64)(x.double())
+        expected = plain.eval().double()(x.double())
+    assert before.dtype is torch.float32 and after.dtype is torch.float64
+    numerics.assert_close_budget(after, expected)
 
 
 @each_layer
