@@ -183,3 +183,11 @@ def test_constants_of_the_input_are_in_no_state_dict_and_come_along(way: str, fe
 
 def maps(result: Tensor | list[Tensor]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else result
+
+
+def test_all_of_a_shared_network_is_shared() -> None:
+    """The constants of `transform_input` are written anew with each conversion, and were left behind in own memory."""
+    net = create_model("inception_v1", num_classes=3, transform_input=True).share_memory()
+    constants = dict(net.input_transform.named_buffers())
+    assert all(tensor.is_shared() for tensor in (*net.parameters(), *net.buffers()))
+    assert constants["scale"].flatten().tolist() == pytest.approx([0.458, 0.448, 0.45])

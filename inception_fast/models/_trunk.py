@@ -98,9 +98,12 @@ class InputTransform(nn.Module):
                 self.shift[:, channel] = (mean - 0.5) / 0.5
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputTransform:
-        """Writes the constants again: a new dtype has them rounded once, and new memory (`to_empty`) not at all."""
+        """Writes the constants again: a new dtype has them rounded once, and new memory (`to_empty`) not at all.
+
+        Into tensors that went through `fn` too, which may be `share_memory_`.
+        """
         super()._apply(fn, recurse)
-        self.scale, self.shift = torch.empty_like(self.scale), torch.empty_like(self.shift)
+        self.scale, self.shift = fn(torch.empty_like(self.scale)), fn(torch.empty_like(self.shift))
         self.reset_parameters()
         return self
 
