@@ -138,7 +138,8 @@ def inspect(module: nn.Module, *inputs: Tensor) -> Design:
     the maps that is at most half of the widest level before it and that twice as much is made from again: what did not
     fit through it is gone (arXiv:1512.00567, sections 2 and 5). Vectors behind the last map are not judged.
 
-    Raises ValueError without inputs, with an empty batch and where the module reads none of them, and what the module raises for shapes it cannot take.
+    Raises ValueError without inputs, with an empty batch and where the module reads none of them, and what the module
+    raises for shapes it cannot take.
     """
     if not inputs or not all(isinstance(x, Tensor) and x.dim() >= 2 and len(x) for x in inputs):
         raise ValueError(f"inputs {[tuple(getattr(x, 'shape', ())) for x in inputs]}; allowed: [n, ...] with n >= 1")
