@@ -339,6 +339,29 @@ def test_traced_layers_are_plain() -> None:
             numerics.assert_close_budget(traced(x[:, :, 1:]), layer(x[:, :, 1:]).double(), roundings=2)
 
 
+class Holder(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+SCRIPTED: dict[str, Callable[[], nn.Module]] = {name: made for name, (made, _, _) in LAYERS.items()}
+SCRIPTED["network"] = lambda: fast.create_model("inception_v1", num_classes=2)
+SCRIPTED["optimised"] = lambda: fast.optimize(nn.Conv2d(3, 4, 3), torch.ones(1, 3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripting_says_to_trace(name: str) -> None:
+    """TorchScript's compiler ends in a line of our code or torch's, and says nothing of the way that is left."""
+    for module in (SCRIPTED[name](), Holder(SCRIPTED[name]())):
+        with pytest.raises(TypeError, match="script.*trace"):
+            torch.jit.script(module)
+
+
 def test_symbolic_traces_are_plain() -> None:
     x = numerics.random(1, 8, 9, 9)
     made = (

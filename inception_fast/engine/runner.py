@@ -94,6 +94,9 @@ class OptimizedModule(nn.Module):
             "optimised modules hold native code and cannot be pickled; pickle the original and optimise it again"
         )
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError("optimised modules hold native code and cannot be scripted; trace the original module")
+
     def train(self, mode: bool = True) -> OptimizedModule:
         """Stays in eval mode, with a warning where another one is asked for: a module that holds this one may train."""
         if mode:

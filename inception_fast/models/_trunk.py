@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._checks import not_scripted
 from .._data_config import DataConfig
 from .._numbers import is_integer, plain
 
@@ -122,6 +123,7 @@ class TrunkNet(nn.Module):
     """Runs `steps` one after the other on a checked input and can keep the maps of named endpoints."""
 
     data_config: DataConfig
+    __prepare_scriptable__ = not_scripted
 
     def __init__(self, name: str, in_chans: int, min_size: int, transform: nn.Module | None = None) -> None:
         super().__init__()
