@@ -358,7 +358,7 @@ SCRIPTED["optimised"] = lambda: fast.optimize(nn.Conv2d(3, 4, 3), torch.ones(1, 
 def test_scripting_says_to_trace(name: str) -> None:
     """TorchScript's compiler ends in a line of our code or torch's, and says nothing of the way that is left."""
     for module in (SCRIPTED[name](), Holder(SCRIPTED[name]())):
-        with pytest.raises(TypeError, match="script.*trace"):
+        with pytest.raises(TypeError, match=r"script.*trace"):
             torch.jit.script(module)
 
 
