@@ -50,7 +50,7 @@ def _sampled(tensor: Tensor) -> np.ndarray:
     size = tensor.element_size()
     memory = (ctypes.c_char * (tensor.numel() * size)).from_address(tensor.data_ptr())
     step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE | 1
-    return np.ndarray((tensor.numel(),), f"V{size}", memory)[::step]
+    return np.ndarray((tensor.numel(),), f"V{size}", memoryview(memory))[::step]
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -27,13 +27,13 @@ class RMSpropTF(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 0.045,
+        lr: float | Tensor = 0.045,
         decay: float = 0.9,
         momentum: float = 0.9,
         epsilon: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        rates = dict(lr=lr, decay=decay, momentum=momentum, epsilon=epsilon, weight_decay=weight_decay)
+        rates: dict[str, Any] = dict(lr=lr, decay=decay, momentum=momentum, epsilon=epsilon, weight_decay=weight_decay)
         for name, value in rates.items():
             number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else plain(value)
             below = 1.0 if name == "decay" else math.inf
