@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -65,6 +65,11 @@ def is_strided(x: Tensor) -> bool:
 def symbolic(x: Any) -> bool:
     """Whether x stands for a map in a symbolic trace, of which nothing is known."""
     return isinstance(x, fx.Proxy)
+
+
+def not_scripted(module: Any) -> NoReturn:
+    """torch.jit.script's question what to take in a module's place: `__prepare_scriptable__` of our classes."""
+    raise TypeError(f"torch.jit.script of a {type(module).__name__}; allowed: torch.jit.trace, torch.export")
 
 
 def pair_of(value: int | Sequence[int], name: str) -> list[int]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_layer, check_learning, is_strided, symbolic
+from ._checks import check_average, check_layer, check_learning, is_strided, not_scripted, symbolic
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -167,6 +167,8 @@ class ConvBNReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return conv_bn_relu(x, self.conv, self.bn, self._fold)
 
+    __prepare_scriptable__ = not_scripted
+
     def fused_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
         """weight, scale and shift of the fused operation."""
         return (self.conv.weight, *self._fold(self.conv, self.bn))
@@ -301,6 +303,7 @@ class _Two(nn.Module):
 
     first: ConvBNReLU
     second: ConvBNReLU
+    __prepare_scriptable__ = not_scripted
 
     def _fusable(self) -> bool:
         return fusable_pair(self.first, self.second)
@@ -418,6 +421,8 @@ class PoolProject(nn.Module):
             pooled = _trained_pool.pool(x, window) if ours and window is not None else F.avg_pool2d(x, **pool)
             return trained(pooled, conv, bn)
         return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
+
+    __prepare_scriptable__ = not_scripted
 
     def extra_repr(self) -> str:
         window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"

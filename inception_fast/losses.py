@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class AuxiliaryLoss(nn.Module):
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] | None = None, weight: float = 0.4) -> None:
         super().__init__()
+        weight = plain(weight)
+        if not is_number(weight) or not 0.0 <= weight < math.inf:
+            raise ValueError(f"weight {weight!r}; allowed: a finite number, 0 or more")
         self.loss = LabelSmoothingCrossEntropy() if loss is None else loss
         self.weight = weight
 

@@ -133,6 +133,12 @@ class Conv:
             y = self.rounded(self.residual) + self.residual_scale * y
         return self.rounded(y.relu() if relu else y)
 
+    def terms(self) -> torch.Tensor:
+        """The root of the sum of the products' squares: the size of each sum of products that do not cancel."""
+        squares = replace(self, x=self.x.double().square(), weight=self.weight.double().square(), residual=None)
+        squares = replace(squares, scale=self.scale.double().square(), shift=torch.zeros_like(self.shift))
+        return squares.reference(relu=False).sqrt() * (1.0 if self.residual is None else abs(self.residual_scale))
+
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         """float64; float32 is left as it is, for its results come within a budget."""
         return x.double() if self.spec.dtype == "float32" else x.to(getattr(torch, self.spec.dtype)).double()

@@ -240,6 +240,10 @@ NET_WINOGRAD_MAX = 12 * NET_MAX
 
 
 def winograd_budget(kernel: tuple[int, int], tile: tuple[int, int]) -> tuple[float, float]:
-    """Relative L2 error and maximal error that a float32 convolution by these tiles may have."""
+    """L2 error and maximal error that a float32 convolution by these tiles may have, relative to r^0.5 of its terms.
+
+    That is the root of the convolution of the operands' squares (`Conv.terms`), and the norm of y where products are
+    independent. Where they cancel y is smaller, and the error is not.
+    """
     (mean_h, worst_h), (mean_w, worst_w) = (WINOGRAD_GROWTH[axis] for axis in zip(tile, kernel, strict=True))
     return FP32_REL_L2 * mean_h * mean_w, FP32_MAX * worst_h * worst_w

@@ -95,3 +95,13 @@ def test_networks(name, flagged):
 def test_what_cannot_be_inspected_is_refused(inputs):
     with pytest.raises(ValueError, match=r"allowed: \[n, \.\.\.\] with n >= 1"):
         inspect(nn.Identity(), *inputs)
+
+
+class Blind(nn.Module):
+    def forward(self, x):
+        return torch.ones(len(x), 3)
+
+
+def test_a_result_without_the_input_has_no_design():
+    with pytest.raises(ValueError, match="Blind makes its result without its input; allowed: a module that reads it"):
+        inspect(Blind(), torch.zeros(1, 3, 9, 9))

@@ -60,6 +60,26 @@ def test_batch_norm_joins_the_epilogue_and_leaves_the_weights() -> None:
     assert (fired["fold_affine"], fired["fold_relu"]) == (1, 1)
 
 
+FAR: dict[str, Callable[..., Tensor]] = {  # folded, inf * (y + b) would be inf * y + inf * b, which may be no number
+    "a factor behind a bias": lambda m, x: m.conv(x) * float("inf"),
+    "behind a sum": lambda m, x: (m.plain(x) + 1.5) / 0.0,
+    "a product beyond float32": lambda m, x: (m.plain(x) + 1.5) * 1e30 * 1e30,
+    "behind a linear layer": lambda m, x: m.fc(x.mean((2, 3))) * float("inf"),
+    "of a branch of a sum": lambda m, x: m.plain(x) + m.conv(x) * float("inf"),
+    "of single channels": lambda m, x: torch.cat([(x[:, c : c + 1] + 0.5) / 0.0 for c in range(4)], 1) + 0.0,
+}
+
+
+@pytest.mark.parametrize("function", FAR.values(), ids=FAR.keys())
+def test_what_is_not_finite_is_not_folded(function: Callable[..., Tensor]) -> None:
+    layers = {"conv": conv(4, 6, 1), "plain": conv(4, 6, 1, bias=False), "fc": nn.Linear(4, 6)}
+    module = randomised(Function(function, **layers))
+    graph, _ = optimise(engine_nets.capture(module, image()))
+    (got,) = interpret.run(graph, [image()], torch.float32)
+    with torch.no_grad():
+        assert torch.equal(got, module(image()))  # both infinities, and no NaN
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_behind_linear(affine: bool) -> None:
     modules = {"fc": nn.Linear(4, 6, bias=affine), "bn": nn.BatchNorm1d(6, affine=affine)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -77,6 +77,25 @@ def noted(names: list[str], name: str, operation: Callable[..., Tensor]) -> Call
         return operation(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture
+def swaps() -> Iterator[None]:
+    """Conversions swap the insides of parameters, which torch refuses where something refers to one weakly."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@each_layer
+def test_a_layer_that_ran_is_converted_by_swapping(name: str, swaps: None) -> None:
+    layer, plain, x = twins(name)
+    with torch.no_grad():
+        before = layer.eval()(x)
+        after = layer.to(torch.float64)(x.double())
+        expected = plain.eval().double()(x.double())
+    assert before.dtype is torch.float32 and after.dtype is torch.float64
+    numerics.assert_close_budget(after, expected)
 
 
 @each_layer
@@ -318,6 +337,29 @@ def test_traced_layers_are_plain() -> None:
             traced = torch.jit.trace(layer, x)
             assert "inception_fast::" not in str(traced.inlined_graph)
             numerics.assert_close_budget(traced(x[:, :, 1:]), layer(x[:, :, 1:]).double(), roundings=2)
+
+
+class Holder(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+SCRIPTED: dict[str, Callable[[], nn.Module]] = {name: made for name, (made, _, _) in LAYERS.items()}
+SCRIPTED["network"] = lambda: fast.create_model("inception_v1", num_classes=2)
+SCRIPTED["optimised"] = lambda: fast.optimize(nn.Conv2d(3, 4, 3), torch.ones(1, 3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripting_says_to_trace(name: str) -> None:
+    """TorchScript's compiler ends in a line of our code or torch's, and says nothing of the way that is left."""
+    for module in (SCRIPTED[name](), Holder(SCRIPTED[name]())):
+        with pytest.raises(TypeError, match=r"script.*trace"):
+            torch.jit.script(module)
 
 
 def test_symbolic_traces_are_plain() -> None:

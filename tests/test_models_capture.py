@@ -221,3 +221,11 @@ def test_a_net_converted_to_integers_takes_quantised_images() -> None:
         prepared(x)
         quantised = quantization.convert(prepared)
         assert relative(quantised(x), wanted) < 0.2
+
+
+def test_all_of_a_shared_network_is_shared() -> None:
+    """The constants of `transform_input` are written anew with each conversion, and were left behind in own memory."""
+    net = create_model("inception_v1", num_classes=3, transform_input=True).share_memory()
+    constants = dict(net.input_transform.named_buffers())
+    assert all(tensor.is_shared() for tensor in (*net.parameters(), *net.buffers()))
+    assert constants["scale"].flatten().tolist() == pytest.approx([0.458, 0.448, 0.45])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import inception_fast as fast
 from inception_fast import fid, layers, ops
 from inception_fast._numbers import plain
+from inception_fast.measure.timer import Plan
 from inception_fast.train import Settings, get_recipe
 
 I64, F32, TRUE, FALSE = np.int64, np.float32, np.bool_(True), np.bool_(False)
@@ -92,6 +93,15 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "floats as subsets": lambda: fid.kernel_inception_distance(ROWS, ROWS, subsets=2.0, subset_size=9),  # type: ignore[arg-type]
     "truth as neighbours": lambda: fid.precision_recall_density_coverage(ROWS, ROWS, neighbours=True),
     "truth as splits": lambda: fid.inception_score(ROWS, ROWS[:10], splits=True),
+    "a number as auxiliary heads": lambda: fast.create_model("inception_v1", aux_logits=1),  # type: ignore[arg-type]
+    "a number as an option": lambda: fast.create_model("inception_v3", fid=0),
+    "a number as features only": lambda: fast.create_model("inception_v3", features_only=1),  # type: ignore[arg-type]
+    "no share of auxiliary heads": lambda: fast.losses.AuxiliaryLoss(weight=float("nan")),
+    "a number as winograd": lambda: Settings("inception_v1", winograd=1),  # type: ignore[arg-type]
+    "no time": lambda: Plan(seconds=float("nan")),
+    "no patience": lambda: Plan(patience=-1),
+    "no end of calm": lambda: Plan(calm=float("inf")),
+    "parts of a round": lambda: Plan(least=1.5),  # type: ignore[arg-type]
     "truth as steps": lambda: Settings("inception_v1", steps=True),
 }
 

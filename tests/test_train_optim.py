@@ -46,6 +46,36 @@ def test_rmsprop_is_its_formula(weight_decay: float, epsilon: float) -> None:
     np.testing.assert_allclose(ours(weight_decay, epsilon), p, rtol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["native", "torch"])
+def test_rmsprop_takes_a_rate_that_is_a_tensor(dtype: torch.dtype) -> None:
+    moved = []
+    for lr in (0.5, torch.tensor(0.5)):
+        p = nn.Parameter(torch.tensor(START, dtype=dtype))
+        optimizer = RMSpropTF([p], lr=lr)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for gradient in GRADIENTS:
+            p.grad = torch.tensor(gradient, dtype=dtype)
+            optimizer.step()
+            schedule.step()
+        moved.append(p.detach())
+    assert torch.equal(*moved) and not torch.equal(moved[0], torch.tensor(START, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "name, value", [("lr", float("nan")), ("lr", -1.0), ("lr", torch.ones(2)), ("decay", 1.0), ("epsilon", "1")]
+)
+def test_rmsprop_refuses_rates_of_no_sense(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} .*; allowed: a number from 0 to below"):
+        RMSpropTF([nn.Parameter(torch.ones(2))], **{name: value})  # type: ignore[arg-type]
+
+
+def test_rmsprop_refuses_sparse_gradients() -> None:
+    words = nn.Embedding(4, 3, sparse=True)
+    words(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"a gradient of layout torch.sparse_coo; allowed: torch.strided"):
+        RMSpropTF(words.parameters()).step()
+
+
 def test_rmsprop_is_tensorflows() -> None:
     tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
     with tf.Graph().as_default():

@@ -109,7 +109,7 @@ def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, resi
     """The compiled plan for these weights, from the cache when they have not changed."""
     layout = (_is_nhwc(x), residual is None or _is_nhwc(residual))
     tensors = tuple(tensor for triple in params for tensor in triple)
-    key = (spec, layout, residual_scale, *map(id, tensors))
+    key = (spec, layout, residual_scale, *(tensor.data_ptr() for tensor in tensors))
     prepared = plans.get(key, tensors)
     if prepared is None:
         plan = _PlanWriter(layout, str(x.dtype).removeprefix("torch.")).write(spec, params, residual_scale)

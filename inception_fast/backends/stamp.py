@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,38 +16,41 @@ WHOLE = 4096  # a tensor of up to this many elements is compared whole
 
 
 class Stamp:
-    """A tensor's identity, address and version counter.
+    """A tensor's memory, how it lies there, and its version counter.
 
     For what the counter does not see (`.data`, NumPy views), also a sample of its values: every element of a CPU tensor
-    of up to 4096, 64 spread over a larger one, none on another device.
+    of up to 4096, 64 spread over a larger one, none on another device. The memory is watched, not the tensor: torch
+    swaps no parameter that something refers to weakly (`torch.__future__.set_swap_module_params_on_conversion`).
     """
 
-    __slots__ = ("_address", "_sample", "_tensor", "_version", "_view")
+    __slots__ = ("_address", "_sample", "_shape", "_storage", "_stride", "_version", "_view")
 
     def __init__(self, tensor: Tensor, on_death: Callable[[Any], None] | None = None) -> None:
-        self._tensor = weakref.ref(tensor, on_death)
-        self._address = tensor.data_ptr()
+        self._storage = weakref.ref(tensor.untyped_storage(), on_death)
+        self._address, self._stride, self._shape = tensor.data_ptr(), tensor.stride(), tensor.shape
         self._version = tensor._version
-        self._view = None
-        if tensor.device.type == "cpu":
-            elements = tensor.detach().as_strided((tensor.numel(),), (1,))
-            step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE | 1
-            self._view = as_array(elements[::step].view(torch.uint8 if step == 1 else _integer(tensor)))
-            self._sample = self._view.tobytes()
+        self._view = _sampled(tensor) if tensor.device.type == "cpu" else None
+        self._sample = None if self._view is None else self._view.tobytes()
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether `tensor` is the stamped one, unchanged."""
+        """Whether `tensor` is what was stamped, unchanged."""
         return (
-            self._tensor() is tensor
+            self._storage() is tensor.untyped_storage()
             and tensor._version == self._version
             and tensor.data_ptr() == self._address
+            and tensor.stride() == self._stride
+            and tensor.shape == self._shape
             and (self._view is None or self._view.tobytes() == self._sample)
         )
 
 
-def _integer(tensor: Tensor) -> torch.dtype:
-    """The integer dtype as wide as the tensor's: NumPy has no bfloat16."""
-    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+def _sampled(tensor: Tensor) -> np.ndarray:
+    """Elements of a dense tensor where they lie. Keeps no memory alive, so it is read where the tensor is known to be
+    there."""
+    size = tensor.element_size()
+    memory = (ctypes.c_char * (tensor.numel() * size)).from_address(tensor.data_ptr())
+    step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE | 1
+    return np.ndarray((tensor.numel(),), f"V{size}", memoryview(memory))[::step]
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

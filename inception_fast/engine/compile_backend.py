@@ -33,7 +33,8 @@ def compile_backend(
     """The callable that Dynamo runs in place of `gm`: inference only, on the CPU, for any batch that Dynamo hands over.
 
     Parameters arrive as attributes of `gm` or among its inputs. `options` is torch.compile's: {"winograd": True} as in
-    `optimize`. Where gradients are asked for torch runs `gm`, with a warning.
+    `optimize`. Where gradients are asked for torch runs `gm`, with a warning. Results lie in memory of their own, also
+    those that are views of an argument or of one another in `gm`: what is written to one stays there.
     """
     options = options or {}
     unknown = sorted({*options, *others} - {"winograd"})

@@ -138,7 +138,8 @@ def inspect(module: nn.Module, *inputs: Tensor) -> Design:
     the maps that is at most half of the widest level before it and that twice as much is made from again: what did not
     fit through it is gone (arXiv:1512.00567, sections 2 and 5). Vectors behind the last map are not judged.
 
-    Raises ValueError without inputs or with an empty batch, and what the module raises for shapes it cannot take.
+    Raises ValueError without inputs, with an empty batch and where the module reads none of them, and what the module
+    raises for shapes it cannot take.
     """
     if not inputs or not all(isinstance(x, Tensor) and x.dim() >= 2 and len(x) for x in inputs):
         raise ValueError(f"inputs {[tuple(getattr(x, 'shape', ())) for x in inputs]}; allowed: [n, ...] with n >= 1")
@@ -152,6 +153,8 @@ def inspect(module: nn.Module, *inputs: Tensor) -> Design:
     _use(nodes, ends)
     _own_parameters(nodes, module)
     levels = _levels(nodes, type(module).__name__, batch)
+    if not levels:
+        raise ValueError(f"{type(module).__name__} makes its result without its input; allowed: a module that reads it")
     params = sum(p.numel() for p in module.parameters())
     return Design(type(module).__name__, levels, _bottlenecks(levels), sum(n.macs for n in nodes) // batch, params)
 

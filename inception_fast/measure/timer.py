@@ -7,7 +7,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from .._numbers import is_integer, is_number, plain
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -38,10 +40,16 @@ class Plan:
     calm: float = 0.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = plain(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            whole = field.type == "int"
+            if not (is_integer(value) if whole else is_number(value) and not math.isnan(value)):
+                raise ValueError(f"{field.name} {value!r}; allowed: {'an integer' if whole else 'a number'}")
         if not 1 <= self.least <= self.most:
             raise ValueError(f"rounds {self.least} to {self.most}; allowed: 1 <= least <= most")
-        if self.seconds <= 0 or min(self.warmup, self.settle, self.calm) < 0:
-            raise ValueError(f"{self}; allowed: seconds > 0, warmup, settle and calm >= 0")
+        if min(self.seconds, self.patience) <= 0 or min(self.warmup, self.settle) < 0 or not 0 <= self.calm < math.inf:
+            raise ValueError(f"{self}; allowed: seconds and patience > 0, warmup and settle >= 0, calm finite and >= 0")
 
     def share(self, done: int, spent: float) -> float:
         """How much of the measuring is over after `done` rounds in `spent` seconds; from 1 on it ends."""

@@ -18,7 +18,9 @@ def check(condition: bool, seen: str, allowed: str) -> None:
 
 
 def check_choice(option: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    check(value in allowed, f"{option}={value!r}", ", ".join(map(repr, allowed)))
+    flag = isinstance(plain(value), bool)  # 1 is equal to True and is none
+    same = any(value == choice and isinstance(choice, bool) is flag for choice in allowed)
+    check(same, f"{option}={value!r}", ", ".join(map(repr, allowed)))
 
 
 def check_count(option: str, value: Any, least: int) -> int:

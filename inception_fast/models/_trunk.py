@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._checks import not_scripted
 from .._data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from .._numbers import is_integer, plain
 
@@ -98,9 +99,12 @@ class InputTransform(nn.Module):
                 self.shift[:, channel] = (mean - 0.5) / 0.5
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputTransform:
-        """Writes the constants again: a new dtype has them rounded once, and new memory (`to_empty`) not at all."""
+        """Writes the constants again: a new dtype has them rounded once, and new memory (`to_empty`) not at all.
+
+        Into tensors that went through `fn` too, which may be `share_memory_`.
+        """
         super()._apply(fn, recurse)
-        self.scale, self.shift = torch.empty_like(self.scale), torch.empty_like(self.shift)
+        self.scale, self.shift = fn(torch.empty_like(self.scale)), fn(torch.empty_like(self.shift))
         self.reset_parameters()
         return self
 
@@ -119,6 +123,7 @@ class TrunkNet(nn.Module):
     """Runs `steps` one after the other on a checked input and can keep the maps of named endpoints."""
 
     data_config: DataConfig
+    __prepare_scriptable__ = not_scripted
 
     def __init__(self, name: str, in_chans: int, min_size: int, transform: nn.Module | None = None) -> None:
         super().__init__()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._numbers import is_number, plain
 from ..backends.update import is_dense, update
 from .recipe import Recipe
 from .sharding import like, local
@@ -19,21 +21,25 @@ class RMSpropTF(torch.optim.Optimizer):
 
     TensorFlow 1's form, for which the papers' epsilon of 1.0 is meant: epsilon is inside the root, s starts at one,
     and the learning rate is inside the momentum. `torch.optim.RMSprop` computes g / (sqrt(s) + epsilon), starts at
-    zero, and scales m by the current rate.
+    zero, and scales m by the current rate. Gradients are dense; lr may be a tensor of one number.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 0.045,
+        lr: float | Tensor = 0.045,
         decay: float = 0.9,
         momentum: float = 0.9,
         epsilon: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            params, dict(lr=lr, decay=decay, momentum=momentum, epsilon=epsilon, weight_decay=weight_decay)
-        )
+        rates: dict[str, Any] = dict(lr=lr, decay=decay, momentum=momentum, epsilon=epsilon, weight_decay=weight_decay)
+        for name, value in rates.items():
+            number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else plain(value)
+            below = 1.0 if name == "decay" else math.inf
+            if not is_number(number) or not 0 <= number < below:
+                raise ValueError(f"{name} {value!r}; allowed: a number from 0 to below {below}")
+        super().__init__(params, {k: v if isinstance(v, Tensor) else plain(v) for k, v in rates.items()})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -43,6 +49,9 @@ class RMSpropTF(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            sparse = next((p.grad.layout for p in params if p.grad.layout is not torch.strided), None)
+            if sparse is not None:
+                raise RuntimeError(f"a gradient of layout {sparse}; allowed: torch.strided")
             if params:
                 self._update(params, group)
         return loss
@@ -67,7 +76,8 @@ class RMSpropTF(torch.optim.Optimizer):
         roots = torch._foreach_add(squares, group["epsilon"])
         torch._foreach_sqrt_(roots)
         torch._foreach_mul_(moments, group["momentum"])
-        torch._foreach_addcdiv_(moments, grads, roots, group["lr"])
+        lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
+        torch._foreach_addcdiv_(moments, grads, roots, lr)
         torch._foreach_sub_(params, moments)
 
 

@@ -100,6 +100,8 @@ class Settings:
         for key, instead in TAKEN.items():
             if key in self.options:
                 raise ValueError(f"option {key}={self.options[key]!r}; allowed: {instead}")
+        if not isinstance(self.winograd, bool):
+            raise ValueError(f"winograd {self.winograd!r}; allowed: True or False")
         if self.winograd and self.dtype != "float32":
             raise ValueError(f"winograd with dtype {self.dtype!r}; allowed: float32")
         if not is_number(self.init_scale) or not 0 < self.init_scale < 1e6:

@@ -24,6 +24,11 @@ def compose(
     return scale, shift
 
 
+def fits(*values: Tensor | None) -> bool:
+    """Whether a folded scale and shift are finite in float32: (x + 1) * inf is not inf * x + inf."""
+    return all(value is None or bool(value.float().isfinite().all()) for value in values)
+
+
 def fold_affine(graph: ir.Graph) -> int:
     """Batch norm and per-channel arithmetic join the scale and shift before them; the weights stay as they are."""
     count = 0
@@ -34,18 +39,15 @@ def fold_affine(graph: ir.Graph) -> int:
         op = before.op
         if not graph.feeds_only(before, node):
             continue
-        scale = shift = None
-        if isinstance(op, ir.Conv) and op.linear and len(before.inputs) == 1:
-            scale, shift = compose((op.scale, op.shift), (node.op.scale, node.op.shift))
-            _join(graph, before, node, replace(op, scale=scale, shift=shift))
-        elif isinstance(op, ir.Linear) and not op.relu:
-            scale, shift = compose((op.scale, op.shift), (node.op.scale, node.op.shift))
-            _join(graph, before, node, replace(op, scale=scale, shift=shift))
-        elif isinstance(op, ir.Affine) and not op.relu and len(before.inputs) == 1:
-            scale, shift = compose((op.scale, op.shift), (node.op.scale, node.op.shift))
-            _join(graph, before, node, replace(node.op, scale=scale, shift=shift))
-        else:
+        if not isinstance(op, (ir.Conv, ir.Linear, ir.Affine)) or len(before.inputs) > 1:
             continue
+        if not (op.linear if isinstance(op, ir.Conv) else not op.relu):
+            continue
+        scale, shift = compose((op.scale, op.shift), (node.op.scale, node.op.shift))
+        if not fits(scale, shift):
+            continue
+        joined = node.op if isinstance(op, ir.Affine) else op
+        _join(graph, before, node, replace(joined, scale=scale, shift=shift))
         count += 1
     return count
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .. import graph as ir
+from .epilogue import fits
 
 
 def gather_channels(graph: ir.Graph) -> int:
@@ -46,7 +47,7 @@ def _sliced(node: ir.Node) -> tuple[ir.Node, ir.Slice, tuple[torch.Tensor, torch
         if node.op.scale is not None:
             scale = scale * node.op.scale
         node = node.inputs[0]
-    if not isinstance(node.op, ir.Slice):
+    if not isinstance(node.op, ir.Slice) or not fits(scale, shift):
         return None
     return node.inputs[0], node.op, (scale, shift), [*chain, node]
 
