@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from queue_modules import FOLDER, living, loaded
 
 
