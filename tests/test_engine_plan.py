@@ -305,3 +305,15 @@ def test_pixels_do_not_share_a_set_of_the_cache() -> None:
     arena = [b for b in program.buffers if b.kind == "arena"]
     assert all(b.bytes // (b.n * b.h * b.w) % 4096 for b in arena)
     assert any(b.c == 1024 + 16 for b in arena)
+
+
+def test_results_that_are_a_whole_buffer_are_made_as_they_are_returned() -> None:
+    def three(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = m.conv(x)
+        return y, y[:, :2], F.adaptive_avg_pool2d(y, 1).flatten(1)
+
+    x = torch.randn(2, 3, 6, 5)
+    y, part, vector = Compiled(lowered(three, x, conv=nn.Conv2d(3, 4, 3)), ArenaPool()).run([x])
+    assert y.is_contiguous(memory_format=torch.channels_last) and vector.is_contiguous()
+    assert not vector._is_view()
+    assert torch.equal(part, y[:, :2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .segment import NativeItem
 
 IDLE_ARENAS = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
 
 
 class Executable(Protocol):
@@ -53,6 +54,8 @@ class ArenaPool:
     def lease(self, size: int) -> Tensor:
         """[>= size] uint8, aligned for the native kernels."""
         with self._lock:
+            if len(self._idle) == 1 and self._idle[0].numel() >= size:
+                return self._idle.pop()
             fitting = [a for a in self._idle if a.numel() >= size]
             if fitting:
                 best = min(fitting, key=Tensor.numel)
@@ -64,7 +67,47 @@ class ArenaPool:
 
     def give_back(self, arena: Tensor) -> None:
         with self._lock:
+            if not self._idle:
+                self._idle.append(arena)
+                return
             self._idle = sorted([*self._idle, arena], key=Tensor.numel)[-IDLE_ARENAS:]
+
+
+class OutputBuffer(NamedTuple):
+    """`sizes` are [n, h, w, c]; `shape` is that of the one result which is all of it, where there is one.
+
+    Such a result is made as it is returned: after the native call nothing of Python's is in the caches, and each view
+    of a tensor takes 10 to 20 microseconds there.
+    """
+
+    sizes: tuple[int, int, int, int]
+    shape: ir.Shape | None
+
+    def empty(self) -> Tensor:
+        shape = self.sizes if self.shape is None else self.shape
+        maps = self.shape is not None and len(shape) == 4
+        layout = torch.channels_last if maps else torch.contiguous_format
+        return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=layout)
+
+    def nhwc(self, made: Tensor) -> Tensor:
+        if self.shape is None:
+            return made
+        return made.permute(0, 2, 3, 1) if len(self.shape) == 4 else made.view(self.sizes)
+
+
+def output_buffers(program: Program) -> list[OutputBuffer]:
+    """By position."""
+    taps: dict[int, list[Tap]] = {}
+    for output in program.outputs:
+        if isinstance(output, Tap):
+            taps.setdefault(output.view.buffer, []).append(output)
+    found: dict[int, OutputBuffer] = {}
+    for number, b in enumerate(program.buffers):
+        if b.kind == "output":
+            one = taps[number][0] if len(taps.get(number, ())) == 1 else None
+            whole = one is not None and one.view.channels == b.c and (len(one.shape) == 4 or b.h == b.w == 1)
+            found[b.position] = OutputBuffer((b.n, b.h, b.w, b.c), one.shape if one is not None and whole else None)
+    return [found[position] for position in range(len(found))]
 
 
 def convolutions_of(step: Step) -> tuple[ConvStep, ...]:
@@ -187,8 +230,7 @@ class Compiled:
                 self.native[i] = cpu.compile(sliced or item.plan, first.tier if first else None, like=first)
             else:
                 self.ops[i] = copies.of(item.node.op)
-        outputs = sorted((b for b in program.buffers if b.kind == "output"), key=lambda b: b.position)
-        self.outputs = [(b.n, b.h, b.w, b.c) for b in outputs]
+        self.outputs = output_buffers(program)
         self.inputs = [(n, n.op.index) for n in program.graph.inputs if isinstance(n.op, ir.Input)]
         self.dead = dead_after(program)
         self.held = storages(t for op in self.ops.values() for t in ir.tensors_of(op))
@@ -200,6 +242,8 @@ class Compiled:
     def run(self, inputs: Sequence[Any], seconds: list[tuple[str, float]] | None = None) -> list[Any]:
         arena = self.pool.lease(self.arena_bytes)
         try:
+            if not self.ops:
+                return _Run(self, inputs, arena, seconds).run()
             with torch.no_grad():
                 return _Run(self, inputs, arena, seconds).run()
         finally:
@@ -226,7 +270,7 @@ class _Run:
     ) -> None:
         self.compiled, self.program, self.arena, self.seconds = compiled, compiled.program, arena, seconds
         self.inputs = inputs
-        self.bases = [torch.empty(sizes, dtype=torch.float32, device="cpu") for sizes in compiled.outputs]
+        self.bases = [output.empty() for output in compiled.outputs]
         self.values: dict[ir.Node, Any] = {node: inputs[i] for node, i in compiled.inputs}
         self.threads = torch.get_num_threads()
 
@@ -242,6 +286,9 @@ class _Run:
 
     def _output(self, output: Any) -> Any:
         if isinstance(output, Tap):
+            buffer = self.program.buffers[output.view.buffer]
+            if buffer.kind == "output" and self.compiled.outputs[buffer.position].shape is not None:
+                return self.bases[buffer.position]
             return self._tensor(output)
         if not isinstance(output, ir.Node):
             return output
@@ -251,7 +298,7 @@ class _Run:
         """Program buffer `number` as [n, h, w, c]."""
         b = self.program.buffers[number]
         if b.kind == "output":
-            return self.bases[b.position]
+            return self.compiled.outputs[b.position].nhwc(self.bases[b.position])
         return self.arena[b.position : b.position + b.bytes].view(DTYPES[b.dtype]).view(b.n, b.h, b.w, b.c)
 
     def _tensor(self, tap: Tap) -> Tensor:
@@ -269,10 +316,11 @@ class _Run:
             if isinstance(source, int):
                 x = self._base(source).permute(0, 3, 1, 2)
             else:
-                x = self.values[source].detach().resolve_neg()
+                x = self.values[source]
+                x = x.resolve_neg() if x.is_neg() else x
                 x = x if x.dim() == 4 else x.reshape(n, c, h, w)
             alive.append(x)
-            arguments.append((x.data_ptr(), str(x.dtype).removeprefix("torch."), x.stride()))
+            arguments.append((x.data_ptr(), NAMES.get(x.dtype) or str(x.dtype), x.stride()))
         pointers = [self.bases[o].data_ptr() for o in item.outputs]
         native = self.compiled.native[index]
         if self.seconds is None:

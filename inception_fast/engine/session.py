@@ -90,7 +90,8 @@ class Session:
         executable, captured = self.executable(leaves)
         if isinstance(executable, Interpreted):
             self._check_unchanged()
-        return pytree.tree_unflatten(executable.run(leaves, seconds), captured.tree)
+        results = executable.run(leaves, seconds)
+        return results[0] if captured.tree.is_leaf() else pytree.tree_unflatten(results, captured.tree)
 
     def plan(self, leaves: Sequence[Any]) -> Key:
         """Makes the program for these inputs and keeps it for good."""
