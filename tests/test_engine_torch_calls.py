@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -307,7 +308,15 @@ def test_an_image_that_the_module_hands_on_is_normalised_too() -> None:
         assert found.dtype == torch.float32 and relative(found, wanted) <= numerics.NET_MAX
 
 
-@pytest.mark.parametrize("config", [{"mean": 0.5, "std": 0.5}, {"mean": (0.5,) * 3, "std": (0.5,) * 2}], ids=str)
+NO_AFFINES: tuple[dict[str, Any], ...] = (
+    {"mean": 0.5, "std": 0.5},
+    {"mean": (0.5,) * 3, "std": (0.5,) * 2},
+    {"mean": (0.5, 0.5, math.nan), "std": (0.5,) * 3},
+    {"mean": (0.5,) * 3, "std": (0.5, math.inf, 0.5)},
+)
+
+
+@pytest.mark.parametrize("config", NO_AFFINES, ids=str)
 def test_bytes_need_a_mean_and_a_deviation_for_each_channel(config: dict[str, Any]) -> None:
     module = net(lambda m, x: m.conv(x))
     module.data_config = config

@@ -14,7 +14,7 @@ from . import graph as ir
 def image_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     """(scale, shift), float64 [c], with scale * byte + shift = (byte / 255 - mean) / std.
 
-    None where it is not known, which is also where there is no mean or deviation for each channel.
+    None where it is not known, which is also where there is no finite mean and deviation for each channel.
 
     Read from `module.data_config`, or from `module.pretrained_cfg` where timm keeps it.
     """
@@ -23,7 +23,8 @@ def image_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         mean, std = (config.get(k) if isinstance(config, dict) else getattr(config, k, None) for k in ("mean", "std"))
         if mean is not None and std is not None:
             centre, deviation = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mean, std))
-            if centre.dim() == 1 and centre.shape == deviation.shape and deviation.all():
+            known = centre.dim() == 1 and centre.shape == deviation.shape and deviation.all()
+            if known and torch.cat([centre, deviation]).isfinite().all():
                 return 1 / (255 * deviation), -centre / deviation
     return None
 
