@@ -10,12 +10,13 @@
 // padding is. So the sums, tiles of pixels in a row by a panel's vectors in registers, know neither borders nor types.
 #pragma once
 
+#include "as_float.h"
 #include "operands.h"
 
 namespace inception_fast::cpu {
 namespace {
 
-constexpr int64_t STRIP_PIXELS = (128 << 10) / (sizeof(float) * MAX_VECTORS * Isa::lanes); // of x: half a level 2 cache
+constexpr int64_t STRIP_PIXELS = (128 << 10) / (sizeof(float) * MAX_VECTORS * Isa::lanes); // of x: 128 KB
 constexpr int64_t STRIP_COLUMNS = 32;
 constexpr int WIDEST = Isa::rows >= 14 ? 8 : 4; // pixels of a tile
 
@@ -39,14 +40,6 @@ inline size_t depthwise_scratch(const ConvOp &op) {
   Strip s = strip_of(op);
   int64_t behind = Isa::lanes; // the last pixel: its last channel's vector may end there
   return aligned((s.height * s.width * MAX_VECTORS * Isa::lanes + behind) * sizeof(float));
-}
-
-inline float wide(float x) { return x; }
-inline float wide(bf16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // A panel's part of x: where it lies, and how a pixel's channels become columns.
@@ -81,7 +74,7 @@ template <int NV, class T> inline void lay_pixel(const PanelSource<T> &from, con
     return;
   }
   for (int i = 0; i < from.count; ++i)
-    Isa::store(to + from.column[i], Isa::set(wide(x[from.channel[i]])));
+    Isa::store(to + from.column[i], Isa::set(as_float(x[from.channel[i]])));
 }
 
 // The part of x from pixel (top, left) on, which may lie outside of the map.

@@ -1,6 +1,7 @@
 // Steps that treat every pixel by itself: import, eltwise, local response normalisation, L2 normalisation.
 #pragma once
 
+#include "as_float.h"
 #include "pool.h"
 #include "spec.h"
 
@@ -68,15 +69,6 @@ void eltwise(const EltwiseOp &op, const Call &call, const Worker &worker) {
       y.write(i, value, count);
     }
   }
-}
-
-inline float as_float(float x) { return x; }
-inline float as_float(uint8_t x) { return x; }
-inline float as_float(bf16 x) {
-  float value;
-  uint32_t bits = uint32_t(x.bits) << 16;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // Pixels of three planes, what images mostly are: constant strides let the compiler shuffle whole vectors.
