@@ -221,6 +221,15 @@ def test_timed_runs_report_every_step() -> None:
         assert torch.equal(y.permute(0, 3, 1, 2), chain_truth(x))
 
 
+def test_shares_report_every_thread() -> None:
+    plan, x = chain(SHARED), chain_input(SHARED)
+    compiled = cpu.compile(plan)
+    arena, y = poisoned(plan.arena_bytes // 4), torch.full((SHARED, 3, 3, 4), float("nan"))
+    shares = np.array(compiled.run_shares([argument(x)], [y.data_ptr()], arena.ctypes.data, 3))
+    assert shares.shape == (3, len(plan.steps)) and bool((shares > 0).all()) and shares.max() < 60
+    assert torch.equal(y.permute(0, 3, 1, 2), chain_truth(x))
+
+
 def test_weights_are_copied_whatever_their_strides() -> None:
     plan, x = chain(), chain_input()
     conv = plan.steps[1]

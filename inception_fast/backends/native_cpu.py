@@ -187,7 +187,7 @@ class _PlanWriter:
     def _pair(self, spec: PairSpec, params: Params, x: View, y: View) -> None:
         a = spec.first
         chain = spec.kind == "chain"
-        if cpu.fuses(spec):
+        if cpu.fuses(spec, torch.get_num_threads()):
             middle = self._buffer(a.n, a.oh, a.ow, a.oc, "local", 0)
         else:
             middle = self._scratch(a.n, a.oh, a.ow, a.oc) if chain else View(y.buffer, 0, a.oc)

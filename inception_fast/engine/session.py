@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
+from ..kernels.spec import PairSpec
 from . import graph as ir
 from .capture import CaptureError, capture, snapshot
 from .inputs import Key, Signature, check_real, key_of
@@ -163,7 +164,7 @@ class Session:
         images, batch = images_at_a_time(plan), self.signature.batch_of(leaves)
         together = images[-1]
         if together == batch:
-            return Compiled(program, self._pool, like, in_slices(plan, images, cpu.fuses), self._copies)
+            return Compiled(program, self._pool, like, in_slices(plan, images, _fuses), self._copies)
         some, left, rest = self._first(leaves, together), self._first(leaves, batch % together), None
         main = self._compiled(captured, some, self._lower(captured.graph, some), like)
         assert isinstance(main, Compiled)
@@ -194,7 +195,7 @@ class Session:
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
-            return lower(graph, leaves, cpu.reasons, self.dtype, cpu.fuses, self._tiles)
+            return lower(graph, leaves, cpu.reasons, self.dtype, _fuses, self._tiles)
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot run inputs of {_sizes(leaves)}: {error}") from error
 
@@ -286,6 +287,11 @@ def checksum(tensor: Tensor) -> int:
     order = sorted(range(tensor.dim()), key=lambda d: -strides[d])
     whole = tensor.detach().resolve_conj().resolve_neg().cpu()
     return zlib.crc32(whole.permute(order).reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _fuses(pair: PairSpec) -> bool:
+    """As plans on as many threads as torch has now are better off; on others they run, too."""
+    return cpu.fuses(pair, torch.get_num_threads())
 
 
 def _sizes(leaves: Sequence[Any]) -> str:

@@ -80,7 +80,7 @@ def time_pair(pair: PairSpec, count: int, threads: int, rounds: Rounds) -> PairR
     # Behind another runtime's call the first ones share the cores with its waiting threads.
     settled = replace(rounds, settle=max(rounds.settle, SETTLE)) if a.n == 1 else rounds
     samples = interleave(calls, settled)
-    fused = cpu.fuses(pair)
+    fused = cpu.fuses(pair, threads)
     form = "fused" if fused else "separate"
     samples["mixed"] = interleave({form: forms[form]}, replace(rounds, settle=0), before=calls["onednn"])[form]
     medians = {name: summarise(times).median for name, times in samples.items()}

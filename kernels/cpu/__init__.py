@@ -103,16 +103,16 @@ def trim() -> None:
     _native.trim()
 
 
-def fuses(pair: PairSpec) -> bool:
+def fuses(pair: PairSpec, threads: int) -> bool:
     """Whether a pair is better one operator over a local buffer than its two convolutions.
 
-    Alone an image is shared out by columns of the result, which a fused pair cannot: 2 to 9 % slower on two threads of
-    a Zen 5, and three images 0.5 %; from two on it is 1 to 18 % faster.
+    Fewer images than threads are shared out by columns of the result, which a fused pair cannot: one image is 2 to 9 %
+    slower on two threads of a Zen 5, and three images 0.5 %; two, and more than three, are 1 to 18 % faster.
     """
     b = pair.second
     columns = b.kw == 1 and b.stride[1] == 1 and not any(b.padding[2:])
     rows = b.kh == 1 and b.stride[0] == 1 and not any(b.padding[:2])
-    return pair.kind == "chain" and (columns or rows) and (b.n == 2 or b.n > 3)
+    return pair.kind == "chain" and (columns or rows) and (b.n % threads == 0 or 2 * b.n > 3 * threads)
 
 
 class CompiledPlan:
@@ -150,6 +150,17 @@ class CompiledPlan:
     ) -> list[float]:
         """`run`, returning the seconds each step took, in the order of the plan's steps."""
         return self._native.run_timed(inputs, outputs, arena, threads)
+
+    def run_shares(
+        self, inputs: Sequence[InputArgument], outputs: Sequence[int], arena: int, threads: int
+    ) -> list[list[float]]:
+        """`run`, returning for each thread the seconds that it computed in each step, waiting left out.
+
+        They are those in which the system gave it a core, so that there may be more threads than cores.
+        """
+        seconds = self._native.run_shares(inputs, outputs, arena, threads)
+        steps = len(seconds) // threads
+        return [seconds[i * steps : (i + 1) * steps] for i in range(threads)]
 
 
 def compile(plan: Plan, tier: str | None = None, like: CompiledPlan | None = None) -> CompiledPlan:

@@ -98,6 +98,9 @@ class Plan:
     def run_timed(
         self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /
     ) -> list[float]: ...
+    def run_shares(
+        self, inputs: Sequence[_Input], outputs: Sequence[int], arena: int, threads: int, /
+    ) -> list[float]: ...
     @property
     def tier(self) -> str: ...
     @property

@@ -147,7 +147,7 @@ Input input_of(const InputTuple &from) {
 }
 
 void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
-         uintptr_t arena, int threads, double *seconds) {
+         uintptr_t arena, int threads, Plan::Times times) {
   std::vector<Input> from;
   for (const InputTuple &input : inputs)
     from.push_back(input_of(input));
@@ -155,7 +155,7 @@ void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vec
   for (uintptr_t output : outputs)
     to.push_back(reinterpret_cast<void *>(output));
   py::gil_scoped_release release;
-  plan.run(from, to, reinterpret_cast<void *>(arena), threads, seconds);
+  plan.run(from, to, reinterpret_cast<void *>(arena), threads, times);
 }
 
 // Keeps the weight arrays alive until they are packed.
@@ -395,12 +395,19 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<Plan>(m, "Plan")
       .def("run", [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
-                     uintptr_t arena, int threads) { run(plan, inputs, outputs, arena, threads, nullptr); })
+                     uintptr_t arena, int threads) { run(plan, inputs, outputs, arena, threads, {}); })
       .def("run_timed",
            [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
               uintptr_t arena, int threads) {
              std::vector<double> seconds(plan.steps());
-             run(plan, inputs, outputs, arena, threads, seconds.data());
+             run(plan, inputs, outputs, arena, threads, {seconds.data(), nullptr});
+             return seconds;
+           })
+      .def("run_shares",
+           [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
+              uintptr_t arena, int threads) {
+             std::vector<double> seconds(size_t(plan.steps()) * std::max(threads, 0));
+             run(plan, inputs, outputs, arena, threads, {nullptr, seconds.data()});
              return seconds;
            })
       .def_property_readonly("tier", [](const Plan &plan) { return plan.tier().name; })

@@ -218,7 +218,6 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   const Tier &tier = *plan_->tier_;
   if (op.tile_h > 0) {
     lay_out_points(op);
-    op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
   } else if (!op.depthwise) {
     walk_directly(op, s.padding[2] > 0 || s.padding[3] > 0, tier.rows);
     lay_out_rows(op, tier.k_multiple);

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "operands.h"
+#include "share.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -220,32 +221,6 @@ inline void run_panel(const ConvOp &op, const Call &call, const Panel &panel, co
   }
 }
 
-// A thread's part: a range of the products of tiles by vectors, counted panel by panel, or a range of tiles.
-struct Part {
-  int64_t tiles, low, high;
-  bool by_panel;
-
-  int64_t cut(const Panel &panel, int64_t at) const {
-    if (!by_panel)
-      return at;
-    int64_t inside = ceil_div(at - panel.first * tiles, panel.vectors);
-    return lesser(tiles, greater(0, inside));
-  }
-  int64_t begin(const Panel &panel) const { return cut(panel, low); }
-  int64_t end(const Panel &panel) const { return cut(panel, high); }
-};
-
-inline Part part_of(const ConvOp &op, const Worker &worker, int64_t tiles) {
-  const Panel &last = op.panels[op.panel_count - 1];
-  Part part;
-  part.tiles = tiles;
-  part.by_panel = op.by_panel;
-  int64_t units = part.tiles * (op.by_panel ? last.first + last.vectors : 1);
-  part.low = units * worker.index / worker.count;
-  part.high = units * (worker.index + 1) / worker.count;
-  return part;
-}
-
 // The panels [from, to) of one group on the tiles [tile0, tile1) of one block, whose map is made when it is first read.
 template <class T>
 inline void run_block(const ConvOp &op, const Call &call, const Part &part, Block<Operand<T>> &block,
@@ -273,15 +248,15 @@ inline void run_block(const ConvOp &op, const Call &call, const Part &part, Bloc
 
 // T: the type of x and of the weights.
 template <class T> inline void conv_of(const ConvOp &op, const Call &call, const Worker &worker) {
-  Part part = part_of(op, worker, tile_count(op));
+  int64_t tiles = tile_count(op);
+  Part part = part_of(op, worker, tiles, direct_groups(op, tiles, worker.count));
   if (part.low >= part.high)
     return;
   Block<Operand<T>> block;
   lay_out<T>(op, worker.scratch, block);
-  int64_t begin = part.by_panel ? 0 : part.low, end = part.by_panel ? part.tiles : part.high;
-  int64_t blocks = ceil_div(end - begin, block.tiles);
+  int64_t count = part.tile1 - part.tile0, blocks = ceil_div(count, block.tiles);
   for (int64_t i = 0; i < blocks; ++i) {
-    int64_t tile0 = begin + (end - begin) * i / blocks, tile1 = begin + (end - begin) * (i + 1) / blocks;
+    int64_t tile0 = part.tile0 + count * i / blocks, tile1 = part.tile0 + count * (i + 1) / blocks;
     Map<Operand<T>> map{};
     for (int from = 0; from < op.panel_count;) {
       int to = from + 1;

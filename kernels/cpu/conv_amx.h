@@ -304,16 +304,16 @@ inline void tile_block(Tiles &tiles, const ConvOp &op, const Call &call, const P
 
 template <class Tiles> inline void tile_conv(const ConvOp &op, const Call &call, const Worker &worker) {
   Stage stage(op);
-  Part part = part_of(op, worker, stage.walk.maps * stage.walk.tiles);
+  int64_t all = stage.walk.maps * stage.walk.tiles;
+  Part part = part_of(op, worker, all, direct_groups(op, all, worker.count));
   if (part.low >= part.high)
     return;
   lay_out(stage, worker.scratch);
   Tiles tiles;
   tiles.configure();
-  int64_t begin = part.by_panel ? 0 : part.low, end = part.by_panel ? part.tiles : part.high;
   for (int64_t map = 0; map < stage.walk.maps; ++map) {
     int64_t before = map * stage.walk.tiles;
-    int64_t low = greater(0, begin - before), count = lesser(stage.walk.tiles, end - before) - low;
+    int64_t low = greater(0, part.tile0 - before), count = lesser(stage.walk.tiles, part.tile1 - before) - low;
     int64_t blocks = count > 0 ? ceil_div(count, stage.room) : 0;
     for (int64_t i = 0; i < blocks; ++i)
       tile_block(tiles, op, call, part, stage, map, low + count * i / blocks, low + count * (i + 1) / blocks);

@@ -1,8 +1,8 @@
 // y = conv(conv(x)), each with its scale, shift and activation: an asymmetric pair as one operator.
 //
-// Shapes, layouts and numbers are those of the two convolutions in conv.h, to the bit. Every thread takes as many
-// whole images as go round, then a strip of each image left: columns where the second kernel is nx1, rows where it is
-// 1xn. It computes the first convolution's strip into its own memory and the second from there, so that the
+// Shapes, layouts and numbers are those of the two convolutions in conv.h, to the bit. Every thread takes a range of
+// the lines of all images, columns where the second kernel is nx1, rows where it is 1xn: whole images, and strips of
+// others. It computes the first convolution's strip into its own memory and the second from there, so that the
 // intermediate stays in the level 2 cache, is never shared, and the two need no barrier between them. Strips need no
 // halo of each other.
 #pragma once
@@ -42,13 +42,14 @@ void pair(const PairOp &op, const Call &call, const Worker &worker) {
     conv(second, inner, alone);
   };
   int32_t extent = op.rows ? op.second.oh : op.second.ow;
-  int64_t each = op.second.n / worker.count;
-  for (int64_t image = each * worker.index; image < each * (worker.index + 1); ++image)
-    run(image, 0, extent);
-  int32_t low = static_cast<int32_t>(int64_t(extent) * worker.index / worker.count);
-  int32_t high = static_cast<int32_t>(int64_t(extent) * (worker.index + 1) / worker.count);
-  for (int64_t image = each * worker.count; image < op.second.n && low < high; ++image)
-    run(image, low, high);
+  int64_t lines = int64_t(op.second.n) * extent;
+  int64_t line = lines * worker.index / worker.count, end = lines * (worker.index + 1) / worker.count;
+  while (line < end) {
+    int32_t low = static_cast<int32_t>(line % extent);
+    int32_t high = static_cast<int32_t>(lesser(extent, low + end - line));
+    run(line / extent, low, high);
+    line += high - low;
+  }
 }
 
 } // namespace

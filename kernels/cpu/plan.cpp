@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <new>
 #include <stdexcept>
 
@@ -101,7 +102,7 @@ struct Plan::Job {
   const Plan &plan;
   std::vector<void *> bases; // of every buffer, at the first image; then room for each worker's own
   std::vector<Input> inputs; // likewise
-  double *seconds;
+  Times times;
 
   // What a worker's operators see when the first of their images is this one.
   Call call(const Worker &worker, int32_t image) {
@@ -126,6 +127,13 @@ struct Plan::Job {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// Seconds that the calling thread had a core.
+double busy_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
+}
 
 void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &worker) {
   struct Visitor {
@@ -158,16 +166,19 @@ void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
       const Op &op = plan.ops_[i];
       if (worker.count > 1 && op.fence)
         barrier.wait();
+      double began = job.times.shares ? busy_seconds() : 0.0;
       if (!op.serial)
         run_op(*plan.tier_, op, call, worker);
       else if (worker.index == 0)
         run_op(*plan.tier_, op, call, Worker{0, 1, worker.scratch});
+      if (job.times.shares)
+        job.times.shares[int64_t(worker.index) * plan.steps() + op.step] += busy_seconds() - began;
       bool step_ends = i + 1 == run.last || plan.ops_[i + 1].step != op.step;
-      if (job.seconds && step_ends) {
+      if (job.times.steps && step_ends) {
         barrier.wait();
         Clock::time_point now = Clock::now();
         if (worker.index == 0)
-          job.seconds[op.step] += std::chrono::duration<double>(now - before).count();
+          job.times.steps[op.step] += std::chrono::duration<double>(now - before).count();
         before = now;
       }
     }
@@ -175,7 +186,7 @@ void Plan::body(void *pointer, const Worker &worker, Barrier &barrier) {
 }
 
 void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outputs, void *arena, int threads,
-               double *seconds) const {
+               Times times) const {
   check(inputs, outputs, arena, threads);
   bool alone = std::all_of(ops_.begin(), ops_.end(), [](const Op &op) { return op.serial; });
   int count = alone ? 1 : threads;
@@ -193,9 +204,11 @@ void Plan::run(const std::vector<Input> &inputs, const std::vector<void *> &outp
   }
   std::vector<Input> from(inputs);
   from.resize((count + 1) * inputs.size());
-  if (seconds)
-    std::fill_n(seconds, steps(), 0.0);
-  Job job{*this, std::move(bases), std::move(from), seconds};
+  if (times.steps)
+    std::fill_n(times.steps, steps(), 0.0);
+  if (times.shares)
+    std::fill_n(times.shares, int64_t(threads) * steps(), 0.0);
+  Job job{*this, std::move(bases), std::move(from), times};
   Lease team(count, scratch_bytes_);
   team->run(count, &Plan::body, &job);
 }

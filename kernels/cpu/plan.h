@@ -46,11 +46,16 @@ struct Op {
 
 class Plan {
 public:
-  // Inputs and outputs as the plan's buffers count them; `arena` is 64-byte aligned; `seconds`, when given, takes the
-  // time of every step. Raises std::invalid_argument before anything is written. Any number of threads may call at
-  // once.
+  // What a run adds up: the wall clock's time of every step, or what each thread computed in it, [threads][steps] of
+  // the seconds that the system gave it a core for.
+  struct Times {
+    double *steps, *shares;
+  };
+
+  // Inputs and outputs as the plan's buffers count them; `arena` is 64-byte aligned; `times` may have neither. Raises
+  // std::invalid_argument before anything is written. Any number of threads may call at once.
   void run(const std::vector<Input> &inputs, const std::vector<void *> &outputs, void *arena, int threads,
-           double *seconds) const;
+           Times times) const;
 
   const Tier &tier() const { return *tier_; }
   size_t packed_bytes() const { return packed_ ? packed_->bytes() : 0; }

@@ -145,7 +145,6 @@ void schedule(Job &job) {
     lay_out_rows(op, tier.k_multiple);
   } else {
     lay_out_points(op);
-    op.by_panel = winograd_tile_count(op) < tier.rows; // panels would have every thread transform every tile
   }
   View y{1, 0, op.oc, static_cast<int32_t>(from.y_pitch), from.type};
   job.panels = panels_of(op, {{y, false}}, tier.lanes);

@@ -236,7 +236,8 @@ template <class H, class W> struct Winograd {
   }
 
   static void run(const ConvOp &op, const Call &call, const Worker &worker) {
-    Part part = part_of(op, worker, count(op));
+    int64_t tiles = count(op);
+    Part part = part_of(op, worker, tiles, winograd_groups(op, tiles, worker.count));
     if (part.low >= part.high)
       return;
     Room room;
@@ -244,10 +245,9 @@ template <class H, class W> struct Winograd {
     for (int64_t i = 0; i < room.pitch; ++i)
       room.zeros[i] = 0;
     const float *x = static_cast<const float *>(base_of(call, op.x)) + op.x.offset;
-    int64_t begin = part.by_panel ? 0 : part.low, end = part.by_panel ? part.tiles : part.high;
-    int64_t blocks = ceil_div(end - begin, room.tiles);
+    int64_t held = part.tile1 - part.tile0, blocks = ceil_div(held, room.tiles);
     for (int64_t i = 0; i < blocks; ++i) {
-      int64_t tile0 = begin + (end - begin) * i / blocks, tile1 = begin + (end - begin) * (i + 1) / blocks;
+      int64_t tile0 = part.tile0 + held * i / blocks, tile1 = part.tile0 + held * (i + 1) / blocks;
       bool ready = false;
       for (int p = 0; p < op.panel_count; ++p) {
         const Panel &panel = op.panels[p];

@@ -14,11 +14,6 @@ const std::vector<WinogradTile> &winograd_tiles() {
 
 static int points(const ConvOp &op) { return (op.kh + op.tile_h - 1) * (op.kw + op.tile_w - 1); }
 
-int64_t winograd_tile_count(const ConvOp &op) {
-  int64_t down = (op.oh + op.tile_h - 1) / op.tile_h, across = (op.ow + op.tile_w - 1) / op.tile_w;
-  return op.n * down * across;
-}
-
 void lay_out_points(ConvOp &op) {
   op.row_taps = op.kh * op.kw;
   op.row_depth = int64_t(points(op)) * op.c;

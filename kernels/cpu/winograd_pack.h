@@ -15,9 +15,6 @@ struct WinogradTile {
 // All that there are kernels for.
 const std::vector<WinogradTile> &winograd_tiles();
 
-// Tiles of the operator's whole batch.
-int64_t winograd_tile_count(const ConvOp &op);
-
 // Sets the operator's `row_taps` and `row_depth`.
 void lay_out_points(ConvOp &op);
 

@@ -449,7 +449,7 @@ int fuzz(const Fuzz &options) {
       std::unique_ptr<Alone> operation = test.make_alone ? test.make_alone(rng) : nullptr;
       if (!operation)
         test.make(scene, rng);
-      std::vector<int> threads{1, rng.between(2, 4)};
+      std::vector<int> threads{1, rng.one_in(4) ? rng.between(5, 17) : rng.between(2, 4)};
       for (const Tier *tier : tiers) {
         try {
           operation ? operation->check(*tier, threads) : scene.check(*tier, threads, test.callers);

@@ -83,7 +83,7 @@ std::string run_layer(const Layer &l) {
   int64_t line = l.c;
   Input input{x.data(), type, line * l.w * l.h, 1, line * l.w, line};
   for (int i = 0; i < l.repeats; ++i)
-    plan->run({input}, {y.data()}, arena.data(), l.threads, nullptr);
+    plan->run({input}, {y.data()}, arena.data(), l.threads, {});
   double sum = 0;
   for (int64_t i = 0; i < pixels * l.oc; ++i)
     sum += get(type, y.data(), i);

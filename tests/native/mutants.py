@@ -41,6 +41,14 @@ def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
 
+def _share(name: str, old: str, new: str, test: str = "shared") -> Mutant:
+    return Mutant(name, "share.h", old, new, test)
+
+
+def _pair(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "pair.h", old, new, "pair")
+
+
 def _depthwise(name: str, old: str, new: str, seeds: int = 30) -> Mutant:
     return Mutant(f"depthwise: {name}", "depthwise.h", old, new, "depthwise", seeds=seeds)
 
@@ -105,12 +113,20 @@ MUTANTS = (
     _conv("the first group for all", "int64_t(op.panels[p].group) * (op.c / op.groups)", "0", "groups"),
     _conv("a tile's last pixel is finished twice", "job, pixels, sums, rows);", "job, pixels, sums, R);"),
     _conv("whole tiles at the last pixel", "lesser(Isa::rows, m - (high - 1) * Isa::rows)", "Isa::rows"),
-    _conv(
+    _share(
         "the remainder has no thread",
-        "part.high = units * (worker.index + 1) / worker.count",
-        "part.high = units / worker.count * (worker.index + 1)",
-        "shared",
+        "part.high = units * (place + 1) / members",
+        "part.high = units / members * (place + 1)",
     ),
+    _share("the remainder has no group", "tiles * (first + members) / count", "tiles / count * (first + members)"),
+    _share(
+        "a group's last thread is nobody's",
+        "ceil_div((group + 1) * count, groups) - first",
+        "greater(1, (group + 1) * count / groups - first)",
+    ),
+    _pair("a strip goes on in the next image", "lesser(extent, low + end - line)", "low + end - line"),
+    _pair("every strip begins its image", "low = static_cast<int32_t>(line % extent)", "low = 0"),
+    _pair("the first image for all", "run(line / extent,", "run(0,"),
     _depthwise("no padding on the right", "within(op.w - left, low, s.width)", "s.width"),
     _depthwise("no padding below", "row >= 0 && row < op.h", "row >= 0"),
     _depthwise("a strip goes on in the next image", "lesser(end - begin, op.oh - top)", "end - begin"),
@@ -171,14 +187,6 @@ MUTANTS = (
         "worker.scratch + op.local_bytes",
         "worker.scratch",
         "pair",
-    ),
-    Mutant(
-        "images left over have no thread",
-        "pair.h",
-        "image = each * worker.count",
-        "image = op.second.n",
-        "pair",
-        seeds=60,
     ),
     Mutant("a maximum is never negative", "pool.h", "-__builtin_inff()", "0.0f", "maximum"),
     Mutant("a maximum drops NaN", "simd_generic.h", "((v > a) | (v != v)) ? v : a", "(v > a) ? v : a", "specials"),

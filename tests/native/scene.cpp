@@ -252,7 +252,7 @@ void Scene::run(const Plan &plan, int threads) const {
   for (const auto &output : found->outputs)
     outputs.push_back(output->data());
   guard(*found, true);
-  plan.run(found->maps.inputs, outputs, found->arena->data(), threads, nullptr);
+  plan.run(found->maps.inputs, outputs, found->arena->data(), threads, {});
   guard(*found, false);
   std::string where = "tier " + std::string(plan.tier().name) + ", " + std::to_string(threads) + " threads: ";
   std::string wrong = difference(found->arena->data(), truth_->arena->data(), found->arena->bytes());

@@ -96,7 +96,7 @@ std::unique_ptr<Guarded> Staged::run(const Plan &plan, int threads) const {
   Guarded arena(plan.arena_bytes(), true);
   Input x{x_.data(), Type::float32, c * h_ * w_, 1, c * w_, c};
   std::vector<double> seconds(plan.steps());
-  plan.run({x}, {y->data()}, arena.data(), threads, threads % 2 ? seconds.data() : nullptr);
+  plan.run({x}, {y->data()}, arena.data(), threads, {threads % 2 ? seconds.data() : nullptr, nullptr});
   return y;
 }
 
