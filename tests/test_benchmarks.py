@@ -115,6 +115,22 @@ def test_a_study_of_the_same_code_against_itself(tmp_path) -> None:
     assert "benchmarks/aa.py --runs=3" in document["provenance"]["command"]
 
 
+def test_a_study_of_what_threads_share(tmp_path) -> None:
+    """One thread and more than there are cores; the busiest is no faster than an even share would be."""
+    options = ["inception_resnet_v1", "--batch=1", "--threads=1,5", "--calls=1", f"--out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/shares.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "shares.json").read_text())["rows"]
+    assert [(row["shared_by"], row["dtype"], row["winograd"]) for row in rows] == [
+        (count, *case) for case in (("float32", False), ("float32", True), ("bfloat16", False)) for count in (1, 5)
+    ]
+    for row in rows:
+        assert row["balance"] == 1 if row["shared_by"] == 1 else 0.2 <= row["balance"] <= 1
+        assert row["work_ms"] <= row["shared_by"] * row["critical_ms"] * 1.0001
+
+
 def test_subjects_of_the_study_are_spread_over_all(monkeypatch) -> None:
     import aa
 

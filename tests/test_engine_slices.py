@@ -111,6 +111,8 @@ def test_later_steps_run_more_images_at_a_time(weights_stream: None, batch: int,
     fast = optimize(model, x, dtype=dtype)
     plan = images_of(fast, x)
     assert len(set(plan)) >= 2 and list(plan) == sorted(plan)
+    (native,) = optimize(model, x, dtype=dtype).native_plans()
+    assert native.inputs[0][0] == plan[-1] and native.images[-1] == plan[-1] > native.images[0]
     assert_bits_of_single_images(fast, model, x, dtype)
 
 

@@ -221,13 +221,15 @@ class Compiled:
         self.arena_bytes = program.arena_bytes if sliced is None else sliced.arena_bytes
         self.slices = sliced.inputs[0][0] // sliced.images[0] if sliced else 1
         self.native: dict[int, cpu.CompiledPlan] = {}
+        self.plans: list[Plan] = []  # of the native calls
         self.ops: dict[int, ir.Op] = {}
         copies = copies or Copies()
         shared = iter(() if like is None else like.native.values())
         for i, item in enumerate(program.items):
             if isinstance(item, NativeItem):
-                first = next(shared, None)
-                self.native[i] = cpu.compile(sliced or item.plan, first.tier if first else None, like=first)
+                first, plan = next(shared, None), sliced or item.plan
+                self.plans.append(plan)
+                self.native[i] = cpu.compile(plan, first.tier if first else None, like=first)
             else:
                 self.ops[i] = copies.of(item.node.op)
         self.outputs = output_buffers(program)

@@ -69,8 +69,14 @@ class OptimizedModule(nn.Module):
         return seconds
 
     def native_plans(self) -> list[Plan]:
-        """The plans of the native calls for the example's sizes, in order; none on the backends that run by torch."""
+        """The plans of the native calls for the example's sizes, in order; none on the backends that run by torch.
+
+        A large batch is run a few images at a time: by one plan with `images`, or by one of fewer images many times.
+        """
         executable, _ = self._session.executable(self._session.signature.example)
+        plans: list[Plan] | None = getattr(executable, "plans", None)
+        if plans is not None:
+            return list(plans)
         program = getattr(executable, "program", None)
         return [] if program is None else [item.plan for item in program.items if isinstance(item, NativeItem)]
 

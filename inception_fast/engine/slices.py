@@ -135,7 +135,7 @@ class Sliced:
 
     def __init__(self, program: Program, main: Compiled, rest: Compiled | Sliced | None, batch: int, step: int) -> None:
         self.program, self.main, self.rest, self.batch, self.step = program, main, rest, batch, step
-        self.native = main.native
+        self.native, self.plans = main.native, main.plans
 
     @property
     def packed_bytes(self) -> int:

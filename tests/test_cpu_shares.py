@@ -1,0 +1,69 @@
+"""How evenly threads share out a plan's steps, by what each computed: more threads than this machine has cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cpu_plans import Scene, argument, normals, poisoned
+
+from inception_fast.kernels import cpu
+from inception_fast.kernels.plan import Output, PairStep
+from inception_fast.kernels.spec import ConvSpec, PairSpec
+
+TIER = cpu.tiers()[-1]
+
+
+def shares(scene: Scene, threads: int) -> np.ndarray:
+    """Seconds that each thread computed in the last step: the shortest of several calls."""
+    compiled = cpu.compile(scene.plan(), TIER)
+    inputs, arena = [argument(x) for x in scene.inputs], poisoned(scene.position // 4)
+    found = [compiled.run_shares(inputs, [], arena.ctypes.data, threads) for _ in range(7)]
+    return np.min(found, axis=0)[:, -1]
+
+
+def test_threads_share_out_the_lines_of_all_images_of_a_fused_pair() -> None:
+    """Two columns each of three images, for six threads: shared out image by image, four would have none."""
+    first, second = ConvSpec(3, 33, 2, 64, 64, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1)
+    a = normals(first)
+    b = normals(ConvSpec(3, 33, 2, 64, 64, *second, (1, 1), (1, 1, 0, 0)))
+    scene = Scene()
+    x, middle = scene.put(a.x), scene.room(3, 33, 2, 64)
+    scene.buffers[-1] = replace(scene.buffers[-1], kind="local")
+    y = scene.room(3, 33, 2, 64)
+    steps = a.step(x, (Output(middle, True),)), b.step(middle, (Output(y, True),))
+    scene.steps.append(PairStep("pair", "chain", *steps))
+    spent = shares(scene, 6)
+    assert spent.min() > 0.3 * spent.max()
+
+
+def test_few_tiles_of_winograds_algorithm_are_shared_by_groups_of_threads() -> None:
+    """16 tiles for 16 threads: each with a tile of its own would read all weights for it, three times the work."""
+    conv = replace(normals(ConvSpec(1, 8, 8, 384, 384, 1, 3, (1, 1), (0, 0, 1, 1))), tile=(1, 4))
+    scene = Scene()
+    x, y = scene.put(conv.x), scene.room(1, 8, 8, 384)
+    scene.steps.append(conv.step(x, (Output(y, True),)))
+    assert shares(scene, 16).sum() < 2 * shares(scene, 1).sum()
+
+
+def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
+    """66 tiles for 48 threads: alone with its tiles the busiest would have two and most of them one."""
+    rows = 6 if TIER == "avx2" else 14
+    conv = normals(ConvSpec(1, 66, rows, 256, 256, 1, 1))
+    scene = Scene()
+    x, y = scene.put(conv.x), scene.room(1, 66, rows, 256)
+    scene.steps.append(conv.step(x, (Output(y, True),)))
+    spent = shares(scene, 48)
+    assert spent.max() < 1.5 * np.median(spent)
+
+
+@pytest.mark.parametrize(
+    ("n", "threads", "fused"),
+    [(1, 1, True), (1, 2, False), (2, 2, True), (3, 2, False), (4, 2, True), (4, 16, False), (16, 16, True)]
+    + [(20, 16, False), (32, 16, True), (25, 16, True)],
+)
+def test_pairs_are_fused_where_every_thread_has_images_of_its_own(n: int, threads: int, fused: bool) -> None:
+    first = ConvSpec(n, 17, 17, 64, 64, 1, 7, (1, 1), (0, 0, 3, 3))
+    pair = PairSpec(first, ConvSpec(n, 17, 17, 64, 64, 7, 1, (1, 1), (3, 3, 0, 0)))
+    assert cpu.fuses(pair, threads) == fused
