@@ -237,6 +237,17 @@ IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+POWERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pow_": lambda y: y.pow_(2),
+    "ldexp_": lambda y: y.ldexp_(torch.tensor(1)),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_calls_whose_name_in_place_takes_other_arguments(name: str) -> None:
+    expect_as_eager(net(lambda m, x: m.conv(POWERS[name](x.sin()))), X)
+
+
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_what_is_written_in_place_keeps_its_dtype(name: str) -> None:
     expect_as_eager(net(IN_PLACE[name]), X)
