@@ -389,3 +389,9 @@ def test_a_module_made_in_inference_mode(made: str) -> None:
     fast = optimize(module, X if made == "module" else inside)
     for x in (X, X[:1], torch.cat([X, X]), inside):
         assert relative(fast(x).double(), eager(module, x).double()) <= numerics.NET_MAX
+
+
+def test_one_number_for_all_of_a_buffer() -> None:
+    module = net(lambda m, x: m.conv(x) + m.offset)
+    module.register_buffer("offset", torch.tensor(0.5).expand(4, 1, 1))
+    expect_as_eager(module, X)
