@@ -237,6 +237,17 @@ IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+POWERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pow_": lambda y: y.pow_(2),
+    "ldexp_": lambda y: y.ldexp_(torch.tensor(1)),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_calls_whose_name_in_place_takes_other_arguments(name: str) -> None:
+    expect_as_eager(net(lambda m, x: m.conv(POWERS[name](x.sin()))), X)
+
+
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_what_is_written_in_place_keeps_its_dtype(name: str) -> None:
     expect_as_eager(net(IN_PLACE[name]), X)
@@ -378,3 +389,9 @@ def test_a_module_made_in_inference_mode(made: str) -> None:
     fast = optimize(module, X if made == "module" else inside)
     for x in (X, X[:1], torch.cat([X, X]), inside):
         assert relative(fast(x).double(), eager(module, x).double()) <= numerics.NET_MAX
+
+
+def test_one_number_for_all_of_a_buffer() -> None:
+    module = net(lambda m, x: m.conv(x) + m.offset)
+    module.register_buffer("offset", torch.tensor(0.5).expand(4, 1, 1))
+    expect_as_eager(module, X)

@@ -326,7 +326,7 @@ class _Builder:
         base = node.args[0] if node.args else None
         if pure is None or not isinstance(base, FxNode) or base.op != "call_function" or _aliases(base):
             raise _Mutates
-        if not _keeps_dtype(pure, node):
+        if not _takes_alike(pure, target) or not _keeps_dtype(pure, node):
             raise _Mutates
         group = self.same.setdefault(base, [base])
         if any(_aliases(user) for member in group for user in member.users if user in self.seen):
@@ -388,6 +388,12 @@ def _check_dtypes(call: Call) -> None:
     x, weight = call["input"].dtype, call["weight"].dtype
     if x != weight:
         raise CaptureError(f"{call.path or call.name} got a map of dtype {x}; allowed: {weight}, that of its weights")
+
+
+def _takes_alike(pure: Any, target: Any) -> bool:
+    """Whether two overloads of one name take the same: `pow_.Scalar` takes its exponent, `pow.Scalar` its base."""
+    taken, others = ([str(argument.type) for argument in call._schema.arguments] for call in (pure, target))
+    return taken == others
 
 
 def _keeps_dtype(pure: Any, node: FxNode) -> bool:

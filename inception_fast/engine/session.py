@@ -286,7 +286,7 @@ def checksum(tensor: Tensor) -> int:
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda d: -strides[d])
     whole = tensor.detach().resolve_conj().resolve_neg().cpu()
-    return zlib.crc32(whole.permute(order).reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(whole.permute(order).reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
 
 def _fuses(pair: PairSpec) -> bool:
