@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,13 @@ def test_a_config_that_is_no_text(tmp_path: Path) -> None:
             after.writestr(item, b'{"config": ' if item == "config.json" else before.read(item))
     with pytest.raises(weights.WeightsError, match=r"bad\.keras is not a readable Keras file"):
         weights.resolve(tmp_path / "bad.keras")
+
+
+def test_convert_in_a_process_that_loaded_tensorflow_first(tmp_path: Path) -> None:
+    """Triton bound to TensorFlow's LLVM ends the process."""
+    torch.save(fast.create_model("inception_v1", num_classes=3).state_dict(), tmp_path / "net.pth")
+    code = "import sys, tensorflow, inception_fast.weights as weights; weights.convert(*sys.argv[1:])"
+    files = [str(tmp_path / name) for name in ("net.pth", "net.safetensors")]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "net.safetensors").is_file()
