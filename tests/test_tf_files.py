@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,24 @@ def test_a_net_inside_a_model_tells_its_convention(tmp_path: Path, convention: s
     assert back.convention == convention
     with torch.inference_mode():
         assert max_error(back(image(75)), nchw(net(nhwc(image(75))))) <= NET_MAX
+
+
+@pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
+def test_a_checkpoint_without_a_classifier_is_read_again(tmp_path: Path, name: str) -> None:
+    options: Any = {"include_top": False, "input_shape": (75, 75, 3)}
+    model = tf.create_model(name, **options)
+    tf.save_slim(model, tmp_path / "trunk.ckpt")
+    again = tf.create_model(name, tmp_path / "trunk.ckpt", **options)
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+    net = fast.create_model(name, num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    if name == "inception_resnet_v1":
+        with pytest.raises(weights.WeightsError, match=r"last_linear.weight, shape \(512, 1792\), .* is missing"):
+            fast.create_model(name, weights=tmp_path / "trunk.ckpt")
+    weights.convert(tmp_path / "net.pth", tmp_path / "net.ckpt")
+    back = fast.create_model(name, weights=tmp_path / "net.ckpt")
+    assert back.num_classes == 0
+    assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
 
 
 def test_a_config_that_is_no_text(tmp_path: Path) -> None:
