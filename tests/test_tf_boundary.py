@@ -106,6 +106,17 @@ def test_tensors_that_do_not_fit(fast_model: Any, shape: tuple[int, ...], said: 
             fast_model(x)
 
 
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_outputs_come_in_the_containers_of_the_model(kind: str) -> None:
+    """Not in those with which Keras watches attributes, whose type its own functions tell from a list's or dict's."""
+    image = keras.Input((4, 4, 3))
+    found = [keras.layers.Flatten()(image), {"x": keras.layers.GlobalMaxPooling2D()(image)}]
+    model = keras.Model(image, found if kind == "list" else {"b": found[0], "a": found})
+    fast_model, x = tf.optimize(model), tensorflow.constant(pixels(2, 4, 4, 3))
+    for call in (fast_model, lambda x: fast_model(x, training=False), fast_model.predict):
+        keras.tree.map_structure(np.testing.assert_array_equal, model(x), call(x))
+
+
 class Log:
     """Stands for both libraries: an engine, two allocators and a GPU whose waits are counted."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import keras
@@ -57,7 +58,8 @@ class OptimizedModel(keras.Model):
         super().__init__(name=f"{model.name}_optimized", trainable=False, dtype="float32")
         self._engines = Engines(engine_module, make)
         graph = graph_of(model)
-        self._inputs, self._structure = Inputs(graph), graph.output
+        self._inputs = Inputs(graph)
+        self._pack = partial(keras.tree.pack_sequence_as, graph.output)  # as an attribute it would become Keras' own
         dtypes = [keras.backend.standardize_dtype(x.dtype) for x in graph.inputs]
         self._whole = [None if keras.backend.is_float_dtype(dtype) else dtype for dtype in dtypes]
         self._spec_of = graph.compute_output_spec
@@ -80,7 +82,7 @@ class OptimizedModel(keras.Model):
         self._inputs.check(flat)
         flat = [_as_float32(x, whole) for x, whole in zip(flat, self._whole, strict=True)]
         outputs = self._on_torch(flat) if keras.backend.backend() == "torch" else self._on_tensorflow(flat)
-        return keras.tree.pack_sequence_as(self._structure, outputs)
+        return self._pack(outputs)
 
     @property
     def input_shape(self) -> Any:

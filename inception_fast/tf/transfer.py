@@ -20,7 +20,7 @@ from ..models._registry import build
 from ..weights import Source, WeightsError, resolve, slim
 from ..weights._room import make_sure_of_room
 from ..weights._source import for_numpy
-from ..weights.keras import layer_names
+from ..weights.keras import check_beginning, layer_names, pads
 from ..weights.keras import source as keras_source
 from ..weights.names import layers, normalised
 from .layers import EPSILON
@@ -133,8 +133,12 @@ def source_of(model: keras.Model) -> Source:
     if not isinstance(model, keras.Model):
         raise TypeError(f"model of type {type(model).__name__}; allowed: keras.Model")
     variables = {layer.name: _variables(layer) for layer in model.layers if layer.weights}
-    padded = any(isinstance(layer, keras.layers.ZeroPadding2D) for layer in model.layers)
-    return keras_source(f"model {model.name!r}", variables, padded=padded)
+    return keras_source(f"model {model.name!r}", variables, padded=pads(_kinds(model)))
+
+
+def _kinds(model: keras.Model) -> list[tuple[str, str]]:
+    """(kind, name) of the layers and operators of a model, in order."""
+    return [(type(operation).__name__, operation.name) for operation in getattr(model, "operations", model.layers)]
 
 
 def _variables(layer: keras.layers.Layer) -> dict[str, Tensor]:
@@ -163,7 +167,7 @@ def to_torch(model: keras.Model) -> InceptionNet:
     """
     source = source_of(model)
     _check_epsilon(model)
-    _check_beginning(model)
+    check_beginning(f"model {model.name!r}", source, _kinds(model))
     if source.options.get("embedding_size", 0) is None:
         raise WeightsError(f"model {model.name!r} has no top; allowed for {source.model}: include_top=True")
     maxima = any(isinstance(layer, keras.layers.GlobalMaxPooling2D) for layer in model.layers)
@@ -178,18 +182,6 @@ def _check_epsilon(model: keras.Model) -> None:
         if isinstance(layer, keras.layers.BatchNormalization) and layer.epsilon != EPSILON:
             seen = f"model {model.name!r}: layer {layer.name!r} has epsilon={layer.epsilon}"
             raise WeightsError(f"{seen}; allowed: {EPSILON}")
-
-
-def _check_beginning(model: keras.Model) -> None:
-    """Raises WeightsError for a layer before the first one with weights, but for the zeros that this one needs."""
-    order = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    first = next(index for index, layer in enumerate(order) if layer.weights)
-    before = order[:first]
-    if before and isinstance(before[-1], keras.layers.ZeroPadding2D) and order[first].padding == "valid":
-        before.pop()
-    if before:
-        seen = f"layer {before[0].name!r} ({type(before[0]).__name__}) stands before the net"
-        raise WeightsError(f"model {model.name!r}: {seen}; allowed: models that begin with the net's own layers")
 
 
 def from_torch(net: InceptionNet, input_shape: tuple[int | None, int | None, int] | None = None) -> keras.Model:

@@ -6,6 +6,7 @@ What is written moves into its place when complete. Keras files are written by `
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import slim
 from ._room import make_sure_of_room
 from ._source import BACKGROUND_CLASSES, Source
+from ._tensorflow import settle_triton
 from .torch_files import own_metadata
 
 LAYOUTS = {"inception_fast": ".safetensors", "slim": ".ckpt"}
@@ -87,6 +89,8 @@ def _verify(source: Source, tensors: dict[str, Tensor]) -> None:
     """Raises WeightsError where the tensors are not exactly those of the net that the options describe."""
     from ..models import create_model
 
+    if "tensorflow" in sys.modules:  # torch loads Triton with its compiler, which a net without memory asks for
+        settle_triton()
     with torch.device("meta"):
         net = create_model(source.model, **source.options)
     source.check(net.state_dict(), tensors)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -44,10 +45,13 @@ NUMBERED: dict[str, dict[int, tuple[str, ...]]] = {
 """The order of a layer's variables, by their count, in the formats that only number them."""
 WEIGHTS_MEMBER = "model.weights.h5"
 CONFIG_MEMBER = "config.json"
-PADDING = re.compile(rb'"class_name":\s*"ZeroPadding2D"')
-"""In a model's config: our nets of convention "torch" alone have such layers."""
 MAXIMA = re.compile(rb'"class_name":\s*"GlobalMaxPooling2D"')
-"""The same of nets that end in maxima, not in averages."""
+"""In a model's config: that the net ends in maxima, not in averages."""
+FIRST = ("Conv2D", "SeparableConv2D")
+"""Kinds of the layer that a net begins with."""
+ZEROS = "ZeroPadding2D"
+PADDED_FIRST = ("inception_v1", "inception_v2")
+"""The variants that in convention "torch" have zeros before this layer."""
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""
 
@@ -68,12 +72,50 @@ def read(path: Path, asked: str | None) -> Source:
             content = path
         with h5py.File(content, "r") as file:
             variables, named = _variables(file, h5py.Dataset)
+        kinds = list(_listed(json.loads(config))) if config else []
     except WeightsError as error:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
-    found = source(origin, variables, named, asked, bool(PADDING.search(config)))
+    found = source(origin, variables, named, asked, pads(kinds))
+    check_beginning(origin, found, kinds)
     return replace(found, options=found.options | {"global_pool": "max"}) if MAXIMA.search(config) else found
+
+
+def _listed(config: Any) -> Iterator[tuple[str, str]]:
+    """(kind, name) of the layers in a model's config, in order, and of those in models among them."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        return
+    if not isinstance(inner.get("layers"), list):
+        yield str(config.get("class_name")), str(inner.get("name"))
+        return
+    for layer in inner["layers"]:
+        yield from _listed(layer)
+
+
+def _start(kinds: Sequence[tuple[str, str]]) -> int:
+    """The place of the first layer of a net; 0 where it is not listed."""
+    return next((index for index, (kind, _) in enumerate(kinds) if kind in FIRST), 0)
+
+
+def pads(kinds: Sequence[tuple[str, str]]) -> bool:
+    """Whether a net pads with zeros, as those of convention "torch" alone do; not what stands before the net."""
+    return any(kind == ZEROS for kind, _ in kinds[_start(kinds) :])
+
+
+def check_beginning(origin: str, source: Source, kinds: Sequence[tuple[str, str]]) -> None:
+    """Raises WeightsError for what stands before the first layer of a net, but for the zeros that this one needs."""
+    before = [(kind, name) for kind, name in kinds[: _start(kinds)] if kind != "InputLayer"]
+    own = source.model in PADDED_FIRST and source.options["convention"] == "torch"
+    if own and before and before[-1][0] == ZEROS:
+        before.pop()
+    if before:
+        kind, name = before[0]
+        raise WeightsError(
+            f"{origin}: layer {name!r} ({kind}) stands before the net; allowed: models that begin with the net's own "
+            "layers, or the weights alone, a .weights.h5"
+        )
 
 
 def source(

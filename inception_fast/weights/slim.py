@@ -28,7 +28,7 @@ from ._source import (
     model_mismatch,
 )
 from ._tensorflow import load_tensorflow
-from .names import AUX, ROOTS, Layer, layers, normalised
+from .names import AUX, CLASSIFIERS, ROOTS, Layer, layers, normalised
 
 LEAVES = (
     "weights",
@@ -126,7 +126,7 @@ def _variables(source: Source) -> dict[str, Tensor]:
 
     for layer in layers(source.model, stem):
         path, bn = normalised(layer)
-        scope = layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[source.model]}/{layer.scope}"
+        scope = _scope(source.model, layer)
         if layer.kind == "separable":
             depthwise = take(f"{path}.depthwise.weight")  # [cin * multiplier, 1, kh, kw]
             cin = take(f"{path}.pointwise.weight").shape[1] // 8
@@ -162,6 +162,10 @@ def _variables(source: Source) -> dict[str, Tensor]:
         if key not in used and not key.endswith(".num_batches_tracked"):
             raise WeightsError(f"{source.origin}: TF-slim's {ROOTS[source.model]} has no place for {key}")
     return result
+
+
+def _scope(model: str, layer: Layer) -> str:
+    return layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[model]}/{layer.scope}"
 
 
 def _check_name(prefix: Path) -> None:
@@ -223,9 +227,14 @@ def _convert(origin: str, model: str, stem: str, names: set[str], tensor: Read) 
     table = layers(model, stem)
     result: dict[str, Tensor] = {}
     used: set[str] = set()
-    optional = {layer.path for layer in table if layer.aux}
-    if model == "inception_resnet_v1":
-        optional.add("logits")
+    optional = {layer.path for layer in table if layer.aux} | {CLASSIFIERS[model][0]}
+    roots = {layer.path: _scope(model, layer) for layer in table}
+
+    def held(path: str) -> bool:
+        return any(name.startswith(f"{roots[path]}/") for name in names)
+
+    if not held(CLASSIFIERS[model][0]):  # a net without it may end in the trunk: the bottleneck goes with it
+        optional |= {layer.path for layer in table if layer.kind == "linear_bn"}
 
     def get(scope: str, leaf: str, *ranks: int) -> Tensor:
         name = f"{scope}/{leaf}"
@@ -239,10 +248,9 @@ def _convert(origin: str, model: str, stem: str, names: set[str], tensor: Read) 
         return value
 
     for layer in table:
-        scope = layer.scope[1:] if layer.scope.startswith("/") else f"{ROOTS[model]}/{layer.scope}"
-        if layer.path in optional and not any(name.startswith(f"{scope}/") for name in names):
+        if layer.path in optional and not held(layer.path):
             continue
-        for key, value in _layer(layer, scope, names, get).items():
+        for key, value in _layer(layer, roots[layer.path], names, get).items():
             result[key] = value
     return result, used
 
@@ -288,6 +296,7 @@ def _source(origin: str, model: str, stem: str, tensors: dict[str, Tensor]) -> S
     if model == "inception_v2":
         options["stem"] = stem
     if model == "inception_resnet_v1":
-        options["embedding_size"] = tensors["last_linear.weight"].shape[0]
+        bottleneck = tensors.get("last_linear.weight")
+        options["embedding_size"] = None if bottleneck is None else bottleneck.shape[0]
     options |= image_channels(tensors)
     return Source("slim", model, options, data_config("slim", model, options.get("in_chans", 3)), tensors, origin)

@@ -1,0 +1,110 @@
+"""What a Keras model has before the net is told apart from the net, in memory and in files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import inception_fast as fast
+from inception_fast import weights
+from keras_nets import image, nchw, nhwc
+from numerics import NET_MAX, max_error
+
+keras = pytest.importorskip("keras", reason="the files are Keras files")
+pytest.importorskip("tensorflow", reason="the Keras nets run on tensorflow here")
+
+from inception_fast import tf  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and NumPy 2 disagree about `__array__`
+
+
+def beginning(kind: str, x: Any) -> Any:
+    if kind == "zeros":
+        return keras.layers.ZeroPadding2D(4)(x)
+    return keras.layers.Rescaling(1 / 255)(x) if kind == "scale" else x / 255.0
+
+
+@pytest.mark.parametrize(
+    "name, convention, kind, seen",
+    [
+        ("inception_v1", "tf", "zeros", r"layer 'zero_padding2d.*' \(ZeroPadding2D\)"),
+        ("inception_v1", "torch", "zeros", r"layer 'zero_padding2d.*' \(ZeroPadding2D\)"),
+        ("inception_v1", "tf", "scale", r"layer 'rescaling.*' \(Rescaling\)"),
+        ("inception_v1", "tf", "operator", r"layer 'true_divide.*' \(TrueDivide\)"),
+        ("inception_v3", "tf", "zeros", r"layer 'zero_padding2d.*' \(ZeroPadding2D\)"),  # whose first one pads nothing
+    ],
+)
+def test_what_stands_before_the_net_is_not_lost(
+    tmp_path: Path, name: str, convention: str, kind: str, seen: str
+) -> None:
+    """A torch net without it gives other scores, and zeros of somebody's own are not those of convention "torch"."""
+    picture = keras.Input((75, 75, 3))
+    model = tf.create_model(name, classes=3, input_tensor=beginning(kind, picture), convention=convention)
+    said = rf"{seen} stands before the net; allowed: models that begin with the net's own layers, or the weights alone"
+    with pytest.raises(weights.WeightsError, match=said):
+        tf.to_torch(model)
+    model.save(tmp_path / "net.keras")
+    with pytest.raises(weights.WeightsError, match=rf"net\.keras: {said}"):
+        fast.create_model(name, weights=tmp_path / "net.keras")
+    keras.Sequential([keras.Input((75, 75, 3)), model]).save(tmp_path / "nested.keras")
+    with pytest.raises(weights.WeightsError, match=rf"nested\.keras: {said}"):
+        tf.convert(tmp_path / "nested.keras", tmp_path / "copy.keras")
+    model.save_weights(tmp_path / "net.weights.h5")
+    back = fast.create_model(name, weights=tmp_path / "net.weights.h5", convention=convention).eval()
+    given = beginning(kind, nhwc(image(75)))
+    with torch.inference_mode():
+        assert max_error(back(nchw(given)), nchw(model(nhwc(image(75))))) <= NET_MAX
+
+
+@pytest.mark.parametrize("convention", ["tf", "torch"])
+def test_a_net_inside_a_model_tells_its_convention(tmp_path: Path, convention: str) -> None:
+    net = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3), convention=convention)
+    keras.Sequential([keras.Input((75, 75, 3)), net]).save(tmp_path / "net.keras")
+    back = fast.create_model("inception_v1", weights=tmp_path / "net.keras").eval()
+    assert back.convention == convention
+    with torch.inference_mode():
+        assert max_error(back(image(75)), nchw(net(nhwc(image(75))))) <= NET_MAX
+
+
+@pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
+def test_a_checkpoint_without_a_classifier_is_read_again(tmp_path: Path, name: str) -> None:
+    options: Any = {"include_top": False, "input_shape": (75, 75, 3)}
+    model = tf.create_model(name, **options)
+    tf.save_slim(model, tmp_path / "trunk.ckpt")
+    again = tf.create_model(name, tmp_path / "trunk.ckpt", **options)
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))
+    net = fast.create_model(name, num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    if name == "inception_resnet_v1":
+        with pytest.raises(weights.WeightsError, match=r"last_linear.weight, shape \(512, 1792\), .* is missing"):
+            fast.create_model(name, weights=tmp_path / "trunk.ckpt")
+    weights.convert(tmp_path / "net.pth", tmp_path / "net.ckpt")
+    back = fast.create_model(name, weights=tmp_path / "net.ckpt")
+    assert back.num_classes == 0
+    assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
+
+
+def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+    tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3)).save(tmp_path / "net.keras")
+    with zipfile.ZipFile(tmp_path / "net.keras") as before, zipfile.ZipFile(tmp_path / "bad.keras", "w") as after:
+        for item in before.namelist():
+            after.writestr(item, b'{"config": ' if item == "config.json" else before.read(item))
+    with pytest.raises(weights.WeightsError, match=r"bad\.keras is not a readable Keras file"):
+        weights.resolve(tmp_path / "bad.keras")
+
+
+def test_convert_in_a_process_that_loaded_tensorflow_first(tmp_path: Path) -> None:
+    """Triton bound to TensorFlow's LLVM ends the process."""
+    torch.save(fast.create_model("inception_v1", num_classes=3).state_dict(), tmp_path / "net.pth")
+    code = "import sys, tensorflow, inception_fast.weights as weights; weights.convert(*sys.argv[1:])"
+    files = [str(tmp_path / name) for name in ("net.pth", "net.safetensors")]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "net.safetensors").is_file()
