@@ -166,6 +166,20 @@ def check_learning(x: Any, weight: Tensor, channels: int) -> None:
     _type(x.dtype is weight.dtype or cast, lambda: f"x of dtype {x.dtype}; allowed: {weight.dtype}, the weight's")
 
 
+def check_operands(x: Tensor, name: str, weight: Tensor, *others: torch.dtype) -> None:
+    """Raises for what are no map and weight of a convolution in training, whose sizes torch looks at.
+
+    The weight has x's dtype, or one of `others`.
+    """
+    ranks, dtypes = (x.dim(), weight.dim()), (x.dtype, *others)
+    if ranks == (4, 4) and x.dtype in DTYPES and weight.dtype in dtypes:  # in every call of training
+        return
+    _value(ranks == (4, 4), lambda: f"x and {name} of {ranks} dimensions; allowed: 4 each")
+    _type(x.dtype in DTYPES, lambda: f"x of dtype {x.dtype}; allowed: {', '.join(map(str, DTYPES))}")
+    allowed = " or ".join(map(str, dict.fromkeys(dtypes)))
+    raise TypeError(f"{name} of dtype {weight.dtype}; allowed with x of {x.dtype}: {allowed}")
+
+
 def _check_params(x: Like, params: Triple, channels: int, suffix: str = "") -> None:
     """weight [oc, channels, kh, kw] of x's dtype, scale and shift [oc] of the epilogue's, all on x's device."""
     weight, scale, shift = params

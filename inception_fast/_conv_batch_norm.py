@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _batch_norm
 from ._batch_norm import memory_format
+from ._checks import check_operands
 from ._gradients import differentiable
 
 SCHEMA = (
@@ -25,9 +26,7 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def check(x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int]) -> None:
     """Raises ValueError or TypeError for a convolution that no backend can serve."""
-    ranks = (x.dim(), kernel.dim())
-    torch._check_value(ranks == (4, 4), lambda: f"x and kernel of {ranks} dimensions; allowed: 4 each")
-    torch._check_type(x.dtype is kernel.dtype, lambda: f"kernel of dtype {kernel.dtype}; allowed: {x.dtype}, that of x")
+    check_operands(x, "kernel", kernel)
     c, seen = x.shape[1], tuple(kernel.shape)
     torch._check_value(seen[1] == c, lambda: f"kernel of shape {seen}; allowed: [oc, {c}, kh, kw]")
     fits = len(stride) == len(padding) == 2 and min(stride) >= 1 and min(padding) >= 0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from . import dispatch
 from ._batch_norm import memory_format
+from ._checks import check_operands
 from ._gradients import differentiable
 
 NHWC = torch.channels_last
@@ -28,6 +29,7 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 def kernel(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
+    check_operands(x, "weight", weight, torch.float32)
     if _is_ours(x):
         from .backends import matrix, train_conv
 
@@ -92,6 +94,7 @@ def _is_ours(x: Tensor) -> bool:
 
 
 def fake(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], winograd: bool = False) -> Tensor:
+    check_operands(x, "weight", weight, torch.float32)
     y = F.conv2d(x, weight.to(x.dtype), None, stride, padding)
     return y.contiguous(memory_format=NHWC) if memory_format(x) is NHWC else y
 

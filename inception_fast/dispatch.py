@@ -22,7 +22,6 @@ import importlib.util
 import json
 import threading
 import warnings
-from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -84,7 +83,7 @@ Status: TypeAlias = Available | Unavailable
 Spec: TypeAlias = ConvSpec | PairSpec | PoolSpec | PoolProjectSpec
 
 _OPERATION = {ConvSpec: "conv", PairSpec: "pair", PoolSpec: "pool", PoolProjectSpec: "pool_project"}
-_named: ContextVar[str | None] = ContextVar("inception_fast_backend", default=None)
+_names: ContextVar[tuple[str | None, ...]] = ContextVar("inception_fast_backends", default=())
 _warned: set[tuple[type, str]] = set()
 _warned_lock = threading.Lock()
 
@@ -139,7 +138,7 @@ def _probe_gpu(name: str) -> Status:
 
 def check_name(name: str | None) -> None:
     """Raises ValueError for a backend name that does not exist."""
-    if name is not None and name not in DEVICES:
+    if name is not None and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; allowed: {', '.join(BACKENDS)}")
 
 
@@ -151,21 +150,26 @@ def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
             y = model(x)
     """
     check_name(name)
-    return _use(name)
+    return _Use(name)
 
 
-@contextlib.contextmanager
-def _use(name: str | None) -> Iterator[None]:
-    token = _named.set(name)
-    try:
-        yield
-    finally:
-        _named.reset(token)
+class _Use(contextlib.ContextDecorator, contextlib.AbstractContextManager[None]):
+    """May be entered again, also inside of itself, and by threads at once, as torch's own contexts may."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        _names.set((*_names.get(), self._name))
+
+    def __exit__(self, *error: object) -> None:
+        _names.set(_names.get()[:-1])
 
 
 def current_backend() -> str | None:
     """The name given to the innermost `use_backend`, or None."""
-    return _named.get()
+    names = _names.get()
+    return names[-1] if names else None
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -163,9 +164,11 @@ def in_context(name: str) -> Callable[[], Tensor]:
 
 
 def test_an_unknown_name_raises_naming_the_allowed() -> None:
-    for named in (lambda: fast.use_backend("tpu"), lambda: call(*arguments(), backend="tpu")):
-        with pytest.raises(ValueError, match=r"'tpu'; allowed: cpu, cuda, triton, torch, reference"):
-            named()
+    unknown: tuple[Any, ...] = ("tpu", ["cpu"], 0)
+    for name in unknown:
+        for named in (lambda name: fast.use_backend(name), lambda name: call(*arguments(), backend=name)):
+            with pytest.raises(ValueError, match=rf"{re.escape(repr(name))}; allowed: cpu, cuda, triton, torch, ref"):
+                named(name)
 
 
 def test_use_backend_nests_and_ends_also_on_an_error() -> None:
@@ -180,6 +183,17 @@ def test_use_backend_nests_and_ends_also_on_an_error() -> None:
             raise KeyError
         assert dispatch.current_backend() == "torch"
     assert dispatch.current_backend() is None
+
+
+def test_use_backend_may_be_kept_and_entered_again() -> None:
+    library, named = fast.use_backend("torch"), fast.use_backend("reference")
+    for _ in range(2):
+        with library:
+            with named, library:
+                assert dispatch.current_backend() == "torch"
+            assert dispatch.current_backend() == "torch"
+            assert named(dispatch.current_backend)() == "reference"  # type: ignore[operator]
+        assert dispatch.current_backend() is None
 
 
 def test_use_backend_is_obeyed_and_an_argument_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,6 +37,21 @@ def test_the_state_dict_of_a_holder_has_the_originals_entries() -> None:
     own = holder[0].state_dict(keep_vars=True)
     assert list(own) == list(net.state_dict()) and own["0.weight"] is net[0].weight
     assert list(copy.deepcopy(holder).state_dict()) == list(wanted)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_keep_what_was_set_on_the_original(copied: Callable[[nn.Module], Any]) -> None:
+    called: list[str] = []
+    fast = optimize(backbone(), X)
+    fast.classes = ["cat", "dog"]
+    fast.register_forward_hook(lambda *call: called.append("hook"))
+    twin = copied(fast)
+    assert torch.equal(twin(X), fast(X)) and called == ["hook"] * 2
+    assert type(twin) is type(fast) and twin.classes == fast.classes
+    twin.register_forward_pre_hook(lambda *call: called.append("twin"))
+    twin.note = "the copy's own"
+    assert not hasattr(fast, "note") and not twin.training
+    assert list(twin.state_dict()) == list(fast.state_dict())
 
 
 def test_a_holder_loads_its_own_weights_and_no_others() -> None:

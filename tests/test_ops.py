@@ -235,6 +235,30 @@ def test_bad_convs_raise_naming_seen_and_allowed(name: str) -> None:
     assert seen in str(caught.value) and allowed in str(caught.value)
 
 
+X, W = numerics.random(2, 8, 6, 6), numerics.random(4, 8, 3, 3)
+BAD_TRAINED: dict[str, tuple[Tensor, Tensor, type[Exception], str]] = {
+    "three dimensions": (X[0], W, ValueError, r"of \(3, 4\) dimensions; allowed: 4 each"),
+    "a kernel of three": (X, W[0], ValueError, r"of \(4, 3\) dimensions; allowed: 4 each"),
+    "integers": (X.long(), W, TypeError, r"x of dtype torch.int64; allowed: torch.float32, torch.bfloat16"),
+    "a narrower weight": (X, W.half(), TypeError, r"of dtype torch.float16; allowed with x of torch.float32: torch.fl"),
+}
+TRAINED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "convolution": lambda x, w: ops.convolution(x, w, stride=1, padding=1),
+    "conv_batch_norm": lambda x, w: ops.conv_batch_norm_relu(
+        x, w, torch.ones(4), torch.ones(4), stride=1, padding=1, eps=1e-3
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", TRAINED)
+@pytest.mark.parametrize("name", BAD_TRAINED)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_convolutions_in_training_raise(device: str, name: str, operator: str) -> None:
+    x, weight, error, message = BAD_TRAINED[name]
+    with pytest.raises(error, match=message):
+        TRAINED[operator](x.to(device), weight.to(device))
+
+
 BAD_PAIRS: dict[str, tuple[Any, tuple[str, str]]] = {
     "even": (lambda a: [a[0], a[1][..., :6], *a[2:4], a[4][:, :, :6], *a[5:]], ("1x6 and 6x1", "odd")),
     "same direction": (lambda a: [*a[:4], a[4].transpose(2, 3), *a[5:]], ("1x7 and 1x7", "nx1")),

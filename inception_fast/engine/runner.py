@@ -92,8 +92,17 @@ class OptimizedModule(nn.Module):
     def extra_repr(self) -> str:
         return f"{self._session.name}, backend={self.backend!r}, batch_sizes={self.batch_sizes}"
 
+    def __copy__(self) -> OptimizedModule:
+        return self._twin(self.__getstate__())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        return OptimizedModule(copy.deepcopy(self._session, memo))
+        return self._twin(copy.deepcopy(self.__getstate__(), memo))
+
+    def _twin(self, state: dict[str, Any]) -> OptimizedModule:
+        """With hooks and all else that was set on this one."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(state)
+        return twin
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

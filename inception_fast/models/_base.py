@@ -108,9 +108,10 @@ class InceptionNet(TrunkNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[n, num_features, h, w] -> [n, num_classes], or the features before the classifier."""
-        check_map(x, self.name, self.num_features)
+        classifier = self.get_classifier()
+        check_map(x, self.name, self.num_features, nn.Identity() if pre_logits else classifier)
         x = self.embed(global_pool(x, self.global_pool))
-        return x if pre_logits else self.get_classifier()(x)
+        return x if pre_logits else classifier(x)
 
     def embed(self, x: Tensor) -> Tensor:
         """What stands between pool and classifier: dropout, in training."""

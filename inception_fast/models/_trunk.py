@@ -64,12 +64,20 @@ def check_input(x: Any, name: str, in_chans: int, min_size: int, weight: Tensor 
         raise ValueError(f"{name} got an empty batch of shape {tuple(x.shape)}; allowed: at least one image")
 
 
-def check_map(x: Any, name: str, channels: int) -> None:
+def check_map(x: Any, name: str, channels: int, classifier: nn.Module) -> None:
     """Raises TypeError or ValueError where `x` is not the trunk's last map, [n, channels, h, w]."""
     if isinstance(x, fx.Proxy):
         return
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}'s head got {type(x).__name__}; allowed: a torch.Tensor [n, {channels}, h, w]")
+    if not x.dtype.is_floating_point and not x.is_quantized:
+        raise TypeError(f"{name}'s head got a map of dtype {x.dtype}; allowed: a floating point dtype")
+    if type(classifier) is nn.Linear and not classifier._forward_pre_hooks:  # another one, or a hook, may cast
+        wanted = classifier.weight.dtype
+        if x.dtype != wanted and not _autocasts(x.device.type):
+            raise TypeError(f"{name}'s head got a map of dtype {x.dtype}; allowed: {wanted}, the classifier's")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name}'s head got a map of layout {x.layout}; allowed: torch.strided")
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
     if x.dim() != 4 or x.shape[1] != channels or (not torch.compiler.is_compiling() and 0 in x.shape):
