@@ -161,6 +161,20 @@ def test_folder_with_its_own_split(tmp_path: Path, part: str) -> None:
     assert [data.source.labels[i] for i in data.held_out] == [0, 0, 1, 1]
 
 
+def test_parts_with_other_classes(tmp_path: Path) -> None:
+    """Not every class has to be held out; one that nothing trains on is a fault, which may be skipped."""
+    folder_of_classes(tmp_path / "train", 3, ("cat", "dog", "eel"))
+    folder_of_classes(tmp_path / "val", 2, ("cat", "eel"))
+    data = load_data(str(tmp_path))
+    assert data.source.classes == ("cat", "dog", "eel")
+    assert [data.source.labels[i] for i in data.held_out] == [0, 0, 2, 2]
+    photo(tmp_path / "val" / "fox" / "0.png", 0)
+    with pytest.raises(DataError, match=r"1 faults in the data: class 'fox' has no sound image in .*train"):
+        load_data(str(tmp_path))
+    kept = load_data(str(tmp_path), "skip")
+    assert kept.fingerprint() == data.fingerprint() and len(kept.bad) == 1
+
+
 def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     elsewhere = folder_of_classes(tmp_path / "elsewhere", 3)
     root = folder_of_classes(tmp_path / "data", 2)
