@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,14 @@ def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def readable(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches. An image that broke after the check is named without the traceback that a worker wraps round it."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
