@@ -1,4 +1,4 @@
-"""What a run says and leaves when it ends otherwise than meant: at its last step, in its judgement, over damaged rows."""
+"""What a run says and leaves when it ends otherwise than meant: at its last step, in its judgement, over a bad row."""
 
 from __future__ import annotations
 

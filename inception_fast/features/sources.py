@@ -57,7 +57,8 @@ class Files:
 class TarShards:
     """Members of tar files, found once by their headers and read by their place: workers share nothing.
 
-    A link is the image it leads to; where that is none of its tar file, `read` says so.
+    A link is the image it leads to; where that is none of its tar file, `read` says so. Of a sparse file the tar holds
+    what lies between its holes.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -65,6 +66,7 @@ class TarShards:
         self.names: list[str] = []
         self._file, self._offset, self._size = array("q"), array("q"), array("q")
         self._links: dict[int, str] = {}  # what they lead to
+        self._pieces: dict[int, list[tuple[int, int]]] = {}  # of sparse files: where each lies in the image, its bytes
         for number, path in enumerate(self.paths):
             self._index(number, path)
 
