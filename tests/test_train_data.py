@@ -278,8 +278,8 @@ class Table:
 
     broken: tuple[int, ...] = ()
 
-    def __init__(self, labels: list[int], names: list[str] | None = None) -> None:
-        self.features = {"img": Image_(), "fine": ClassLabel(names or ["a", "b"])}
+    def __init__(self, labels: list[int], names: list[str] | None = None, column: str = "fine") -> None:
+        self.features = {"img": Image_(), column: ClassLabel(names or ["a", "b"])}
         self.labels = labels
 
     def __len__(self) -> int:
@@ -325,6 +325,36 @@ def test_hub_images_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (list(data.train), list(data.held_out), len(data.bad)) == ([0, 1, 3], [4], 2)
     said: list[str] = []
     assert load_data("hf:x", "skip", tmp_path / "check.json", said.append).bad == data.bad and not said
+
+
+def test_hub_pictures_are_read_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits would be cut off at 255, and what hides behind transparency be seen."""
+    train = Table([0, 1, 0, 1])
+    kinds = [Image.new("I;16", (5, 4), 257 * 90), Image.new("RGBA", (5, 4), (9, 9, 9, 0)), Image.new("L", (5, 4), 7)]
+    original = Table.__getitem__
+    monkeypatch.setattr(
+        Table, "__getitem__", lambda self, key: {"img": kinds[key]} if key in (0, 1, 2) else original(self, key)
+    )
+    hub(monkeypatch, {"train": train})
+    source = load_data("hf:x").source
+    assert [source.image(i).getpixel((0, 0)) for i in range(3)] == [(90,) * 3, (255,) * 3, (7,) * 3]
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (Table([0, 1], ["b", "a"]), "class 'a' to train on where what is held out has 'b'; allowed: the same classes"),
+        (Table([0, 0], ["a"]), "class 'b' to train on where what is held out has None"),
+        (Table([0, 1], column="fine_label"), "the column 'fine' to train on, and of what is held out img, fine_label"),
+    ],
+)
+def test_hub_parts_that_number_their_classes_otherwise(
+    monkeypatch: pytest.MonkeyPatch, test: Table, message: str
+) -> None:
+    """Each part encoded by itself: labels would have meant other classes than in training."""
+    hub(monkeypatch, {"train": Table([0, 1, 0, 1]), "test": test})
+    with pytest.raises(DataError, match=message):
+        load_data("hf:x")
 
 
 @pytest.mark.parametrize(
