@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from inception_fast.train.data import lost_workers_named
 from inception_fast.train.labelled import DataError
 from inception_fast.train.loop import Options, train
 from training import curve, folder_of_classes, tiny
@@ -71,3 +72,26 @@ def test_a_line_of_the_log_that_a_disk_damaged_is_lost_alone(tmp_path: Path, bro
     train(tiny(4), tmp_path, Options(eval_images=0, resume=True), say=said.append)
     assert said[0] == f"{log} has lost 1 of the 3 rows up to here: the curve has a gap"
     assert [row[0] for row in curve(tmp_path)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(24, "Too many open files"), "need more open files than the system allows.*fewer workers"),
+        (RuntimeError("Too many open files. Communication with the workers is no"), "need more open files than the"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            r"is gone \(DataLoader worker .pid 7",
+        ),
+        (ConnectionResetError(104, "Connection reset by peer"), r"is gone \(\[Errno 104\] Connection reset by peer\)"),
+        (OSError(28, "No space left on device"), None),
+        (RuntimeError("another"), None),
+    ],
+)
+def test_what_processes_that_prepare_images_lack_is_named(error: Exception, message: str | None) -> None:
+    """A hundred of them hand over more files than most systems allow; what is not of them stays as it was."""
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(type(error) if message is None else DataError, match=message) as raised, lost_workers_named():
+        raise error
+    assert (raised.value is error) == (message is None)
+    signal.signal(signal.SIGCHLD, before)

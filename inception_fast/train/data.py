@@ -171,11 +171,20 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError: what to do."""
+    """Turns what torch raises when a worker dies or files run out, wherever the parent then is, into a DataError: what
+    to do.
+    """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         text = str(error) or type(error).__name__
+        if "Too many open files" in text:  # those of the batches that workers hand over among them
+            raise DataError(
+                "the processes that prepare images need more open files than the system allows (ulimit -n): raise the "
+                "limit, or resume with fewer workers"
+            ) from error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise
         if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
             raise
         if threading.current_thread() is threading.main_thread():
