@@ -355,6 +355,10 @@ def test_hub_parts_that_number_their_classes_otherwise(
     hub(monkeypatch, {"train": Table([0, 1, 0, 1]), "test": test})
     with pytest.raises(DataError, match=message):
         load_data("hf:x")
+    numbers = Table([1, 0])
+    numbers.features["fine"] = object()
+    hub(monkeypatch, {"train": Table([0, 1, 0, 1]), "test": numbers})
+    assert load_data("hf:x").source.labels[4:] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def _check_alike(name: str, columns: tuple[str, str], train: Any, held_out: Any)
                 "allowed: the same columns"
             )
     there, here = (getattr(features[columns[1]], "names", None) for features in (held_out, train))
-    if there != here:
-        odd = next(pair for pair in zip_longest(here or (), there or ()) if pair[0] != pair[1])
+    if there and here and there != here:  # plain numbers have no names
+        odd = next(pair for pair in zip_longest(here, there) if pair[0] != pair[1])
         raise DataError(
             f"data {name} has class {odd[0]!r} to train on where what is held out has {odd[1]!r}; allowed: the same "
             "classes in the same order"
