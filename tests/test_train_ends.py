@@ -62,6 +62,22 @@ def test_a_held_out_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     assert train(settings, tmp_path / "out", Options(workers=1, resume=True))["evaluation"]["images"] == 2
 
 
+def test_a_resumed_run_looks_at_no_image_again(tmp_path: Path) -> None:
+    """Nor does another process of the same run. What is refused leaves no folder all the same."""
+    root, out = folder_of_classes(tmp_path / "data"), tmp_path / "out"
+    said: list[str] = []
+    train(tiny(1, data=str(root)), out, Options(eval_images=0, workers=0), say=said.append)
+    assert said == ["looking at 12 images"]
+    train(tiny(2, data=str(root)), out, Options(eval_images=0, workers=0, resume=True), say=said.append)
+    assert said[1:] == ["resuming after step 1"]
+    for fields, message in (({"aux": "on"}, "auxiliary heads"), ({"bad_data": "refuse"}, "1 faults in the data")):
+        if "bad_data" in fields:
+            (root / "cat" / "0.png").write_text("no picture")
+        with pytest.raises(ValueError, match=message):
+            train(tiny(1, data=str(root), **fields), tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("broken", [b'{"step": 2, "l\xefss": 1.5}', b"7", b'{"stdp": 2, "loss": 1.5}'])
 def test_a_line_of_the_log_that_a_disk_damaged_is_lost_alone(tmp_path: Path, broken: bytes) -> None:
     train(tiny(3), tmp_path, QUICK)

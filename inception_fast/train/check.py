@@ -52,6 +52,7 @@ def broken_images(
         verdicts = zip(names, pool.map(fault, range(len(names))), strict=True)
         found = {name: verdict for name, verdict in verdicts if verdict}
     if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"files": digest, "broken": found})
     return found
 

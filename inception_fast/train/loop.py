@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from .stream import Stream
 from .trainer import Diverged, Say, Trainer
 
 SUMMARY = "summary.json"
+VERDICT = "data-check.json"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ def train(
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
     backend_status()  # raises where INCEPTION_FAST_ISA names what this machine cannot run
+    there = out.exists()
+    try:
+        return _prepared(settings, out, options, world, say)
+    except BaseException:
+        if world.leader and not there and out.is_dir():  # what is refused leaves no folder
+            (out / VERDICT).unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _prepared(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
     resume = options.resume or world.begun(str(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")
@@ -122,8 +135,7 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
             raise ValueError(f"{out} holds a run already; resume it, or name another folder")
         if options.tensorboard and world.leader:
             board_writer()
-        cache = out / "data-check.json" if out.is_dir() else None
-        data = load_data(settings.data, settings.bad_data, cache, say, options.download)
+        data = load_data(settings.data, settings.bad_data, out / VERDICT, say, options.download)
     for fault in data.bad[:10]:
         say(f"left out: {fault}")
     if data.bad:
