@@ -123,6 +123,13 @@ def load_image(path: str | Path) -> Image.Image:
     return load_photo(path).image
 
 
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A picture that another library opened, as `load_image` gives the one of a file; raises ImageError for pixels out
+    of range.
+    """
+    return _decode(image, name)[0]
+
+
 def find_images(path: str | Path) -> list[Path]:
     """`path` itself when it is a file, else the images in that folder, by name; raises ImageError without any."""
     check_path(str(path))

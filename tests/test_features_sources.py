@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tarfile
 from pathlib import Path
@@ -75,6 +76,11 @@ def test_links_in_a_tar_are_the_images_that_they_lead_to(tmp_path: Path) -> None
         ("./sub/link.jpg", tarfile.SYMTYPE, "../1.jpg"),
         ("./sub/far.jpg", tarfile.SYMTYPE, "link.jpg"),
         ("./sub/lost.jpg", tarfile.SYMTYPE, "../../elsewhere.jpg"),
+        ("./sub/a.jpg", tarfile.SYMTYPE, "b.jpg"),
+        ("./sub/b.jpg", tarfile.SYMTYPE, "far.jpg"),
+        ("./round.jpg", tarfile.SYMTYPE, "./trip.jpg"),
+        ("./trip.jpg", tarfile.SYMTYPE, "./round.jpg"),
+        ("./0.jpg", tarfile.LNKTYPE, "./0.jpg"),
     )
     write_tar(tmp_path / "x.tar", {f"./{i}.jpg": encoded(i) for i in range(2)})
     with tarfile.open(tmp_path / "x.tar", "a") as archive:
@@ -84,9 +90,68 @@ def test_links_in_a_tar_are_the_images_that_they_lead_to(tmp_path: Path) -> None
             archive.addfile(member)
     write_tar(tmp_path / "y.tar", {"3.jpg": encoded(3)})
     source = pickle.loads(pickle.dumps(open_source(str(tmp_path / "[xy].tar"))))
-    assert [source.read(i) for i in (0, 1, 2, 3, 4, 6)] == [encoded(i) for i in (0, 1, 0, 1, 1, 3)]
-    with pytest.raises(OSError, match=r"a link to \.\./elsewhere\.jpg, no image of the tar file"):
-        source.read(5)
+    rows, images = (0, 1, 2, 3, 4, 6, 7, 10, 11), (0, 1, 0, 1, 1, 1, 1, 0, 3)
+    assert [source.read(i) for i in rows] == [encoded(i) for i in images]
+    for row, target in ((5, r"\.\./elsewhere\.jpg"), (8, r"trip\.jpg"), (9, r"round\.jpg")):
+        with pytest.raises(OSError, match=rf"a link to {target}, no image of the tar file"):
+            source.read(row)
+
+
+def sparse(name: str, form: str, pieces: list[tuple[int, bytes]], size: int) -> tuple[tarfile.TarInfo, bytes]:
+    """A member as `tar -S` writes it, in GNU's own format or in a version of the sparse one of pax, and its data."""
+    member, data = tarfile.TarInfo(name), b"".join(piece for _, piece in pieces)
+    numbers = [number for start, piece in pieces for number in (start, len(piece))]
+    if form == "0.1":
+        listed = {"map": ",".join(map(str, numbers)), "size": size, "numblocks": len(pieces), "name": name}
+    else:
+        listed = {"major": 1, "minor": 0, "realsize": size, "name": name}
+        text = "".join(f"{number}\n" for number in (len(pieces), *numbers)).encode()
+        data = text + bytes(-len(text) % 512) + data
+    member.pax_headers = {f"GNU.sparse.{key}": str(value) for key, value in listed.items()}
+    member.size = len(data)
+    return member, data
+
+
+def old_sparse(name: str, pieces: list[tuple[int, bytes]], size: int) -> bytes:
+    """The same in GNU's own format: a header that tarfile does not write, then the data."""
+    data = b"".join(piece for _, piece in pieces)
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, len(data)
+    head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    for at, number in zip(
+        range(386, 482, 12), (n for start, piece in pieces for n in (start, len(piece))), strict=False
+    ):
+        head[at : at + 12] = b"%011o\0" % number
+    head[483:495], head[148:156] = b"%011o\0" % size, b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize("form", ["gnu", "0.1", "1.0"])
+@pytest.mark.parametrize("last", [False, True])
+def test_sparse_files_in_a_tar_have_their_holes(tmp_path: Path, form: str, last: bool) -> None:
+    """`tar -S` leaves the holes of a file out: what followed in the tar was read in their place."""
+    path, pieces, size = tmp_path / "x.tar", [(512, b"one" * 400), (9_000, b"two" * 100)], 20_000
+    whole = bytearray(size)
+    for start, piece in pieces:
+        whole[start : start + len(piece)] = piece
+    other = {} if last else {"b.jpg": b"other" * 8_000}
+    with tarfile.open(path, "w") as archive:
+        if form != "gnu":
+            member, data = sparse("a.bmp", form, pieces, size)
+            archive.addfile(member, io.BytesIO(data))
+        for name, data in other.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo("c.bmp")
+        member.type, member.linkname = tarfile.LNKTYPE, "a.bmp"
+        archive.addfile(member)
+    if form == "gnu":
+        path.write_bytes(old_sparse("a.bmp", pieces, size) + path.read_bytes())
+    source = pickle.loads(pickle.dumps(open_source(str(path))))
+    found = {name.rpartition("/")[2]: source.read(i) for i, name in enumerate(source.names)}
+    assert found == {"a.bmp": whole, **other, "c.bmp": whole}
 
 
 def test_a_tar_that_was_cut_short_is_found_at_its_image(tmp_path: Path) -> None:

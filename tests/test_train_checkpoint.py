@@ -75,6 +75,21 @@ def test_a_damaged_one_falls_back(tmp_path: Path, how: str) -> None:
     assert len(said) == 1 and "checkpoint-00000003" in said[0] and "falling back" in said[0]
 
 
+def test_damaged_ones_take_the_place_of_none_that_is_sound(tmp_path: Path) -> None:
+    """Of step 4, behind the one that a run fell back to; what it leaves on its way to there has to stay."""
+    checkpoints, _ = filled(tmp_path, 4, 3)
+    damage(checkpoints.path(3), "truncated")
+    damage(checkpoints.path(4), "truncated")
+    again = Checkpoints(tmp_path, 2)
+    assert again.load() is not None and again.save(3, TENSORS, {"step": 3})
+    assert again.steps() == [2, 3, 4]
+    found = again.load()
+    assert found is not None and found[1]["step"] == 3
+    damage(again.path(3), "truncated")
+    found = again.load()
+    assert found is not None and found[1]["step"] == 2
+
+
 def test_all_damaged_is_refused(tmp_path: Path) -> None:
     checkpoints, _ = filled(tmp_path)
     for step in checkpoints.steps():

@@ -161,6 +161,20 @@ def test_folder_with_its_own_split(tmp_path: Path, part: str) -> None:
     assert [data.source.labels[i] for i in data.held_out] == [0, 0, 1, 1]
 
 
+def test_parts_with_other_classes(tmp_path: Path) -> None:
+    """Not every class has to be held out; one that nothing trains on is a fault, which may be skipped."""
+    folder_of_classes(tmp_path / "train", 3, ("cat", "dog", "eel"))
+    folder_of_classes(tmp_path / "val", 2, ("cat", "eel"))
+    data = load_data(str(tmp_path))
+    assert data.source.classes == ("cat", "dog", "eel")
+    assert [data.source.labels[i] for i in data.held_out] == [0, 0, 2, 2]
+    photo(tmp_path / "val" / "fox" / "0.png", 0)
+    with pytest.raises(DataError, match=r"1 faults in the data: class 'fox' has no sound image in .*train"):
+        load_data(str(tmp_path))
+    kept = load_data(str(tmp_path), "skip")
+    assert kept.fingerprint() == data.fingerprint() and len(kept.bad) == 1
+
+
 def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     elsewhere = folder_of_classes(tmp_path / "elsewhere", 3)
     root = folder_of_classes(tmp_path / "data", 2)
@@ -264,8 +278,8 @@ class Table:
 
     broken: tuple[int, ...] = ()
 
-    def __init__(self, labels: list[int], names: list[str] | None = None) -> None:
-        self.features = {"img": Image_(), "fine": ClassLabel(names or ["a", "b"])}
+    def __init__(self, labels: list[int], names: list[str] | None = None, column: str = "fine") -> None:
+        self.features = {"img": Image_(), column: ClassLabel(names or ["a", "b"])}
         self.labels = labels
 
     def __len__(self) -> int:
@@ -311,6 +325,40 @@ def test_hub_images_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (list(data.train), list(data.held_out), len(data.bad)) == ([0, 1, 3], [4], 2)
     said: list[str] = []
     assert load_data("hf:x", "skip", tmp_path / "check.json", said.append).bad == data.bad and not said
+
+
+def test_hub_pictures_are_read_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits would be cut off at 255, and what hides behind transparency be seen."""
+    train = Table([0, 1, 0, 1])
+    kinds = [Image.new("I;16", (5, 4), 257 * 90), Image.new("RGBA", (5, 4), (9, 9, 9, 0)), Image.new("L", (5, 4), 7)]
+    original = Table.__getitem__
+    monkeypatch.setattr(
+        Table, "__getitem__", lambda self, key: {"img": kinds[key]} if key in (0, 1, 2) else original(self, key)
+    )
+    hub(monkeypatch, {"train": train})
+    source = load_data("hf:x").source
+    assert [source.image(i).getpixel((0, 0)) for i in range(3)] == [(90,) * 3, (255,) * 3, (7,) * 3]
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (Table([0, 1], ["b", "a"]), "class 'a' to train on where what is held out has 'b'; allowed: the same classes"),
+        (Table([0, 0], ["a"]), "class 'b' to train on where what is held out has None"),
+        (Table([0, 1], column="fine_label"), "the column 'fine' to train on, and of what is held out img, fine_label"),
+    ],
+)
+def test_hub_parts_that_number_their_classes_otherwise(
+    monkeypatch: pytest.MonkeyPatch, test: Table, message: str
+) -> None:
+    """Each part encoded by itself: labels would have meant other classes than in training."""
+    hub(monkeypatch, {"train": Table([0, 1, 0, 1]), "test": test})
+    with pytest.raises(DataError, match=message):
+        load_data("hf:x")
+    numbers = Table([1, 0])
+    numbers.features["fine"] = object()
+    hub(monkeypatch, {"train": Table([0, 1, 0, 1]), "test": numbers})
+    assert load_data("hf:x").source.labels[4:] == [1, 0]
 
 
 @pytest.mark.parametrize(

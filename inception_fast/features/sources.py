@@ -26,6 +26,7 @@ COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 PARQUET = (".parquet",)
 LIST = (".txt", ".lst", ".list")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "data")
+LARGEST_SPARSE = 1 << 30  # bytes: a tar file of a kilobyte may claim any number of them
 PREFIX = "features-"  # of the shards that features are written to
 NAME_COLUMNS = ("path", "file_name", "filename", "name", "key", "__key__", "id", "url")
 
@@ -57,7 +58,8 @@ class Files:
 class TarShards:
     """Members of tar files, found once by their headers and read by their place: workers share nothing.
 
-    A link is the image it leads to; where that is none of its tar file, `read` says so.
+    A link is the image it leads to; where that is none of its tar file, `read` says so. Of a sparse file the tar holds
+    what lies between its holes.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -65,6 +67,7 @@ class TarShards:
         self.names: list[str] = []
         self._file, self._offset, self._size = array("q"), array("q"), array("q")
         self._links: dict[int, str] = {}  # what they lead to
+        self._pieces: dict[int, list[tuple[int, int]]] = {}  # of sparse files: where each lies in the image, its bytes
         for number, path in enumerate(self.paths):
             self._index(number, path)
 
@@ -73,12 +76,15 @@ class TarShards:
         try:
             with tarfile.open(path, "r:") as archive:
                 while (member := archive.next()) is not None:
-                    end = member.offset_data + member.size
+                    pieces: Any = member.sparse
+                    end = member.offset_data + (member.size if pieces is None else sum(n for _, n in pieces))
                     link = member.islnk() or member.issym()
                     if (member.isreg() or link) and member.name.lower().endswith(SUFFIXES):
                         if link:
                             beside = os.path.dirname(member.name) if member.issym() else ""
                             self._links[len(self.names)] = os.path.normpath(os.path.join(beside, member.linkname))
+                        if pieces is not None:
+                            self._pieces[len(self.names)] = pieces
                         self._add(f"{path}/{member.name}", number, member.offset_data, member.size)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
         except (tarfile.TarError, EOFError) as error:
@@ -94,13 +100,20 @@ class TarShards:
 
     def _follow(self, members: range, start: int) -> None:
         """Gives the links among these members the places of their images; names in the tar begin at `start`."""
-        places = {os.path.normpath(self.names[i][start:]): i for i in members if i not in self._links}
-        for index in members:
-            found = places.get(self._links.get(index, ""))
-            if found is not None:
+        links = {i: self._links[i] for i in members if i in self._links}
+        places: dict[str, int] = {}
+        for index in (*links, *(i for i in members if i not in links)):  # an image goes before a link of its name
+            places[os.path.normpath(self.names[index][start:])] = index
+        for index, target in links.items():
+            found, passed = places.get(target), set[int]()
+            while found in links and found not in passed:
+                passed.add(found)
+                found = places.get(links[found])
+            if found is not None and found not in links:
                 self._offset[index], self._size[index] = self._offset[found], self._size[found]
+                if found in self._pieces:
+                    self._pieces[index] = self._pieces[found]
                 del self._links[index]
-                places[os.path.normpath(self.names[index][start:])] = index
 
     def _add(self, name: str, file: int, offset: int, size: int) -> None:
         self.names.append(name)
@@ -113,10 +126,23 @@ class TarShards:
             raise OSError(f"it is a link to {self._links[index]}, no image of the tar file")
         with open(self.paths[self._file[index]], "rb") as file:
             there = os.fstat(file.fileno()).st_size - self._offset[index]
-            if there < self._size[index]:
+            pieces = self._pieces.get(index)
+            if there < (self._size[index] if pieces is None else sum(n for _, n in pieces)):
                 raise OSError("the tar file was cut short here")
-            data = os.pread(file.fileno(), self._size[index], self._offset[index])
-        return data
+            if pieces is None:
+                return os.pread(file.fileno(), self._size[index], self._offset[index])
+            return self._unfolded(file.fileno(), index, pieces)
+
+    def _unfolded(self, file: int, index: int, pieces: list[tuple[int, int]]) -> bytes:
+        """A sparse file with its holes."""
+        size, offset = self._size[index], self._offset[index]
+        if size > LARGEST_SPARSE:
+            raise OSError(f"it is a sparse file of {size} bytes; allowed: {LARGEST_SPARSE} or less")
+        data = bytearray(size)
+        for start, count in pieces:
+            data[start : start + count] = os.pread(file, count, offset)
+            offset += count
+        return bytes(data)
 
 
 class ParquetImages:

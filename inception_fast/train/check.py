@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..images import to_rgb
 from ..measure.results import write_json
 from .labelled import DataError
 
@@ -51,6 +52,7 @@ def broken_images(
         verdicts = zip(names, pool.map(fault, range(len(names))), strict=True)
         found = {name: verdict for name, verdict in verdicts if verdict}
     if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"files": digest, "broken": found})
     return found
 
@@ -65,12 +67,14 @@ def _known(cache: Path) -> dict[str, Any]:
 
 
 def picture(name: str, index: int, read: Callable[[], Any]) -> Image.Image:
-    """What `read` gives of another library's data set, as RGB; DataError, naming the image, for all that goes wrong."""
+    """What `read` gives of another library's data set, as a file of it would be read; DataError, naming the image, for
+    all that goes wrong.
+    """
     try:
         found = read()
         if not isinstance(found, Image.Image):
             raise DataError(f"image {index} of {name} is a {type(found).__name__}; allowed: a picture")
-        return found.convert("RGB")
+        return to_rgb(found, f"image {index} of {name}")
     except DataError:
         raise
     except Exception as error:  # each format, and each library, has its own ways to fail

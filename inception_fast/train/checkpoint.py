@@ -63,7 +63,8 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or error
             self.say(f"the checkpoint of step {step} could not be written ({reason}); {last}")
             return False
-        for old in self.steps()[: -self.keep]:
+        # Later ones are damaged, or the run would not have come by here again: they stand for none that is kept.
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:
             self.path(old).unlink(missing_ok=True)
         return True
 

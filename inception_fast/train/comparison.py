@@ -19,7 +19,7 @@ from .data import load_data
 from .drift import movements, read_drift
 from .labelled import Data
 from .log import read_log
-from .loop import SUMMARY, Options, train
+from .loop import SUMMARY, VERDICT, Options, train
 from .settings import Settings, parse_value
 from .torchrun import place
 from .trainer import Say, assemble
@@ -126,7 +126,7 @@ def _check(variants: Sequence[Variant], base: Settings, out: Path, options: Opti
         settings = variant.apply(base, base.seed)
         key = settings.data, settings.bad_data
         if key not in found:
-            cache = out / "data-check.json" if out.is_dir() else None
+            cache = out / VERDICT if out.is_dir() else None
             found[key] = load_data(*key, cache, say, options.download)
         data = found[key]
         basis[variant.label] = data.fingerprint(), min(options.eval_images, len(data.held_out))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,14 @@ def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]
     )
 
 
+def readable(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches. An image that broke after the check is named without the traceback that a worker wraps round it."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from error
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A terminal and `docker stop` signal all processes at once; the parent still needs the images of its last step.
 
@@ -163,11 +171,20 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Turns what torch raises when a worker dies, wherever the parent then is, into a DataError: what to do."""
+    """Turns what torch raises when a worker dies or files run out, wherever the parent then is, into a DataError: what
+    to do.
+    """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         text = str(error) or type(error).__name__
+        if "Too many open files" in text:  # those of the batches that workers hand over among them
+            raise DataError(
+                "the processes that prepare images need more open files than the system allows (ulimit -n): raise the "
+                "limit, or resume with fewer workers"
+            ) from error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise
         if isinstance(error, RuntimeError) and not text.startswith("DataLoader worker"):
             raise
         if threading.current_thread() is threading.main_thread():

@@ -87,7 +87,9 @@ def _parts(root: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Those in the folder and in folders inside it, linked ones too."""
+    """Those in the folder and in folders inside it, linked ones too; none where a part has no folder of this class."""
+    if not folder.exists():
+        return []
     try:
         return sorted(path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     except OSError as error:

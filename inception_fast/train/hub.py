@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def load_hub(name: str, bad: str, cache: Path | None, say: Say) -> Data:
     held_out = next((parts[key] for key in HELD_OUT_PARTS if key in parts), None)
     columns = _columns(name, train.features)
     chosen = [train] if held_out is None else [train, held_out]
+    if held_out is not None:
+        _check_alike(name, columns, train.features, held_out.features)
     raw = [value for part in chosen for value in part[columns[1]]]
     labels = [label(name, index, value) for index, value in enumerate(raw)]
     names = getattr(train.features[columns[1]], "names", None)
@@ -84,6 +87,23 @@ def _parts(name: str) -> dict[str, Any]:
             "its cache on this machine holds, or hf:DIR, a folder that save_to_disk wrote"
         ) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _check_alike(name: str, columns: tuple[str, str], train: Any, held_out: Any) -> None:
+    """Refuses a held-out part whose labels are numbered otherwise, as classes are where each part counts its own."""
+    for column in columns:
+        if column not in held_out:
+            raise DataError(
+                f"data {name} has the column {column!r} to train on, and of what is held out {', '.join(held_out)}; "
+                "allowed: the same columns"
+            )
+    there, here = (getattr(features[columns[1]], "names", None) for features in (held_out, train))
+    if there and here and there != here:  # plain numbers have no names
+        odd = next(pair for pair in zip_longest(here, there) if pair[0] != pair[1])
+        raise DataError(
+            f"data {name} has class {odd[0]!r} to train on where what is held out has {odd[1]!r}; allowed: the same "
+            "classes in the same order"
+        )
 
 
 def _columns(name: str, features: Any) -> tuple[str, str]:

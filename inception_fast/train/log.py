@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .._numbers import is_integer
 from ..measure.results import write_atomically
 
 NAME = "log.jsonl"
@@ -20,11 +21,13 @@ def read_log(folder: Path, name: str = NAME) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+        except ValueError:  # neither JSON nor, what it may be as well, UTF-8
             continue
+        if isinstance(row, dict) and is_integer(row.get("step")):
+            rows.append(row)
     return rows
 
 

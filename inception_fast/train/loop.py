@@ -7,8 +7,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
@@ -20,17 +20,18 @@ from .._numbers import is_integer, plain
 from ..dispatch import backend_status
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import load_data, lost_workers_named, training_loader
+from .data import load_data, lost_workers_named, readable, training_loader
 from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
-from .labelled import Data, DataError
+from .labelled import Data
 from .log import NAME, Log, board_writer, read_log
 from .settings import Settings, difference
 from .stream import Stream
 from .trainer import Diverged, Say, Trainer
 
 SUMMARY = "summary.json"
+VERDICT = "data-check.json"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ def train(
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
     backend_status()  # raises where INCEPTION_FAST_ISA names what this machine cannot run
+    there = out.exists()
+    try:
+        return _prepared(settings, out, options, world, say)
+    except BaseException:
+        if world.leader and not there and out.is_dir():  # what is refused leaves no folder
+            (out / VERDICT).unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _prepared(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
     resume = options.resume or world.begun(str(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out} is a file; name a folder")
@@ -122,8 +135,7 @@ def _prepare(settings: Settings, out: Path, options: Options, world: World, say:
             raise ValueError(f"{out} holds a run already; resume it, or name another folder")
         if options.tensorboard and world.leader:
             board_writer()
-        cache = out / "data-check.json" if out.is_dir() else None
-        data = load_data(settings.data, settings.bad_data, cache, say, options.download)
+        data = load_data(settings.data, settings.bad_data, out / VERDICT, say, options.download)
     for fault in data.bad[:10]:
         say(f"left out: {fault}")
     if data.bad:
@@ -182,7 +194,7 @@ def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
     saved = start
     with _log(run) as log, _drift(run) as look, _stop_asked(run.world) as stop:
         clock = time.perf_counter()
-        for images, labels in _readable(loader):
+        for images, labels in readable(loader):
             try:
                 row = trainer.step(images, labels, stream.epoch(trainer.steps_done))
             except Diverged as error:
@@ -197,22 +209,14 @@ def _fit(run: Run, on_row: Callable[[dict[str, Any]], None]) -> str:
                 log(row)
                 look()
                 on_row(row)
-            stopped = stop() and done < s.steps
+            stopped = stop()
             if done % run.options.checkpoint_every == 0 or done == s.steps or stopped:
                 saved = _save(run, done) or saved
-            if stopped:
+            if stopped or (done == s.steps and stop()):  # nobody behind the last step looks again
                 saved = run.world.agree(saved)  # none leaves before the leader has written
                 run.say(f"stopped after step {done}; resume goes on after step {saved}")
                 raise KeyboardInterrupt
     return "done"
-
-
-def _readable(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches. An image that broke after the check is named without the traceback that a worker wraps round it."""
-    try:
-        yield from loader
-    except DataError as error:
-        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from error
 
 
 def _save(run: Run, step: int) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..measure.flops import layers, totals
 from ..replace import replace_layers
-from .data import Normalise, evaluation_loader
+from .data import Normalise, evaluation_loader, readable
 from .distributed import SharedDropout, World, wrap
 from .labelled import Data
 from .networks import build, scale_weights
@@ -132,7 +132,8 @@ class Trainer:
             return None
         loss, correct, count = 0.0, 0, 0
         self.judge.eval()
-        for x, labels in evaluation_loader(data, images, self.settings.batch_size, self.settings.image_size, workers):
+        batches = evaluation_loader(data, images, self.settings.batch_size, self.settings.image_size, workers)
+        for x, labels in readable(batches):
             labels = labels.to(self.world.device)
             with self._autocast():
                 logits = torch.func.functional_call(self.judge, dict(weights), self.normalise(x)).float()

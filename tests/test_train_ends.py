@@ -1,0 +1,113 @@
+"""What a run says and leaves when it ends otherwise than meant: at its last step, in its judgement, over a bad row."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inception_fast.train.data import lost_workers_named
+from inception_fast.train.labelled import DataError
+from inception_fast.train.loop import Options, train
+from training import curve, folder_of_classes, tiny
+
+QUICK = Options(checkpoint_every=2, eval_images=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("when", ["last step", "last checkpoint"])
+def test_a_signal_at_the_end_of_the_steps_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """It was forgotten: the run was judged all the same, and a comparison began its next."""
+    from inception_fast.train.checkpoint import Checkpoints
+
+    said: list[str] = []
+    save = Checkpoints.save
+
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if when == "last checkpoint":
+        monkeypatch.setattr(Checkpoints, "save", lambda *a: (stop(), save(*a))[1])
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(1), tmp_path, QUICK, say=said.append, on_row=stop if when == "last step" else lambda row: None)
+    assert said == ["stopped after step 1; resume goes on after step 1"] and not (tmp_path / "summary.json").exists()
+    monkeypatch.undo()
+    assert train(tiny(1), tmp_path, Options(eval_images=4, resume=True))["evaluation"]["images"] == 4
+
+
+def test_a_held_out_image_that_breaks_later_is_named(tmp_path: Path) -> None:
+    """Read by a worker when the steps are made: one line, and a resumed run has only the judgement left."""
+    root = folder_of_classes(tmp_path / "data")
+    spoilt = root / "cat" / "4.png"
+    settings, whole = tiny(1, data=str(root)), spoilt.read_bytes()
+    with pytest.raises(DataError, match=rf"^{spoilt} is damaged[^\n]*$"):
+        train(
+            settings, tmp_path / "out", Options(workers=1), on_row=lambda row: spoilt.write_bytes(whole[:60]) and None
+        )
+    spoilt.write_bytes(whole)
+    assert train(settings, tmp_path / "out", Options(workers=1, resume=True))["evaluation"]["images"] == 2
+
+
+def test_a_resumed_run_looks_at_no_image_again(tmp_path: Path) -> None:
+    """Nor does another process of the same run. What is refused leaves no folder all the same."""
+    root, out = folder_of_classes(tmp_path / "data"), tmp_path / "out"
+    said: list[str] = []
+    train(tiny(1, data=str(root)), out, Options(eval_images=0, workers=0), say=said.append)
+    assert said == ["looking at 12 images"]
+    train(tiny(2, data=str(root)), out, Options(eval_images=0, workers=0, resume=True), say=said.append)
+    assert said[1:] == ["resuming after step 1"]
+    for fields, message in (({"aux": "on"}, "auxiliary heads"), ({"bad_data": "refuse"}, "1 faults in the data")):
+        if "bad_data" in fields:
+            (root / "cat" / "0.png").write_text("no picture")
+        with pytest.raises(ValueError, match=message):
+            train(tiny(1, data=str(root), **fields), tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("broken", [b'{"step": 2, "l\xefss": 1.5}', b"7", b'{"stdp": 2, "loss": 1.5}'])
+def test_a_line_of_the_log_that_a_disk_damaged_is_lost_alone(tmp_path: Path, broken: bytes) -> None:
+    train(tiny(3), tmp_path, QUICK)
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([lines[0], broken, *lines[2:]]) + b"\n")
+    said: list[str] = []
+    train(tiny(4), tmp_path, Options(eval_images=0, resume=True), say=said.append)
+    assert said[0] == f"{log} has lost 1 of the 3 rows up to here: the curve has a gap"
+    assert [row[0] for row in curve(tmp_path)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(24, "Too many open files"), "need more open files than the system allows.*fewer workers"),
+        (RuntimeError("Too many open files. Communication with the workers is no"), "need more open files than the"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            r"is gone \(DataLoader worker .pid 7",
+        ),
+        (ConnectionResetError(104, "Connection reset by peer"), r"is gone \(\[Errno 104\] Connection reset by peer\)"),
+        (OSError(28, "No space left on device"), None),
+        (RuntimeError("another"), None),
+    ],
+)
+def test_what_processes_that_prepare_images_lack_is_named(error: Exception, message: str | None) -> None:
+    """A hundred of them hand over more files than most systems allow; what is not of them stays as it was."""
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(type(error) if message is None else DataError, match=message) as raised, lost_workers_named():
+        raise error
+    assert (raised.value is error) == (message is None)
+    signal.signal(signal.SIGCHLD, before)
