@@ -45,6 +45,7 @@ def test_a_run_leaves_log_checkpoints_summary_and_picture(tmp_path: Path) -> Non
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lock",
         "checkpoint-00000004.safetensors",
         "checkpoint-00000005.safetensors",
         "curves.svg",
