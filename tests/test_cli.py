@@ -428,3 +428,21 @@ def test_no_option_is_missing_its_help():
     (commands,) = (a for a in parser._actions if hasattr(a, "choices") and isinstance(a.choices, dict))
     for name, command in commands.choices.items():
         assert all(action.help for action in command._actions), name
+
+
+def test_the_help_of_an_option_names_its_default():
+    (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            value = action.default
+            if value not in (None, False, [], "==SUPPRESS=="):
+                text = (
+                    ",".join(map(str, value))
+                    if isinstance(value, list)
+                    else f"{value:g}"
+                    if isinstance(value, float)
+                    else str(value)
+                )
+                assert text in action.help and "default" in action.help, (
+                    f"{name} {action.option_strings}: {action.help}"
+                )

@@ -1,5 +1,5 @@
-"""Names of files that are not UTF-8: what they name is read and written, and they are printed with escapes; so are names
-that standard output does not hold.
+"""Names of files that are not UTF-8: what they name is read and written, and they are printed with escapes; so are
+names that standard output does not hold.
 """
 
 from __future__ import annotations

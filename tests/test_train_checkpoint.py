@@ -106,7 +106,7 @@ def test_a_folder_that_another_run_writes_to_is_left_alone(tmp_path: Path, resum
     leftover.write_text("of the other")
     with (
         held(tmp_path),
-        pytest.raises(ValueError, match="another run writes to .*; wait for it, or name another folder"),
+        pytest.raises(ValueError, match=r"another run writes to .*; wait for it, or name another folder"),
     ):
         train(tiny(2), tmp_path, Options(eval_images=0, resume=resume))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([leftover.name, LOCK])

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--models", metavar="A,B,...", help="models, each with options as in inception_v1:classic=true")
-    what.add_argument("--experiment", metavar="NAME", help="one of the papers' claims, ready to run; 'list' shows them")
+    what.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="one of the papers' claims, ready to run: the defaults below are its own then; 'list' shows them",
+    )
     parser.add_argument("--out", type=out_folder, metavar="DIR", help="where compare.json, index.html and the runs go")
     parser.add_argument("--seeds", type=integer(1, 1000), metavar="K", help="runs of each variant (default 1)")
-    parser.add_argument("--checkpoint-every", type=integer(1, 10**9), default=100, metavar="N", help="default 100")
-    add_budget(parser, steps=200)
+    parser.add_argument(
+        "--checkpoint-every",
+        type=integer(1, 10**9),
+        default=100,
+        metavar="N",
+        help="steps between two checkpoints (default 100)",
+    )
+    add_budget(parser, steps=200, size="the largest of the models'")
     add_json(parser)
 
 

@@ -98,7 +98,7 @@ def train(
     a last checkpoint.
 
     Raises:
-        ValueError: the settings, the data or the checkpoint to resume from cannot be used, or another run writes to OUT.
+        ValueError: the settings, the data or the checkpoint to resume from cannot be used; another run writes to OUT.
         OSError: the log cannot be written.
         KeyboardInterrupt: a signal asked for the end.
     """
