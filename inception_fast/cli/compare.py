@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             experiment = get_experiment(args.experiment)
             variants, seeds, about = list(experiment.variants), args.seeds or experiment.seeds, experiment.about()
             drift_every = experiment.drift_every
+            _check_free(args, variants)
             base = _changed(experiment.settings(**budget(args)), args)
         else:
             variants, base = _asked(args)
@@ -101,6 +102,16 @@ def _asked(args: argparse.Namespace) -> tuple[list[Variant], Settings]:
     size = args.image_size or max(native_size(variant.model) for variant in variants)
     given = {"steps": 200} | budget(args) | {"image_size": size}
     return variants, Settings(variants[0].model, recipe=chosen_recipe(args), **given)
+
+
+def _check_free(args: argparse.Namespace, variants: list[Variant]) -> None:
+    """Raises CommandError for a flag that the variants of an experiment would override, each with a value of its own."""
+    for name in sorted({name for variant in variants for name in (*variant.settings, *variant.recipe)}):
+        if getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{flag} with --experiment {args.experiment}, whose variants set it; allowed: without {flag}"
+            )
 
 
 def _changed(settings: Settings, args: argparse.Namespace) -> Settings:
