@@ -105,7 +105,7 @@ def _asked(args: argparse.Namespace) -> tuple[list[Variant], Settings]:
 
 
 def _check_free(args: argparse.Namespace, variants: list[Variant]) -> None:
-    """Raises CommandError for a flag that the variants of an experiment would override, each with a value of its own."""
+    """Raises CommandError for a flag that the variants of an experiment override, each with a value of its own."""
     for name in sorted({name for variant in variants for name in (*variant.settings, *variant.recipe)}):
         if getattr(args, name) is not None:
             flag = f"--{name.replace('_', '-')}"
