@@ -434,15 +434,8 @@ def test_the_help_of_an_option_names_its_default():
     (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
     for name, command in commands.choices.items():
         for action in command._actions:
-            value = action.default
-            if value not in (None, False, [], "==SUPPRESS=="):
-                text = (
-                    ",".join(map(str, value))
-                    if isinstance(value, list)
-                    else f"{value:g}"
-                    if isinstance(value, float)
-                    else str(value)
-                )
-                assert text in action.help and "default" in action.help, (
-                    f"{name} {action.option_strings}: {action.help}"
-                )
+            if action.default in (None, False, [], "==SUPPRESS=="):
+                continue
+            values = action.default if isinstance(action.default, list) else [action.default]
+            text = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+            assert text in action.help and "default" in action.help, (name, action.option_strings, action.help)
