@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
-import inception_fast as fast
 from inception_fast.kernels import cpu
 from inception_fast.kernels.plan import ALIGNMENT, Plan
+
+import inception_fast as fast
 from inception_fast.measure.compare import clouds
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json

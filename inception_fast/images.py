@@ -74,13 +74,15 @@ def load_photo(path: str | Path) -> Photo:
     """Reads the picture at `path`: the first frame, turned upright, transparency laid on white, any depth to 8 bits.
 
     Raises:
-        ImageError: the path is missing, a folder, not a picture, truncated, or larger than MAX_PIXELS.
+        ImageError: the path is missing, a folder, a pipe, not a picture, truncated, or larger than MAX_PIXELS.
     """
     path = Path(path)
     if path.is_dir():
         raise ImageError(f"{path} is a folder; pass the image files in it")
     if not path.exists():
         raise ImageError(f"{path}: no such file; pass the path of an image")
+    if is_pipe(path):
+        raise ImageError(f"{path} is a pipe or a device; write it to a file first")
     return _read(path, str(path))
 
 
@@ -116,6 +118,11 @@ def _read(file: Path | io.BytesIO, name: str, plain: bool = False) -> Photo:
     except Exception as error:  # decoders meet hostile bytes and raise whatever they like
         raise ImageError(f"{name} is damaged or cut short ({_reason(error)}); get a whole copy of it") from error
     return Photo(name, image, tuple(notes))
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, for which reading may wait without end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def load_image(path: str | Path) -> Image.Image:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import inception_fast
-from inception_fast import dispatch
+from inception_fast import dispatch, images
 from inception_fast.cli import build_parser, main
 from inception_fast.cli.common import CommandError, one_line
 from inception_fast.cli.labels import find_labels
@@ -180,6 +181,21 @@ def test_classify(capsys, photo, small_net):
     assert [p["label"] for p in rows[0]["predictions"]] == ["9", "8", "7"]
     assert [p["probability"] for p in rows[0]["predictions"]] == pytest.approx(expected)
     assert len(err.splitlines()) == 1 and "weights are random" in err
+
+
+def test_classify_holds_the_pixels_of_one_picture_at_a_time(capsys, photo, small_net, monkeypatch):
+    """A folder of photographs may have more of them than there is memory for."""
+    read, decoded = images.load_photo, []
+
+    def watched(path):
+        found = read(path)
+        decoded.append(weakref.ref(found.image))
+        assert sum(image() is not None for image in decoded) <= 2  # this one, and the one that is let go for it
+        return found
+
+    monkeypatch.setattr(images, "load_photo", watched)
+    assert main(["classify", *[str(photo)] * 12, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 12 and len(decoded) == 24
 
 
 def test_classify_prints_all_of_few_classes(capsys, photo, small_net, monkeypatch):
@@ -412,3 +428,14 @@ def test_no_option_is_missing_its_help():
     (commands,) = (a for a in parser._actions if hasattr(a, "choices") and isinstance(a.choices, dict))
     for name, command in commands.choices.items():
         assert all(action.help for action in command._actions), name
+
+
+def test_the_help_of_an_option_names_its_default():
+    (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            if action.default in (None, False, [], "==SUPPRESS=="):
+                continue
+            values = action.default if isinstance(action.default, list) else [action.default]
+            text = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+            assert text in action.help and "default" in action.help, (name, action.option_strings, action.help)

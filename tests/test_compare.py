@@ -165,6 +165,8 @@ def test_a_variant_that_diverges_is_a_result(tmp_path: Path) -> None:
         ("--models inception_v9 --out OUT", "inception_v9"),
         ("--experiment cold_fusion --out OUT", "experiment 'cold_fusion'; allowed: batchnorm_rate"),
         ("--experiment residual", "--out DIR is needed"),
+        ("--experiment batchnorm_rate --lr 0.3 --out OUT", "--lr with --experiment batchnorm_rate, whose variants set"),
+        ("--experiment batchnorm_scale --init-scale 2 --out OUT", "allowed: without --init-scale"),
         ("--models tiny_inception --data /nowhere --out OUT", "no such folder"),
         ("--models tiny_inception,nope --out OUT", "inception_v4, tiny_inception"),
         ("--models inception_v1:num_classes=0 --out OUT", "option num_classes=0; allowed: none, the data decides"),

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cpu_plans import Scene, argument, normals, poisoned
-
 from inception_fast.kernels import cpu
 from inception_fast.kernels.plan import Output, PairStep
 from inception_fast.kernels.spec import ConvSpec, PairSpec
+
+from cpu_plans import Scene, argument, normals, poisoned
 
 TIER = cpu.tiers()[-1]
 
@@ -60,8 +60,17 @@ def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
 
 @pytest.mark.parametrize(
     ("n", "threads", "fused"),
-    [(1, 1, True), (1, 2, False), (2, 2, True), (3, 2, False), (4, 2, True), (4, 16, False), (16, 16, True)]
-    + [(20, 16, False), (32, 16, True), (25, 16, True)],
+    [
+        (1, 1, True),
+        (1, 2, False),
+        (2, 2, True),
+        (3, 2, False),
+        (4, 2, True),
+        (4, 16, False),
+        (16, 16, True),
+        (20, 16, False),
+        (25, 16, True),
+    ],
 )
 def test_pairs_are_fused_where_every_thread_has_images_of_its_own(n: int, threads: int, fused: bool) -> None:
     first = ConvSpec(n, 17, 17, 64, 64, 1, 7, (1, 1), (0, 0, 3, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -255,6 +256,14 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     (root / "cat" / "loop").symlink_to(root)
     names = [Path(name).relative_to(root).as_posix() for name in open_source(str(root)).names]
     assert names == ["cat/a.jpg", "dog/a.jpg"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    source = open_source(str(tmp_path))
+    assert source.names == [str(tmp_path / "a.png")]
+    with pytest.raises(OSError, match="it is a pipe or a device"):
+        source.read(0)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -173,6 +174,9 @@ def test_paths_that_are_no_picture(tmp_path):
         load_image(tmp_path)
     with pytest.raises(ImageError, match="no such file"):
         load_image(tmp_path / "missing.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png is a pipe or a device; write it to a file first"):
+        load_image(tmp_path / "pipe.png")  # it was waited for
 
 
 def test_find_images(tmp_path):

@@ -1,7 +1,10 @@
-"""Names of files that are not UTF-8: what they name is read and written, and they are printed with escapes."""
+"""Names of files that are not UTF-8: what they name is read and written, and they are printed with escapes; so are
+names that standard output does not hold.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +19,7 @@ from safetensors.torch import save_file
 
 import inception_fast as fast
 from inception_fast.cli import main
+from inception_fast.cli.common import print_json
 from inception_fast.features.shards import count_features, is_feature_file, read_features, write_shard
 from inception_fast.measure.results import write_json, write_text
 from inception_fast.train import checkpoint
@@ -54,6 +58,17 @@ def test_the_command_line_prints_them_with_escapes(place: Path) -> None:
         assert "odd\\udcff/b.safetensors" in done.stdout.decode()
     assert json.loads(done.stdout)["target"] == str(place / "b.safetensors")
     assert resolve(place / "b.safetensors").tensors.keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_any_locale(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["größe.jpg", "数.jpg", "\U0001f600.jpg", ODD]
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, errors="backslashreplace"))
+    print_json(names)
+    sys.stdout.flush()
+    text = written.getvalue().decode(encoding)
+    assert json.loads(text) == names and ("größe" in text) == (encoding == "utf-8")
 
 
 def test_inspect_writes_where_it_is_told_to(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from inception_fast.measure.held import LOCK, held
 from inception_fast.train.checkpoint import CheckpointError, Checkpoints, read
 from inception_fast.train.loop import Options, train
 from training import command, curve, start, tiny
@@ -110,6 +114,28 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     assert found is not None and found[1]["step"] == 3 and not leftover.exists() and not said
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_another_run_writes_to_is_left_alone(tmp_path: Path, resume: bool) -> None:
+    """Both runs said that they were done, with a curve that was of neither."""
+    leftover = tmp_path / ".checkpoint-00000002-x.safetensors"
+    leftover.write_text("of the other")
+    with (
+        held(tmp_path),
+        pytest.raises(ValueError, match=r"another run writes to .*; wait for it, or name another folder"),
+    ):
+        train(tiny(2), tmp_path, Options(eval_images=0, resume=resume))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([leftover.name, LOCK])
+    assert train(tiny(2), tmp_path, Options(eval_images=0, resume=resume))["status"] == "done"
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, what: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert train(tiny(2), tmp_path, Options(eval_images=0))["status"] == "done"
+
+
 def test_a_missing_file_is_an_error_not_a_crash(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is damaged"):
         read(tmp_path / "checkpoint-00000001.safetensors")
@@ -141,7 +167,7 @@ def test_training_survives_a_disk_that_takes_no_checkpoint(tmp_path: Path) -> No
     assert process.returncode == 0, output
     assert "the checkpoint of step 2 could not be written" in output and "there is none yet" in output
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob(".*")) == [tmp_path / LOCK]
 
 
 def test_a_disk_that_takes_no_log_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:

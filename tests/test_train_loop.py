@@ -45,6 +45,7 @@ def test_a_run_leaves_log_checkpoints_summary_and_picture(tmp_path: Path) -> Non
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lock",
         "checkpoint-00000004.safetensors",
         "checkpoint-00000005.safetensors",
         "curves.svg",
@@ -106,14 +107,14 @@ def test_a_half_written_row_is_dropped(tmp_path: Path) -> None:
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("broken", [None, '{"step": 2, "lo'])
-def test_a_log_that_lost_rows_is_told(tmp_path: Path, broken: str | None) -> None:
+@pytest.mark.parametrize("broken", [None, b'{"step": 2, "lo', b"\xff\xfe\0", b"2", b'{"loss": 1}'])
+def test_a_log_that_lost_rows_is_told(tmp_path: Path, broken: bytes | None) -> None:
     """A line cut in the middle takes none behind it along."""
     train(tiny(4), tmp_path, QUICK)
     log = tmp_path / "log.jsonl"
-    lines = log.read_text().splitlines()
+    lines = log.read_bytes().splitlines()
     left = lines[:1] if broken is None else [lines[0], broken, *lines[2:]]
-    log.write_text("\n".join(left) + "\n")
+    log.write_bytes(b"\n".join(left) + b"\n")
     said: list[str] = []
     train(tiny(5), tmp_path, Options(checkpoint_every=2, eval_images=0, resume=True), say=said.append)
     gone = 3 if broken is None else 1

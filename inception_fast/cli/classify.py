@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .common import OK, CommandError, add_json, integer, note, print_json, serving
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             {"index": index, "label": labels[index], "probability": value}
             for value, index in zip(values, indices, strict=True)
         ]
-        rows.append({"image": photo.name, "model": name, "weights": args.weights, "predictions": predictions})
+        rows.append({"image": str(photo), "model": name, "weights": args.weights, "predictions": predictions})
     if args.json:
         print_json(rows)
     else:
@@ -48,16 +49,19 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _photos(paths: list[str]) -> list[Any]:
+def _photos(paths: list[str]) -> list[Path]:
+    """The files, each read whole and let go: a broken one ends the command before the work, and their pixels may be
+    more than there is memory for.
+    """
     from ..images import ImageError, find_images, load_photo
 
     try:
-        photos = [load_photo(file) for path in paths for file in find_images(path)]
+        photos = [file for path in paths for file in find_images(path)]
+        for file in photos:
+            for remark in load_photo(file).notes:
+                note(f"{file}: {remark}")
     except ImageError as error:
         raise CommandError(str(error)) from error
-    for photo in photos:
-        for remark in photo.notes:
-            note(f"{photo.name}: {remark}")
     return photos
 
 
@@ -78,22 +82,24 @@ def _model(args: argparse.Namespace) -> tuple[str, Any]:
     return name, model
 
 
-def _top(model: Any, photos: list[Any], topk: int) -> list[tuple[list[float], list[int]]]:
+def _top(model: Any, photos: list[Path], topk: int) -> list[tuple[list[float], list[int]]]:
     """Probabilities and indices of the likeliest classes, an image a row; eager, as few images repay no plan."""
     import torch
 
-    from ..images import prepare_batch
+    from ..images import ImageError, load_image, prepare_batch
 
     rows: list[tuple[list[float], list[int]]] = []
     with torch.inference_mode():
         for start in range(0, len(photos), BATCH):
             batch = photos[start : start + BATCH]
-            logits = model(prepare_batch((photo.image for photo in batch), model.data_config))
+            try:
+                x = prepare_batch(map(load_image, batch), model.data_config)
+            except ImageError as error:
+                raise CommandError(str(error)) from error
+            logits = model(x)
             for photo, finite in zip(batch, logits.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
-                    raise CommandError(
-                        f"{photo.name}: the network's output is NaN or infinite; allowed: finite numbers"
-                    )
+                    raise CommandError(f"{photo}: the network's output is NaN or infinite; allowed: finite numbers")
             best = logits.softmax(dim=1).topk(topk)
             rows += zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return rows

@@ -46,8 +46,12 @@ def note(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The only thing a --json command writes to standard output. NaN and infinity are not JSON and raise."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """The only thing a --json command writes to standard output. NaN and infinity are not JSON and raise.
+
+    The escapes that stand for what another encoding does not hold, as \\xe9, would be no JSON: JSON's own do there.
+    """
+    utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    print(json.dumps(value, indent=2, ensure_ascii=not utf8, allow_nan=False))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

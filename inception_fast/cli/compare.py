@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--models", metavar="A,B,...", help="models, each with options as in inception_v1:classic=true")
-    what.add_argument("--experiment", metavar="NAME", help="one of the papers' claims, ready to run; 'list' shows them")
+    what.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="one of the papers' claims, ready to run: the defaults below are its own then; 'list' shows them",
+    )
     parser.add_argument("--out", type=out_folder, metavar="DIR", help="where compare.json, index.html and the runs go")
     parser.add_argument("--seeds", type=integer(1, 1000), metavar="K", help="runs of each variant (default 1)")
-    parser.add_argument("--checkpoint-every", type=integer(1, 10**9), default=100, metavar="N", help="default 100")
-    add_budget(parser, steps=200)
+    parser.add_argument(
+        "--checkpoint-every",
+        type=integer(1, 10**9),
+        default=100,
+        metavar="N",
+        help="steps between two checkpoints (default 100)",
+    )
+    add_budget(parser, steps=200, size="the largest of the models'")
     add_json(parser)
 
 
@@ -48,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             experiment = get_experiment(args.experiment)
             variants, seeds, about = list(experiment.variants), args.seeds or experiment.seeds, experiment.about()
             drift_every = experiment.drift_every
+            _check_free(args, variants)
             base = _changed(experiment.settings(**budget(args)), args)
         else:
             variants, base = _asked(args)
@@ -91,6 +102,16 @@ def _asked(args: argparse.Namespace) -> tuple[list[Variant], Settings]:
     size = args.image_size or max(native_size(variant.model) for variant in variants)
     given = {"steps": 200} | budget(args) | {"image_size": size}
     return variants, Settings(variants[0].model, recipe=chosen_recipe(args), **given)
+
+
+def _check_free(args: argparse.Namespace, variants: list[Variant]) -> None:
+    """Raises CommandError for a flag that the variants of an experiment override, each with a value of its own."""
+    for name in sorted({name for variant in variants for name in (*variant.settings, *variant.recipe)}):
+        if getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{flag} with --experiment {args.experiment}, whose variants set it; allowed: without {flag}"
+            )
 
 
 def _changed(settings: Settings, args: argparse.Namespace) -> Settings:

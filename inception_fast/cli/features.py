@@ -27,7 +27,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--shard-size", type=integer(1, 10**7), default=1024, metavar="N", help="images of a shard (default 1024)"
     )
     parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="processes of this machine, or Ray Data"
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine (local, default), or Ray Data",
     )
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
     parser.add_argument(

@@ -18,13 +18,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "pattern", nargs="?", metavar="PATTERN", help="a shell pattern of kernel names, such as 'conv*'"
     )
-    parser.add_argument("--arch", type=choice(ARCHES), default="sm_90a", help=f"one of {', '.join(ARCHES)}")
+    parser.add_argument(
+        "--arch", type=choice(ARCHES), default="sm_90a", help=f"one of {', '.join(ARCHES)} (default sm_90a)"
+    )
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 on a spill or a missing tensor-core instruction"
     )
     parser.add_argument("--tune", metavar="MODEL", help="on a GPU: find MODEL's fastest tiles, keep them in the cache")
-    parser.add_argument("--batch", type=comma_list(integer(1, 65536)), default=[1, 32], help="batches to tune (1,32)")
-    parser.add_argument("--dtype", type=choice(DTYPES), default="bfloat16", help=f"one of {', '.join(DTYPES)}")
+    parser.add_argument("--batch", type=comma_list(integer(1, 65536)), default=[1, 32], help="of --tune (default 1,32)")
+    parser.add_argument(
+        "--dtype",
+        type=choice(DTYPES),
+        default="bfloat16",
+        help=f"of --tune, one of {', '.join(DTYPES)} (default bfloat16)",
+    )
     add_json(parser)
 
 

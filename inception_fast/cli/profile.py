@@ -28,7 +28,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--device", type=choice(tuple(DTYPES)), default="cpu", metavar="NAME", help="cpu (default) or cuda"
     )
     parser.add_argument(
-        "--dtype", type=choice(DTYPES["cuda"]), default="float32", metavar="NAME", help=", ".join(DTYPES["cuda"])
+        "--dtype",
+        type=choice(DTYPES["cuda"]),
+        default="float32",
+        metavar="NAME",
+        help="float32 (default), bfloat16, or on cuda float16",
     )
     parser.add_argument("--image-size", type=integer(1, 8192), metavar="S", help="square input (default: the model's)")
     parser.add_argument("--input", type=shape, metavar="C,H,W", help="the input's shape (default: the model's)")

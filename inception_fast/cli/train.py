@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def add_budget(parser: argparse.ArgumentParser, steps: int) -> None:
+def add_budget(parser: argparse.ArgumentParser, steps: int, size: str = "the model's") -> None:
     """The flags that `train` and `compare` share."""
     parser.add_argument(
         "--data",
@@ -83,16 +83,16 @@ def add_budget(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument(
         "--batch-size", type=integer(1, 65536), metavar="B", help="images a step over all processes (default 32)"
     )
-    parser.add_argument(
-        "--image-size", type=integer(1, 4096), metavar="S", help="square input size (default: the model's)"
-    )
+    parser.add_argument("--image-size", type=integer(1, 4096), metavar="S", help=f"square input size (default: {size})")
     parser.add_argument("--recipe", metavar="NAME", help="paper (default, Inception v3's) or modern (SGD, cosine)")
     parser.add_argument("--optimizer", metavar="NAME", help="rmsprop_tf, sgd or adamw (default: the recipe's)")
     for field, text in RECIPE_FLAGS.items():
         parser.add_argument(
             f"--{field.replace('_', '-')}", type=float, metavar="X", help=f"{text} (default: the recipe's)"
         )
-    parser.add_argument("--augment", metavar="KIND", help="paper, shift, none or auto (default: paper for photographs)")
+    parser.add_argument(
+        "--augment", metavar="KIND", help="paper, shift, none or auto (default: paper for photographs, else shift)"
+    )
     parser.add_argument(
         "--aux", metavar="WHEN", help="auxiliary heads: on, off or auto (default: where the image size allows)"
     )

@@ -7,34 +7,24 @@ what is left to do, and no row can be lost or doubled.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..measure.held import held
 from ..measure.results import write_atomically, write_json
 from .sources import PREFIX, SourceError, import_parquet
 from .stream import Features
 
-MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.json", ".lock"
+MANIFEST, UNREADABLE = "manifest.json", "unreadable.json"
 KEY = b"inception_fast"
 KINDS = {"images": int, "shard_size": int, "settings": dict}  # of a manifest
-_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
-
-
-def _leave_locks() -> None:
-    """A decoding process outlives a run that is killed, if for a moment, and must not hold the folder meanwhile."""
-    for lock in _locks:
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
 
 
 class Shards:
@@ -52,21 +42,14 @@ class Shards:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--out {self.folder} is a file; name a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / LOCK, "w")
-        _locks.add(self._lock)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as stack:
+            stack.enter_context(held(self.folder))
             self._check_manifest()
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(f"another run writes to {self.folder}; wait for it, or name another --out") from None
-        except BaseException:
-            self._lock.close()
-            raise
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self._held.close()
 
     def _check_manifest(self) -> None:
         for scratch in (*self.folder.glob(f".{PREFIX}*.parquet"), *self.folder.glob(".manifest-*.json")):

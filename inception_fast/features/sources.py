@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..images import SUFFIXES, check_names, check_path, files_below
+from ..images import SUFFIXES, check_names, check_path, files_below, is_pipe
 
 INSTALL = "pip install 'inception-fast[features]'"
 TAR = (".tar",)
@@ -52,7 +52,10 @@ class Files:
 
     def read(self, index: int) -> bytes:
         name = self.names[index]
-        return (Path(name) if self.root is None else self.root / name).read_bytes()
+        path = Path(name) if self.root is None else self.root / name
+        if is_pipe(path):
+            raise OSError("it is a pipe or a device")
+        return path.read_bytes()
 
 
 class TarShards:

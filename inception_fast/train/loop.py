@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from .._numbers import is_integer, plain
 from ..dispatch import backend_status
+from ..measure.held import held
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
 from .data import load_data, lost_workers_named, readable, training_loader
@@ -98,7 +99,7 @@ def train(
     a last checkpoint.
 
     Raises:
-        ValueError: the settings, the data or the checkpoint to resume from cannot be used.
+        ValueError: the settings, the data or the checkpoint to resume from cannot be used; another run writes to OUT.
         OSError: the log cannot be written.
         KeyboardInterrupt: a signal asked for the end.
     """
@@ -106,7 +107,7 @@ def train(
     with torch.random.fork_rng(devices=[]), join(options.device) as world:
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
-        with lost_workers_named():
+        with _begun(run), lost_workers_named():
             status = _fit(run, on_row if world.leader else lambda row: None)
             run.weights = run.trainer.whole_weights()
             return _summary(run, status) if world.leader else {}
@@ -131,8 +132,8 @@ def _prepared(settings: Settings, out: Path, options: Options, world: World, say
         raise ValueError(f"out {out} is a file; name a folder")
     checkpoints = Checkpoints(out, options.keep, say)
     with world.leader_first():
-        if not resume and world.leader and (checkpoints.steps() or (out / NAME).exists()):
-            raise ValueError(f"{out} holds a run already; resume it, or name another folder")
+        if not resume and world.leader:
+            _check_free(checkpoints)
         if options.tensorboard and world.leader:
             board_writer()
         data = load_data(settings.data, settings.bad_data, out / VERDICT, say, options.download)
@@ -142,12 +143,29 @@ def _prepared(settings: Settings, out: Path, options: Options, world: World, say
         say(f"{len(data.bad)} faults in {data.source.name}; {len(data.train)} images to train on")
     trainer = Trainer(settings, data, world, say, options.shard)
     probe = Probe(trainer, data) if options.drift_every else None
-    run = Run(settings, options, out, world, data, trainer, checkpoints, say, probe)
-    out.mkdir(parents=True, exist_ok=True)
-    world.begin(str(out))
-    if resume:
-        _resume(run)
-    return run
+    return Run(settings, replace(options, resume=resume), out, world, data, trainer, checkpoints, say, probe)
+
+
+def _check_free(checkpoints: Checkpoints) -> None:
+    out = checkpoints.folder
+    if checkpoints.steps() or (out / NAME).exists():
+        raise ValueError(f"{out} holds a run already; resume it, or name another folder")
+
+
+@contextmanager
+def _begun(run: Run) -> Iterator[None]:
+    """Holds the folder, in which the rows and checkpoints of two runs would replace each other, and resumes."""
+    run.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with run.world.leader_first():
+            if run.world.leader:
+                stack.enter_context(held(run.out))
+                if not run.options.resume:
+                    _check_free(run.checkpoints)  # again: the data may have taken long
+        run.world.begin(str(run.out))
+        if run.options.resume:
+            _resume(run)
+        yield
 
 
 def _resume(run: Run) -> None:
