@@ -4,9 +4,9 @@
     python benchmarks/publish.py                             rewrites the tables
     python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
 
-Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py`, `training_step.py` and
-`aa.py` write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The newest file of a
-machine that has its times speaks for each case in it; older ones stay as history.
+Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py`, `training_step.py`,
+`shares.py` and `aa.py` write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The
+newest file of a machine that has its times speaks for each case in it; older ones stay as history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "inception_fast"
 KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
-KINDS = ("bench", "claims", "cpu-suite", "aa", "step", "training")
+KINDS = ("bench", "claims", "cpu-suite", "shares", "aa", "step", "training")
 UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
 LEAST_P = 0.05  # of the sign test of a training step
@@ -43,7 +43,7 @@ def kind_of(document: Mapping[str, Any]) -> str:
     if not kind or not isinstance(origin, dict):
         raise ValueError(
             "no rows with their provenance; allowed: what inception-fast bench, claims or compare --experiment or "
-            "benchmarks/aa.py wrote"
+            "benchmarks/aa.py or shares.py wrote"
         )
     missing = [key for key in NEEDED if key not in origin]
     if missing:
@@ -56,6 +56,8 @@ def _kind_of_rows(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return "step"
     if "runtime" in row:
         return "cpu-suite" if "peak_gflops" in document else "bench"
+    if "shared_by" in row:
+        return "shares"
     if "claim" in row:
         return "claims"
     if "false_alarms" in document:
@@ -114,7 +116,7 @@ def slug(text: str) -> str:
 def read_results(results: Path) -> list[tuple[Path, str, Document]]:
     """(file, kind, document) of every filed result that README shows, oldest first; other files are not for it."""
     found = []
-    shown = re.compile(r"\d-(bench|claims|cpu-suite|aa|step)(-\d+)?\.json$")
+    shown = re.compile(r"\d-(bench|claims|cpu-suite|shares|aa|step)(-\d+)?\.json$")
     for path in (p for p in results.glob("*/*.json") if shown.search(p.name)):
         document = json.loads(path.read_text(encoding="utf-8"))
         found.append((path, kind_of(document), document))
@@ -315,6 +317,24 @@ def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str
     return "\n\n".join(parts) or UNMEASURED
 
 
+def shares_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
+    """How many times one thread's speed others would have on cores of their own, of the newest study of a machine."""
+    parts = []
+    for path, document in _newest(found, "shares"):
+        counts = sorted({row["shared_by"] for row in document["rows"]} - {1})
+        lines = [_line(["model", "images", "format", *(f"{n} threads" for n in counts)])]
+        lines.append("|---|--:|---|" + "--:|" * len(counts))
+        cases: dict[tuple[Any, ...], dict[int, float]] = {}
+        for row in document["rows"]:
+            form = row["dtype"] + (", Winograd" if row["winograd"] else "")
+            cases.setdefault((row["model"], row["batch"], form), {})[row["shared_by"]] = row["speedup"]
+        for (model, batch, form), speedups in cases.items():
+            lines.append(_line([f"`{model}`", str(batch), form, *(f"{speedups[n]:.1f}" for n in counts)]))
+        said = f"Times the speed of one thread; {document['tier']}."
+        parts.append("\n".join([*lines, "", said, _origin(document["provenance"], path.relative_to(root))]))
+    return "\n\n".join(parts) or UNMEASURED
+
+
 def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
     """What the newest A/A study of each machine says."""
     said = [
@@ -353,6 +373,7 @@ SECTIONS = {
     "results": bench_section,
     "keras": partial(bench_section, keras=True),
     "cpu-suite": suite_section,
+    "shares": shares_section,
     "step": step_section,
     "aa": aa_section,
     "claims": claims_section,

@@ -29,6 +29,7 @@ ORIGIN = {
 README = (
     "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\n<!-- cpu-suite: begin -->\n<!-- cpu-suite: end -->\n"
     "B\n<!-- step: begin -->\n<!-- step: end -->\n<!-- aa: begin -->\n<!-- aa: end -->\n"
+    "<!-- shares: begin -->\n<!-- shares: end -->\n"
     "<!-- claims: begin -->\n<!-- claims: end -->\n"
     "<!-- keras: begin -->\n<!-- keras: end -->\nC\n"
 )
@@ -81,7 +82,7 @@ def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str
     text = (house / "README.md").read_text()
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
     assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
-    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 5 and "old" not in text
+    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 6 and "old" not in text
     assert text.startswith("# A\n") and text.endswith("\nC\n")
     assert publish.main(["--check"], house) == 0
     assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
@@ -124,6 +125,17 @@ def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
     assert "eager | 12.00 (1.20x) | 3 |" in shown and "2026-01-02-step.json" in shown
     assert "off | wrong | 2 |" in shown and "- off, float32: wrong: its loss is off by 7.0e-01" in shown
     assert "compile | 10.05 (~1.00x)" in shown and "other | 9.00 (~0.90x)" in shown
+
+
+def test_shares_are_shown_by_the_number_of_threads(house: Path) -> None:
+    row = {"model": "m", "batch": 4, "dtype": "float32", "winograd": False, "balance": 0.5, "work_ms": 1.0}
+    rows = [row | {"shared_by": n, "speedup": n * 0.75, "critical_ms": 8 / n} for n in (1, 4, 32)]
+    rows += [other | {"winograd": True, "speedup": 1.26} for other in rows]
+    assert publish.main([str(put(house, {"provenance": ORIGIN, "tier": "avx2", "rows": rows}))], house) == 0
+    shown = (house / "README.md").read_text().split("<!-- shares: begin -->")[1].split("<!-- shares: end -->")[0]
+    assert "| model | images | format | 4 threads | 32 threads |" in shown and "one thread; avx2." in shown
+    assert "| `m` | 4 | float32 | 3.0 | 24.0 |" in shown and "| `m` | 4 | float32, Winograd | 1.3 | 1.3 |" in shown
+    assert "2026-01-02-shares.json" in shown
 
 
 def test_keras_has_a_table_of_its_own(house: Path) -> None:
@@ -204,7 +216,7 @@ def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
     assert "2 asymmetric pairs, 4 images, float32: two convolutions take 0.80 to 1.20 times" in text
     assert "that of the form that plans take.\n" in text, "an older file has no mixed calls"
     assert "form that plans take, whose first call after one of oneDNN's takes 1.08 to 1.30 times.\n" in text
-    assert text.count(publish.UNMEASURED) == 5
+    assert text.count(publish.UNMEASURED) == 6
 
 
 def test_a_study_of_false_alarms_is_shown(house: Path) -> None:
