@@ -51,7 +51,7 @@ class Call:
         )
 
     def least(self, threads: int, calls: int, seconds: float) -> np.ndarray:
-        """A thread's shortest share of each step in so many calls and so long: neighbours slow a machine for a while."""
+        """A thread's shortest share of each step, of so many calls and seconds: others slow a machine for a while."""
         found, start, left = self.shares(threads), time.monotonic(), calls - 1
         while left > 0 or time.monotonic() - start < seconds:
             found, left = np.minimum(found, self.shares(threads)), left - 1

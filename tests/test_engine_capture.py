@@ -83,6 +83,7 @@ STAYS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "concatenated rows": (lambda x: torch.cat([x, x], 2), "along dimension 2"),
     "product": (lambda x: x * x.relu(), "product of two tensors"),
     "difference": (lambda x: x - x.relu(), "difference"),
+    "a divisor near zero": (lambda x: x * 1e-3 / 1e-39, "no finite reciprocal"),
     "broadcast sum": (lambda x: x + x.mean((2, 3), keepdim=True), "different shapes"),
     "other activation": (lambda x: F.gelu(x), "no native step for aten.gelu"),
     "other clamp": (lambda x: x.clamp(0, 6), "bounds"),

@@ -227,7 +227,9 @@ def mul(call: Call) -> ir.Node:
     require(call.shape == x.shape, "product that widens its operand")
     if call.target._opname == "div":
         require(not swapped, "division by a tensor")
-        vector = vector.reciprocal()
+        divisor, vector = vector, vector.reciprocal()
+        finite = vector.float().isfinite() | (divisor == 0)
+        require(bool(finite.all()), "division by a number that has no finite reciprocal")
     return call.node(ir.Affine(vector, None), x)
 
 
