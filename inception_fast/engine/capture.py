@@ -74,12 +74,6 @@ def snapshot(module: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def canonical(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One spelling of a call: what may be positional is positional. Raises TypeError like the call itself."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    return bound.args, bound.kwargs
-
-
 def batch_of(leaves: Sequence[Any]) -> int:
     """Size of the first dimension of the first tensor with at least one dimension."""
     for leaf in leaves:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,6 +17,11 @@ from torch.utils import _pytree as pytree
 
 from .capture import batch_of
 
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 Key = tuple[tuple[tuple[int, ...], torch.dtype, torch.device, torch.layout], ...]
 
 
@@ -33,25 +40,41 @@ class Signature:
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image_channels: int) -> None:
         self._python = inspect.signature(module.forward)
-        self.example, self.spec = self._flatten(args, kwargs)
+        self.example, self.spec = pytree.tree_flatten(self._canonical(args, kwargs))
         check_real(self.example)
         self.batch = batch_of(self.example)
         self.image_channels = image_channels
         self.one_tensor = isinstance(self.example[0], Tensor) and self.spec == pytree.tree_structure(((0,), {}))
         self.check(self.example)
 
-    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    def _canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """One spelling of a call: what may be positional is, and defaults behind the last argument are left out."""
         bound = self._python.bind(*args, **kwargs)
-        return pytree.tree_flatten((bound.args, dict(sorted(bound.kwargs.items()))))
+        parameters = self._python.parameters
+        for name, value in reversed(list(bound.arguments.items())):
+            if value is parameters[name].default and isinstance(value, (NoneType, bool)):
+                del bound.arguments[name]
+            elif parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
+                break
+        places = [p for p in parameters.values() if p.kind in POSITIONAL]
+        last = max((i for i, p in enumerate(places) if p.name in bound.arguments), default=0)
+        for parameter in places[:last]:
+            bound.arguments.setdefault(parameter.name, parameter.default)
+        return bound.args, dict(sorted(bound.kwargs.items()))
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The call's flattened arguments, unchecked. Raises TypeError or ValueError for another structure."""
         if self.one_tensor and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             return [args[0]]
-        leaves, spec = self._flatten(args, kwargs)
-        if spec != self.spec:
-            raise ValueError(f"arguments of structure {spec}; allowed: the example's, {self.spec}")
-        return leaves
+        call = self._canonical(args, kwargs)
+        leaves, spec = pytree.tree_flatten(call)
+        if spec == self.spec:
+            return leaves
+        with contextlib.suppress(ValueError):
+            leaves = self.spec.flatten_up_to(call)  # dictionaries in another order
+            if pytree.tree_structure(self.spec.unflatten(leaves)) == self.spec:
+                return leaves
+        raise ValueError(f"arguments of structure {spec}; allowed: the example's, {self.spec}")
 
     def check(self, leaves: Sequence[Any]) -> None:
         """Raises ValueError naming what was seen and what is allowed."""
