@@ -61,7 +61,8 @@ def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
 @pytest.mark.parametrize(
     ("n", "threads", "fused"),
     [
-        (1, 1, True),
+        (1, 1, False),
+        (2, 1, True),
         (1, 2, False),
         (2, 2, True),
         (3, 2, False),

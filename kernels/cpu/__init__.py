@@ -107,12 +107,13 @@ def fuses(pair: PairSpec, threads: int) -> bool:
     """Whether a pair is better one operator over a local buffer than its two convolutions.
 
     Fewer images than threads are shared out by columns of the result, which a fused pair cannot: one image is 2 to 9 %
-    slower on two threads of a Zen 5, and three images 0.5 %; two, and more than three, are 1 to 18 % faster.
+    slower on two threads of a Zen 5, and three images 0.5 %; two, and more than three, are 1 to 18 % faster. One image
+    on one thread takes as long either way, and stays with the form that more threads share.
     """
     b = pair.second
     columns = b.kw == 1 and b.stride[1] == 1 and not any(b.padding[2:])
     rows = b.kh == 1 and b.stride[0] == 1 and not any(b.padding[:2])
-    return pair.kind == "chain" and (columns or rows) and (b.n % threads == 0 or 2 * b.n > 3 * threads)
+    return pair.kind == "chain" and (columns or rows) and b.n > 1 and (b.n % threads == 0 or 2 * b.n > 3 * threads)
 
 
 class CompiledPlan:
