@@ -171,13 +171,12 @@ def check_operands(x: Tensor, name: str, weight: Tensor, *others: torch.dtype) -
 
     The weight has x's dtype, or one of `others`.
     """
-    ranks, dtypes = (x.dim(), weight.dim()), (x.dtype, *others)
+    ranks, dtypes = (x.dim(), weight.dim()), tuple(dict.fromkeys((x.dtype, *others)))
     if ranks == (4, 4) and x.dtype in DTYPES and weight.dtype in dtypes:  # in every call of training
         return
     _value(ranks == (4, 4), lambda: f"x and {name} of {ranks} dimensions; allowed: 4 each")
     _type(x.dtype in DTYPES, lambda: f"x of dtype {x.dtype}; allowed: {', '.join(map(str, DTYPES))}")
-    allowed = " or ".join(map(str, dict.fromkeys(dtypes)))
-    raise TypeError(f"{name} of dtype {weight.dtype}; allowed with x of {x.dtype}: {allowed}")
+    _check_tensor(like(x), name, like(weight), dtypes)
 
 
 def _check_params(x: Like, params: Triple, channels: int, suffix: str = "") -> None:

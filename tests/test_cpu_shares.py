@@ -23,6 +23,7 @@ def shares(scene: Scene, threads: int) -> np.ndarray:
     return np.min(found, axis=0)[:, -1]
 
 
+@pytest.mark.alone
 def test_threads_share_out_the_lines_of_all_images_of_a_fused_pair() -> None:
     """Two columns each of three images, for six threads: shared out image by image, four would have none."""
     first, second = ConvSpec(3, 33, 2, 64, 64, 1, 3, (1, 1), (0, 0, 1, 1)), (3, 1)
@@ -38,6 +39,7 @@ def test_threads_share_out_the_lines_of_all_images_of_a_fused_pair() -> None:
     assert spent.min() > 0.3 * spent.max()
 
 
+@pytest.mark.alone
 def test_few_tiles_of_winograds_algorithm_are_shared_by_groups_of_threads() -> None:
     """16 tiles for 16 threads: each with a tile of its own would read all weights for it, three times the work."""
     conv = replace(normals(ConvSpec(1, 8, 8, 384, 384, 1, 3, (1, 1), (0, 0, 1, 1))), tile=(1, 4))
@@ -47,6 +49,7 @@ def test_few_tiles_of_winograds_algorithm_are_shared_by_groups_of_threads() -> N
     assert shares(scene, 16).sum() < 2 * shares(scene, 1).sum()
 
 
+@pytest.mark.alone
 def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
     """66 tiles for 48 threads: alone with its tiles the busiest would have two and most of them one."""
     rows = 6 if TIER == "avx2" else 14

@@ -24,13 +24,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=out_folder, metavar="DIR", help="where compare.json, index.html and the runs go")
     parser.add_argument("--seeds", type=integer(1, 1000), metavar="K", help="runs of each variant (default 1)")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=integer(1, 10**9),
-        default=100,
-        metavar="N",
-        help="steps between two checkpoints (default 100)",
-    )
     add_budget(parser, steps=200, size="the largest of the models'")
     add_json(parser)
 

@@ -37,13 +37,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in DIR")
     parser.add_argument(
-        "--checkpoint-every",
-        type=integer(1, 10**9),
-        default=100,
-        metavar="N",
-        help="steps between two checkpoints (default 100)",
-    )
-    parser.add_argument(
         "--keep", type=integer(2, 10**6), default=2, metavar="N", help="checkpoints that stay (default 2)"
     )
     parser.add_argument(
@@ -71,6 +64,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def add_budget(parser: argparse.ArgumentParser, steps: int, size: str = "the model's") -> None:
     """The flags that `train` and `compare` share."""
+    parser.add_argument(
+        "--checkpoint-every",
+        type=integer(1, 10**9),
+        default=100,
+        metavar="N",
+        help="steps between two checkpoints (default 100)",
+    )
     parser.add_argument(
         "--data",
         metavar="DATA",

@@ -40,6 +40,7 @@ class Signature:
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image_channels: int) -> None:
         self._python = inspect.signature(module.forward)
+        self._places = [p for p in self._python.parameters.values() if p.kind in POSITIONAL]
         self.example, self.spec = pytree.tree_flatten(self._canonical(args, kwargs))
         check_real(self.example)
         self.batch = batch_of(self.example)
@@ -56,9 +57,8 @@ class Signature:
                 del bound.arguments[name]
             elif parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
                 break
-        places = [p for p in parameters.values() if p.kind in POSITIONAL]
-        last = max((i for i, p in enumerate(places) if p.name in bound.arguments), default=0)
-        for parameter in places[:last]:
+        last = max((i for i, p in enumerate(self._places) if p.name in bound.arguments), default=0)
+        for parameter in self._places[:last]:
             bound.arguments.setdefault(parameter.name, parameter.default)
         return bound.args, dict(sorted(bound.kwargs.items()))
 
