@@ -54,7 +54,7 @@ def test_random_plans_are_exact_on_every_tier(plain: Path) -> None:
 
 @pytest.mark.parametrize("tier", cpu.EMULATED)
 def test_random_plans_are_exact_in_the_emulation(plain: Path, tier: str) -> None:
-    convs = ("conv", "groups", "depthwise", "joined", "deep", "long", "scatter", "shared")
+    convs = ("conv", "groups", "depthwise", "joined", "lines", "deep", "long", "scatter", "shared")
     for test in (*convs, "train_conv", "train_tiles"):
         expect_right(driver_of(plain), "fuzz", f"test={test}", f"tier={tier}", "seeds=8")
 
@@ -65,7 +65,7 @@ def test_random_plans_under_the_address_and_undefined_behaviour_sanitizers(tmp_p
 
 def test_random_plans_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build_driver(ROOT, tmp_path, optimize="-O0", sanitize="thread")
-    convs = ("shared", "depthwise", "joined", "pair", "winograd")
+    convs = ("shared", "depthwise", "joined", "lines", "pair", "winograd")
     training = ("weight_gradient", "gradient_tiles", "train_conv", "train_tiles", "train_pool")
     for test in ("mix", "callers", *convs, "import", "average", "stages", *training):
         expect_right(driver, "fuzz", f"test={test}", "seeds=3")

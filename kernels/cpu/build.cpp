@@ -221,7 +221,7 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   } else if (!op.depthwise) {
     walk_directly(op, s.padding[2] > 0 || s.padding[3] > 0, tier.rows);
     lay_out_rows(op, tier.k_multiple);
-    join_taps(op);
+    join_taps(op, tier.k_multiple);
   }
   plan_->panels_.push_back(panels_of(op, ranges, tier.lanes));
   Type summed = op.depthwise ? Type::float32 : op.x.type;

@@ -25,14 +25,17 @@ template <class Tiles> inline bool tiles_multiply() {
     for (int64_t n = 0; n < 2 * Isa::lanes; ++n)
       w[(k / 2 * 2 * Isa::lanes + n) * 2 + k % 2] = half(w_at(k, n));
   }
-  int64_t offset = 0;
-  Depth depth{&offset, 1, 1};
-  Feed feeds[3] = {{x, SLOT, 0}, {x + TILE_ROWS * SLOT, SLOT, 0}, {x + 2 * TILE_ROWS * SLOT, SLOT, 0}};
+  Row row{0, 0};
+  Depth depth{&row, 0, 1, 1, false};
+  Feed feeds[3] = {
+      {x, SLOT, nullptr}, {x + TILE_ROWS * SLOT, SLOT, nullptr}, {x + 2 * TILE_ROWS * SLOT, SLOT, nullptr}};
   Ahead ahead{nullptr, 0, 0};
   Pending<2, float> before;
   Tiles tiles;
   tiles.configure();
-  multiply<3, 2>(tiles, depth, feeds, w, ahead, before, sums);
+  multiply<3, 2>(tiles, depth, feeds, w, ahead, before);
+  before.room = sums;
+  before.store_held(tiles);
   tiles.release();
   for (int64_t r = 0; r < 3 * TILE_ROWS; ++r)
     for (int64_t n = 0; n < 2 * Isa::lanes; ++n) {

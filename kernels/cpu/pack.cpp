@@ -44,11 +44,19 @@ void lay_out_rows(ConvOp &op, int k_multiple) {
   op.row_depth = fill(int64_t(op.row_taps) * packed);
 }
 
-void join_taps(ConvOp &op) {
-  int row = op.kw * op.c, taps = op.kh * op.kw;
-  bool odd = op.x.type == Type::bfloat16 && op.groups == 1 && op.c % 2 == 1 && op.c < FEWEST;
-  bool one_chunk = taps * op.c <= 2 * CHUNK;
-  op.joined = odd && one_chunk && op.kw > 1 && !op.columns && !op.strips && !op.tiled;
+void join_taps(ConvOp &op, int k_multiple) {
+  int row = op.kw * op.c, taps = op.kh * op.kw, all = taps * op.c;
+  bool few = op.x.type == Type::bfloat16 && op.groups == 1 && op.c < FEWEST && !op.columns && !op.strips;
+  if (!few || op.kw == 1)
+    return;
+  int filled = (all + k_multiple - 1) / k_multiple * k_multiple;
+  if (k_multiple > 1 && 4 * all >= 3 * filled) {
+    op.joined = op.tiled = true;
+    op.row_taps = taps;
+    op.row_depth = filled;
+    return;
+  }
+  op.joined = op.c % 2 == 1 && all <= 2 * CHUNK;
   if (!op.joined)
     return;
   op.row_taps = op.kw;

@@ -14,9 +14,10 @@ std::vector<Chunk> chunks_of(Type type, int channels, int taps);
 // would be fed with is padding, and a copy of its own.
 void lay_out_rows(ConvOp &op, int k_multiple);
 
-// Sets `joined` where it pays, after the others: pairs of bfloat16 then straddle the taps of a row, whose channels are
-// few and odd, in place of one of zeros at each tap.
-void join_taps(ConvOp &op);
+// Sets `joined` where it pays, after the others. Few channels of all taps together may fill what a tile unit
+// multiplies; elsewhere pairs of bfloat16 straddle the taps of a row, whose channels are few and odd, in place of one
+// of zeros at each tap.
+void join_taps(ConvOp &op, int k_multiple);
 
 // Sets `columns` and `by_panel` of a direct sum: how tiles walk the map and what threads share out.
 void walk_directly(ConvOp &op, bool padded_sideways, int rows);

@@ -33,7 +33,8 @@ struct Avx512 {
   }
   static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   // vmaxps returns its second operand when either is NaN.
-  static V relu(V v) { return _mm512_max_ps(zero(), v); }
+  static V at_least(V least, V v) { return _mm512_max_ps(least, v); }
+  static V relu(V v) { return at_least(zero(), v); }
   static V max_nan(V a, V v) {
     return _mm512_mask_mov_ps(_mm512_max_ps(a, v), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
   }

@@ -20,6 +20,7 @@ struct Avx512Bf16 : Avx512 {
   }
   // Values below the smallest normal become zero.
   static void store(bf16 *p, V v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+  static void store_both(bf16 *p, V a, V b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
   static void store_some(bf16 *p, V v, int count) {
     _mm256_mask_storeu_epi16(p, first(count), (__m256i)_mm512_cvtneps_pbh(v));
   }

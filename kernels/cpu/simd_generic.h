@@ -43,6 +43,10 @@ template <int Lanes> struct Generic {
       v[i] = widen(p[i]);
     return v;
   }
+  static void store_both(bf16 *p, V a, V b) {
+    store(p, a);
+    store(p + lanes, b);
+  }
   static void store_some(float *p, V v, int count) {
     for (int i = 0; i < count && i < lanes; ++i)
       p[i] = v[i];
@@ -52,7 +56,8 @@ template <int Lanes> struct Generic {
       p[i] = narrow(v[i]);
   }
   static V fma(V a, V b, V c) { return a * b + c; }
-  static V relu(V v) { return v < zero() ? zero() : v; }
+  static V at_least(V least, V v) { return v < least ? least : v; }
+  static V relu(V v) { return at_least(zero(), v); }
   static V max_nan(V a, V v) { return ((v > a) | (v != v)) ? v : a; }
   static V sqrt(V v) {
     for (int i = 0; i < lanes; ++i)

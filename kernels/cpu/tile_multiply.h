@@ -13,18 +13,28 @@ constexpr int64_t TILE_ROWS = 16;
 constexpr int64_t SLOT = 32; // channels: a row of a tile
 static_assert(Isa::lanes == TILE_ROWS, "a vector is a row of sums");
 
-// The operands of 16 pixels: `pitch` elements from one to the next, `plane` from 32 channels to the next.
+// The operands of 16 pixels: `pitch` elements from one to the next, and those of a last slot, SLOT from one to the
+// next.
 struct Feed {
   const bf16 *at;
-  int64_t pitch, plane;
+  int64_t pitch;
+  const bf16 *end;
 };
 
-// K: rows of taps, each with an offset to add to a feed, of `planes` times 32 channels.
-struct Depth {
-  const int64_t *offsets;
-  int64_t rows, planes;
+// What to add to a feed, and to its last slots, for a row of taps.
+struct Row {
+  int64_t offset, end;
+};
 
-  int64_t steps() const { return rows * planes; }
+// K: the rows of taps [first, last) of `slots` times 32 channels each, and of one last slot more where there are
+// `ends`.
+struct Depth {
+  const Row *of;
+  int64_t first, last, slots;
+  bool ends;
+
+  int64_t width() const { return slots + ends; }
+  int64_t steps() const { return (last - first) * width(); }
 };
 
 // Lines of later weights that every step asks for, as long as there are any left.
@@ -41,43 +51,126 @@ struct Ahead {
   }
 };
 
-// Rows of `sums` that wait for scale, shift, residual, ReLU, rounding and store: `done` of `count` had them.
+template <int first, int count, class Tiles> inline void zero(Tiles &tiles) {
+  if constexpr (first < count) {
+    tiles.template zero<first>();
+    zero<first + 1, count>(tiles);
+  }
+}
+
+template <int first, int count, int NV, class Tiles> inline void store_sums(Tiles &tiles, float *sums) {
+  if constexpr (first < count) {
+    constexpr int64_t row = NV * Isa::lanes;
+    tiles.template store<first>(sums + first / NV * TILE_ROWS * row + first % NV * Isa::lanes, row * 4);
+    store_sums<first + 1, count, NV>(tiles, sums);
+  }
+}
+
+// Rows of `sums` that wait for scale, shift, residual, ReLU, rounding and store. Those of `held` tiles are in registers
+// and go to `room` first.
 template <int NV, class Y> struct Pending {
   Sink<Y> sink;
+  float *room;
   const float *sums;
   const int64_t *pixels;
-  int64_t count = 0, done = 0;
+  const int32_t *places; // rows of sums
+  int64_t count = 0;
+  int held = 0;
 
-  void rows(int64_t many, const Columns<NV> &scale, const Columns<NV> &shift) {
-    for (int64_t end = lesser(count, done + many); done < end; ++done) {
-      Isa::V sum[NV];
+  template <class Tiles> void store_held(Tiles &tiles) {
+    tiles.fence();
+    if (held == 1)
+      store_sums<0, NV, NV>(tiles, room);
+    else if (held == 2)
+      store_sums<0, 2 * NV, NV>(tiles, room);
+    else if constexpr (NV == 2)
+      if (held == 3)
+        store_sums<0, 3 * NV, NV>(tiles, room);
+    tiles.fence();
+    held = 0;
+  }
+  template <class Tiles> void finish_all(Tiles &tiles);
+};
+
+// What finishes the rows of a `Pending`. Stores to y may change anything as the compiler sees it, so a local copy of
+// this holds what all rows share.
+template <int NV, class Y> struct Finisher {
+  Columns<NV> scale, shift;
+  Isa::V least, factor;
+  const Pending<NV, Y> *of;
+  const float *sums;
+  Y *y;
+  const bf16 *residual; // of whole panels
+  int64_t y_pitch, residual_pitch;
+  bool whole;
+
+  explicit Finisher(const Pending<NV, Y> &pending) : of(&pending), whole(false) {
+    if (!pending.count)
+      return;
+    const Sink<Y> &sink = pending.sink;
+    scale = Columns<NV>(sink.scale);
+    shift = Columns<NV>(sink.shift);
+    least = Isa::set(sink.relu ? 0.0f : -__builtin_inff());
+    factor = Isa::set(sink.residual_scale);
+    sums = pending.sums;
+    y = sink.y;
+    y_pitch = sink.y_pitch;
+    residual = static_cast<const bf16 *>(sink.residual);
+    residual_pitch = sink.residual_pitch;
+    whole = sink.width == NV * Isa::lanes && (!sink.residual || sink.residual_half);
+  }
+
+  // Asks for what a later row adds: pixels lie too far apart for the processor to do it unasked.
+  void ask(int64_t pixel) const {
+    if (whole && residual)
+      __builtin_prefetch(residual + pixel * residual_pitch, 0, 3);
+  }
+  void row(int64_t pixel, int64_t place) const {
+    const float *sum = sums + place * (NV * Isa::lanes);
+    if (!whole) {
+      Columns<NV> row(sum);
+      return finish<NV, Y>(of->sink, pixel, row.v, scale, shift);
+    }
+    Isa::V value[NV];
+    for (int v = 0; v < NV; ++v) {
+      value[v] = Isa::fma(Isa::load(sum + v * Isa::lanes), scale.v[v], shift.v[v]);
+      if (residual)
+        value[v] = Isa::fma(factor, value[v], Isa::load(residual + pixel * residual_pitch + v * Isa::lanes));
+      value[v] = Isa::at_least(least, value[v]);
+    }
+    Y *to = y + pixel * y_pitch;
+    if constexpr (NV == 2 && sizeof(Y) == sizeof(bf16)) {
+      Isa::store_both(to, value[0], value[1]);
+    } else {
       for (int v = 0; v < NV; ++v)
-        sum[v] = Isa::load(sums + (done * NV + v) * Isa::lanes);
-      finish<NV, Y>(sink, pixels[done], sum, scale, shift);
+        Isa::store(to + v * Isa::lanes, value[v]);
     }
   }
-  void finish_all() {
-    if (done < count)
-      rows(count, Columns<NV>(sink.scale), Columns<NV>(sink.shift));
-    count = done = 0;
-  }
 };
+
+template <int NV, class Y> template <class Tiles> inline void Pending<NV, Y>::finish_all(Tiles &tiles) {
+  store_held(tiles);
+  const Finisher<NV, Y> finisher(*this);
+  for (int64_t i = 0; i < count; ++i)
+    finisher.row(pixels[i], places[i]);
+  count = 0;
+}
 
 // Of each kind one; at most one has rows.
 class Waiting {
 public:
   // The kind's own, after all others are finished.
-  template <int NV, class Y> Pending<NV, Y> &of() {
+  template <int NV, class Y, class Tiles> Pending<NV, Y> &of(Tiles &tiles) {
     if (open_ != &kind<NV, Y>())
-      finish_all();
+      finish_all(tiles);
     open_ = &kind<NV, Y>();
     return kind<NV, Y>();
   }
-  void finish_all() {
-    half1_.finish_all();
-    half2_.finish_all();
-    whole1_.finish_all();
-    whole2_.finish_all();
+  template <class Tiles> void finish_all(Tiles &tiles) {
+    half1_.finish_all(tiles);
+    half2_.finish_all(tiles);
+    whole1_.finish_all(tiles);
+    whole2_.finish_all(tiles);
   }
 
 private:
@@ -139,54 +232,78 @@ inline void step(Tiles &tiles, const bf16 *const (&x)[M], const int64_t (&x_pitc
   }
 }
 
-template <int first, int count, class Tiles> inline void zero(Tiles &tiles) {
-  if constexpr (first < count) {
-    tiles.template zero<first>();
-    zero<first + 1, count>(tiles);
-  }
-}
+// The unit in the first step of a block: each sum begins from zero, and the one of the block before that is in its
+// register is stored first, between products, so that none waits for all of them.
+template <int NV, class Tiles> struct First {
+  Tiles &tiles;
+  float *room; // of the block before, null without one
 
-template <int first, int count, int NV, class Tiles> inline void store(Tiles &tiles, float *sums) {
-  if constexpr (first < count) {
-    constexpr int64_t row = NV * Isa::lanes;
-    tiles.template store<first>(sums + first / NV * TILE_ROWS * row + first % NV * Isa::lanes, row * 4);
-    store<first + 1, count, NV>(tiles, sums);
+  template <int t> void load(const bf16 *p, int64_t pitch) { tiles.template load<t>(p, pitch); }
+  template <int sum, int x, int w> void dot() {
+    if (room)
+      store_sums<sum, sum + 1, NV>(tiles, room);
+    tiles.template zero<sum>();
+    tiles.template dot<sum, x, w>();
   }
-}
+};
 
-// sums[M * 16, NV * 16] = x w. Finishes the rows of `before`, whose sums may lie in the same place. The unit's accesses
-// are hidden from the compiler, hence the fences.
+// [M * 16, NV * 16] sums = x w, left in the unit's registers. Finishes the rows of `before`, whose own sums may be
+// there still. The unit's accesses are hidden from the compiler, hence the fences.
 template <int M, int NV, class Y, class Tiles>
 inline void multiply(Tiles &tiles, const Depth &depth, const Feed (&x)[M], const bf16 *w, Ahead &ahead,
-                     Pending<NV, Y> &before, float *sums) {
+                     Pending<NV, Y> &before) {
+  if (before.held != M || depth.steps() == 0)
+    before.store_held(tiles);
   tiles.fence();
-  zero<0, M * NV>(tiles);
-  int64_t pitch[M], many = 0;
-  for (int m = 0; m < M; ++m)
+  int64_t pitch[M], slot_pitch[M];
+  for (int m = 0; m < M; ++m) {
     pitch[m] = x[m].pitch * int64_t(sizeof(bf16));
-  Columns<NV> scale, shift;
-  if (before.count) {
-    many = ceil_div(before.count, depth.steps());
-    scale = Columns<NV>(before.sink.scale);
-    shift = Columns<NV>(before.sink.shift);
+    slot_pitch[m] = SLOT * int64_t(sizeof(bf16));
   }
-  for (int64_t row = 0; row < depth.rows; ++row) {
-    const bf16 *at[M];
-    for (int m = 0; m < M; ++m)
-      at[m] = x[m].at + depth.offsets[row];
-    for (int64_t plane = 0; plane < depth.planes; ++plane) {
+  const Finisher<NV, Y> finisher(before);
+  const int64_t *pixels = before.pixels;
+  const int32_t *places = before.places;
+  int64_t done = 0, count = before.count, many = ceil_div(count, greater(1, depth.steps()));
+  Ahead asked = ahead;
+  First<NV, Tiles> first{tiles, before.held ? before.room : nullptr};
+  bool begun = false;
+  const bf16 *at[M];
+  auto product = [&](const int64_t (&pitch)[M]) {
+    if (begun)
       step<M, NV>(tiles, at, pitch, w);
+    else
+      step<M, NV>(first, at, pitch, w);
+    begun = true;
+    w += SLOT * NV * Isa::lanes;
+    asked.step();
+    for (int64_t end = lesser(count, done + many); done < end; ++done) {
+      finisher.ask(pixels[done + TILE_ROWS]);
+      finisher.row(pixels[done], places[done]);
+    }
+  };
+  w += depth.first * depth.width() * SLOT * NV * Isa::lanes;
+  for (int64_t row = depth.first; row < depth.last; ++row) {
+    for (int m = 0; m < M; ++m)
+      at[m] = x[m].at + depth.of[row].offset;
+    for (int64_t slot = 0; slot < depth.slots; ++slot) {
+      product(pitch);
       for (int m = 0; m < M; ++m)
-        at[m] += x[m].plane;
-      w += SLOT * NV * Isa::lanes;
-      ahead.step();
-      before.rows(many, scale, shift);
+        at[m] += SLOT;
+    }
+    if (depth.ends) {
+      for (int m = 0; m < M; ++m)
+        at[m] = x[m].end + depth.of[row].end;
+      product(slot_pitch);
     }
   }
-  before.count = before.done = 0;
-  tiles.fence();
-  store<0, M * NV, NV>(tiles, sums);
-  tiles.fence();
+  if (!begun) { // padding alone
+    zero<0, M * NV>(tiles);
+    for (; done < count; ++done)
+      finisher.row(pixels[done], places[done]);
+  }
+  ahead = asked;
+  before.count = 0;
+  before.held = M;
 }
 
 } // namespace

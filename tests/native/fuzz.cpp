@@ -236,6 +236,20 @@ void conv_in_columns(Scene &scene, Rng &rng) {
   conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng)), s, {});
 }
 
+// Kernels of several rows and columns on channels for a tile unit, sometimes on more pixels than a block of tiles.
+void conv_by_lines(Scene &scene, Rng &rng) {
+  ConvSpec s{};
+  bool large = rng.one_in(8);
+  s.n = rng.between(1, 2), s.h = rng.between(1, 20), s.w = rng.between(6, 40), s.c = pick(rng, {16, 17, 24, 32, 48});
+  s.oc = pick(rng, {1, 16, 33, 64}), s.kh = rng.between(2, 5), s.kw = rng.between(2, 5), s.groups = 1;
+  if (large)
+    s.n = 1, s.h = rng.between(40, 50), s.w = rng.between(50, 60), s.c = 16, s.oc = 16, s.kh = 2, s.kw = 2;
+  s.stride = {rng.between(1, 2), large ? 1 : rng.between(1, 2)};
+  s.padding = {rng.between(0, s.kh), rng.between(0, s.kh), rng.between(0, s.kw), rng.between(0, s.kw)};
+  s.h = std::max(s.h, s.kh), s.w = std::max(s.w, s.kw);
+  conv_of(scene, rng, brought(scene, rng, s.n, s.h, s.w, s.c, Type::bfloat16, rng.one_in(6) ? 1 : 0), s, {});
+}
+
 // Few and odd channels of bfloat16, which straddle the taps of a row.
 void conv_of_joined_taps(Scene &scene, Rng &rng) {
   ConvSpec s{};
@@ -409,6 +423,7 @@ const Test TESTS[] = {
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
     {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
     {"stages", "steps that run few images at a time before others", nullptr, 1, alone<Staged>},
+    {"lines", "rows of taps on channels of bfloat16 for a tile unit", conv_by_lines, 1},
     {"joined", "few and odd channels of bfloat16", conv_of_joined_taps, 1},
     {"depthwise", "output channels that read one channel each",
      [](Scene &s, Rng &r) {

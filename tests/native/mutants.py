@@ -37,6 +37,10 @@ def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30)
     return Mutant(name, file, old, new, test, "tier_amx_emulated.cpp", "amx_bf16_emulated", seeds)
 
 
+def _lines(name: str, old: str, new: str, test: str = "lines") -> Mutant:
+    return _tiles(name, "conv_amx.h", old, new, test)
+
+
 def _winograd(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "winograd.h", old, new, "winograd")
 
@@ -318,14 +322,16 @@ MUTANTS = (
     Mutant(
         "ReLU of sixteen drops NaN",
         "simd_avx512.h",
-        "_mm512_max_ps(zero(), v)",
-        "_mm512_max_ps(v, zero())",
+        "_mm512_max_ps(least, v)",
+        "_mm512_max_ps(v, least)",
         "specials",
         "tier_avx512.cpp",
         "avx512",
     ),
-    _tiles("the last sums stay behind", "conv_amx.h", "  stage.waiting.finish_all();\n  tiles.release();", "", "conv"),
-    _tiles("sums outlive their pixels", "conv_amx.h", "stage.waiting.finish_all(); // they", "// they", "deep"),
+    _tiles(
+        "the last sums stay behind", "conv_amx.h", "  stage.waiting.finish_all(tiles);\n  tiles.release();", "", "conv"
+    ),
+    _tiles("sums outlive their pixels", "conv_amx.h", "stage.waiting.finish_all(tiles); // they", "// they", "deep"),
     _tiles("another kind's sums are overwritten", "tile_multiply.h", "open_ != &kind<NV, Y>()", "false", "scatter"),
     _tiles(
         "the third tile is the second again",
@@ -338,8 +344,27 @@ MUTANTS = (
     _tiles(
         "rows are finished once too few",
         "tile_multiply.h",
-        "ceil_div(before.count, depth.steps())",
-        "before.count / depth.steps()",
+        "ceil_div(count, greater(1, depth.steps()))",
+        "count / greater(1, depth.steps())",
         "conv",
     ),
+    _tiles("the next sums go on from the last", "tile_multiply.h", "    tiles.template zero<sum>();\n", "", "conv"),
+    _tiles("one held tile is taken for two", "tile_multiply.h", "before.held != M || ", "", "conv"),
+    _tiles(
+        "rows of weights are those of padding",
+        "tile_multiply.h",
+        "  w += depth.first * depth.width() * SLOT * NV * Isa::lanes;\n",
+        "",
+        "lines",
+    ),
+    _tiles("all panels are whole", "tile_multiply.h", "sink.width == NV * Isa::lanes && ", "", "conv"),
+    _lines("lines share more zeros than there are", "lesser(before, behind))", "greater(before, behind))"),
+    _lines("pixels between lines are kept", "return inner < walk.inner;", "return true;"),
+    _lines("ends of every row of taps are the first's", "{pixel * walk.step, pixel * SLOT}", "{pixel * walk.step, 0}"),
+    _lines("an end holds what follows it", "size_t(filled) * sizeof(bf16)", "sizeof slot"),
+    _lines("a row of taps on the last line is padding", "walk.extent - low)", "walk.extent - low - 1)"),
+    _lines("a row of taps on the first line is padding", "lesser(walk.rows, -high)", "lesser(walk.rows, 1 - high)"),
+    _lines("what is right of a line is not copied", "(walk.inner - 1) * op.stride_w + op.kw, to)", "walk.span, to)"),
+    _lines("short rows are one pixel apart", "from += op.w * stage.pitch)", "from += stage.pitch)", "joined"),
+    _lines("short rows begin where they like", "y >= 0 && x >= 0 && y", "y", "joined"),
 )
