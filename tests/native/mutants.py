@@ -37,8 +37,8 @@ def _tiles(name: str, file: str, old: str, new: str, test: str, seeds: int = 30)
     return Mutant(name, file, old, new, test, "tier_amx_emulated.cpp", "amx_bf16_emulated", seeds)
 
 
-def _lines(name: str, old: str, new: str, test: str = "lines") -> Mutant:
-    return _tiles(name, "conv_amx.h", old, new, test)
+def _lines(name: str, old: str, new: str, test: str = "lines", seeds: int = 30) -> Mutant:
+    return _tiles(name, "conv_amx.h", old, new, test, seeds)
 
 
 def _winograd(name: str, old: str, new: str) -> Mutant:
@@ -361,10 +361,10 @@ MUTANTS = (
     _lines("lines share more zeros than there are", "lesser(before, behind))", "greater(before, behind))"),
     _lines("pixels between lines are kept", "return inner < walk.inner;", "return true;"),
     _lines("ends of every row of taps are the first's", "{pixel * walk.step, pixel * SLOT}", "{pixel * walk.step, 0}"),
-    _lines("an end holds what follows it", "size_t(filled) * sizeof(bf16)", "sizeof slot"),
+    _lines("an end holds what follows it", "size_t(filled) * sizeof(bf16)", "sizeof slot", seeds=150),
     _lines("a row of taps on the last line is padding", "walk.extent - low)", "walk.extent - low - 1)"),
     _lines("a row of taps on the first line is padding", "lesser(walk.rows, -high)", "lesser(walk.rows, 1 - high)"),
     _lines("what is right of a line is not copied", "(walk.inner - 1) * op.stride_w + op.kw, to)", "walk.span, to)"),
-    _lines("short rows are one pixel apart", "from += op.w * stage.pitch)", "from += stage.pitch)", "joined"),
-    _lines("short rows begin where they like", "y >= 0 && x >= 0 && y", "y", "joined"),
+    _lines("short rows are one pixel apart", "from += op.w * stage.pitch)", "from += stage.pitch)", "joined", 150),
+    _lines("short rows begin where they like", "y >= 0 && x >= 0 && y", "y", "joined", 150),
 )
