@@ -7,7 +7,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import venv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +61,57 @@ def counted(*command: str | Path, cwd: Path, optimize: str = "-O0") -> Cost:
     """What a command took that must succeed."""
     seconds, largest = run(sys.executable, "-c", COUNTED, *command, cwd=cwd, optimize=optimize).split()[-2:]
     return Cost(float(seconds), int(largest))
+
+
+YARDSTICK_PAUSE = 5.0  # seconds from one to the next
+# As a source file with a regular expression and some containers takes, some 3 to 7 s: what machines and their load make
+# of a compiler's time.
+YARDSTICK = """
+#include <map>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+int main(int argc, char **argv) {
+  std::map<std::string, std::vector<double>> found;
+  for (int i = 0; i < argc; ++i) {
+    const std::regex expression("([a-z]+)=([0-9.]+)");
+    const std::string word(argv[i]);
+    std::smatch match;
+    if (std::regex_search(word, match, expression))
+      found[match[1]].push_back(std::stod(match[2]));
+  }
+  std::ostringstream text;
+  for (const auto &[name, values] : found)
+    text << name << values.size();
+  return static_cast<int>(text.str().size());
+}
+"""
+
+
+@contextmanager
+def yardsticks(folder: Path) -> Iterator[list[float]]:
+    """Processor seconds of the yardstick, compiled again and again while the body runs: at least once.
+
+    The same core may compile half as fast from one minute to the next: what is held against it is measured beside it.
+    """
+    (folder / "yardstick.cpp").write_text(YARDSTICK)
+    command = ("g++", "-std=c++17", "-O3", "-c", "yardstick.cpp", "-o", "yardstick.o")
+    found = [counted(*command, cwd=folder).seconds]
+    over = threading.Event()
+
+    def compile_again() -> None:
+        while not over.wait(YARDSTICK_PAUSE):
+            found.append(counted(*command, cwd=folder).seconds)
+
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(compile_again)
+        try:
+            yield found
+        finally:
+            over.set()
+            compiling.result()
 
 
 def build_wheel(source: Path, out: Path, optimize: str = "-O0") -> tuple[Path, Cost]:

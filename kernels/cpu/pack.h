@@ -10,8 +10,8 @@ namespace inception_fast::cpu {
 // The stretches of K = kh * kw * channels that are summed from zero: whole taps, or equal parts of one.
 std::vector<Chunk> chunks_of(Type type, int channels, int taps);
 
-// Sets `tiled`, `row_taps` and `row_depth`; `columns` must be set. Few channels are left to `join_taps`: what a tile unit
-// would be fed with is padding, and a copy of its own.
+// Sets `tiled`, `row_taps` and `row_depth`; `columns` must be set. Few channels are left to `join_taps`: what a tile
+// unit would be fed with is padding, and a copy of its own.
 void lay_out_rows(ConvOp &op, int k_multiple);
 
 // Sets `joined` where it pays, after the others. Few channels of all taps together may fill what a tile unit
