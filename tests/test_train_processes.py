@@ -194,8 +194,10 @@ def test_a_group_ends_when_the_threads_of_gloo_are_asleep(
     names = {1: "python", 2: "pt_gloo_runloop", 3: "a (name) b"}
 
     def write(number: int, state: str) -> None:
+        """At once, as the system's own change."""
         (tmp_path / str(number)).mkdir(exist_ok=True)
-        (tmp_path / str(number) / "stat").write_text(f"{number} ({names[number]}) {state} 1 1 0")
+        (tmp_path / str(number) / "new").write_text(f"{number} ({names[number]}) {state} 1 1 0")
+        (tmp_path / str(number) / "new").replace(tmp_path / str(number) / "stat")
 
     for number, now in ((1, "R"), (2, state), (3, "R")):
         write(number, now)
