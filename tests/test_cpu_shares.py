@@ -19,7 +19,7 @@ def shares(scene: Scene, threads: int) -> np.ndarray:
     """Seconds that each thread computed in the last step: the shortest of several calls."""
     compiled = cpu.compile(scene.plan(), TIER)
     inputs, arena = [argument(x) for x in scene.inputs], poisoned(scene.position // 4)
-    found = [compiled.run_shares(inputs, [], arena.ctypes.data, threads) for _ in range(30)]
+    found = [compiled.run_shares(inputs, [], arena.ctypes.data, threads) for _ in range(400)]
     return np.min(found, axis=0)[:, -1]
 
 
@@ -58,7 +58,7 @@ def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
     x, y = scene.put(conv.x), scene.room(1, 66, rows, 256)
     scene.steps.append(conv.step(x, (Output(y, True),)))
     spent = shares(scene, 48)
-    assert np.quantile(spent, 0.8) < 1.5 * np.median(spent), "some may be held up by what else the machine does"
+    assert spent.max() < 1.5 * np.median(spent)
 
 
 @pytest.mark.parametrize(
