@@ -61,24 +61,33 @@ inline void step(const bf16 *const (&x)[R], int64_t k, const bf16 *w, typename I
   }
 }
 
+// sum += x[:, k] * the first or the second of each pair of weights. Sums stay where they are: free to move, some of
+// them end in memory where registers are few.
+template <bool Second, int R, int NV>
+__attribute__((always_inline)) inline void half_step(const float *const (&x)[R], int64_t k, const bf16 *w,
+                                                     Isa::V (&sum)[R][NV]) {
+  Isa::V b[NV];
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v)
+    b[v] = Second ? Isa::load_second(w + v * 2 * Isa::lanes) : Isa::load_first(w + v * 2 * Isa::lanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    Isa::V a = Isa::set(x[r][k]);
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      sum[r][v] = Isa::fma(a, b[v], sum[r][v]);
+      Isa::hold(sum[r][v]);
+    }
+  }
+}
+
 // The same of x widened before; the weights are as they are loaded.
 template <bool Pair, int R, int NV>
 __attribute__((always_inline)) inline void step(const float *const (&x)[R], int64_t k, const bf16 *w,
                                                 Isa::V (&sum)[R][NV]) {
-#pragma GCC unroll 2
-  for (int half = 0; half < (Pair ? 2 : 1); ++half) {
-    Isa::V b[NV];
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v)
-      b[v] = half ? Isa::load_second(w + v * 2 * Isa::lanes) : Isa::load_first(w + v * 2 * Isa::lanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      Isa::V a = Isa::set(x[r][k + half]);
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v)
-        sum[r][v] = Isa::fma(a, b[v], sum[r][v]);
-    }
-  }
+  half_step<false>(x, k, w, sum);
+  if (Pair)
+    half_step<true>(x, k + 1, w, sum);
 }
 
 // Asks for a line of the weights that come next, so that the level 2 cache has them by then.
@@ -120,8 +129,8 @@ __attribute__((always_inline)) inline void stretch(const X *const (&x)[R], int64
 }
 
 template <class X, class T, int R, int NV>
-inline void multiply(const Segment<X> *segment, const Segment<X> *end, const T *weights, Isa::V (&sum)[R][NV],
-                     const char *ahead) {
+__attribute__((always_inline)) inline void multiply(const Segment<X> *segment, const Segment<X> *end, const T *weights,
+                                                    Isa::V (&sum)[R][NV], const char *ahead) {
   for (; segment != end; ++segment) {
     const X *x[R];
 #pragma GCC unroll 16

@@ -35,6 +35,8 @@ struct Isa {
     store(part, v);
     __builtin_memcpy(p, part, sizeof(bf16) * (count > lanes ? lanes : count));
   }
+  // Has v in a register here, whatever else wants one.
+  __attribute__((always_inline)) static void hold(V &v) { asm("" : "+x"(v)); }
   static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   // maxps returns its second operand when either is NaN.
   static V relu(V v) { return _mm256_max_ps(zero(), v); }

@@ -31,6 +31,8 @@ struct Avx512 {
   static void store_some(bf16 *p, V v, int count) {
     _mm512_mask_cvtepi32_storeu_epi16(p, first(count), _mm512_cvtepu16_epi32(narrow(v)));
   }
+  // Has v in a register here, whatever else wants one.
+  __attribute__((always_inline)) static void hold(V &v) { asm("" : "+v"(v)); }
   static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   // vmaxps returns its second operand when either is NaN.
   static V at_least(V least, V v) { return _mm512_max_ps(least, v); }
