@@ -71,6 +71,25 @@ def test_max_pool_lets_nan_win_and_pads_with_minus_infinity(tier: str) -> None:
 
 
 @every_tier
+@pytest.mark.parametrize("share", [0, 0.002, 0.5], ids=["no NaN", "few NaN", "many NaN"])
+def test_max_pool_of_bfloat16_orders_every_kind_of_number(tier: str, share: float) -> None:
+    g = torch.Generator().manual_seed(7)
+    x = torch.randint(-(2**15), 2**15, (2, 157, 9, 11), generator=g).to(torch.int16).view(torch.bfloat16)
+    x = torch.where(x.isfinite() & (x.abs() > 1e-37), x, 0)
+    kinds = torch.tensor([0.0, -0.0, math.inf, -math.inf, 1.0, -1.0]).bfloat16()
+    x[:, ::3] = kinds[torch.randint(6, x[:, ::3].shape, generator=g)]
+    x[:, 1::3] = -x[:, 1::3].abs()
+    nans = torch.tensor([0x7FC0, -0x40], dtype=torch.int16).view(torch.bfloat16)  # of either sign
+    x = torch.where(torch.rand(x.shape, generator=g) < share, nans[torch.randint(2, x.shape, generator=g)], x)
+    scene = Scene()
+    source, y = scene.put(x, 2, 1, "bfloat16"), scene.room(2, 5, 6, 157, 1, 4, "bfloat16")
+    scene.steps.append(PoolStep("pool", PoolSpec(2, 9, 11, 157, 3, 3, (2, 2), (1, 1, 1, 1)), source, y))
+    for threads in (1, 3):
+        found = scene.run(tier, threads).get(y)
+        torch.testing.assert_close(found, F.max_pool2d(x.float(), 3, 2, 1).bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@every_tier
 @pytest.mark.parametrize("size", [1, 8, 17])
 def test_global_average_with_shift_and_relu(tier: str, size: int) -> None:
     g = torch.Generator().manual_seed(2)

@@ -63,6 +63,74 @@ template <int NV, class X> inline void fold_maximum(const Window<X> &win, int32_
   }
 }
 
+#if defined(__AVX512BW__)
+constexpr int HALF_LANES = 32;
+#elif defined(__AVX2__)
+constexpr int HALF_LANES = 16;
+#else
+constexpr int HALF_LANES = 8;
+#endif
+
+template <int Lanes> struct Halves;
+template <> struct Halves<8> {
+  using Bits = uint16_t __attribute__((vector_size(16)));
+  using Numbers = int16_t __attribute__((vector_size(16)));
+};
+template <> struct Halves<16> {
+  using Bits = uint16_t __attribute__((vector_size(32)));
+  using Numbers = int16_t __attribute__((vector_size(32)));
+};
+template <> struct Halves<32> {
+  using Bits = uint16_t __attribute__((vector_size(64)));
+  using Numbers = int16_t __attribute__((vector_size(64)));
+};
+
+// The maximum of bfloat16 by its bits, NV vectors of channels from channel c on, of the last vector `last`. Signed, a
+// maximum over anything with a clear sign is the largest number; where there is no such, it is the smallest, unsigned.
+// What is unsigned above minus infinity is a NaN. Of both zeros the positive one wins.
+template <int Lanes, int NV> inline void maximum_by_bits(const Window<bf16> &win, int32_t c, int last, bf16 *y) {
+  using Bits = typename Halves<Lanes>::Bits;
+  using Numbers = typename Halves<Lanes>::Numbers;
+  constexpr uint16_t MINUS_INFINITY = 0xff80;
+  Numbers largest[NV];
+  Bits smallest[NV], top[NV];
+  for (int v = 0; v < NV; ++v) {
+    largest[v] = Numbers{} + INT16_MIN;
+    smallest[v] = Bits{} + MINUS_INFINITY;
+    top[v] = Bits{};
+  }
+  const size_t tail = sizeof(bf16) * last;
+  for (int32_t i = 0; i < win.rows; ++i) {
+    const bf16 *x = win.x + i * win.row_pitch + c;
+    for (int32_t j = 0; j < win.columns; ++j, x += win.pitch)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        Bits bits{};
+        __builtin_memcpy(&bits, x + v * Lanes, v + 1 < NV || last == Lanes ? sizeof bits : tail);
+        Numbers number = Numbers(bits);
+        largest[v] = number > largest[v] ? number : largest[v];
+        smallest[v] = bits < smallest[v] ? bits : smallest[v];
+        top[v] = bits > top[v] ? bits : top[v];
+      }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) {
+    Bits found = largest[v] >= 0 ? Bits(largest[v]) : smallest[v];
+    found = top[v] > MINUS_INFINITY ? top[v] : found;
+    __builtin_memcpy(y + c + v * Lanes, &found, v + 1 < NV || last == Lanes ? sizeof found : tail);
+  }
+}
+
+// The channels [c, end) of one pixel.
+inline void maximum_by_bits(const Window<bf16> &win, int32_t c, int32_t end, bf16 *y) {
+  for (; c + 2 * HALF_LANES <= end; c += 2 * HALF_LANES)
+    maximum_by_bits<HALF_LANES, 2>(win, c, HALF_LANES, y);
+  for (; c + 8 <= end; c += 8)
+    maximum_by_bits<8, 1>(win, c, 8, y);
+  if (c < end)
+    maximum_by_bits<8, 1>(win, c, end - c, y);
+}
+
 template <int NV, class X> inline void fold_average(const Window<X> &win, int32_t c, int last, Isa::V (&total)[NV]) {
   for (int v = 0; v < NV; ++v)
     total[v] = Isa::zero();
@@ -101,6 +169,17 @@ template <int NV, class X, class Y> inline void pool_channels(const PoolOp &op, 
   }
 }
 
+template <class X, class Y>
+inline void pool_piece(const PoolOp &op, const Window<X> &win, Y *y, int32_t c, int32_t end) {
+  if constexpr (sizeof(X) == sizeof(bf16) && sizeof(Y) == sizeof(bf16))
+    if (op.maximum && !op.shift && !op.relu)
+      return maximum_by_bits(win, c, end, y);
+  for (; c + 4 * Isa::lanes <= end; c += 4 * Isa::lanes)
+    pool_channels<4>(op, win, y, c);
+  for (; c < end; c += Isa::lanes)
+    pool_channels<1>(op, win, y, c);
+}
+
 template <class X, class Y> inline void pool_of(const PoolOp &op, const Call &call, const Worker &worker) {
   constexpr int32_t UNIT = 4 * Isa::lanes;
   const X *x = static_cast<const X *>(call.bases[op.x.buffer]) + op.x.offset;
@@ -116,11 +195,7 @@ template <class X, class Y> inline void pool_of(const PoolOp &op, const Call &ca
     unit += stop - piece;
     for (; piece < stop; ++piece) {
       int32_t c = static_cast<int32_t>(piece) * UNIT;
-      if (c + UNIT <= op.c)
-        pool_channels<4>(op, win, target, c);
-      else
-        for (; c < op.c; c += Isa::lanes)
-          pool_channels<1>(op, win, target, c);
+      pool_piece(op, win, target, c, c + UNIT < op.c ? c + UNIT : op.c);
     }
   }
 }

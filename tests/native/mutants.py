@@ -194,6 +194,15 @@ MUTANTS = (
     ),
     Mutant("a maximum is never negative", "pool.h", "-__builtin_inff()", "0.0f", "maximum"),
     Mutant("a maximum drops NaN", "simd_generic.h", "((v > a) | (v != v)) ? v : a", "(v > a) ? v : a", "specials"),
+    Mutant("halves below zero are turned round", "pool.h", "bits < smallest[v]", "bits > smallest[v]", "maximum"),
+    Mutant(
+        "a maximum drops NaN of halves",
+        "pool.h",
+        "top[v] > MINUS_INFINITY ? top[v] : found",
+        "found",
+        "specials",
+        seeds=1000,
+    ),
     Mutant(
         "padding counts where it must not",
         "pool.h",
@@ -215,9 +224,7 @@ MUTANTS = (
     Mutant("eps is added", "pointwise.h", "norm < op.eps ? op.eps : norm", "norm + op.eps", "normalize"),
     Mutant("images are dense in channels", "pointwise.h", "x[i * from.w + k * from.c]", "x[i * from.w + k]", "import"),
     Mutant("imported slices are dense", "pointwise.h", "op.y.pitch == c ? 1 : count", "1", "import"),
-    Mutant(
-        "halves round away from zero", "simd_generic.h", "bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000", "conv"
-    ),
+    Mutant("halves round away from zero", "simd_generic.h", "bits + 0x7fff + (upper & 1)", "bits + 0x8000", "conv"),
     Mutant(
         "a chunk goes past the channels", "pack.cpp", "std::min(channels, c + step)", "c + step", "deep", "pack.cpp"
     ),

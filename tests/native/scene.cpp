@@ -107,7 +107,7 @@ int Scene::input(Shape shape, Type type, int special) {
   constexpr float INFINITE = std::numeric_limits<float>::infinity(), NAN_ = std::numeric_limits<float>::quiet_NaN();
   for (int i = 0; i < special && elements > 0; ++i)
     put(type, tensor.memory->data(), rng_.between(0, static_cast<int>(elements) - 1),
-        rng_.one_in(3)   ? NAN_
+        rng_.one_in(3)   ? (i % 2 ? NAN_ : -NAN_)
         : rng_.one_in(2) ? INFINITE
                          : -INFINITE);
   inputs_.push_back(std::move(tensor));
