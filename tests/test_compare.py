@@ -259,6 +259,18 @@ def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "residual_v4        5 min  Inception-ResNet-v2 trains faster" in capsys.readouterr().out
 
 
+def test_a_change_to_adamw_brings_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate meant for SGD would make AdamW lose. What is given beside it counts."""
+    variants = [{"optimizer": "adamw"}, {"optimizer": "adamw", "lr": 0.5}, {"optimizer": "sgd"}]
+    recipes = [Variant("a", PLAIN, recipe=fields).apply(tiny(), 0).recipe for fields in variants]
+    assert [(r.lr, r.weight_decay) for r in recipes] == [(1e-3, 0.05), (0.5, 0.05), (0.045, 4e-5)]
+    adamw = tiny(recipe=get_recipe("paper", optimizer="adamw", lr=0.2))
+    assert Variant("a", PLAIN, recipe={"optimizer": "adamw"}).apply(adamw, 0).recipe == adamw.recipe
+    flags = "--optimizer adamw --steps 1 --batch-size 2 --seeds 1 --eval-images 0 --json".split()
+    assert main(["compare", "--experiment", "residual", "--out", str(tmp_path), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["recipe"]["lr"] == 1e-3
+
+
 def test_chart_survives_odd_values() -> None:
     gaps = Line("a < b", [0, 1, 2], [1.0, float("nan"), 3.0])
     svg = chart("t & t", "x", [gaps, Line("none", [], [])])

@@ -20,6 +20,7 @@ from .drift import movements, read_drift
 from .labelled import Data
 from .log import read_log
 from .loop import SUMMARY, VERDICT, Options, train
+from .recipe import changed
 from .settings import Settings, parse_value
 from .torchrun import place
 from .trainer import Say, assemble
@@ -41,7 +42,7 @@ class Variant:
 
     def apply(self, base: Settings, seed: int) -> Settings:
         """The settings of its run with one seed."""
-        recipe = replace(base.recipe, **self.recipe)
+        recipe = changed(base.recipe, self.recipe)
         fields = {"options": {**base.options, **self.options}, **self.settings}
         return replace(base, model=self.model, seed=seed, recipe=recipe, **fields)
 

@@ -101,6 +101,11 @@ def get_recipe(name: str, **overrides: Any) -> Recipe:
     for key in given:
         if key not in known:
             raise ValueError(f"recipe field {key!r}; allowed: {', '.join(sorted(known))}")
-    if given.get("optimizer") == "adamw":
+    return changed(RECIPES[name], given)
+
+
+def changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+    """`recipe` with the fields of `given`, and where these make AdamW its optimizer, with AdamW's own values."""
+    if given.get("optimizer") == "adamw" != recipe.optimizer:
         given = ADAMW | given
-    return replace(RECIPES[name], **given)
+    return replace(recipe, **given)
