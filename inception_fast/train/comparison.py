@@ -165,12 +165,23 @@ def _run(
         say(f"{name}: training")
         control = replace(options, resume=folder.is_dir(), export=False)
         summary = train(settings, folder, control, say=say, on_row=lambda row: on_row(row, name))
-        kept = Checkpoints(folder)
-        for step in kept.steps():
-            kept.path(step).unlink()
     else:
         say(f"{name}: already done")
+    _drop_checkpoints(folder, summary)
     return {"label": variant.label, "seed": settings.seed, "folder": folder, "summary": summary}
+
+
+def _drop_checkpoints(folder: Path, summary: dict[str, Any]) -> None:
+    """Removes those of a run that has ended, also where it was killed meanwhile, and names them in its summary no
+    longer.
+    """
+    kept = Checkpoints(folder)
+    paths = [kept.path(step) for step in kept.steps()]
+    if paths:
+        summary["files"] = [name for name in summary["files"] if name not in {path.name for path in paths}]
+        write_json(folder / SUMMARY, summary)
+    for path in paths:
+        path.unlink()
 
 
 def _finished(folder: Path, settings: Settings, basis: Basis) -> dict[str, Any] | None:
