@@ -15,7 +15,7 @@ import torch
 
 from ..measure.results import write_json
 from .checkpoint import Checkpoints
-from .data import load_data
+from .data import check_apart, load_data
 from .drift import movements, read_drift
 from .labelled import Data
 from .log import read_log
@@ -127,6 +127,8 @@ def _check(variants: Sequence[Variant], base: Settings, out: Path, options: Opti
         settings = variant.apply(base, base.seed)
         key = settings.data, settings.bad_data
         if key not in found:
+            for each in (out, run_folder(out, variant.label, base.seed).parent):
+                check_apart(settings.data, each)
             cache = out / VERDICT if out.is_dir() else None
             found[key] = load_data(*key, cache, say, options.download)
         data = found[key]

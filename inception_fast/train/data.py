@@ -88,6 +88,14 @@ def load_data(
     return load_folder(Path(name), bad, cache, say)
 
 
+def check_apart(name: str, out: Path) -> None:
+    """Raises DataError where OUT would count as a class of the data set `name`, a folder."""
+    if name and name != "digits" and not name.startswith(("hf:", "torchvision:")):
+        from . import folder
+
+        folder.check_apart(Path(name), out)
+
+
 class Pixels(Dataset[tuple[Tensor, int]]):
     """Keys to (image, label): uint8 [3, size, size]. Without `seed`, whole images by index."""
 

@@ -21,7 +21,7 @@ from ..dispatch import backend_status
 from ..measure.held import held
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import load_data, lost_workers_named, readable, training_loader
+from .data import check_apart, load_data, lost_workers_named, readable, training_loader
 from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
@@ -132,6 +132,7 @@ def _prepared(settings: Settings, out: Path, options: Options, world: World, say
         raise ValueError(f"out {out} is a file; name a folder")
     checkpoints = Checkpoints(out, options.keep, say)
     with world.leader_first():
+        check_apart(settings.data, out)
         if not resume and world.leader:
             _check_free(checkpoints)
         if options.tensorboard and world.leader:
