@@ -15,7 +15,7 @@ from inception_fast.train.comparison import Variant, compare
 from inception_fast.train.data import lost_workers_named
 from inception_fast.train.labelled import DataError
 from inception_fast.train.loop import Options, train
-from training import folder_of_classes, tiny
+from training import curve, folder_of_classes, tiny
 
 QUICK = Options(checkpoint_every=2, eval_images=0)
 
@@ -75,6 +75,17 @@ def test_a_resumed_run_looks_at_no_image_again(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             train(tiny(1, data=str(root), **fields), tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
+
+
+def test_the_dtype_of_the_callers_modules_changes_nothing(tmp_path: Path) -> None:
+    train(tiny(2), tmp_path / "a", QUICK)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(tiny(2), tmp_path / "b", QUICK)
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
 
 
 def test_a_run_among_the_classes_of_its_data_is_refused(tmp_path: Path) -> None:
