@@ -209,6 +209,8 @@ def _norm_problem(bn: nn.BatchNorm2d) -> str | None:
         act, drop = getattr(bn, "act", None), getattr(bn, "drop", None)
         if type(act) is not nn.ReLU or type(drop) is not nn.Identity:
             return f"activation {type(act).__name__} and drop {type(drop).__name__} in bn; allowed: ReLU and none"
+        if has_hooks(bn):
+            return "bn, with its activation inside, has hooks, which would see what is before the activation"
     elif type(bn) is not nn.BatchNorm2d:
         return f"batch norm of class {type(bn).__name__}; allowed: torch.nn.BatchNorm2d"
     return None if bn.track_running_stats else "batch norm without running statistics"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
@@ -97,6 +98,25 @@ def test_finished_runs_are_kept_and_a_broken_one_goes_on(tmp_path: Path) -> None
     found = compare(variants, base, 1, tmp_path / "cut", control, say=said.append)
     assert said == ["a seed 0: already done", "b seed 0: training", "resuming after step 2"]
     assert [row["loss"] for row in found["rows"]] == [row["loss"] for row in expected["rows"]]
+
+
+def test_checkpoints_of_an_ended_run_are_neither_left_nor_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those of one that was killed between its summary and their removal."""
+    from inception_fast.train import comparison
+
+    with monkeypatch.context() as killed:
+        killed.setattr(comparison, "write_page", Mock(side_effect=KeyboardInterrupt))
+        killed.setattr(comparison.Checkpoints, "steps", lambda self: [])
+        with pytest.raises(KeyboardInterrupt):
+            compare([Variant("a", PLAIN)], tiny(1), 1, tmp_path, QUICK)
+    for variants in (["a"], ["a", "b"]):
+        compare([Variant(label, PLAIN) for label in variants], tiny(1), 1, tmp_path, QUICK)
+        for label in variants:
+            folder = run_folder(tmp_path, label, 0)
+            files = json.loads((folder / "summary.json").read_text())["files"]
+            assert files == ["log.jsonl", "curves.svg"] and not list(folder.glob("checkpoint-*"))
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
@@ -257,6 +277,18 @@ def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert listed == {name: experiment.minutes for name, experiment in EXPERIMENTS.items()}
     assert main(["compare", "--experiment", "list"]) == 0
     assert "residual_v4        5 min  Inception-ResNet-v2 trains faster" in capsys.readouterr().out
+
+
+def test_a_change_to_adamw_brings_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate meant for SGD would make AdamW lose. What is given beside it counts."""
+    variants = [{"optimizer": "adamw"}, {"optimizer": "adamw", "lr": 0.5}, {"optimizer": "sgd"}]
+    recipes = [Variant("a", PLAIN, recipe=fields).apply(tiny(), 0).recipe for fields in variants]
+    assert [(r.lr, r.weight_decay) for r in recipes] == [(1e-3, 0.05), (0.5, 0.05), (0.045, 4e-5)]
+    adamw = tiny(recipe=get_recipe("paper", optimizer="adamw", lr=0.2))
+    assert Variant("a", PLAIN, recipe={"optimizer": "adamw"}).apply(adamw, 0).recipe == adamw.recipe
+    flags = "--optimizer adamw --steps 1 --batch-size 2 --seeds 1 --eval-images 0 --json".split()
+    assert main(["compare", "--experiment", "residual", "--out", str(tmp_path), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["recipe"]["lr"] == 1e-3
 
 
 def test_chart_survives_odd_values() -> None:

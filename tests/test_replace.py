@@ -189,6 +189,16 @@ def test_hooks_move_along_and_can_still_be_removed() -> None:
     assert len(seen) == 2
 
 
+def test_a_hooked_norm_with_its_activation_inside_is_left() -> None:
+    """timm's: its hooks see, and may change, what is behind the activation."""
+    block = timm_blocks()[0].branch1[0]
+    block.bn.register_forward_hook(lambda module, args, y: y - 1)
+    x = numerics.random(1, block.conv.in_channels, 6, 6)
+    before = block(x)
+    assert fast.replace_layers(block) is block and torch.equal(block(x), before)
+    assert "has hooks" in block.replacement_report.left[0].reason
+
+
 def test_hooks_on_a_state_dict_move_along() -> None:
     """Those that see a state dict before it is loaded are bound to their module, the others are handed it."""
     model = nn.Sequential(Plain(4, 4, 3), nn.MaxPool2d(2), nn.Sequential(*run_of_three()))

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from inception_fast.train.comparison import Variant, compare
 from inception_fast.train.data import lost_workers_named
 from inception_fast.train.labelled import DataError
 from inception_fast.train.loop import Options, train
-from training import folder_of_classes, tiny
+from training import curve, folder_of_classes, tiny
 
 QUICK = Options(checkpoint_every=2, eval_images=0)
 
@@ -74,6 +75,34 @@ def test_a_resumed_run_looks_at_no_image_again(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             train(tiny(1, data=str(root), **fields), tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
+
+
+def test_the_dtype_of_the_callers_modules_changes_nothing(tmp_path: Path) -> None:
+    train(tiny(2), tmp_path / "a", QUICK)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(tiny(2), tmp_path / "b", QUICK)
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def test_a_run_among_the_classes_of_its_data_is_refused(tmp_path: Path) -> None:
+    """It would be a class without images for whoever resumes it, and for the second of a comparison."""
+    root = folder_of_classes(tmp_path / "data")
+    settings, contestants = tiny(1, data=str(root)), [Variant("a", "tiny_inception")]
+    for out in (root / "run", root):
+        with pytest.raises(DataError, match=f"out {out}.* lies among the classes of data {root};"):
+            compare(contestants, settings, 1, out, QUICK)
+    with pytest.raises(DataError, match="name a folder elsewhere"):
+        train(settings, root / "run", QUICK)
+    assert sorted(path.name for path in root.iterdir()) == ["cat", "dog"]
+    for part in ("train", "val"):
+        folder_of_classes(tmp_path / "parts" / part)
+    for resume in (False, True):
+        control = Options(eval_images=0, workers=0, resume=resume)
+        train(tiny(1, data=str(tmp_path / "parts")), tmp_path / "parts" / "run", control)
 
 
 @pytest.mark.parametrize(

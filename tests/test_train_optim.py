@@ -164,6 +164,13 @@ def test_paper_rate_falls_every_second_epoch() -> None:
     assert (recipe.label_smoothing, recipe.aux_weight, recipe.ema) == (0.1, 0.4, 0.9999)
 
 
+def test_the_rate_may_fall_inside_an_epoch() -> None:
+    """TF-slim's flag, of a number of epochs, takes 2.5 too: the epochs are not rounded before they are counted."""
+    recipe = get_recipe("paper", decay_epochs=2.5)
+    rates = [recipe.learning_rate(0, 1000, epoch) / recipe.lr for epoch in (2.4, 2.5, 4.9, 5.0, 7.5)]
+    assert rates == pytest.approx([1, 0.94, 0.94, 0.94**2, 0.94**3])
+
+
 def test_modern_rate_rises_then_falls_as_a_cosine() -> None:
     recipe = get_recipe("modern", lr=1.0, warmup=0.1)
     rates = [recipe.learning_rate(step, 100, 0.0) for step in range(100)]

@@ -82,6 +82,23 @@ def test_processes_that_prepare_images(tmp_path: Path, what: str) -> None:
     assert (out / "log.jsonl").read_bytes().endswith(b"}\n")
 
 
+def test_processes_that_prepare_images_leave_signals_to_the_parent_from_birth(tmp_path: Path) -> None:
+    """Started as Python 3.14 does by itself: a signal to all at once ended the fork server and those that it made."""
+    set_up = "import multiprocessing, sys; multiprocessing.set_start_method('forkserver'); "
+    _, _, _, *flags = command("--data", folder_of_classes(tmp_path / "data"), "--workers", 1, "--steps", 10**5)
+    code = f"{set_up}from inception_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "out"
+    process = start([sys.executable, "-c", code, *flags, "--out", str(out)], start_new_session=True)
+    end = time.monotonic() + 120
+    while not (out / "log.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+        time.sleep(0.01)
+    time.sleep(0.3)  # inside what a worker imports
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "resume goes on after step 1" in output, output
+
+
 def test_two_processes_equal_one_and_survive_a_killed_worker(tmp_path: Path) -> None:
     """Batch norm over the whole batch, dropout of the whole batch: the curve is one process's but for rounding.
 

@@ -111,11 +111,13 @@ def _changed(settings: Settings, args: argparse.Namespace) -> Settings:
     """An experiment's settings with the flags that were given."""
     from dataclasses import replace
 
+    from ..train.recipe import changed
+
     size = {"image_size": args.image_size} if args.image_size else {}
     if args.recipe:
         return replace(settings, recipe=chosen_recipe(args), **size)
     fields = {f: value for f in (*RECIPE_FLAGS, "optimizer") if (value := getattr(args, f)) is not None}
-    return replace(settings, recipe=replace(settings.recipe, **fields), **size)
+    return replace(settings, recipe=changed(settings.recipe, fields), **size)
 
 
 def _list(rows: list[dict[str, Any]], as_json: bool) -> int:

@@ -15,11 +15,12 @@ import torch
 
 from ..measure.results import write_json
 from .checkpoint import Checkpoints
-from .data import load_data
+from .data import check_apart, load_data
 from .drift import movements, read_drift
 from .labelled import Data
 from .log import read_log
 from .loop import SUMMARY, VERDICT, Options, train
+from .recipe import changed
 from .settings import Settings, parse_value
 from .torchrun import place
 from .trainer import Say, assemble
@@ -41,7 +42,7 @@ class Variant:
 
     def apply(self, base: Settings, seed: int) -> Settings:
         """The settings of its run with one seed."""
-        recipe = replace(base.recipe, **self.recipe)
+        recipe = changed(base.recipe, self.recipe)
         fields = {"options": {**base.options, **self.options}, **self.settings}
         return replace(base, model=self.model, seed=seed, recipe=recipe, **fields)
 
@@ -126,6 +127,8 @@ def _check(variants: Sequence[Variant], base: Settings, out: Path, options: Opti
         settings = variant.apply(base, base.seed)
         key = settings.data, settings.bad_data
         if key not in found:
+            for each in (out, run_folder(out, variant.label, base.seed).parent):
+                check_apart(settings.data, each)
             cache = out / VERDICT if out.is_dir() else None
             found[key] = load_data(*key, cache, say, options.download)
         data = found[key]
@@ -164,12 +167,23 @@ def _run(
         say(f"{name}: training")
         control = replace(options, resume=folder.is_dir(), export=False)
         summary = train(settings, folder, control, say=say, on_row=lambda row: on_row(row, name))
-        kept = Checkpoints(folder)
-        for step in kept.steps():
-            kept.path(step).unlink()
     else:
         say(f"{name}: already done")
+    _drop_checkpoints(folder, summary)
     return {"label": variant.label, "seed": settings.seed, "folder": folder, "summary": summary}
+
+
+def _drop_checkpoints(folder: Path, summary: dict[str, Any]) -> None:
+    """Removes those of a run that has ended, also where it was killed meanwhile, and names them in its summary no
+    longer.
+    """
+    kept = Checkpoints(folder)
+    paths = [kept.path(step) for step in kept.steps()]
+    if paths:
+        summary["files"] = [name for name in summary["files"] if name not in {path.name for path in paths}]
+        write_json(folder / SUMMARY, summary)
+    for path in paths:
+        path.unlink()
 
 
 def _finished(folder: Path, settings: Settings, basis: Basis) -> dict[str, Any] | None:

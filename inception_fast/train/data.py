@@ -4,11 +4,13 @@ of a step.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,14 @@ def load_data(
     return load_folder(Path(name), bad, cache, say)
 
 
+def check_apart(name: str, out: Path) -> None:
+    """Raises DataError where OUT would count as a class of the data set `name`, a folder."""
+    if name and name != "digits" and not name.startswith(("hf:", "torchvision:")):
+        from . import folder
+
+        folder.check_apart(Path(name), out)
+
+
 class Pixels(Dataset[tuple[Tensor, int]]):
     """Keys to (image, label): uint8 [3, size, size]. Without `seed`, whole images by index."""
 
@@ -132,13 +142,38 @@ def evaluation_loader(data: Data, images: int, batch_size: int, size: int, worke
 
 def _loader(pixels: Pixels, batch_sampler: Any, workers: int) -> DataLoader[Any]:
     # Its own generator: a loader that draws from torch's global one would move the numbers of the model's randomness.
-    return DataLoader(
+    return _Loader(
         pixels,
         batch_sampler=batch_sampler,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_the_parent,
+        multiprocessing_context=_own_children() if workers else None,
     )
+
+
+def _own_children() -> str:
+    """How workers are started: as Python does by itself, but by no fork server, which Python 3.14 has. A signal to all
+    processes ends that, and torch's workers end with the process that started them.
+    """
+    method = multiprocessing.get_start_method()
+    return "spawn" if method == "forkserver" else method
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        """Workers are born with SIGINT and SIGTERM blocked: one that starts Python anew takes seconds until it leaves
+        them to the parent, which gets here afterwards what came meanwhile.
+        """
+        if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        if _own_children() == "spawn":
+            resource_tracker.ensure_running()  # started inside, it would unblock them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def readable(loader: Iterable[Any]) -> Iterator[Any]:

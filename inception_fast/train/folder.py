@@ -64,6 +64,13 @@ def load_folder(root: Path, bad: str, cache: Path | None, say: Callable[[str], N
     return _assemble(root, parts, classes, sound, problems)
 
 
+def check_apart(root: Path, out: Path) -> None:
+    """Raises DataError where OUT lies among the classes: it would be one of them for whoever resumes or looks next."""
+    for part in _parts(root):
+        if out.resolve().parent == part.resolve() and not out.name.startswith("."):
+            raise DataError(f"out {out} lies among the classes of data {part}; name a folder elsewhere")
+
+
 def _assemble(
     root: Path, parts: list[Path], classes: list[str], sound: dict[tuple[Path, str], list[Path]], problems: list[str]
 ) -> Data:

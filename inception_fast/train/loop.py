@@ -21,7 +21,7 @@ from ..dispatch import backend_status
 from ..measure.held import held
 from ..measure.results import write_json
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
-from .data import load_data, lost_workers_named, readable, training_loader
+from .data import check_apart, load_data, lost_workers_named, readable, training_loader
 from .distributed import World, join
 from .drift import NAME as DRIFT
 from .drift import Probe
@@ -104,13 +104,24 @@ def train(
         KeyboardInterrupt: a signal asked for the end.
     """
     options = options or Options()
-    with torch.random.fork_rng(devices=[]), join(options.device) as world:
+    with torch.random.fork_rng(devices=[]), _float32(), join(options.device) as world:
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
         with _begun(run), lost_workers_named():
             status = _fit(run, on_row if world.leader else lambda row: None)
             run.weights = run.trainer.whole_weights()
             return _summary(run, status) if world.leader else {}
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Weights are of that, whatever dtype the caller's own modules are made with."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _prepare(settings: Settings, out: Path, options: Options, world: World, say: Say) -> Run:
@@ -132,6 +143,7 @@ def _prepared(settings: Settings, out: Path, options: Options, world: World, say
         raise ValueError(f"out {out} is a file; name a folder")
     checkpoints = Checkpoints(out, options.keep, say)
     with world.leader_first():
+        check_apart(settings.data, out)
         if not resume and world.leader:
             _check_free(checkpoints)
         if options.tensorboard and world.leader:

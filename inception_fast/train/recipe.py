@@ -19,7 +19,7 @@ class Recipe:
     """How to train.
 
     lr: at its highest; `schedule` bends it down: "exponential" multiplies by `decay_rate` after every `decay_epochs`
-        whole epochs, "cosine" falls to zero at the last step. `warmup` is the fraction of all steps over which it
+        epochs, "cosine" falls to zero at the last step. `warmup` is the fraction of all steps over which it
         first rises.
     clip: largest global norm of the gradient, 0 for no limit. aux_weight: share of each auxiliary loss in the sum.
     ema: decay of the averaged weights, min(ema, (1 + n) / (10 + n)) after n steps; 0 keeps no average.
@@ -35,7 +35,7 @@ class Recipe:
     epsilon: float = 1.0
     weight_decay: float = 0.0
     decay_rate: float = 0.94
-    decay_epochs: int = 2
+    decay_epochs: float = 2
     warmup: float = 0.0
     clip: float = 0.0
     label_smoothing: float = 0.1
@@ -68,7 +68,7 @@ class Recipe:
         if step < warm:
             return self.lr * (step + 1) / (warm + 1)
         if self.schedule == "exponential":
-            return self.lr * self.decay_rate ** (int(epoch) // self.decay_epochs)
+            return self.lr * self.decay_rate ** (epoch // self.decay_epochs)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
     @property
@@ -101,6 +101,11 @@ def get_recipe(name: str, **overrides: Any) -> Recipe:
     for key in given:
         if key not in known:
             raise ValueError(f"recipe field {key!r}; allowed: {', '.join(sorted(known))}")
-    if given.get("optimizer") == "adamw":
+    return changed(RECIPES[name], given)
+
+
+def changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+    """`recipe` with the fields of `given`, and where these make AdamW its optimizer, with AdamW's own values."""
+    if given.get("optimizer") == "adamw" != recipe.optimizer:
         given = ADAMW | given
-    return replace(RECIPES[name], **given)
+    return replace(recipe, **given)
