@@ -117,11 +117,16 @@ def check_number(name: str, value: Any) -> Any:
     return value
 
 
+def check_channels(**named: Any) -> None:
+    """Raises ValueError for the first that is no number of channels."""
+    for name, channels in named.items():
+        if not is_integer(plain(channels)) or channels < 1:
+            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+
+
 def check_layer(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any, eps: Any, momentum: Any) -> None:
     """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
-    for name, channels in (("cin", cin), ("cout", cout)):
-        if not is_integer(channels) or channels < 1:
-            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+    check_channels(cin=cin, cout=cout)
     for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
         if name == "padding" and value in ("same", "valid"):
             continue
