@@ -113,6 +113,7 @@ def test_modules_of_other_libraries(tmp_path, module, size, params, flagged):
     "arguments, said",
     [
         (["nothing"], "unknown model 'nothing'; allowed: inception_resnet_v1, "),
+        (["inceptoin_v1"], "unknown model 'inceptoin_v1' (did you mean inception_v1 or "),
         (["nothing:at_all"], "No module named 'nothing'"),
         (["os:getcwd"], "os:getcwd makes a str; allowed: a torch.nn.Module"),
         ([f"{NETS}:deep"], "does not tell its input; give --input C,H,W or --image-size S"),
