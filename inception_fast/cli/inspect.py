@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
 
 def subject(name: str, image_size: int | None, given: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
     """The module called `name` and the [c, h, w] it is looked at with; CommandError says what is wrong with either."""
+    if image_size and given and (image_size, image_size) != given[1:]:
+        seen = f"--image-size {image_size} with --input {','.join(map(str, given))}"
+        raise CommandError(f"{seen}; allowed: one of them")
     if ":" in name:
         module = _made(name)
     else:
