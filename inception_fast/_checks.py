@@ -117,19 +117,30 @@ def check_number(name: str, value: Any) -> Any:
     return value
 
 
+def check_eps(value: Any) -> Any:
+    """The number that batch norm adds to a variance; TypeError for what is none, ValueError for one below 0."""
+    eps = check_number("eps", value)
+    if is_number(eps) and not 0 <= eps < float("inf"):
+        raise ValueError(f"eps {eps}; allowed: at least 0")
+    return eps
+
+
+def check_channels(**named: Any) -> None:
+    """Raises ValueError for the first that is no number of channels."""
+    for name, channels in named.items():
+        if not is_integer(plain(channels)) or channels < 1:
+            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+
+
 def check_layer(cin: Any, cout: Any, kernel_size: Any, stride: Any, padding: Any, eps: Any, momentum: Any) -> None:
     """Raises ValueError or TypeError for what torch would accept and then fail on at the first image."""
-    for name, channels in (("cin", cin), ("cout", cout)):
-        if not is_integer(channels) or channels < 1:
-            raise ValueError(f"{name}={channels!r}; allowed: an integer >= 1")
+    check_channels(cin=cin, cout=cout)
     for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
         if name == "padding" and value in ("same", "valid"):
             continue
         if min(pair_of(value, name)) < least:
             raise ValueError(f"{name} {value}; allowed: at least {least}")
-    check_number("eps", eps)
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"eps {eps}; allowed: at least 0")
+    check_eps(eps)
     if momentum is not None:  # with None torch averages over all batches
         check_number("momentum", momentum)
         if not 0 <= momentum <= 1:

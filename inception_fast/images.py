@@ -203,7 +203,7 @@ def prepare(image: Image.Image, config: Preparation) -> torch.Tensor:
 
 
 def prepare_batch(images: Iterable[Image.Image], config: Preparation) -> torch.Tensor:
-    """[n, 3, h, w] float32, an image a row."""
+    """[n, c, h, w] float32, an image a row, each as by `prepare`."""
     import torch
 
     return torch.stack([prepare(image, config) for image in images])

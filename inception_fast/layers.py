@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_layer, check_learning, is_strided, not_scripted, symbolic
+from ._checks import check_average, check_channels, check_layer, check_learning, is_strided, not_scripted, symbolic
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -322,6 +322,7 @@ class AsymmetricPair(_Two):
         super().__init__()
         if order not in ORDERS:
             raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
+        check_channels(cin=cin, mid=mid, cout=cout)
         n = _length(n)
         wide = order == ORDERS[0]
         self.first = _row(cin, mid, n) if wide else _column(cin, mid, n)
@@ -344,9 +345,11 @@ class ParallelSplit(_Two):
 
     def __init__(self, cin: int, cout1: int, cout2: int | None = None, n: int = 3) -> None:
         super().__init__()
+        cout2 = cout1 if cout2 is None else cout2
+        check_channels(cin=cin, cout1=cout1, cout2=cout2)
         n = _length(n)
         self.first = _row(cin, cout1, n)
-        self.second = _column(cin, cout1 if cout2 is None else cout2, n)
+        self.second = _column(cin, cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
         if symbolic(x) or not self._fusable():

@@ -22,7 +22,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from . import _batch_norm, _conv_batch_norm, _convolution, _fused, _gradients, dispatch
-from ._checks import check_flag, check_number, four_sided, pair_of, tensors
+from ._checks import check_eps, check_flag, check_number, four_sided, pair_of, tensors
 from ._trained_layer import asked_while_traced, transformed
 from ._when_imported import when_imported
 
@@ -159,7 +159,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> t
     Raises ValueError for a single value a channel, and as `conv_bn_relu` does.
     """
     tensors(x=x, weight=weight, bias=bias)
-    eps = check_number("eps", eps)
+    eps = check_eps(eps)
     y, mean, var = _run(_ops.batch_norm_relu.default, (x, weight, bias, eps))
     return y, mean, var
 
@@ -173,7 +173,7 @@ def conv_batch_norm_relu(
     is torch's convolution and `batch_norm_relu`.
     """
     tensors(x=x, kernel=kernel, weight=weight, bias=bias)
-    eps = check_number("eps", eps)
+    eps = check_eps(eps)
     call = (x, kernel, weight, bias, pair_of(stride, "stride"), pair_of(padding, "padding"), eps)
     y, _, mean, var = _run(_ops.conv_batch_norm_relu.default, call)
     return y, mean, var

@@ -250,6 +250,15 @@ def test_impossible_calls_raise(change: Callable[..., Any], error: type[Exceptio
         ops.batch_norm_relu(*change(*arguments((2, 8, 3, 4))), eps=EPS)
 
 
+@pytest.mark.parametrize("eps", [-1e-3, float("nan"), float("inf")])
+def test_an_eps_that_makes_no_variance_raises(eps: float) -> None:
+    x, weight, bias = arguments((2, 8, 3, 4))
+    with pytest.raises(ValueError, match=f"eps {eps}; allowed: at least 0"):
+        ops.batch_norm_relu(x, weight, bias, eps=eps)
+    with pytest.raises(ValueError, match=f"eps {eps}; allowed: at least 0"):
+        ops.conv_batch_norm_relu(x, torch.ones(8, 8, 1, 1), weight, bias, stride=1, padding=0, eps=eps)
+
+
 class Net(nn.Module):
     def __init__(self, block: Callable[..., nn.Module]) -> None:
         super().__init__()

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 import inception_fast
 from inception_fast import dispatch, images
-from inception_fast.cli import build_parser, main
+from inception_fast.cli import COMMANDS, build_parser, main
 from inception_fast.cli.common import CommandError, one_line
 from inception_fast.cli.labels import find_labels
+from inception_fast.models._registry import build
 
 MODELS = [f"inception_{v}" for v in ("resnet_v1", "resnet_v2", "v1", "v2", "v3", "v4")]
 
@@ -101,7 +102,7 @@ def test_info_reports_what_is_broken(capsys, monkeypatch):
 
 
 def test_every_command_has_json_and_help(capsys):
-    for command in ("info", "list", "classify", "bench", "convert"):
+    for command in COMMANDS:
         assert main([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out
     assert main(["--version"]) == 0
@@ -128,7 +129,8 @@ def test_every_command_has_json_and_help(capsys):
         (["bench", "inception_v3", "--seconds", "-1"], "out of range"),
         (["bench", "inception_v3", "--seconds", "nan"], "out of range"),
         (["bench", "inception_v3", "--quick", "--repeats", "3"], "not allowed with"),
-        (["bench", "inception_v3", "inception_v9"], "unknown model 'inception_v9'; allowed: inception_resnet_v1"),
+        (["bench", "inception_v3", "inceptoin_v4"], "unknown model 'inceptoin_v4' (did you mean inception_v4 or "),
+        (["bench", "inception_v3", "vgg"], "unknown model 'vgg'; allowed: inception_resnet_v1"),
         (["bench", "inception_v3", "--image", "nowhere"], "nowhere: no such file or folder"),
         (["bench", "inception_v3", "--image-size", "1"], "out of range"),
         (["classify"], "IMAGE"),
@@ -168,6 +170,17 @@ def test_bench_refuses_what_only_the_run_can_tell(capsys, tmp_path):
     missing = refused(capsys, "bench", "inception_v3", "--weights", str(tmp_path / "no.pth"), *out)
     assert "no.pth" in missing
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_bench_refuses_what_a_later_network_cannot_take_before_it_times_the_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("inception_fast.cli.bench._subject", None)
+    options = ["--against", "none", "--out", str(tmp_path)]
+    small = refused(capsys, "bench", "inception_v1", "inception_v3", "--image-size", "64", *options)
+    assert "inception_v3 cannot take 64x64 images (allowed: 75x75 or larger)" in small
+    save_file(build("inception_v1", num_classes=2).state_dict(), tmp_path / "v1.safetensors")
+    weights = ["--weights", str(tmp_path / "v1.safetensors")]
+    other = refused(capsys, "bench", "inception_v1", "inception_v3", *weights, *options)
+    assert "allowed: weights of inception_v3" in other
 
 
 def test_classify(capsys, photo, small_net):

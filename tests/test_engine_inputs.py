@@ -64,3 +64,12 @@ def test_dictionaries_may_come_in_another_order() -> None:
         fast({"left": X, "middle": X})
     with pytest.raises(ValueError, match="structure"):
         fast({"left": X, "right": [X]})
+
+
+def test_shapes_and_arrays_are_no_examples() -> None:
+    module, x = nn.Conv2d(3, 4, 1), torch.zeros(2, 3, 8, 8)
+    for shape in (tuple(x.shape), x.shape):
+        with pytest.raises(TypeError, match=r"arguments \(int, int, int, int\): .*; allowed: \(input: "):
+            optimize(module, shape)
+    with pytest.raises(ValueError, match="among the inputs, ndarray; allowed: at least one"):
+        optimize(module, x.numpy())

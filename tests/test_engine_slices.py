@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,3 +154,28 @@ def test_batch_invariance_may_be_asked_for_where_it_holds_anyway() -> None:
         optimize(model, x, batch_invariant="no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_invariant=True on backend 'torch'; allowed: cpu, cuda, triton"):
         optimize(model, x, batch_invariant=True, backend="torch")
+
+
+class ByTorch(nn.Module):
+    """A product of matrices that no kernel has, behind one that has a kernel and a gelu of single elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(3, 8, 3), nn.Bilinear(8, 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.gelu(self.conv(x)).mean((2, 3))
+        return self.twice(y, y)
+
+
+def test_what_torch_runs_on_the_cpu_is_named_once() -> None:
+    model, x = ByTorch().eval(), torch.randn(3, 3, 20, 20)
+    with pytest.warns(
+        RuntimeWarning, match=r"batch_invariant=True, but torch runs \w+ \(1 in all\), whose bits may be"
+    ):
+        fast = optimize(model, x, batch_invariant=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(x[:1])
+        optimize(model, x)
+        optimize(model.conv, x, batch_invariant=True)

@@ -113,11 +113,13 @@ def test_modules_of_other_libraries(tmp_path, module, size, params, flagged):
     "arguments, said",
     [
         (["nothing"], "unknown model 'nothing'; allowed: inception_resnet_v1, "),
+        (["inceptoin_v1"], "unknown model 'inceptoin_v1' (did you mean inception_v1 or "),
         (["nothing:at_all"], "No module named 'nothing'"),
         (["os:getcwd"], "os:getcwd makes a str; allowed: a torch.nn.Module"),
         ([f"{NETS}:deep"], "does not tell its input; give --input C,H,W or --image-size S"),
         ([f"{NETS}:deep", "--input", "3,8,8"], "cannot take an input of 3x8x8"),
         (["inception_v3", "--image-size", "20"], "allowed: 75x75 or larger"),
+        (["inception_v3", "--input", "3,96,80", "--image-size", "96"], "--input 3,96,80; allowed: one of them"),
         (["inception_v3", "--input", "3,0,9"], "'3,0,9' is no shape; allowed: C,H,W such as 320,35,35"),
     ],
 )

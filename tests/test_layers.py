@@ -327,6 +327,13 @@ def test_impossible_layers_raise(build: Callable[[], nn.Module]) -> None:
         build()
 
 
+def test_a_wrong_number_of_channels_is_called_by_its_name() -> None:
+    with pytest.raises(ValueError, match="mid=0; allowed: an integer >= 1"):
+        fast.AsymmetricPair(4, 0, 4, 3)
+    with pytest.raises(ValueError, match="cout2=0; allowed: an integer >= 1"):
+        fast.ParallelSplit(4, 4, 0)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_traced_layers_are_plain() -> None:
     """TorchScript has no place for the operations' Python; what it gets are the convolution and batch norm."""

@@ -109,6 +109,7 @@ def test_the_command(tmp_path, capsys):
     "arguments, said",
     [
         (["nothing"], "unknown model 'nothing'; allowed: inception_resnet_v1, "),
+        (["inceptoin_v1"], "unknown model 'inceptoin_v1' (did you mean inception_v1 or "),
         (["inception_v3", "--image-size", "20"], "allowed: 75x75 or larger"),
         (["inception_v3", "--dtype", "int8"], "'int8' is not known; allowed: float32, bfloat16, float16"),
     ],

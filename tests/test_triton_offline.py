@@ -270,6 +270,9 @@ def test_the_command_refuses_what_it_does_not_know(
     for words in (["--arch", "sm_42"], ["no_such_kernel"], ["--tune", "no_such_model"], ["--tune", "inception_v1"]):
         assert main(["kernels", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+    for words in (["pool*", "--tune", "inception_v1"], ["--check", "--tune", "inception_v1"]):
+        assert main(["kernels", *words]) == 2
+        assert "with PATTERN or --check; allowed: one or the other" in capsys.readouterr().err
 
 
 def test_the_command_says_on_one_line_that_nothing_compiles(

@@ -451,3 +451,10 @@ def test_names_of_classes_go_along(tmp_path: Path) -> None:
         with safe_open(written, framework="pt") as opened:
             assert json.loads(opened.metadata()["labels"]) == classes
         assert find_labels(None, str(written), 10) == classes
+
+
+def test_a_net_of_another_variant_is_named(tmp_path: Path) -> None:
+    save_file(fast.create_model("inception_v1", num_classes=2).state_dict(), tmp_path / "v1.safetensors")
+    source = weights.resolve(tmp_path / "v1.safetensors")
+    with pytest.raises(weights.WeightsError, match=r"holds inception_v1, as conv1\..* shows; allowed: .* inception_v2"):
+        source.load(fast.create_model("inception_v2", num_classes=2))

@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     peers = _peers(args)
     photos = _photos(args.image)
     folder = _output_folder(args.out)
+    _check_subjects(names, args)
     _mind_the_load()
     with _threads(args.threads) as threads:
         if args.cpu_suite:
@@ -167,13 +168,30 @@ def _suite(args: argparse.Namespace, peers: list[Any], photos: list[Any], thread
 
 def _models(names: list[str]) -> list[str]:
     """The names without repeats; an unknown one is refused now, not after the first models have taken their minutes."""
-    from .. import list_models
+    from ..models._registry import find_family
 
-    known = list_models()
     for name in names:
-        if name not in known:
-            raise CommandError(f"unknown model {name!r}; allowed: {', '.join(known)}")
+        with serving("bench"):
+            find_family(name)
     return list(dict.fromkeys(names))
+
+
+def _check_subjects(names: list[str], args: argparse.Namespace) -> None:
+    """What one of the networks cannot take is refused now too."""
+    from ..models._registry import find_family
+    from ..weights import resolve
+    from .cpu_suite import LARGE, SMALL
+
+    for name in names or (*LARGE, *SMALL):
+        least, size = find_family(name).smallest, args.image_size
+        if size and size < least:
+            allowed = f"{least}x{least} or larger"
+            raise CommandError(
+                f"{name} cannot take {size}x{size} images (allowed: {allowed}); choose a larger --image-size"
+            )
+        if args.weights is not None:
+            with serving(f"{name}, --weights {args.weights}"):
+                resolve(args.weights, name)
 
 
 def _mind_the_load() -> None:

@@ -80,15 +80,19 @@ def run(args: argparse.Namespace) -> int:
 
 def subject(name: str, image_size: int | None, given: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
     """The module called `name` and the [c, h, w] it is looked at with; CommandError says what is wrong with either."""
+    if image_size and given and (image_size, image_size) != given[1:]:
+        seen = f"--image-size {image_size} with --input {','.join(map(str, given))}"
+        raise CommandError(f"{seen}; allowed: one of them")
     if ":" in name:
         module = _made(name)
     else:
-        from .. import create_model, list_models
+        from .. import create_model
+        from ..models._registry import find_family
 
-        if name not in list_models():
-            raise CommandError(
-                f"unknown model {name!r}; allowed: {', '.join(list_models())}, or package.module:function"
-            )
+        try:
+            find_family(name, ("or package.module:function",))
+        except ValueError as error:
+            raise CommandError(str(error)) from error
         module = create_model(name)
     config: Any = getattr(module, "data_config", None)
     sizes = given or (tuple(config.input_size) if config is not None else None)

@@ -38,6 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """A row a kernel and configuration; spills and missing tensor-core instructions are named on standard error."""
     if args.tune is not None:
+        if args.check or args.pattern is not None:
+            raise CommandError(f"--tune {args.tune} with PATTERN or --check; allowed: one or the other")
         return tune(args)
     with serving("kernels"):
         from ..kernels.triton import catalogue
@@ -46,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
     pattern = args.pattern if args.pattern is not None else "*"
     chosen = [entry for entry in wanted if fnmatch(entry.kernel, pattern)]
     named, built, absent = built_kernels(args.arch, pattern)
-    if absent:
-        note(absent)
     if not chosen and not built:
         names = sorted({entry.kernel for entry in wanted} | set(named))
-        raise CommandError(f"no kernel matches {args.pattern!r}; there are {', '.join(names)}")
+        why = f" ({absent})" if absent else ""
+        raise CommandError(f"no kernel matches {args.pattern!r}{why}; there are {', '.join(names)}")
+    if absent:
+        note(absent)
     rows, wrong = [], []
     for row, complaint in (*compiled(chosen, args.arch), *listed(built)):
         rows.append(row)

@@ -79,7 +79,8 @@ def batch_of(leaves: Sequence[Any]) -> int:
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
-    raise CaptureError("no tensor with a batch dimension among the inputs; allowed: at least one")
+    seen = ", ".join("Tensor []" if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves) or "nothing"
+    raise CaptureError(f"no tensor with a batch dimension among the inputs, {seen}; allowed: at least one")
 
 
 def capture(

@@ -50,7 +50,7 @@ class Signature:
 
     def _canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """One spelling of a call: what may be positional is, and defaults behind the last argument are left out."""
-        bound = self._python.bind(*args, **kwargs)
+        bound = self._bound(args, kwargs)
         parameters = self._python.parameters
         for name, value in reversed(list(bound.arguments.items())):
             if value is parameters[name].default and isinstance(value, (NoneType, bool)):
@@ -61,6 +61,16 @@ class Signature:
         for parameter in self._places[:last]:
             bound.arguments.setdefault(parameter.name, parameter.default)
         return bound.args, dict(sorted(bound.kwargs.items()))
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """Raises TypeError for what is no call of the module: a shape in place of a tensor, a name that it has not."""
+        try:
+            return self._python.bind(*args, **kwargs)
+        except TypeError as error:
+            named = [f"{name}={type(value).__name__}" for name, value in kwargs.items()]
+            seen = ", ".join([*(type(value).__name__ for value in args), *named])
+            allowed = self._python.replace(return_annotation=inspect.Signature.empty)
+            raise TypeError(f"arguments ({seen}): {error}; allowed: {allowed}, as forward takes them") from None
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The call's flattened arguments, unchecked. Raises TypeError or ValueError for another structure."""

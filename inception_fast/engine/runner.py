@@ -48,7 +48,7 @@ class OptimizedModule(nn.Module):
 
     @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns for these arguments, in fresh tensors; maps are channels_last."""
+        """What the module returns for these arguments, in fresh tensors; maps that kernels make are channels_last."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise RuntimeError("optimised modules hold native code and cannot be traced; trace the original module")
         return self._session(args, kwargs)
@@ -189,9 +189,9 @@ def optimize(
         winograd: float32 on "cpu" alone: lets convolutions at stride 1 take Winograd's algorithm where it is faster.
             Fewer products, and an expected 1.3 to 25 times the rounding error of a layer's direct sum; report() says
             which took it.
-        batch_invariant: an image has the same bits alone and in any batch. "cpu" keeps that anyway; "triton" and "cuda"
-            give up speed for it, as every batch runs the kernels of one batch and no sum is cut into parts. Where torch
-            runs a node that may not keep it, a RuntimeWarning names it.
+        batch_invariant: an image has the same bits alone and in any batch. The kernels of "cpu" keep that anyway;
+            "triton" and "cuda" give up speed for it, as every batch runs the kernels of one batch and no sum is cut
+            into parts. Where torch runs a node that may not keep it, on either, a RuntimeWarning names it.
 
     Raises TypeError or ValueError for what cannot be served, RuntimeError where the backend cannot run here.
 

@@ -55,7 +55,7 @@ class Session:
         winograd: bool = False, *, named: bool = True, invariant: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.backend, self.dtype, self.named = type(module).__name__, backend, dtype, named
-        self.invariant = invariant
+        self.invariant, self._warned = invariant, False
         self._tiles = cpu.winograd_tile if winograd else None
         self._mixed = torch._C._is_any_autocast_enabled()
         self._gpu: GpuSession | None = None
@@ -148,11 +148,21 @@ class Session:
 
     def _compile(self, captured: Captured, leaves: Sequence[Any]) -> Runnable:
         program = self._lower(captured.graph, leaves)
+        if self.invariant:
+            self._warn_of_loose(program)
         like = self._like(program)
         if like is None:
             self._check_contents()
             cpu.trim()  # megabytes of a capture, before those of weights
         return self._compiled(captured, leaves, program, like)
+
+    def _warn_of_loose(self, program: Program) -> None:
+        """Once, where torch runs what may have other bits in another batch."""
+        from .gpu_invariant import loose, warn_of
+
+        if not self._warned and (names := loose(program)):
+            self._warned = True
+            warn_of(names)
 
     def _compiled(
         self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None

@@ -66,7 +66,9 @@ class Source:
 
         Raises WeightsError naming the first key, shape or kind of tensor that differs; the model is untouched then.
         """
-        target = model.state_dict()
+        target, variant = model.state_dict(), getattr(model, "variant", self.model)
+        if variant != self.model:
+            raise model_mismatch(self.origin, next(iter(self.tensors), "no key"), self.model, str(variant))
         classes, aux = int(model.num_classes), bool(getattr(model, "aux_logits", False))  # type: ignore[arg-type]
         tensors = self.state_dict(classes, aux)
         kept = classes in (self.file_classes, self.options["num_classes"])
