@@ -54,12 +54,40 @@ def test_a_form_is_asked_once_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "wrong_behind", lambda kernels, device: "the first behind tile gave wrong numbers")
     monkeypatch.setattr(check.loader, "library", stub)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     one, other = torch.device("cuda", 0), torch.device("cuda", 1)
     for _ in range(2):
         assert check.form_refusal(one, "pooled") == ""
         assert check.form_refusal(other, "pooled") == "GPU 1: the first pooled tile failed: unspecified launch failure"
         assert check.form_refusal(one, "behind") == "the first behind tile gave wrong numbers"
     assert asked == [one, other] and loader.distrusted() == ""
+
+
+def test_what_says_nothing_of_the_kernels_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is full, or a graph that is captured: whoever asks later finds the kernels right."""
+    room, captured, device = [False], [True], torch.device("cuda", 0)
+
+    def found(kernels: Any, there: torch.device) -> str:
+        if not room[0]:
+            raise torch.OutOfMemoryError("no room for the first convolution")
+        return ""
+
+    monkeypatch.setattr(loader, "verdicts", {})
+    monkeypatch.setattr(check, "wrong", found)
+    monkeypatch.setattr(check.loader, "library", stub)
+    monkeypatch.setattr(torch.cuda, "device", lambda there: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured[0])
+    with pytest.raises(
+        RuntimeError, match="first convolution .* GPU 0, .* captured; allowed: a call ahead of the capture"
+    ):
+        check.refusal(device)
+    captured[0] = False
+    with pytest.raises(torch.OutOfMemoryError):
+        check.refusal(device)
+    assert loader.distrusted() == ""
+    room[0] = True
+    assert check.refusal(device) == "" and loader.verdicts == {0: ""}
 
 
 def test_forms_are_words_of_their_configurations_names() -> None:
