@@ -278,7 +278,7 @@ def test_a_capture_that_fails_leaves_no_stream_behind(captures: torch.device, mo
     """torch.cuda.graph leaves its own stream the current one where the capture cannot end, as with streams that have
     not joined it; the error is the launch's, not that of the end.
     """
-    current = [Stream(captures)]
+    current, able = [Stream(captures)], [True]
     here = current[0]
 
     @contextlib.contextmanager
@@ -297,7 +297,7 @@ def test_a_capture_that_fails_leaves_no_stream_behind(captures: torch.device, mo
         def __exit__(self, *error: object) -> None:
             super().__exit__()
             main, *others = gpu_segment._STREAMS[captures]
-            if broken or [one for one in others if one not in main.waits]:
+            if not able[0] or [one for one in others if one not in main.waits]:
                 raise RuntimeError("the capture cannot end")
             current[0] = here
 
@@ -310,7 +310,8 @@ def test_a_capture_that_fails_leaves_no_stream_behind(captures: torch.device, mo
     made = segment(captures, 3)
     monkeypatch.setattr(made, "_in_order", lambda: None)
     made.launches[1] = [SimpleNamespace(run=interrupted)]
-    for broken, said in ((False, KeyboardInterrupt), (True, RuntimeError)):
+    for ends, said in ((True, KeyboardInterrupt), (False, RuntimeError)):
+        able[0] = ends
         with pytest.raises(said):
             made._capture()
         assert current == [here] and gc.isenabled() and not gpu_segment._CAPTURING.locked()
