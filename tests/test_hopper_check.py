@@ -39,6 +39,20 @@ def test_a_form_that_measurements_choose_is_proved_where_one_did(monkeypatch: py
     assert hopper_gpu.proved(named, gpu) == named and len(asked) == 2
 
 
+def test_each_of_several_gpus_has_its_own_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked without a number about the current one, too."""
+    hopper_gpu._measured.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(hopper_gpu, "proved", lambda rows, device: ())
+    try:
+        for index in (0, 1):
+            monkeypatch.setattr(torch.cuda, "current_device", lambda index=index: index)
+            assert hopper_gpu.measured(torch.device("cuda")) == (f"GPU {index}", ())
+        assert hopper_gpu.measured(torch.device("cuda", 0)) == ("GPU 0", ())
+    finally:
+        hopper_gpu._measured.cache_clear()
+
+
 def test_a_form_is_asked_once_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that fails is told as well, and what is wrong with it is no verdict on other kernels."""
     asked: list[torch.device] = []

@@ -64,8 +64,8 @@ class Segment:
                 one.run()
 
     def _capture(self) -> None:
-        """Runs once, which compiles every kernel, then records the branches as one graph. Where that fails, an interrupt
-        included, the caller's stream is the current one again: torch leaves the graph's where a capture does not end.
+        """Runs once, which compiles every kernel, then records the branches as one graph. Where that fails, or is
+        interrupted, the caller's stream is the current one again: torch leaves the graph's where a capture cannot end.
         """
         self._in_order()
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.plan.device)

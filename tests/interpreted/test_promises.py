@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import numerics
 from checkout import ROOT
 from inception_fast.backends import batch_norm_gpu, triton_gpu
-from inception_fast.engine import gpu_runner, gpu_segment
+from inception_fast.engine import gpu_runner, gpu_segment, gpu_session
 
 from .maps import DEVICE, run
 
@@ -202,6 +202,17 @@ def test_programs_follow_the_callers_stream_on_their_device(
     Device.ran.clear()
     del program
     assert [word for word, _ in Device.ran] == ["awaited"], "memory is given back no earlier than the device is done"
+
+
+def test_plans_are_made_for_what_their_device_can(second: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends are asked about the current device."""
+    session = gpu_session.GpuSession.__new__(gpu_session.GpuSession)
+    session.device, session.dtype, session.invariant, session.tf32 = second, "float32", False, False
+    session.packs = session.choose = session.keeper = session.hopper = None  # type: ignore[assignment]
+    monkeypatch.setattr(gpu_session, "lower", lambda *words: Device.ran.append(("planned", Device.current)))
+    monkeypatch.setattr(gpu_session, "GpuCompiled", lambda *words, **options: None)
+    session.compiled(None, [])  # type: ignore[arg-type]
+    assert Device.ran == [("planned", 1)] and Device.current == 0
 
 
 class Stream:
