@@ -172,6 +172,14 @@ def test_a_damaged_result_counts_for_nothing(
     assert store.results["layers/1/x"]["status"] == "failed"
 
 
+@pytest.mark.parametrize("text", ('{"best": 1}', "[1]", '{"results": []}'))
+def test_a_file_of_others_is_not_written_over(text: str, queue: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(SystemExit):
+        queue["run"].main(["--merge", "--out", str(tmp_path)])
+    assert [file.read_text() for file in tmp_path.iterdir()] == [text]
+
+
 def test_a_job_that_hangs_or_dies_has_failed(
     queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

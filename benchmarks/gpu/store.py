@@ -44,6 +44,8 @@ class Store:
 
     def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0, again: Sequence[str] = ()) -> None:
         before = earlier_results(earlier, again)
+        if is_foreign(out / NAME):
+            raise ValueError(f"{out / NAME} is no file of this queue, and stays; allowed: a folder of the queue's own")
         out.mkdir(parents=True, exist_ok=True)
         self.file, self.jobs = out / NAME, jobs
         self.results: dict[str, dict[str, Any]] = {**before, **read_results(self.file)}
@@ -184,6 +186,15 @@ def read_results(file: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict):
         return {}
     return {name: result for name, result in found.items() if is_whole(result)}
+
+
+def is_foreign(file: Path) -> bool:
+    """Whether a file is whole, and not one of results."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return not isinstance(found, dict) or not isinstance(found.get("results"), dict)
 
 
 def is_whole(result: Any) -> bool:
