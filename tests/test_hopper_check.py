@@ -10,6 +10,7 @@ import torch
 from inception_fast.kernels.cuda import check, loader
 from inception_fast.kernels.cuda.choices import Row, Shape
 
+from checkout import ROOT
 from hopper_library import stub
 from inception_fast.backends import hopper_gpu
 
@@ -100,6 +101,13 @@ def test_what_says_nothing_of_the_kernels_is_no_verdict(monkeypatch: pytest.Monk
     assert loader.distrusted() == ""
     room[0] = True
     assert check.refusal(device) == "" and loader.verdicts == {0: ""}
+
+
+def test_nobody_waits_for_the_whole_device() -> None:
+    """Which is an error while another thread captures a graph, there and here."""
+    folders = (ROOT / "kernels", ROOT / "inception_fast" / "engine", ROOT / "inception_fast" / "backends")
+    texts = {file.name: file.read_text() for folder in folders for file in folder.rglob("*.py")}
+    assert len(texts) > 50 and not [name for name, text in texts.items() if "torch.cuda.synchronize(" in text]
 
 
 def test_forms_are_words_of_their_configurations_names() -> None:

@@ -211,8 +211,8 @@ def _run(
     problem = Problem(replace(spec, residual=residual), dense(x), packed, (Target(dense(y), spec.relu),), old)
     launch = convolve.group("check", kernels, [problem], cut)
     launch.run()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    if x.is_cuda:  # not for the whole device, which would end what another thread captures
+        torch.cuda.current_stream(x.device).synchronize()
     return y
 
 
