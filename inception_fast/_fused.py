@@ -57,7 +57,8 @@ def _launch(
     residual: Tensor | None = None,
     residual_scale: float = 1.0,
 ) -> Tensor:
-    name = dispatch.choose(spec, x.device.type, backend if backend is not None else dispatch.current_backend())
+    device = str(x.device) if x.is_cuda else x.device.type
+    name = dispatch.choose(spec, device, backend if backend is not None else dispatch.current_backend())
     kernels = dispatch.adapter(name)
     prepared = kernels.prepare(spec, params, x, residual, residual_scale)
     return kernels.run(prepared, x, residual, _batch_norm.memory_format(x))

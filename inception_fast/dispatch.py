@@ -182,10 +182,18 @@ def explain(
     spec: Spec, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
 ) -> dict[str, list[str]]:
     """Why each backend cannot run `spec` on `device`; an empty list means that it can. `dtype` replaces the spec's."""
-    kind = torch.device(device).type
     if dtype is not None:
         spec = with_dtype(spec, str(dtype).removeprefix("torch."))
-    return {name: _reasons(name, status, spec, kind) for name, status in backend_status().items()}
+    with _on(device):
+        kind = torch.device(device).type
+        return {name: _reasons(name, status, spec, kind) for name, status in backend_status().items()}
+
+
+def _on(device: str | torch.device) -> contextlib.AbstractContextManager[object]:
+    """The device as the current one, about which backends are asked, where it is a GPU with a number."""
+    there = torch.device(device)
+    numbered = there.type == "cuda" and there.index is not None and torch.cuda.is_available()
+    return torch.cuda.device(there) if numbered else contextlib.nullcontext()
 
 
 def _reasons(name: str, status: Status, spec: Spec, kind: str) -> list[str]:
@@ -204,13 +212,19 @@ def with_dtype(spec: Any, dtype: str) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(spec: Spec, kind: str, name: str | None = None) -> str:
-    """The backend for `spec` on a device of type `kind`: `name`, or the first of the order that can run and should.
+def choose(spec: Spec, device: str, name: str | None = None) -> str:
+    """The backend for `spec` on a device, which of several GPUs has its number: `name`, or the first of the order that
+    can run and should.
 
     Raises ValueError for an unknown name, RuntimeError with every backend's reasons when none, or not the named one,
     can run.
     """
     check_name(name)
+    with _on(device):
+        return _chosen(spec, torch.device(device).type, name)
+
+
+def _chosen(spec: Spec, kind: str, name: str | None) -> str:
     status = backend_status()
     candidates = ORDER.get(kind, ()) if name is None else (name,)
     # Whether "cuda" should is asked first: to find out whether it can, its kernels are run, which nobody asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -391,6 +392,30 @@ def test_kernels_are_not_run_to_be_left_out(wins: bool, fresh_choice: None, monk
     chosen = "cuda" if wins else "triton"
     assert dispatch.choose(SPEC, "cuda") == chosen and asked == [chosen]
     assert dispatch.choose(SPEC, "cuda", "cuda") == "cuda" and asked == [chosen, "cuda"]
+
+
+def test_each_of_several_gpus_is_asked_about_itself(fresh_choice: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old one beside a new one, whichever of them is the current device and is asked first."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(there: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], there.index
+        yield
+        current[0] = before
+
+    old = ["GPU of compute capability 7.5; allowed: 8.0 and up"]
+    triton = SimpleNamespace(reasons=lambda spec: old if current[0] else [])
+    torchs = SimpleNamespace(reasons=lambda spec: [])
+    status = {"cuda": fast.Unavailable("not built"), "triton": fast.Available("3.6"), "torch": fast.Available("2.13")}
+    monkeypatch.setattr(dispatch, "backend_status", lambda: status)
+    monkeypatch.setattr(dispatch, "adapter", {"triton": triton, "torch": torchs}.__getitem__)
+    monkeypatch.setattr(dispatch, "_warn_of_library_path", lambda spec, kind: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert [dispatch.explain(SPEC, f"cuda:{i}")["triton"] for i in (1, 0)] == [old, []]
+    chosen = [dispatch.choose(SPEC, f"cuda:{i}") for i in (0, 1, 0)]
+    assert chosen == ["triton", "torch", "triton"] and current == [0]
 
 
 def test_only_convolutions_in_half_precision_win_by_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,44 @@ def test_a_torn_result_counts_for_nothing(queue: dict[str, Any], small: list[Any
         queue["store"].Store(tmp_path / "new", [file])
 
 
+DAMAGES = (
+    '{"rows": []}',
+    '{"status": 1}',
+    '{"status": "ok", "rows": null}',
+    '{"status": "ok", "rows": [1]}',
+    '{"status": "ok", "rows": [{"ms": NaN}]}',
+    '{"status": "failed", "tries": "x"}',
+    '{"status": "ok", "machine": 1}',
+    "[]",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_counts_for_nothing(
+    damage: str, queue: dict[str, Any], small: list[Any], tmp_path: Path
+) -> None:
+    """In a file of former slices, in this one's, and in what a job left behind; the others in the file count."""
+    file, there = tmp_path / "old.json", queue["store"].Store(tmp_path / "out")
+    file.write_text(f'{{"results": {{"exact/norm": {damage}, "machine": {damage}, "exact/conv": {{"status": "ok"}}}}}}')
+    there.file.write_text(file.read_text())
+    left = there.running(small[3])
+    left.parent.mkdir()
+    left.write_text(damage)
+    for store in (queue["store"].Store(tmp_path / "new", [file]), queue["store"].Store(tmp_path / "out")):
+        assert [store.wants(job) for job in small[1:3]] == [True, False]
+        store.put(small[1], {"status": "ok"})
+        assert json.loads(store.file.read_text())["status"]["exact/norm"] == {"status": "ok"}
+    assert store.results["layers/1/x"]["status"] == "failed"
+
+
+@pytest.mark.parametrize("text", ('{"best": 1}', "[1]", '{"results": []}'))
+def test_a_file_of_others_is_not_written_over(text: str, queue: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(SystemExit):
+        queue["run"].main(["--merge", "--out", str(tmp_path)])
+    assert [file.read_text() for file in tmp_path.iterdir()] == [text]
+
+
 def test_a_job_that_hangs_or_dies_has_failed(
     queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -422,9 +422,9 @@ def test_rows_survive_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         choices.keep(file, one)
     assert choices.tuned("A GPU/1", 1) == (*choices.shipped(), row("A GPU/1"), row())
     assert choices.tuned("A GPU/1", 2) == choices.shipped(), "kernels of another version were not measured"
-    whole = '{"rows": [["g", "%s", "half", 1, 1, 1, 1, "c", 1, %s, 1.0]]}'
-    for wrong in (whole[:20], whole % ("fft", "1.0"), whole % ("conv", "NaN"), whole % ("conv", "0.0")):
-        file.write_text(wrong)
+    whole = '{"rows": [["g", "%s", "half", 1, 1, 1, 1, %s, 1, %s, 1.0]]}'
+    for values in ((), ("fft", '"c"', "1.0"), ("conv", '"c"', "NaN"), ("conv", '"c"', "0.0"), ("conv", "1", "1.0")):
+        file.write_text(whole % values if values else whole[:20])
         with pytest.raises(ValueError, match=f"{file.name} holds no choices of kernels"):
             choices.read(file)
 

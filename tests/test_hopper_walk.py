@@ -332,6 +332,7 @@ def test_walks_alone_are_refused_where_the_first_was_wrong(
         return "the first walk gave wrong numbers with 32 columns in bfloat16"
 
     gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(loader, "walk_verdicts", {})
     monkeypatch.setattr(check, "wrong_walks", found)
     monkeypatch.setattr(check, "refusal", lambda device: "")

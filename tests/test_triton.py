@@ -133,6 +133,7 @@ def test_configs_survive_the_file(tmp_path: Path) -> None:
         '{"rows": [["sm_80", "half", 0, 32, 27, ["tma", 64, 32, 16], 1e-6]]}',
         '{"rows": [["sm_80", "half", Infinity, 32, 27, ["tma", 64, 32, 16], 1e-6]]}',
         '{"rows": [["sm_80", "half", 64, 32, 27, ["tma", 64, null, 16], 1e-6]]}',
+        '{"rows": [["sm_80", "half", 64, 32, 27, ["tma", 64, 32, 16], NaN]]}',
     ):
         (tmp_path / "torn.json").write_text(wrong)
         with pytest.raises(ValueError, match=r"torn\.json holds no tile configurations"):

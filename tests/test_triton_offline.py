@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from inception_fast.kernels.spec import ConvSpec, PoolSpec
-from inception_fast.kernels.triton import catalogue, convolve, offline, pools
+from inception_fast.kernels.triton import catalogue, convolve, norms, offline, pools
 from inception_fast.kernels.triton.catalogue import Entry
 from inception_fast.kernels.triton.configs import Config
 from inception_fast.kernels.triton.launch import Launch
@@ -190,13 +190,19 @@ def test_batch_norm_rounds_quotients_and_roots_to_nearest(kernel: str) -> None:
 def single(kind: str) -> list[Launch]:
     """Launches whose sizes are one wherever they can be: Triton turns such arguments into constants."""
     half = torch.bfloat16
+    if kind == "norm":
+        one, row = catalogue.blank(1, 1, 1, 1, half), torch.empty(1, device="meta")
+        of = norms.Norm(row, row, row, row)
+        made, parts = norms.statistics(one)
+        made += [*norms.merged(parts, 1, moments=True)[0], *norms.forward(one, one, of, 1e-3)]
+        return made + norms.backward(one, one, of, 1e-3, one, row, row)
     tiny = Config(block_m=32, block_n=32, block_k=32, split=2)
     if kind == "pool":
         spec = PoolSpec(1, 1, 8, 1, 1, 3, padding=(0, 0, 1, 1), kind="avg")
-        (one,) = pools.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
+        (first,) = pools.pooled(spec, catalogue.blank(1, 1, 8, 1, half), catalogue.blank(1, 1, 8, 1, half))
         whole = PoolSpec(1, 1, 1, 1, 1, 1, kind="avg")
         (other,) = pools.pooled(whole, catalogue.blank(1, 1, 1, 1, half), catalogue.blank(1, 1, 1, 1, half))
-        return [one, replace(one, arguments={**one.arguments, "WIDE": True}), other]
+        return [first, replace(first, arguments={**first.arguments, "WIDE": True}), other]
     oc, groups = (1, 2) if kind == "group" else (1000, 1)
     packed = convolve.pack([catalogue._part(oc, 2048, 1, 1)] * groups, half, "meta")
     outputs = [catalogue.blank(1, 1, 1, oc, half) for _ in range(groups)]
@@ -207,7 +213,7 @@ def single(kind: str) -> list[Launch]:
     return [*found, replace(found[0], arguments=wide)] if kind == "linear" else found
 
 
-@pytest.mark.parametrize("kind", ("linear", "group", "tma", "pool"))
+@pytest.mark.parametrize("kind", ("linear", "group", "tma", "pool", "norm"))
 def test_sizes_of_one_compile(kind: str) -> None:
     for one in single(kind):
         assert offline.compile_launch(one, "sm_90a").spill_bytes == 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from catalogue import LAYERS
 from inception_fast.kernels.cuda import choices
 from inception_fast.kernels.triton import configs
+from store import is_whole
 
 from inception_fast.engine import gpu_walk
 
@@ -37,16 +39,16 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     args = parser.parse_args(argv)
     try:
         document = own(read(args.result))
-        cuts, tiles = list(cuts_of(document)), list(tiles_of(document))
+        cuts, tiles, seconds = list(cuts_of(document)), list(tiles_of(document)), seconds_of(document)
     except ValueError as error:
         parser.error(str(error))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        parser.error(f"{args.result} holds a row that is none of the queue's: {type(error).__name__}: {error}")
     filed = file_result(document, root / "benchmarks" / "results")
     about = {"origin": f"measured: {filed.relative_to(root).as_posix()}"}
     file = root / "kernels" / "cuda" / "choices.json"
     shipped = choices.read(file)
-    chosen = weighed(
-        merged(shipped, cuts, 2), {row[:2] for row in cuts}, seconds_of(document), document["machine"]["name"]
-    )
+    chosen = weighed(merged(shipped, cuts, 2), {row[:2] for row in cuts}, seconds, document["machine"]["name"])
     if chosen != shipped:
         choices.write(file, chosen, about)
     if tiles:
@@ -62,13 +64,18 @@ def read(file: Path) -> dict[str, Any]:
     """Raises ValueError for what is no result of the queue on a GPU."""
     try:
         document = json.loads(file.read_text())
+        json.dumps(document, allow_nan=False)  # as it is filed: other programs may have written NaN
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}; allowed: the result.json of a slice") from error
     machine = document.get("machine") if isinstance(document, dict) else None
-    if not machine or "results" not in document:
+    results = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(machine, dict) or not isinstance(machine.get("name"), str) or not isinstance(results, dict):
         raise ValueError(f"{file} names no GPU that it was measured on; allowed: results of a slice that ran `machine`")
-    if not machine.get("date"):
+    if not isinstance(machine.get("date"), str) or not re.match(r"\d{4}-\d\d-\d\d", machine["date"]):
         raise ValueError(f"{file} has no date; allowed: results of this queue")
+    damaged = [name for name, result in results.items() if not is_whole(result)]
+    if damaged:
+        raise ValueError(f"{file} holds what is no result as {', '.join(damaged[:3])}; allowed: results of this queue")
     return dict(document)
 
 
@@ -100,8 +107,8 @@ def walks_of(document: dict[str, Any]) -> Iterator[choices.Row]:
 
 
 def tiles_of(document: dict[str, Any]) -> Iterator[configs.Row]:
-    for arch, precision, m, oc, k, config, seconds in (row["row"] for row in rows_of(document, TILING, "row")):
-        yield configs.Row(arch, precision, int(m), int(oc), int(k), configs.Config(*config), seconds)
+    for row in rows_of(document, TILING, "row"):
+        yield configs.row_of(row["row"])
 
 
 def seconds_of(document: dict[str, Any]) -> dict[choices.Shape, float]:
@@ -142,15 +149,17 @@ def own(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_result(document: dict[str, Any], results: Path) -> Path:
-    """results/<GPU>/<date>-gpu.json; the same result is filed once."""
-    machine, text = document["machine"], json.dumps(document, separators=(",", ":")) + "\n"
+    """results/<GPU>/<date>-gpu.json; the same result is filed once, written beside and renamed."""
+    machine, text = document["machine"], json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
     folder = results / re.sub(r"[^a-z0-9]+", "-", machine["name"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         target = folder / f"{machine['date'][:10]}-gpu{'' if number == 1 else f'-{number}'}.json"
         if not target.exists():
-            target.write_text(text)
+            new = target.with_name(f".{target.name}.{os.getpid()}")
+            new.write_text(text)
+            new.replace(target)
         if target.read_text() == text:
             return target
         number += 1

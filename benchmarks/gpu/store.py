@@ -44,6 +44,8 @@ class Store:
 
     def __init__(self, out: Path, earlier: Iterable[Path] = (), jobs: int = 0, again: Sequence[str] = ()) -> None:
         before = earlier_results(earlier, again)
+        if is_foreign(out / NAME):
+            raise ValueError(f"{out / NAME} is no file of this queue, and stays; allowed: a folder of the queue's own")
         out.mkdir(parents=True, exist_ok=True)
         self.file, self.jobs = out / NAME, jobs
         self.results: dict[str, dict[str, Any]] = {**before, **read_results(self.file)}
@@ -172,18 +174,42 @@ def read_result(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
         found = None
-    return found if isinstance(found, dict) and "status" in found else {"status": FAILED}
+    return found if is_whole(found) else {"status": FAILED}
 
 
 def read_results(file: Path) -> dict[str, dict[str, Any]]:
-    """The results of a file; none of a torn one, or where there is none."""
+    """The results of a file, those that are whole; none of a torn one, or where there is none."""
     try:
         found = json.loads(file.read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: result for name, result in found.items() if isinstance(result, dict) and "status" in result}
+    return {name: result for name, result in found.items() if is_whole(result)}
+
+
+def is_foreign(file: Path) -> bool:
+    """Whether a file is whole, and not one of results."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return not isinstance(found, dict) or not isinstance(found.get("results"), dict)
+
+
+def is_whole(result: Any) -> bool:
+    """Whether something read is a result, down to its rows, and can be written again: what other programs wrote may
+    hold NaN, for which JSON has no form.
+    """
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+        return False
+    rows, tries, about = result.get("rows", []), result.get("tries", 1), result.get("machine") or {}
+    try:
+        json.dumps(result, allow_nan=False)
+    except ValueError:
+        return False
+    listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return listed and isinstance(tries, int) and isinstance(about, dict)
 
 
 def grouped(jobs: Sequence[Job]) -> Iterator[list[Job]]:

@@ -98,11 +98,16 @@ def shape_of(spec: ConvSpec, kernel: str = "conv") -> Shape:
     return Shape(kernel, precision, spec.n * spec.oh * spec.ow, spec.oc, spec.c * taps, taps)
 
 
-@functools.cache
 def measured(device: torch.device) -> tuple[str, tuple[Row, ...]]:
     """The GPU's name, and the rows that were measured on it or on others."""
     if device.type != "cuda":
         return "", choices.shipped()
+    return _measured(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _measured(index: int) -> tuple[str, tuple[Row, ...]]:
+    device = torch.device("cuda", index)
     name = torch.cuda.get_device_name(device)
     return name, proved(choices.tuned(name, abi.ABI), device)
 

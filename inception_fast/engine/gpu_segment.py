@@ -64,10 +64,12 @@ class Segment:
                 one.run()
 
     def _capture(self) -> None:
-        """Runs once, which compiles every kernel, then records the branches as one graph."""
+        """Runs once, which compiles every kernel, then records the branches as one graph. Where that fails, or is
+        interrupted, the caller's stream is the current one again: torch leaves the graph's where a capture cannot end.
+        """
         self._in_order()
-        graph = torch.cuda.CUDAGraph()
-        with _CAPTURING, _no_collection():
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.plan.device)
+        with _CAPTURING, _no_collection(), torch.cuda.stream(here):
             streams = _streams(self.plan.device, 1 + max(task.stream for task in self.plan.tasks))
             # Other threads may allocate meanwhile; only this one must not.
             with torch.cuda.graph(graph, stream=streams[0], capture_error_mode="thread_local"):
@@ -131,12 +133,24 @@ def _no_collection() -> Iterator[None]:
 def _branches(
     tasks: Sequence[Task], launches: Sequence[Sequence[Launched]], streams: Sequence[torch.cuda.Stream]
 ) -> None:
-    """Puts every task on its stream; streams fork from the first, which is captured, and join it at the end."""
-    main = streams[0]
+    """Puts every task on its stream; streams fork from the first, which is captured, and join it at the end, behind an
+    error too: a capture with others still in it cannot end, which would hide the error and upset torch's allocator.
+    """
+    main, forked = streams[0], list[torch.cuda.Stream]()
     fork = torch.cuda.Event()
     fork.record(main)
-    for stream in streams[1:]:
-        stream.wait_event(fork)
+    try:
+        for stream in streams[1:]:
+            stream.wait_event(fork)
+            forked.append(stream)
+        _put(tasks, launches, streams)
+    finally:
+        for stream in forked:
+            main.wait_stream(stream)
+
+
+def _put(tasks: Sequence[Task], launches: Sequence[Sequence[Launched]], streams: Sequence[torch.cuda.Stream]) -> None:
+    """Each task on its stream, behind those of others that it waits for."""
     done: dict[int, torch.cuda.Event] = {}
     awaited = {i for task in tasks for i in task.waits}
     for j, (task, own) in enumerate(zip(tasks, launches, strict=True)):
@@ -149,5 +163,3 @@ def _branches(
         if j in awaited:
             done[j] = torch.cuda.Event()
             done[j].record(stream)
-    for stream in streams[1:]:
-        main.wait_stream(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,8 @@ class GpuSession:
 
     def compiled(self, graph: ir.Graph, leaves: Sequence[Any]) -> GpuCompiled:
         """The program for inputs of these sizes; torch runs the nodes that have no GPU step."""
-        program = lower(graph, leaves, triton_gpu.reasons, self.dtype)
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            program = lower(graph, leaves, triton_gpu.reasons, self.dtype)  # asks about the current device
         if self.invariant and not self._warned and (loose := gpu_invariant.loose(program)):
             self._warned = True
             gpu_invariant.warn_of(loose)

@@ -76,15 +76,30 @@ def form_refusal(device: torch.device, form: str) -> str:
 def _asked(
     verdicts: dict[Key, str], key: Key, index: int, what: str, found: Callable[[Library, torch.device], str]
 ) -> str:
+    """Raises OutOfMemoryError where there is no room for the first of them, and RuntimeError where the caller's stream
+    is being captured: neither says anything of the kernels, and the next call asks again.
+    """
     with _once:
         if key not in verdicts:
             there = torch.device("cuda", index)
+            _refuse_capture(there, what)
             try:
                 with torch.cuda.device(there):
                     verdicts[key] = found(loader.library(), there)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 verdicts[key] = f"GPU {index}: the first {what} failed: {error}"
         return verdicts[key]
+
+
+def _refuse_capture(device: torch.device, what: str) -> None:
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the first {what} by the CUDA kernels on GPU {device.index}, which proves them, while a graph is "
+                "captured; allowed: a call ahead of the capture"
+            )
 
 
 def wrong(kernels: Library, device: torch.device) -> str:
@@ -196,8 +211,8 @@ def _run(
     problem = Problem(replace(spec, residual=residual), dense(x), packed, (Target(dense(y), spec.relu),), old)
     launch = convolve.group("check", kernels, [problem], cut)
     launch.run()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    if x.is_cuda:  # not for the whole device, which would end what another thread captures
+        torch.cuda.current_stream(x.device).synchronize()
     return y
 
 

@@ -94,13 +94,15 @@ def read(file: Path) -> list[Row]:
 
 def row_of(values: Sequence[Any]) -> Row:
     """A row as a file or a result has it. Raises ValueError for one that cannot be."""
-    gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
-    if (
-        kernel not in KERNELS
-        or min(m, oc, k, taps, splits) < 1
-        or not (0 < seconds < math.inf and 0 < against < math.inf)
-    ):
-        raise ValueError(f"row {list(values)}; allowed: kernels {', '.join(KERNELS)}, sizes and times above 0")
+    try:
+        gpu, kernel, precision, m, oc, k, taps, config, splits, seconds, against = values
+        named = kernel in KERNELS and all(isinstance(name, str) for name in (gpu, precision, config))
+        sized = all(isinstance(size, int) and size >= 1 for size in (m, oc, k, taps, splits))
+        right = named and sized and 0 < seconds < math.inf and 0 < against < math.inf
+    except TypeError:
+        right = False
+    if not right:
+        raise ValueError(f"row {values!r}; allowed: kernels {', '.join(KERNELS)}, names, sizes and times above 0")
     return Row(gpu, Shape(kernel, precision, m, oc, k, taps), config, splits, seconds, against)
 
 

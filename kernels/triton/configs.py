@@ -153,18 +153,23 @@ def shipped() -> tuple[Row, ...]:
 def read(file: Path) -> list[Row]:
     """Rows of a file. Raises ValueError naming the file for one that holds something else."""
     try:
-        return [_row_of(values) for values in json.loads(file.read_text())["rows"]]
+        return [row_of(values) for values in json.loads(file.read_text())["rows"]]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"{file} holds no tile configurations: {error}") from error
 
 
-def _row_of(values: Sequence[Any]) -> Row:
-    """A row as a file has it. Raises ValueError for sizes that cannot be."""
-    arch, precision, *sizes, config, seconds = values
-    m, oc, k = map(int, sizes)
-    if min(m, oc, k) < 1:
-        raise ValueError(f"row {list(values)}; allowed: sizes above 0")
-    return Row(arch, precision, m, oc, k, Config(*config), seconds)
+def row_of(values: Sequence[Any]) -> Row:
+    """A row as a file or a result has it. Raises ValueError for one that cannot be."""
+    try:
+        arch, precision, *sizes, config, seconds = values
+        m, oc, k = map(int, sizes)
+        row = Row(arch, precision, m, oc, k, Config(*config), seconds)
+        right = min(m, oc, k) >= 1 and (seconds is None or 0 < seconds < math.inf)
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"row {values!r}: {error}") from error
+    if not right or not (isinstance(arch, str) and isinstance(precision, str)):
+        raise ValueError(f"row {values!r}; allowed: names, sizes and seconds above 0")
+    return row
 
 
 def write(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:

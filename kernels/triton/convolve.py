@@ -334,7 +334,7 @@ class _Call:
         are one row: its boxes hang over once, not once a map, and are matrices as they come.
         """
         spec, group = self.spec, self.packed.groups[0]
-        if group.kh * group.kw == 1 and not any(spec.padding) and not wide(self.rows):
+        if group.kh * group.kw == 1 and not (self.mixed or any(spec.padding) or wide(self.rows)):
             return 1, 1, self.rows, 1, self.rows
         return spec.n, spec.h, spec.w, spec.oh, spec.ow
 

@@ -231,6 +231,20 @@ def test_siblings_scatter(case: str, block_n: int, form: str, split: int) -> Non
         numerics.assert_exact(take(y), one)
 
 
+@pytest.mark.parametrize("form", ("pointer", "tma", "turned"))
+def test_siblings_behind_a_single_tap_see_their_neighbours(form: str) -> None:
+    """The first alone would take all pixels for one row."""
+    spec, weights = replace(spec_of("pointwise", HALF), oc=16), []
+    x, whole, *_ = draws(spec, exact=True)
+    for taps, seed in ((1, 1), (3, 2)):
+        weights.append(numerics.integers(8, whole.shape[1], taps, 1, seed=seed, dtype=HALF))
+    outputs = [empty(spec.n, 8, spec.oh, spec.ow, HALF) for _ in weights]
+    packed = pack([Part(w, None, None, (w.shape[2] // 2, 0), False) for w in weights], HALF, DEVICE)
+    run(convolution("conv", spec, put(x), packed, outputs, replace(BIG, form=form, block_m=64)))
+    for y, w in zip(outputs, weights, strict=True):
+        numerics.assert_exact(take(y), torch.conv2d(x.double(), w.double(), padding=(w.shape[2] // 2, 0)))
+
+
 @pytest.mark.parametrize("form", ("pointer", "tma"))
 @pytest.mark.parametrize("dtype", (FLOAT, BRAIN), ids=str)
 def test_siblings_of_wider_kernels_scatter(dtype: torch.dtype, form: str) -> None:

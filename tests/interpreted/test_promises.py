@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import numerics
 from checkout import ROOT
 from inception_fast.backends import batch_norm_gpu, triton_gpu
-from inception_fast.engine import gpu_runner, gpu_segment
+from inception_fast.engine import gpu_runner, gpu_segment, gpu_session
 
 from .maps import DEVICE, run
 
@@ -204,6 +204,17 @@ def test_programs_follow_the_callers_stream_on_their_device(
     assert [word for word, _ in Device.ran] == ["awaited"], "memory is given back no earlier than the device is done"
 
 
+def test_plans_are_made_for_what_their_device_can(second: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends are asked about the current device."""
+    session = gpu_session.GpuSession.__new__(gpu_session.GpuSession)
+    session.device, session.dtype, session.invariant, session.tf32 = second, "float32", False, False
+    session.packs = session.choose = session.keeper = session.hopper = None  # type: ignore[assignment]
+    monkeypatch.setattr(gpu_session, "lower", lambda *words: Device.ran.append(("planned", Device.current)))
+    monkeypatch.setattr(gpu_session, "GpuCompiled", lambda *words, **options: None)
+    session.compiled(None, [])  # type: ignore[arg-type]
+    assert Device.ran == [("planned", 1)] and Device.current == 0
+
+
 class Stream:
     """What a capture asks of a stream; `waits` are what it waited for."""
 
@@ -244,6 +255,7 @@ def captures(second: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.dev
         monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: None))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(device))
     return second
 
 
@@ -271,6 +283,49 @@ def test_captures_take_no_streams_from_the_callers(captures: torch.device) -> No
     main, *others = gpu_segment._STREAMS[captures]
     assert len(others) == 2 and len(gpu_segment._STREAMS) == 2
     assert main.waits == [others[0], others[1], others[0]] and [len(stream.waits) for stream in others] == [2, 1]
+
+
+def test_a_capture_that_fails_leaves_no_stream_behind(captures: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.graph leaves its own stream the current one where the capture cannot end, as with streams that have
+    not joined it; the error is the launch's, not that of the end.
+    """
+    current, able = [Stream(captures)], [True]
+    here = current[0]
+
+    @contextlib.contextmanager
+    def entered(stream: Stream) -> Any:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Graph(Capture):
+        def __enter__(self) -> None:
+            super().__enter__()
+            current[0] = Capture.streams[-1]
+
+        def __exit__(self, *error: object) -> None:
+            super().__exit__()
+            main, *others = gpu_segment._STREAMS[captures]
+            if not able[0] or [one for one in others if one not in main.waits]:
+                raise RuntimeError("the capture cannot end")
+            current[0] = here
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current[0])
+    made = segment(captures, 3)
+    monkeypatch.setattr(made, "_in_order", lambda: None)
+    made.launches[1] = [SimpleNamespace(run=interrupted)]
+    for ends, said in ((True, KeyboardInterrupt), (False, RuntimeError)):
+        able[0] = ends
+        with pytest.raises(said):
+            made._capture()
+        assert current == [here] and gc.isenabled() and not gpu_segment._CAPTURING.locked()
 
 
 def test_a_call_that_fails_still_marks_its_end(captures: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

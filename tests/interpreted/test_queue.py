@@ -465,6 +465,13 @@ def test_what_is_no_result_is_not_shipped(queue: dict[str, Any], tmp_path: Path)
         ("{", "result.json"),
         ('{"results": {}}', "names no GPU"),
         ('{"machine": {"name": "x"}, "results": {}}', "no date"),
+        (
+            '{"machine": {"name": "x", "date": "2026-11-27"}, "results": {"tiles/a": {"rows": []}}}',
+            "no result as tiles/a",
+        ),
+        ('{"machine": {"name": "x", "date": "2026-11-27"}, "results": {}, "done": NaN}', "not JSON compliant"),
+        ('{"machine": "x", "results": {}}', "names no GPU"),
+        ('{"machine": {"name": "x", "date": "2026-11-27"}, "results": []}', "names no GPU"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=said):
