@@ -379,6 +379,17 @@ def test_a_fake_mode_leaves_nothing_behind() -> None:
     assert torch.equal(fast(X), wanted)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+def test_what_torch_func_does_not_transform_may_call(backend: str) -> None:
+    """Features of a frozen network, in the function whose gradient of something else is taken."""
+    module = net(lambda m, x: m.conv(x).relu().sigmoid())
+    fast, both = optimize(module, X, backend=backend), torch.cat([X, X])
+    for x in (X, both):  # planned before, and inside
+        wanted = eager(module, x).sum()
+        found = torch.func.vmap(torch.func.grad(lambda factor, x=x: (factor * fast(x)).sum()))(torch.ones(2))
+        assert relative(found, wanted.expand(2)) <= numerics.NET_MAX
+
+
 def test_planning_follows_each_view_once() -> None:
     """Each swap of halves has two readers of the one before: 2^40 ways lead from the first to the last."""
 

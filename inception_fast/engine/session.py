@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
@@ -81,9 +83,9 @@ class Session:
     def __call__(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None = None
     ) -> Any:
-        if not torch._C._is_any_autocast_enabled():
+        if not torch._C._is_any_autocast_enabled() and peek_interpreter_stack() is None:
             return self._call(args, kwargs, seconds)
-        with without_autocast():
+        with apart():
             return self._call(args, kwargs, seconds)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None) -> Any:
@@ -133,7 +135,7 @@ class Session:
             return {**self._fixed, **self._recent}
 
     def _make(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
-        with without_autocast():
+        with apart():
             return self._made(leaves)
 
     def _made(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
@@ -267,9 +269,13 @@ class Session:
 
 
 @contextlib.contextmanager
-def without_autocast() -> Iterator[None]:
-    """Programs have formats of their own, in what torch runs too. Entering costs microseconds."""
+def apart() -> Iterator[None]:
+    """Without autocast, for programs have formats of their own, in what torch runs too; and outside of torch.func's
+    transforms, which would wrap what is made here, though nothing that came in is theirs. Entering costs microseconds.
+    """
     with contextlib.ExitStack() as stack:
+        if peek_interpreter_stack() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
         for kind in AUTOCASTING:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
