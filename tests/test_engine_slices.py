@@ -152,3 +152,13 @@ def test_batch_invariance_may_be_asked_for_where_it_holds_anyway() -> None:
         optimize(model, x, batch_invariant="no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_invariant=True on backend 'torch'; allowed: cpu, cuda, triton"):
         optimize(model, x, batch_invariant=True, backend="torch")
+
+
+def test_a_pair_of_few_channels_fused_for_many_images_and_not_for_one() -> None:
+    """In bfloat16 its first kernel is packed otherwise where the pair is fused."""
+    net = nn.Sequential(nn.Conv2d(3, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 4, (3, 1))).eval()
+    images = torch.rand(64, 3, 5, 6)
+    fast = optimize(net, images, dtype=torch.bfloat16)
+    together = fast(images)
+    for batch in (1, 64, 1, 32):
+        assert torch.equal(fast(images[:batch]), together[:batch])

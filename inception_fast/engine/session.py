@@ -17,6 +17,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
+from ..kernels.plan import Plan
 from ..kernels.spec import PairSpec
 from . import graph as ir
 from .capture import CaptureError, capture, snapshot
@@ -24,7 +25,17 @@ from .inputs import Key, Signature, check_real, key_of
 from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
-from .program import DTYPES, ArenaPool, Compiled, Copies, Interpreted, Planned, same_weights
+from .program import (
+    DTYPES,
+    ArenaPool,
+    Compiled,
+    Copies,
+    Interpreted,
+    Planned,
+    packed_alike,
+    plans_of,
+    same_weights,
+)
 from .slices import Sliced, images_at_a_time, in_slices, plan_in_slices
 
 if TYPE_CHECKING:
@@ -149,24 +160,19 @@ class Session:
         ), captured
 
     def _compile(self, captured: Captured, leaves: Sequence[Any]) -> Runnable:
-        program = self._lower(captured.graph, leaves)
-        like = self._like(program)
-        if like is None:
-            self._check_contents()
-            cpu.trim()  # megabytes of a capture, before those of weights
-        return self._compiled(captured, leaves, program, like)
+        return self._compiled(captured, leaves, self._lower(captured.graph, leaves))
 
     def _compiled(
-        self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None
+        self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None = None
     ) -> Compiled | Sliced:
         """The program, or as many images of it as come together at its end, and what is left of the batch alike."""
         plan = plan_in_slices(program) if captured.raw.dynamic else None
         if plan is None:
-            return Compiled(program, self._pool, like, copies=self._copies)
+            return self._packed(program, None, like)
         images, batch = images_at_a_time(plan), self.signature.batch_of(leaves)
         together = images[-1]
         if together == batch:
-            return Compiled(program, self._pool, like, in_slices(plan, images, _fuses), self._copies)
+            return self._packed(program, in_slices(plan, images, _fuses), like)
         some, left, rest = self._first(leaves, together), self._first(leaves, batch % together), None
         main = self._compiled(captured, some, self._lower(captured.graph, some), like)
         assert isinstance(main, Compiled)
@@ -189,11 +195,19 @@ class Session:
         captured = self._capture(shapes)
         return self._gpu.compiled(captured.graph, shapes), captured
 
-    def _like(self, program: Program) -> Compiled | None:
-        """A program whose packed weights this one can share."""
-        runnables = (e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values())
+    def _packed(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled:
+        like = self._like(program, sliced, other)
+        if like is None:
+            self._check_contents()
+            cpu.trim()  # megabytes of a capture, before those of weights
+        return Compiled(program, self._pool, like, sliced, self._copies)
+
+    def _like(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled | None:
+        """A program whose packed weights this one can share: `other`, or one of those made before."""
+        runnables = (other, *(e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values()))
         made = (e for e in runnables if isinstance(e, Compiled))
-        return next((m for m in made if same_weights(m.program, program)), None)
+        plans = [sliced] if sliced else plans_of(program)
+        return next((m for m in made if packed_alike(m.plans, plans) and same_weights(m.program, program)), None)
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
