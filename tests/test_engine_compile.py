@@ -72,6 +72,31 @@ def test_batches_do_not_compile_again_and_again(dynamic: bool | None) -> None:
     assert counter.frame_count <= (2 if dynamic is None else 1)
 
 
+def test_any_size_that_dynamo_has_free() -> None:
+    """Lengths of sequences too, and batches beside weights that are handed over in front of them."""
+
+    def net(weight: Tensor, x: Tensor) -> Tensor:
+        return (x @ weight).relu()
+
+    weight, compiled = torch.randn(3, 4), torch.compile(net, backend="inception_fast")
+    with torch.no_grad():
+        for batch, length in ((2, 5), (2, 6), (5, 7), (4, 8), (2, 6), (3, 7), (2, 5)):
+            x = numerics.random(batch, length, 3, seed=length)
+            assert relative(compiled(weight, x), net(weight, x)) <= numerics.NET_MAX
+
+
+def test_sizes_seen_before_are_not_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, session = [], backend_module.Session
+    monkeypatch.setattr(backend_module, "Session", lambda *args: made.append(1) or session(*args))
+    weight = torch.randn(3, 4)
+    compiled = torch.compile(lambda x, weight: x @ weight, backend="inception_fast", dynamic=True)
+    with torch.no_grad():
+        for batch, length in ((2, 5), (5, 6), (4, 5), (6, 6), (6, 7), (2, 6), (2, 7)):
+            x = numerics.random(batch, length, 3, seed=length)
+            assert relative(compiled(x, weight), x @ weight) <= numerics.NET_MAX
+    assert len(made) == 3
+
+
 def test_parts_of_larger_maps_go_into_what_writes_in_place() -> None:
     """torch.export, which writes such a module out anew, asks a view among its inputs for the map that it is of."""
 

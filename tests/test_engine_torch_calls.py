@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 
 import numerics
 from engine_nets import Function, randomised, relative
@@ -346,6 +348,7 @@ WATCHED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "make_fx": (lambda fast: make_fx(fast)(X), "make_fx cannot trace"),
     "vmap": (lambda fast: torch.vmap(fast)(torch.stack([X, X])), "input 0 inside of vmap"),
     "a tangent": (with_a_tangent, "input 0 has a tangent"),
+    "two tensors in one": (lambda fast: fast(TwoTensor(X, X)), "input 0: a TwoTensor, whose values lie elsewhere"),
     "a nested tensor": (lambda fast: fast(torch.nested.nested_tensor([X[0], X[1]])), "a nested tensor"),
     "an example of one": (
         lambda fast: optimize(nn.ReLU(), torch.nested.nested_tensor([X[0], X[1]])),
@@ -365,6 +368,26 @@ def test_who_watches_tensors_is_told_to_take_the_original(name: str) -> None:
     watch, said = WATCHED[name]
     with pytest.raises((RuntimeError, ValueError), match=said):
         watch(optimize(net(lambda m, x: m.conv(x)), X))
+
+
+def test_a_fake_mode_leaves_nothing_behind() -> None:
+    fast = optimize(net(lambda m, x: m.conv(x).sigmoid()), X)
+    wanted = fast(X)
+    for x in (X, X[:1]):
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="FakeTensor"):
+            fast(x)
+    assert torch.equal(fast(X), wanted)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+def test_what_torch_func_does_not_transform_may_call(backend: str) -> None:
+    """Features of a frozen network, in the function whose gradient of something else is taken."""
+    module = net(lambda m, x: m.conv(x).relu().sigmoid())
+    fast, both = optimize(module, X, backend=backend), torch.cat([X, X])
+    for x in (X, both):  # planned before, and inside
+        wanted = eager(module, x).sum()
+        found = torch.func.vmap(torch.func.grad(lambda factor, x=x: (factor * fast(x)).sum()))(torch.ones(2))
+        assert relative(found, wanted.expand(2)) <= numerics.NET_MAX
 
 
 def test_planning_follows_each_view_once() -> None:

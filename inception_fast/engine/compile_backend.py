@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.stamp import Stamp, can_stamp
+from .inputs import Misfit
 from .operands import Order, laid_out, strides_order
 from .runner import check_winograd
 from .session import Session, version
@@ -25,6 +26,7 @@ from .session import Session, version
 # What an input of Dynamo's graph may be, besides a size of another.
 PARAMETER, INPUT, NUMBER = "parameter", "input", "number"
 HALVES = (torch.bfloat16, torch.float16)
+KEPT_SESSIONS = 8  # for sizes that only Dynamo has free
 
 
 def compile_backend(
@@ -65,7 +67,8 @@ def compile_backend(
 class _Replanned:
     """Keeps a session for the parameters of the last call, and makes a new one when they were written or replaced.
 
-    Writes that torch does not count, as through `.data`, are found by samples of the values (`Stamp`).
+    Writes that torch does not count, as through `.data`, are found by samples of the values (`Stamp`). Sizes that are
+    free for Dynamo and fixed for a session, as lengths of sequences, get sessions of their own; the last few are kept.
     """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool) -> None:
@@ -73,12 +76,13 @@ class _Replanned:
         self.announced = _announced(gm)
         self.places = _places(gm, example_inputs)
         self.fixed = [i for i, place in enumerate(self.places) if place == PARAMETER]
-        self.inputs = [i for i, place in enumerate(self.places) if place == INPUT]
+        self.inputs = _batched_first(gm, [i for i, place in enumerate(self.places) if place == INPUT])
         self.numbers = [i for i, place in enumerate(self.places) if place == NUMBER]
         held = [*(example_inputs[i] for i in self.fixed), *gm.parameters(), *gm.buffers()]
         self.autocast, self.halves = torch._C._is_any_autocast_enabled(), any(t.dtype in HALVES for t in held)
         self.lock = threading.Lock()
         self.session: Session | None = None
+        self.others: list[Session] = []
         self.state: list[tuple[Tensor, Callable[[Tensor], bool]]] = []
         self.values: list[float] = []
 
@@ -86,7 +90,12 @@ class _Replanned:
         session = self.session
         if session is None or not self._current(args):
             session = self.prepare(args)
-        leaves, tree = pytree.tree_flatten(session(self._maps(args), {}))
+        maps = self._maps(args)
+        try:
+            results = session(maps, {})
+        except Misfit:
+            results = self._other(args, maps)(maps, {})
+        leaves, tree = pytree.tree_flatten(results)
         return pytree.tree_unflatten(list(map(_as_announced, leaves, self.announced)), tree)
 
     def _maps(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -105,11 +114,33 @@ class _Replanned:
             tensors = [*(args[i] for i in self.fixed), *self.gm.parameters(), *self.gm.buffers()]
             state = [(t, _unchanged(t)) for t in tensors]
             values = [args[i].item() for i in self.numbers]
-            bound = _Bound(self.gm, self.places, [args[i] for i in self.fixed], values)
-            session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
-            session.plan(session.signature.example)
+            session = self._made(args, values)
+            self.others = []
             self.state, self.values, self.session = state, values, session  # of one another, whatever is raised above
             return session
+
+    def _other(self, args: Sequence[Any], maps: Sequence[Any]) -> Session:
+        """A session that these sizes fit."""
+        with self.lock:
+            found = next((session for session in self.others if _fits(session, maps)), None)
+            if found is None:
+                found = self._made(args, self.values)
+            self.others = [found, *(session for session in self.others if session is not found)][:KEPT_SESSIONS]
+            return found
+
+    def _made(self, args: Sequence[Any], values: Sequence[float]) -> Session:
+        bound = _Bound(self.gm, self.places, self.inputs, [args[i] for i in self.fixed], values)
+        session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
+        session.plan(session.signature.example)
+        return session
+
+
+def _fits(session: Session, maps: Sequence[Any]) -> bool:
+    try:
+        session.signature.check(maps)
+    except Misfit:
+        return False
+    return True
 
 
 def _plainly(gm: fx.GraphModule) -> fx.GraphModule:
@@ -186,13 +217,18 @@ class _Number:
 
 
 class _Bound(nn.Module):
-    """`gm` with its parameters and numbers in place, as a module of its true inputs alone."""
+    """`gm` with its parameters and numbers in place, as a module of its true inputs alone, in the order of `inputs`."""
 
     def __init__(
-        self, gm: fx.GraphModule, places: Sequence[Any], parameters: Sequence[Tensor], numbers: Sequence[float]
+        self,
+        gm: fx.GraphModule,
+        places: Sequence[Any],
+        inputs: Sequence[int],
+        parameters: Sequence[Tensor],
+        numbers: Sequence[float],
     ) -> None:
         super().__init__()
-        self.gm, self.places, self.numbers = gm, list(places), list(numbers)
+        self.gm, self.places, self.inputs, self.numbers = gm, list(places), list(inputs), list(numbers)
         for i, value in enumerate(parameters):
             if isinstance(value, nn.Parameter):
                 self.register_parameter(f"parameter{i}", value)
@@ -200,17 +236,18 @@ class _Bound(nn.Module):
                 self.register_buffer(f"parameter{i}", value)
 
     def forward(self, *inputs: Tensor) -> Any:
+        maps = dict(zip(self.inputs, inputs, strict=True))
         queues: dict[str, Any] = {
             PARAMETER: (getattr(self, f"parameter{i}") for i in range(self.places.count(PARAMETER))),
             NUMBER: map(_Number, self.numbers),
-            INPUT: iter(inputs),
+            INPUT: (maps[i] for i in sorted(maps)),
         }
         args: list[Any] = []
         for place in self.places:
             if isinstance(place, str):
                 args.append(next(queues[place]))
             else:
-                args.append(inputs[place[0]].shape[place[1]] if isinstance(place, tuple) else place.value)
+                args.append(maps[place[0]].shape[place[1]] if isinstance(place, tuple) else place.value)
         return self.gm(*args)
 
 
@@ -222,20 +259,30 @@ class _Literal:
 
 
 def _places(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
-    """For each of the graph's inputs: PARAMETER, INPUT, NUMBER, (input, dimension) of a size, or a literal."""
+    """For each of the graph's inputs: PARAMETER, INPUT, NUMBER, (which, dimension) of a size, or a literal."""
     nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
     places: list[Any] = []
     sizes: dict[str, tuple[int, int]] = {}
     for node, example in zip(nodes, example_inputs, strict=True):
         places.append(_place(node, example))
         if places[-1] == INPUT:
-            shape = node.meta["example_value"].shape if "example_value" in node.meta else ()
-            number = places.count(INPUT) - 1
-            sizes.update({str(d.node.expr): (number, i) for i, d in enumerate(shape) if isinstance(d, SymInt)})
+            number = len(places) - 1
+            sizes.update({str(d.node.expr): (number, i) for i, d in enumerate(_sizes(node)) if isinstance(d, SymInt)})
     for i, place in enumerate(places):
         if isinstance(place, SymInt):
             places[i] = sizes.get(str(place.node.expr)) or _Literal(int(place))
     return places
+
+
+def _sizes(node: fx.Node) -> Sequence[Any]:
+    """Those of one of the graph's inputs, symbols where Dynamo has them free."""
+    return node.meta["example_value"].shape if "example_value" in node.meta else ()
+
+
+def _batched_first(gm: fx.GraphModule, inputs: Sequence[int]) -> list[int]:
+    """The inputs whose first size is free, before others, as weights may be: a session's batch is that of its first."""
+    nodes = gm.graph.find_nodes(op="placeholder")
+    return sorted(inputs, key=lambda i: not any(isinstance(size, SymInt) for size in _sizes(nodes[i])[:1]))
 
 
 def _place(node: fx.Node, example: Any) -> Any:

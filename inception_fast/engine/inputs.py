@@ -32,6 +32,10 @@ def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
+class Misfit(ValueError):
+    """Inputs of other sizes, types or devices than the example leaves free."""
+
+
 class Signature:
     """The structure of the example's arguments. Batches are free together; height and width of maps are free.
 
@@ -87,7 +91,7 @@ class Signature:
         raise ValueError(f"arguments of structure {spec}; allowed: the example's, {self.spec}")
 
     def check(self, leaves: Sequence[Any]) -> None:
-        """Raises ValueError naming what was seen and what is allowed."""
+        """Raises Misfit naming what was seen and what is allowed."""
         batch = None
         for i, (leaf, example) in enumerate(zip(leaves, self.example, strict=True)):
             where = f"input {i}" if len(self.example) > 1 else "input"
@@ -96,7 +100,7 @@ class Signature:
             self._check_tensor(where, leaf, example)
             if self._batched(example):
                 if batch not in (None, leaf.shape[0]):
-                    raise ValueError(f"{where}: batch of {leaf.shape[0]}; allowed: {batch}, as the inputs before it")
+                    raise Misfit(f"{where}: batch of {leaf.shape[0]}; allowed: {batch}, as the inputs before it")
                 batch = leaf.shape[0]
 
     def _batched(self, example: Tensor) -> bool:
@@ -104,12 +108,12 @@ class Signature:
 
     def _check_tensor(self, where: str, leaf: Any, example: Tensor) -> None:
         if not isinstance(leaf, Tensor):
-            raise ValueError(f"{where}: {type(leaf).__name__}; allowed: a torch.Tensor")
+            raise Misfit(f"{where}: {type(leaf).__name__}; allowed: a torch.Tensor")
         if leaf.device != example.device or leaf.layout != torch.strided:
-            raise ValueError(f"{where}: {leaf.layout} on {leaf.device}; allowed: torch.strided on {example.device}")
+            raise Misfit(f"{where}: {leaf.layout} on {leaf.device}; allowed: torch.strided on {example.device}")
         dtypes = self._dtypes(example)
         if leaf.dtype not in dtypes:
-            raise ValueError(f"{where}: dtype {leaf.dtype}; allowed: {' or '.join(map(str, dtypes))}")
+            raise Misfit(f"{where}: dtype {leaf.dtype}; allowed: {' or '.join(map(str, dtypes))}")
         free = [self._free(example, d) for d in range(example.dim())]
         fits = leaf.dim() == example.dim() and all(
             f or s == e for f, s, e in zip(free, leaf.shape, example.shape, strict=True)
@@ -118,7 +122,7 @@ class Signature:
             names = ["n" if d == 0 else "hw"[d - 2] if f else str(example.shape[d]) for d, f in enumerate(free)]
             names = [str(example.shape[0]) if d == 0 and not free[0] else name for d, name in enumerate(names)]
             note = " with each size at least 1" if any(free) else ""
-            raise ValueError(f"{where}: shape {tuple(leaf.shape)}; allowed: ({', '.join(names)}){note}")
+            raise Misfit(f"{where}: shape {tuple(leaf.shape)}; allowed: ({', '.join(names)}){note}")
 
     def check_values(self, leaves: Sequence[Any]) -> None:
         """What shapes do not tell: ValueError for other numbers than the example's, RuntimeError for gradients."""
@@ -167,8 +171,25 @@ def check_real(leaves: Sequence[Any]) -> None:
             raise ValueError(f"input {i}: a {kind} tensor; allowed: torch.strided")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(leaf).tangent is not None:
             raise RuntimeError(f"input {i} has a tangent; optimised modules only infer: take the original module")
-    if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
+        if type(leaf) is not Tensor and _is_hollow(leaf):
+            raise ValueError(f"input {i}: a {type(leaf).__name__}, whose values lie elsewhere; allowed: plain tensors")
+    if torch._C._len_torch_dispatch_stack():
+        _check_modes()
+
+
+def _is_hollow(leaf: Tensor) -> bool:
+    """Whether the tensor wraps others and has no memory of its own."""
+    return leaf.layout == torch.strided and leaf.is_cpu and leaf.numel() > 0 and not leaf.data_ptr()
+
+
+def _check_modes() -> None:
+    """Raises RuntimeError inside of modes under which native code would find no memory to write to."""
+    if get_proxy_mode() is not None:
         raise RuntimeError("optimised modules hold native code, which make_fx cannot trace; trace the original module")
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        raise RuntimeError(
+            "optimised modules hold native code, for which FakeTensorMode makes no memory; call it outside"
+        )
 
 
 def _check_values_exist(leaf: Tensor) -> None:

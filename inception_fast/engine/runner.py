@@ -149,7 +149,7 @@ class OptimizedModule(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
-        probe = fn(torch.empty(1, device="cpu"))
+        probe = fn(torch.empty(1, dtype=torch.float32, device="cpu"))
         if probe.device.type != "cpu" or probe.dtype != torch.float32:
             raise RuntimeError(
                 f"optimised modules stay at torch.float32 on cpu, asked for {probe.dtype} on {probe.device}; "

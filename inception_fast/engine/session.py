@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from ..kernels import cpu
+from ..kernels.plan import Plan
 from ..kernels.spec import PairSpec
 from . import graph as ir
 from .capture import CaptureError, capture, snapshot
@@ -22,7 +25,17 @@ from .inputs import Key, Signature, check_real, key_of
 from .normalisation import image_affine, take_bytes
 from .passes import optimise
 from .plan import Program, lower
-from .program import DTYPES, ArenaPool, Compiled, Copies, Interpreted, Planned, same_weights
+from .program import (
+    DTYPES,
+    ArenaPool,
+    Compiled,
+    Copies,
+    Interpreted,
+    Planned,
+    packed_alike,
+    plans_of,
+    same_weights,
+)
 from .slices import Sliced, images_at_a_time, in_slices, plan_in_slices
 
 if TYPE_CHECKING:
@@ -81,9 +94,9 @@ class Session:
     def __call__(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None = None
     ) -> Any:
-        if not torch._C._is_any_autocast_enabled():
+        if not torch._C._is_any_autocast_enabled() and peek_interpreter_stack() is None:
             return self._call(args, kwargs, seconds)
-        with without_autocast():
+        with apart():
             return self._call(args, kwargs, seconds)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: list[tuple[str, float]] | None) -> Any:
@@ -133,7 +146,7 @@ class Session:
             return {**self._fixed, **self._recent}
 
     def _make(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
-        with without_autocast():
+        with apart():
             return self._made(leaves)
 
     def _made(self, leaves: Sequence[Any]) -> tuple[Runnable, Captured]:
@@ -150,11 +163,7 @@ class Session:
         program = self._lower(captured.graph, leaves)
         if self.invariant:
             self._warn_of_loose(program)
-        like = self._like(program)
-        if like is None:
-            self._check_contents()
-            cpu.trim()  # megabytes of a capture, before those of weights
-        return self._compiled(captured, leaves, program, like)
+        return self._compiled(captured, leaves, program)
 
     def _warn_of_loose(self, program: Program) -> None:
         """Once, where torch runs what may have other bits in another batch."""
@@ -165,16 +174,16 @@ class Session:
             warn_of(names)
 
     def _compiled(
-        self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None
+        self, captured: Captured, leaves: Sequence[Any], program: Program, like: Compiled | None = None
     ) -> Compiled | Sliced:
         """The program, or as many images of it as come together at its end, and what is left of the batch alike."""
         plan = plan_in_slices(program) if captured.raw.dynamic else None
         if plan is None:
-            return Compiled(program, self._pool, like, copies=self._copies)
+            return self._packed(program, None, like)
         images, batch = images_at_a_time(plan), self.signature.batch_of(leaves)
         together = images[-1]
         if together == batch:
-            return Compiled(program, self._pool, like, in_slices(plan, images, _fuses), self._copies)
+            return self._packed(program, in_slices(plan, images, _fuses), like)
         some, left, rest = self._first(leaves, together), self._first(leaves, batch % together), None
         main = self._compiled(captured, some, self._lower(captured.graph, some), like)
         assert isinstance(main, Compiled)
@@ -197,11 +206,19 @@ class Session:
         captured = self._capture(shapes)
         return self._gpu.compiled(captured.graph, shapes), captured
 
-    def _like(self, program: Program) -> Compiled | None:
-        """A program whose packed weights this one can share."""
-        runnables = (e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values())
+    def _packed(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled:
+        like = self._like(program, sliced, other)
+        if like is None:
+            self._check_contents()
+            cpu.trim()  # megabytes of a capture, before those of weights
+        return Compiled(program, self._pool, like, sliced, self._copies)
+
+    def _like(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled | None:
+        """A program whose packed weights this one can share: `other`, or one of those made before."""
+        runnables = (other, *(e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values()))
         made = (e for e in runnables if isinstance(e, Compiled))
-        return next((m for m in made if same_weights(m.program, program)), None)
+        plans = [sliced] if sliced else plans_of(program)
+        return next((m for m in made if packed_alike(m.plans, plans) and same_weights(m.program, program)), None)
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:
@@ -277,9 +294,13 @@ class Session:
 
 
 @contextlib.contextmanager
-def without_autocast() -> Iterator[None]:
-    """Programs have formats of their own, in what torch runs too. Entering costs microseconds."""
+def apart() -> Iterator[None]:
+    """Without autocast, for programs have formats of their own, in what torch runs too; and outside of torch.func's
+    transforms, which would wrap what is made here, though nothing that came in is theirs. Entering costs microseconds.
+    """
     with contextlib.ExitStack() as stack:
+        if peek_interpreter_stack() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
         for kind in AUTOCASTING:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
