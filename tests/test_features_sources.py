@@ -225,6 +225,21 @@ def test_the_digest_follows_the_names(tmp_path: Path) -> None:
     assert digest_of(open_source(str(tmp_path))) != before
 
 
+@pytest.mark.parametrize("form", ["list", "parquet"])
+def test_the_digest_tells_images_of_the_same_names(tmp_path: Path, form: str) -> None:
+    """Else a run over the second set would take the features of the first for its own."""
+    digests = []
+    for i in range(2):
+        folder = tmp_path / str(i)
+        write_folder(folder, 1)
+        (folder / "x.list").write_text("a.jpg\n")
+        write_parquet(folder / "x.parquet", {"key": ["a.jpg"], "jpg": [encoded(i)]})
+        source = open_source(str(folder / f"x.{form}"))
+        assert source.names == ["a.jpg"]
+        digests.append(digest_of(source))
+    assert digests[0] != digests[1]
+
+
 def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "\udcff.jpg").write_bytes(encoded(1))

@@ -36,10 +36,15 @@ class SourceError(ValueError):
 
 
 class Source(Protocol):
-    """Images in a fixed order. `names` may repeat; `read` raises OSError or ValueError."""
+    """Images in a fixed order. `names` may repeat; `read` raises OSError or ValueError.
+
+    places: where the images lie, as far as their names do not tell.
+    """
 
     @property
     def names(self) -> Sequence[str]: ...
+    @property
+    def places(self) -> Sequence[str]: ...
 
     def read(self, index: int) -> bytes: ...
 
@@ -49,6 +54,7 @@ class Files:
 
     def __init__(self, names: list[str], root: Path | None = None) -> None:
         self.names, self.root = names, root
+        self.places = [] if root is None else [str(root)]
 
     def read(self, index: int) -> bytes:
         name = self.names[index]
@@ -68,6 +74,7 @@ class TarShards:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]
         self.names: list[str] = []
+        self.places: list[str] = []
         self._file, self._offset, self._size = array("q"), array("q"), array("q")
         self._links: dict[int, str] = {}  # what they lead to
         self._pieces: dict[int, list[tuple[int, int]]] = {}  # of sparse files: where each lies in the image, its bytes
@@ -154,6 +161,7 @@ class ParquetImages:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]
         self.names: list[str] = []
+        self.places: list[str] = []
         self._columns: list[str] = []
         self._starts, self._places = array("q"), array("q")  # first image, file and group of every row group
         self._kept: tuple[int, Any] | None = None
@@ -166,6 +174,7 @@ class ParquetImages:
             with parquet.ParquetFile(path) as file:
                 column, name = image_column(path, file.schema_arrow)
                 self._columns.append(column)
+                self.places += [] if name is None else [path]
                 first = len(self.names)
                 for group in range(file.num_row_groups):
                     self._starts.append(len(self.names))
@@ -268,6 +277,8 @@ def digest_of(source: Source) -> str:
     digest = hashlib.sha256()
     for name in source.names:
         digest.update(name.encode() + b"\0")
+    for place in source.places:
+        digest.update(os.fsencode(place) + b"\1")
     return digest.hexdigest()[:32]
 
 
