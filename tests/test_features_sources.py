@@ -187,6 +187,16 @@ def test_parquet_with_encoded_images(tmp_path: Path, form: str) -> None:
     assert twin.read(3) == data[3]
 
 
+def test_columns_of_parquet_that_hold_no_images(tmp_path: Path) -> None:
+    """Lists of images, which end a decoding process, and the number of an image's bytes beside it."""
+    lists, sizes = [[encoded(0), encoded(1)]], [{"bytes": 1000, "width": 8}]
+    write_parquet(tmp_path / "x.parquet", {"image": lists, "about": sizes, "photo": [encoded(0)]})
+    assert open_source(str(tmp_path)).read(0) == encoded(0)
+    write_parquet(tmp_path / "x.parquet", {"image": lists, "about": sizes, "page": [{"bytes": "text"}]})
+    with pytest.raises(SourceError, match=r"has the columns image: list<.*binary>, about: .* allowed: one of images"):
+        open_source(str(tmp_path))
+
+
 def test_several_parquet_files_and_a_row_without_an_image(tmp_path: Path) -> None:
     for i in range(2):
         write_parquet(tmp_path / f"{i}.parquet", {"image": [{"bytes": encoded(i), "path": None}, None]})

@@ -220,8 +220,8 @@ def import_parquet() -> Any:
 def image_column(path: str, schema: Any) -> tuple[str, str | None]:
     """(column of encoded images, column of their names or None): `image.path` for the path inside a struct."""
     kinds = {field.name: field.type for field in schema}
-    structs = [name for name, kind in kinds.items() if _is_struct(kind) and "bytes" in _fields(kind)]
-    binaries = [name for name, kind in kinds.items() if "binary" in str(kind)]
+    structs = [name for name, kind in kinds.items() if _is_binary(_fields(kind).get("bytes"))]
+    binaries = [name for name, kind in kinds.items() if _is_binary(kind)]
     candidates = structs + binaries
     if not candidates:
         columns = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
@@ -233,12 +233,15 @@ def image_column(path: str, schema: Any) -> tuple[str, str | None]:
     return chosen, name
 
 
-def _is_struct(kind: Any) -> bool:
-    return str(kind).startswith("struct<")
+def _is_binary(kind: Any) -> bool:
+    """Whether a value is a row of bytes: no list of them, and no number of them."""
+    return re.match(r"(dictionary<values=)?(large_|fixed_size_)?binary", str(kind)) is not None
 
 
-def _fields(kind: Any) -> set[str]:
-    return {kind.field(i).name for i in range(kind.num_fields)}
+def _fields(kind: Any) -> dict[str, Any]:
+    """The types in a struct by their names; of another type, none."""
+    fields = (kind.field(i) for i in range(kind.num_fields if str(kind).startswith("struct<") else 0))
+    return {field.name: field.type for field in fields}
 
 
 def open_source(text: str, out: str | Path | None = None) -> Source:
