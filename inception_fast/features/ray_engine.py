@@ -17,7 +17,7 @@ from typing import Any
 
 from .extractors import Recipe
 from .feed import Failure
-from .run import SHARD_SIZE, summary
+from .run import SHARD_SIZE, refuse_unreadable, summary
 from .shards import Collector, Shards
 from .sources import Source, digest_of
 from .stream import Clock, stream
@@ -86,6 +86,7 @@ def extract_with_ray(
     extractor = recipe.make()
     settings = extractor.settings | {"width": extractor.width, "names": digest_of(source)}
     with Shards(Path(out).resolve(), settings, len(source.names), shard_size) as shards:
+        refuse_unreadable(shards, unreadable)
         missing = shards.missing()
         count = sum(len(shards.indices(shard)) for shard in missing)
         on_start(len(source.names) - count, len(source.names))
