@@ -183,7 +183,9 @@ def test_a_file_of_odd_features(
     assert str(path) in err and said in err and err.count("\n") == 1
 
 
-def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_that_are_not_comparable_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = np.random.default_rng(0).random((6, 5), np.float32)
     for name, weights, dtype in (("a", "x", "float32"), ("b", "y", "float32"), ("c", "x", "bfloat16")):
         (tmp_path / name).mkdir()
@@ -198,6 +200,11 @@ def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: py
     report = run(capsys, tmp_path / "a", tmp_path / "c")
     assert report["fid"] <= 1e-10 and len(report["warnings"]) == 2
     assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["fid", "~/a", "~/b"]) == 2
+    assert "features with weights 'x' and" in capsys.readouterr().err
+    (tmp_path / "c" / "._features-00000.parquet").write_bytes(b"as macOS leaves them on foreign disks")
+    assert run(capsys, tmp_path / "a", tmp_path / "c") | {"seconds": 0} == report | {"seconds": 0}
 
 
 @pytest.mark.parametrize(

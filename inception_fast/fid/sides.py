@@ -78,7 +78,7 @@ class Plan:
             return Opened(text, statistics=read_statistics(text))
         shards = find_features(text)
         if shards:
-            settings = settings_of(shards[0].parent) if Path(text).is_dir() else None
+            settings = settings_of(shards[0].parent) if Path(text).expanduser().is_dir() else None
             return Opened(text, count_features(shards), shards, settings)
         source = open_source(text)
         return Opened(text, len(source.names), source=source)
