@@ -343,6 +343,21 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
         precision_recall_density_coverage(generated, real, neighbours=70)
 
 
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_a_row_that_is_not_finite_is_named_by_its_number(broken: str) -> None:
+    """Not by its place in a subset, a block or a split."""
+    pair = [rows(60, 4), rows(50, 4)]
+    pair[broken == "second"][41] = np.nan
+    calls: list[Any] = [
+        lambda: kernel_inception_distance(*pair, subset_size=40),
+        lambda: precision_recall_density_coverage(*pair, block=16),
+        lambda: inception_score(pair[broken == "second"], rows(3, 4), splits=7),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="row 41 are not finite"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("features", "error", "said"),
     [
