@@ -269,6 +269,8 @@ def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
         write_tar(tmp_path / f"train-{s}.tar", {"a.jpg": encoded(s)})
     with pytest.raises(SourceError, match=r"train-1\.tar: no such file or folder"):
         open_source(f"{tmp_path}/train-{{0..2}}.tar")
+    write_tar(tmp_path / "train-{0..2}.tar", {"b.jpg": encoded(1)})
+    assert open_source(f"{tmp_path}/train-{{0..2}}.tar").names == [f"{tmp_path}/train-{{0..2}}.tar/b.jpg"]
 
 
 def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:

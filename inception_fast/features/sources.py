@@ -262,7 +262,8 @@ def open_source(text: str, out: str | Path | None = None) -> Source:
 
 def _opened(text: str, out: Path | None) -> Source:
     paths: list[Path] = []
-    for pattern in expand_ranges(text) or [text]:
+    there = Path(text).expanduser().exists()  # a name may hold what looks like a range
+    for pattern in [text] if there else expand_ranges(text) or [text]:
         found = _matching(pattern)
         if not found:
             allowed = "allowed: a folder of images, a list, .tar or .parquet"
