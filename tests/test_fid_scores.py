@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 import zipfile
 from dataclasses import replace
@@ -252,8 +253,17 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=said):
             read_statistics(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"no readable \.npz"):
+    array = io.BytesIO()
+    np.save(array, covariance)
+    for content in (path.read_bytes()[:100], b"", b"<html>Not found</html>", array.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"no readable \.npz of statistics \(it is no zip archive, or a part of one\)"
+        ):
+            read_statistics(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"no readable \.npz of statistics \(it is a pipe or a device\)"):
         read_statistics(path)
     with pytest.raises(FileNotFoundError):
         read_statistics(tmp_path / "none.npz")
