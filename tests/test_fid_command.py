@@ -207,6 +207,25 @@ def test_features_that_are_not_comparable_are_refused(
     assert run(capsys, tmp_path / "a", tmp_path / "c") | {"seconds": 0} == report | {"seconds": 0}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_images_beside_features_of_another_network_are_refused_at_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], order: int
+) -> None:
+    """Not after hours of reading them."""
+    monkeypatch.setattr(sides, "stream", None)
+    write_shard(tmp_path / "features-00000.parquet", list("ab"), np.ones((2, 5), np.float32), {})
+    manifest = {"images": 2, "shard_size": 2, "settings": {"form": "model"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    np.savez(tmp_path / "x.npz", mu=np.zeros(5), sigma=np.eye(5))
+    weights = ["--weights", str(place / "weights.pth")]
+    for other, said in (
+        (tmp_path, "features with form "),
+        (tmp_path / "x.npz", "x.npz holds statistics of 5 features"),
+    ):
+        assert main(["fid", *[str(place / "b"), str(other)][::order], *weights]) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text, said",
     [("{}", "has images None; allowed"), ("[]", "has images None; allowed"), ('{"images": 6, "sh', "is damaged (")],
