@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from inception_fast.features import shards
 from inception_fast.features.batching import batches
 from inception_fast.features.ray_engine import ShardWorker
 
@@ -92,6 +93,27 @@ class MortalWorker(ShardWorker):
                 (self.shards.folder / ".features-00000-half.parquet").write_bytes(b"half a shard")
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
+
+
+class BrokenWorker(ShardWorker):
+    """Whose network gives what is no number."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.extractor.run = lambda x: torch.full((len(x), 6), torch.nan)  # type: ignore[method-assign]
+        return super().__call__(batch)
+
+
+class FullWorker(ShardWorker):
+    """On a full disk."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "write_shard", self.refuse)
+            return super().__call__(batch)
+
+    @staticmethod
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
 
 
 def may_not_be_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -14,7 +14,7 @@ from inception_fast.features.feed import Failure
 from inception_fast.features.ray_engine import extract_with_ray, import_ray
 from inception_fast.features.run import extract
 from inception_fast.features.sources import open_source
-from pictures import MortalWorker, TinyExtractor, TinyRecipe, write_folder
+from pictures import BrokenWorker, FullWorker, MortalWorker, TinyExtractor, TinyRecipe, write_folder
 
 pytest.importorskip("ray.data")
 COUNT, SHARD = 23, 4
@@ -66,6 +66,18 @@ def test_unreadable_images_end_the_run_where_asked(cluster: None, photos: Path, 
         extract_with_ray(open_source(str(photos)), TinyRecipe(), tmp_path / "out", **options)  # type: ignore[arg-type]
     left = [thread.name for thread in threading.enumerate() if thread not in before]
     assert not left, "a thread that asks Ray for a block after its shutdown ends the process"
+
+
+def test_what_goes_wrong_in_an_actor_is_raised_as_on_one_machine(cluster: None, photos: Path, tmp_path: Path) -> None:
+    def refused(error: type, match: str) -> None:
+        with pytest.raises(error, match=match) as caught:
+            extract_with_ray(open_source(str(photos)), TinyRecipe(), out, shard_size=SHARD, worker=worker)  # type: ignore
+        assert caught.type is error
+
+    out, worker = tmp_path / "out", BrokenWorker
+    refused(ValueError, r"^the feature of .*\.jpg is NaN or infinite; allowed: finite numbers")
+    worker = FullWorker
+    refused(OSError, r"^\[Errno 28\] No space left on device: '.*features-0000\d\.parquet'$")
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,20 @@ def test_unreadable_images_are_listed_with_the_reason(photos: Path, tmp_path: Pa
             extract(source, TinyExtractor(), tmp_path / "other", workers=workers, shard_size=10, unreadable="fail")
 
 
+@pytest.mark.parametrize("names", ["whole", "part"])
+def test_what_an_earlier_run_left_out_ends_one_that_is_to_fail(photos: Path, tmp_path: Path, names: str) -> None:
+    """With and without anything left to do; else the run would say that all is well."""
+    (photos / "a.jpg").write_bytes(b"?")
+    source, out = open_source(str(photos)), tmp_path / "out"
+    extract(source, TinyExtractor(), out, shard_size=8)
+    if names == "part":
+        (out / "features-00000.parquet").unlink()
+    with pytest.raises(
+        Failure, match=r"a\.jpg is not an image.*; an earlier run left it out of .*out, name another --out"
+    ):
+        extract(source, TinyExtractor(), out, shard_size=8, unreadable="fail")
+
+
 def test_a_source_of_nothing_but_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"?")

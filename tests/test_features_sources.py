@@ -187,6 +187,16 @@ def test_parquet_with_encoded_images(tmp_path: Path, form: str) -> None:
     assert twin.read(3) == data[3]
 
 
+def test_columns_of_parquet_that_hold_no_images(tmp_path: Path) -> None:
+    """Lists of images, which end a decoding process, and the number of an image's bytes beside it."""
+    lists, sizes = [[encoded(0), encoded(1)]], [{"bytes": 1000, "width": 8}]
+    write_parquet(tmp_path / "x.parquet", {"image": lists, "about": sizes, "photo": [encoded(0)]})
+    assert open_source(str(tmp_path)).read(0) == encoded(0)
+    write_parquet(tmp_path / "x.parquet", {"image": lists, "about": sizes, "page": [{"bytes": "text"}]})
+    with pytest.raises(SourceError, match=r"has the columns image: list<.*binary>, about: .* allowed: one of images"):
+        open_source(str(tmp_path))
+
+
 def test_several_parquet_files_and_a_row_without_an_image(tmp_path: Path) -> None:
     for i in range(2):
         write_parquet(tmp_path / f"{i}.parquet", {"image": [{"bytes": encoded(i), "path": None}, None]})
@@ -225,6 +235,21 @@ def test_the_digest_follows_the_names(tmp_path: Path) -> None:
     assert digest_of(open_source(str(tmp_path))) != before
 
 
+@pytest.mark.parametrize("form", ["list", "parquet"])
+def test_the_digest_tells_images_of_the_same_names(tmp_path: Path, form: str) -> None:
+    """Else a run over the second set would take the features of the first for its own."""
+    digests = []
+    for i in range(2):
+        folder = tmp_path / str(i)
+        write_folder(folder, 1)
+        (folder / "x.list").write_text("a.jpg\n")
+        write_parquet(folder / "x.parquet", {"key": ["a.jpg"], "jpg": [encoded(i)]})
+        source = open_source(str(folder / f"x.{form}"))
+        assert source.names == ["a.jpg"]
+        digests.append(digest_of(source))
+    assert digests[0] != digests[1]
+
+
 def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "\udcff.jpg").write_bytes(encoded(1))
@@ -244,6 +269,8 @@ def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
         write_tar(tmp_path / f"train-{s}.tar", {"a.jpg": encoded(s)})
     with pytest.raises(SourceError, match=r"train-1\.tar: no such file or folder"):
         open_source(f"{tmp_path}/train-{{0..2}}.tar")
+    write_tar(tmp_path / "train-{0..2}.tar", {"b.jpg": encoded(1)})
+    assert open_source(f"{tmp_path}/train-{{0..2}}.tar").names == [f"{tmp_path}/train-{{0..2}}.tar/b.jpg"]
 
 
 def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:

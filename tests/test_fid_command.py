@@ -183,7 +183,9 @@ def test_a_file_of_odd_features(
     assert str(path) in err and said in err and err.count("\n") == 1
 
 
-def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_that_are_not_comparable_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = np.random.default_rng(0).random((6, 5), np.float32)
     for name, weights, dtype in (("a", "x", "float32"), ("b", "y", "float32"), ("c", "x", "bfloat16")):
         (tmp_path / name).mkdir()
@@ -198,6 +200,30 @@ def test_features_that_are_not_comparable_are_refused(tmp_path: Path, capsys: py
     report = run(capsys, tmp_path / "a", tmp_path / "c")
     assert report["fid"] <= 1e-10 and len(report["warnings"]) == 2
     assert "in float32 and" in report["warnings"][0] and "not of the FID network" in report["warnings"][1]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["fid", "~/a", "~/b"]) == 2
+    assert "features with weights 'x' and" in capsys.readouterr().err
+    (tmp_path / "c" / "._features-00000.parquet").write_bytes(b"as macOS leaves them on foreign disks")
+    assert run(capsys, tmp_path / "a", tmp_path / "c") | {"seconds": 0} == report | {"seconds": 0}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_images_beside_features_of_another_network_are_refused_at_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], order: int
+) -> None:
+    """Not after hours of reading them."""
+    monkeypatch.setattr(sides, "stream", None)
+    write_shard(tmp_path / "features-00000.parquet", list("ab"), np.ones((2, 5), np.float32), {})
+    manifest = {"images": 2, "shard_size": 2, "settings": {"form": "model"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    np.savez(tmp_path / "x.npz", mu=np.zeros(5), sigma=np.eye(5))
+    weights = ["--weights", str(place / "weights.pth")]
+    for other, said in (
+        (tmp_path, "features with form "),
+        (tmp_path / "x.npz", "x.npz holds statistics of 5 features"),
+    ):
+        assert main(["fid", *[str(place / "b"), str(other)][::order], *weights]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

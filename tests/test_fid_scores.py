@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 import zipfile
 from dataclasses import replace
@@ -252,8 +253,17 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=said):
             read_statistics(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"no readable \.npz"):
+    array = io.BytesIO()
+    np.save(array, covariance)
+    for content in (path.read_bytes()[:100], b"", b"<html>Not found</html>", array.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"no readable \.npz of statistics \(it is no zip archive, or a part of one\)"
+        ):
+            read_statistics(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"no readable \.npz of statistics \(it is a pipe or a device\)"):
         read_statistics(path)
     with pytest.raises(FileNotFoundError):
         read_statistics(tmp_path / "none.npz")
@@ -341,6 +351,21 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
     assert (ours.precision, ours.recall) == pytest.approx(theirs, abs=1e-6)
     with pytest.raises(ValueError, match="70 neighbours; allowed: 1 to 69"):
         precision_recall_density_coverage(generated, real, neighbours=70)
+
+
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_a_row_that_is_not_finite_is_named_by_its_number(broken: str) -> None:
+    """Not by its place in a subset, a block or a split."""
+    pair = [rows(60, 4), rows(50, 4)]
+    pair[broken == "second"][41] = np.nan
+    calls: list[Any] = [
+        lambda: kernel_inception_distance(*pair, subset_size=40),
+        lambda: precision_recall_density_coverage(*pair, block=16),
+        lambda: inception_score(pair[broken == "second"], rows(3, 4), splits=7),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="row 41 are not finite"):
+            call()
 
 
 @pytest.mark.parametrize(

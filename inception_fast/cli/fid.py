@@ -126,6 +126,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         other = replace(plan, keep_rows=args.kid or args.prdc)  # the Inception score is of A alone
         opened = plan.open(args.a), other.open(args.b)
         _check_request(args, *opened)
+        _check_pair(args, *opened)
         a, b = plan.side(opened[0]), other.side(opened[1])
     for side in (a, b):
         show_unreadable(side.unreadable)
@@ -175,6 +176,20 @@ def _check_request(args: argparse.Namespace, a: Opened, b: Opened) -> None:
         check_subset_size(args.kid_subset_size, least)
     if args.prdc:
         check_neighbours(args.neighbours, least)
+
+
+def _check_pair(args: argparse.Namespace, a: Opened, b: Opened) -> None:
+    """Raises ValueError for images beside features or statistics of another network, before their features are made."""
+    from ..fid.sides import check_settings
+
+    if (a.source is None) == (b.source is None):
+        return
+    extractor = _made(args)
+    check_settings(*(side if side.source is None else replace(side, settings=extractor.settings) for side in (a, b)))
+    for side in (a, b):
+        if side.statistics is not None and len(side.statistics.mean) != extractor.width:
+            seen = f"{side.name} holds statistics of {len(side.statistics.mean)} features"
+            raise CommandError(f"{seen}; allowed beside images: {extractor.width}")
 
 
 def _check_finite(report: dict[str, Any]) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 from .extractors import Recipe
 from .feed import Failure
-from .run import SHARD_SIZE, summary
+from .run import SHARD_SIZE, refuse_unreadable, summary
 from .shards import Collector, Shards
 from .sources import Source, digest_of
 from .stream import Clock, stream
 
 INSTALL = "pip install 'inception-fast[ray]'"
+ERRORS = (Failure, ValueError, OSError)  # of a shard, which end the run as they do on one machine
 
 
 class ShardWorker:
@@ -43,20 +44,23 @@ class ShardWorker:
             raise ValueError("other weights on this node than on the driver's; allowed: the same file everywhere")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"shard": [k]} -> one row: its images, how many of them are bad, and the reason to stop, if any."""
+        """{"shard": [k]} -> one row: its images, how many of them are bad, and the error that ends the run, if any:
+        raised in an actor, it would reach the driver as Ray's, between the lines of its traceback.
+        """
         shard = int(batch["shard"][0])
         collector, clock, bad = Collector(self.shards, self.source.names), Clock(), 0
         options = {key: self.options[key] for key in ("batch_size", "unreadable")}
-        stop = ""
+        stop = kind = ""
         try:
             indices = self.shards.indices(shard)
             for part in stream(self.source, self.extractor, indices, threads=1, clock=clock, **options):
                 collector.add_batch(part)
                 bad += len(part.bad)
-        except Failure as failure:
-            stop = str(failure)
+        except (OSError, ValueError) as error:
+            stop = str(error)
+            kind = next(known.__name__ for known in ERRORS if isinstance(error, known))
         times = {"waiting": [clock.waiting], "computing": [clock.computing]}
-        return {"shard": [shard], "images": [clock.images], "bad": [bad], "stop": [stop], **times}
+        return {"shard": [shard], "images": [clock.images], "bad": [bad], "stop": [stop], "kind": [kind], **times}
 
 
 def extract_with_ray(
@@ -86,6 +90,7 @@ def extract_with_ray(
     extractor = recipe.make()
     settings = extractor.settings | {"width": extractor.width, "names": digest_of(source)}
     with Shards(Path(out).resolve(), settings, len(source.names), shard_size) as shards:
+        refuse_unreadable(shards, unreadable)
         missing = shards.missing()
         count = sum(len(shards.indices(shard)) for shard in missing)
         on_start(len(source.names) - count, len(source.names))
@@ -101,8 +106,9 @@ def extract_with_ray(
             given |= {"options": options, "home": os.getcwd()}
             with contextlib.closing(_rows(ray, missing, worker, given, actors, threads)) as rows:
                 for row in rows:
-                    if row["stop"]:
-                        raise Failure(row["stop"])
+                    for known in ERRORS:
+                        if row["kind"] == known.__name__:
+                            raise known(row["stop"])
                     clock.images += row["images"]
                     clock.waiting += row["waiting"]
                     clock.computing += row["computing"]

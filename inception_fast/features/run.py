@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .extractors import Extractor
+from .feed import Failure
 from .shards import Collector, Shards
 from .sources import Source, digest_of
 from .stream import Clock, stream
@@ -34,11 +35,12 @@ def extract(
         on_batch: called with the images of a batch, and how many of them could not be read.
         on_start: called once with the images whose shards are there, and all.
 
-    Raises Failure at the first unreadable image where `unreadable` is "fail", ValueError where `out` is of another run
-    and at the first feature that is not finite.
+    Raises Failure at the first unreadable image, an earlier run's too, where `unreadable` is "fail", ValueError where
+    `out` is of another run and at the first feature that is not finite.
     """
     settings = extractor.settings | {"width": extractor.width, "names": digest_of(source)}
     with Shards(Path(out), settings, len(source.names), shard_size) as shards:
+        refuse_unreadable(shards, unreadable)
         missing = shards.missing()
         wanted = [index for shard in missing for index in shards.indices(shard)]
         on_start(len(source.names) - len(wanted), len(source.names))
@@ -50,6 +52,12 @@ def extract(
             on_batch(batch.count, len(batch.bad))
         bad = shards.finish()
     return summary(source, bad, clock, len(wanted), extractor, out)
+
+
+def refuse_unreadable(shards: Shards, unreadable: str) -> None:
+    """Raises Failure where that is asked for and a shard of an earlier run leaves out an image."""
+    if unreadable == "fail" and (bad := shards.unreadable()):
+        raise Failure(f"{bad[0]['reason']}; an earlier run left it out of {shards.folder}, name another --out")
 
 
 def summary(

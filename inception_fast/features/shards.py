@@ -193,7 +193,7 @@ def find_features(text: str) -> list[Path]:
     """The feature shards that `text` names, a file or a folder of them; an empty list where it names none."""
     path = Path(text).expanduser()
     if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
+        files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
         return files if files and is_feature_file(files[0]) else []
     return [path] if path.suffix == ".parquet" and path.is_file() and is_feature_file(path) else []
 

@@ -36,10 +36,15 @@ class SourceError(ValueError):
 
 
 class Source(Protocol):
-    """Images in a fixed order. `names` may repeat; `read` raises OSError or ValueError."""
+    """Images in a fixed order. `names` may repeat; `read` raises OSError or ValueError.
+
+    places: where the images lie, as far as their names do not tell.
+    """
 
     @property
     def names(self) -> Sequence[str]: ...
+    @property
+    def places(self) -> Sequence[str]: ...
 
     def read(self, index: int) -> bytes: ...
 
@@ -49,6 +54,7 @@ class Files:
 
     def __init__(self, names: list[str], root: Path | None = None) -> None:
         self.names, self.root = names, root
+        self.places = [] if root is None else [str(root)]
 
     def read(self, index: int) -> bytes:
         name = self.names[index]
@@ -68,6 +74,7 @@ class TarShards:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]
         self.names: list[str] = []
+        self.places: list[str] = []
         self._file, self._offset, self._size = array("q"), array("q"), array("q")
         self._links: dict[int, str] = {}  # what they lead to
         self._pieces: dict[int, list[tuple[int, int]]] = {}  # of sparse files: where each lies in the image, its bytes
@@ -154,6 +161,7 @@ class ParquetImages:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]
         self.names: list[str] = []
+        self.places: list[str] = []
         self._columns: list[str] = []
         self._starts, self._places = array("q"), array("q")  # first image, file and group of every row group
         self._kept: tuple[int, Any] | None = None
@@ -166,6 +174,7 @@ class ParquetImages:
             with parquet.ParquetFile(path) as file:
                 column, name = image_column(path, file.schema_arrow)
                 self._columns.append(column)
+                self.places += [] if name is None else [path]
                 first = len(self.names)
                 for group in range(file.num_row_groups):
                     self._starts.append(len(self.names))
@@ -211,8 +220,8 @@ def import_parquet() -> Any:
 def image_column(path: str, schema: Any) -> tuple[str, str | None]:
     """(column of encoded images, column of their names or None): `image.path` for the path inside a struct."""
     kinds = {field.name: field.type for field in schema}
-    structs = [name for name, kind in kinds.items() if _is_struct(kind) and "bytes" in _fields(kind)]
-    binaries = [name for name, kind in kinds.items() if "binary" in str(kind)]
+    structs = [name for name, kind in kinds.items() if _is_binary(_fields(kind).get("bytes"))]
+    binaries = [name for name, kind in kinds.items() if _is_binary(kind)]
     candidates = structs + binaries
     if not candidates:
         columns = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
@@ -224,12 +233,15 @@ def image_column(path: str, schema: Any) -> tuple[str, str | None]:
     return chosen, name
 
 
-def _is_struct(kind: Any) -> bool:
-    return str(kind).startswith("struct<")
+def _is_binary(kind: Any) -> bool:
+    """Whether a value is a row of bytes: no list of them, and no number of them."""
+    return re.match(r"(dictionary<values=)?(large_|fixed_size_)?binary", str(kind)) is not None
 
 
-def _fields(kind: Any) -> set[str]:
-    return {kind.field(i).name for i in range(kind.num_fields)}
+def _fields(kind: Any) -> dict[str, Any]:
+    """The types in a struct by their names; of another type, none."""
+    fields = (kind.field(i) for i in range(kind.num_fields if str(kind).startswith("struct<") else 0))
+    return {field.name: field.type for field in fields}
 
 
 def open_source(text: str, out: str | Path | None = None) -> Source:
@@ -250,7 +262,8 @@ def open_source(text: str, out: str | Path | None = None) -> Source:
 
 def _opened(text: str, out: Path | None) -> Source:
     paths: list[Path] = []
-    for pattern in expand_ranges(text) or [text]:
+    there = Path(text).expanduser().exists()  # a name may hold what looks like a range
+    for pattern in [text] if there else expand_ranges(text) or [text]:
         found = _matching(pattern)
         if not found:
             allowed = "allowed: a folder of images, a list, .tar or .parquet"
@@ -268,6 +281,8 @@ def digest_of(source: Source) -> str:
     digest = hashlib.sha256()
     for name in source.names:
         digest.update(name.encode() + b"\0")
+    for place in source.places:
+        digest.update(os.fsencode(place) + b"\1")
     return digest.hexdigest()[:32]
 
 

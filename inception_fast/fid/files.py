@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..images import is_pipe
 from ..measure.results import write_atomically
 from .statistics import Gaussian, checked_moments
 
@@ -19,9 +21,14 @@ def read_statistics(path: str | os.PathLike[str]) -> Gaussian:
     """
     path = Path(path)
     try:
+        if is_pipe(path):
+            raise OSError("it is a pipe or a device")
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy takes any other file for a pickle
+                raise ValueError("it is no zip archive, or a part of one")
         with np.load(path, allow_pickle=False) as held:
-            if not isinstance(held, np.lib.npyio.NpzFile) or not {"mu", "sigma"} <= set(held.files):
-                raise ValueError(f"{path} holds {getattr(held, 'files', 'one array')}; allowed: mu and sigma")
+            if not {"mu", "sigma"} <= set(held.files):
+                raise ValueError(f"{path} holds {held.files}; allowed: mu and sigma")
             arrays = held["mu"], held["sigma"]
             count = _count(path, held["count"]) if "count" in held.files else None
     except Exception as error:  # zipfile, zlib and NumPy meet damaged bytes, each with errors of its own

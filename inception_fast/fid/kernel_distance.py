@@ -39,8 +39,8 @@ def kernel_inception_distance(
     draw = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):
-        x = as_rows(a[np.sort(draw.choice(len(a), subset_size, replace=False))])
-        y = as_rows(b[np.sort(draw.choice(len(b), subset_size, replace=False))])
+        drawn = [np.sort(draw.choice(len(rows), subset_size, replace=False)) for rows in (a, b)]
+        x, y = (as_rows(rows[taken], numbers=taken) for rows, taken in zip((a, b), drawn, strict=True))
         values.append(_squared_mmd(x, y))
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
 

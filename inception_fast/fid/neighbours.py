@@ -76,7 +76,7 @@ def _blocks(rows: Any, centre: Doubles, block: int) -> Iterator[tuple[slice, Dou
     """Portions of the rows round `centre`: squares of what all features share would cost digits of their distances."""
     for start in range(0, len(rows), block):
         place = slice(start, min(start + block, len(rows)))
-        yield place, as_rows(rows[place]) - centre
+        yield place, as_rows(rows[place], start) - centre
 
 
 def _distances(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:

@@ -45,7 +45,8 @@ def inception_score(features: Any, weight: Any, *, splits: int = SPLITS, seed: i
         rows = order[i * len(order) // splits : (i + 1) * len(order) // splits]
         marginal, negentropy = np.zeros(len(matrix)), 0.0
         for start in range(0, len(rows), BLOCK):
-            p, log_p = _softmax(as_rows(features[rows[start : start + BLOCK]]) @ matrix.T)
+            taken = rows[start : start + BLOCK]
+            p, log_p = _softmax(as_rows(features[taken], numbers=taken) @ matrix.T)
             marginal += p.sum(axis=0)
             negentropy += float((p * log_p).sum())
         marginal /= len(rows)

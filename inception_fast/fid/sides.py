@@ -78,7 +78,7 @@ class Plan:
             return Opened(text, statistics=read_statistics(text))
         shards = find_features(text)
         if shards:
-            settings = settings_of(shards[0].parent) if Path(text).is_dir() else None
+            settings = settings_of(shards[0].parent) if Path(text).expanduser().is_dir() else None
             return Opened(text, count_features(shards), shards, settings)
         source = open_source(text)
         return Opened(text, len(source.names), source=source)
@@ -147,20 +147,25 @@ class Rows:
 def check_comparable(a: Side, b: Side) -> list[str]:
     """Raises SourceError where the features are of different networks; returns warnings about the rest."""
     warnings = [warning for side in (a, b) if (warning := side.gaussian.rank_warning(side.name))]
+    check_settings(a, b)
     if a.settings is None or b.settings is None:
         return warnings
-    for key in COMPARED:
-        if a.settings.get(key) != b.settings.get(key):
-            raise SourceError(
-                f"{a.name} has features with {key} {a.settings.get(key)!r} and {b.name} with {b.settings.get(key)!r}; "
-                "allowed: the same"
-            )
     dtypes = [side.settings.get("dtype") for side in (a, b) if side.settings]
     if dtypes[0] != dtypes[1]:
         warnings.append(f"{a.name} was computed in {dtypes[0]} and {b.name} in {dtypes[1]}")
     if a.settings.get("form") != "fid":
         warnings.append(f"the features are of {a.settings.get('model')}, not of the FID network: not a usual FID")
     return warnings
+
+
+def check_settings(a: Side | Opened, b: Side | Opened) -> None:
+    """Raises SourceError where both say what their features are of, and that is not the same."""
+    for key in COMPARED if a.settings is not None and b.settings is not None else ():
+        first, second = (side.settings.get(key) for side in (a, b) if side.settings is not None)
+        if first != second:
+            raise SourceError(
+                f"{a.name} has features with {key} {first!r} and {b.name} with {second!r}; allowed: the same"
+            )
 
 
 def effect_of_dtype(a: Side, b: Side, used: Extractor, exact: Extractor, count: int, **options: Any) -> dict[str, Any]:

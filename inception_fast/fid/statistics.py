@@ -129,10 +129,10 @@ def _reals(owner: str, name: str, values: Any) -> Doubles:
     return reals
 
 
-def as_rows(features: Any, before: int = 0) -> Doubles:
+def as_rows(features: Any, before: int = 0, numbers: Any = None) -> Doubles:
     """Features [n, d] as float64, copied. Raises ValueError for another rank, complex numbers, NaN and infinity.
 
-    before: the rows that came before these, which are numbered on.
+    before: the rows that came before these, which are numbered on; numbers: of the rows, where they are chosen ones.
     """
     if hasattr(features, "detach"):
         features = features.detach().cpu()
@@ -145,7 +145,9 @@ def as_rows(features: Any, before: int = 0) -> Doubles:
         raise ValueError(f"features of shape {rows.shape}; allowed: [n, d]")
     broken = ~np.isfinite(rows).all(axis=1)
     if broken.any():
-        raise ValueError(f"features of row {before + int(broken.argmax())} are not finite; allowed: numbers")
+        row = int(broken.argmax())
+        number = before + row if numbers is None else numbers[row]
+        raise ValueError(f"features of row {number} are not finite; allowed: numbers")
     return rows
 
 
