@@ -1,8 +1,8 @@
 """How a GPU runs every batch alike, so that an image has the same bits alone and among others.
 
 A sum's order is its kernel's: which kernel that is, how its tile is cut, in how many parts the sum is. A tile's place
-among the others changes none of it. So all of these are chosen as for one fixed batch, and no sum is in parts. What torch
-runs in between, on a CPU too, is torch's to keep: `loose` names it.
+among the others changes none of it. So all of these are chosen as for one fixed batch, and no sum is in parts. What
+torch runs in between, on a CPU too, is torch's to keep: `loose` names it.
 """
 
 from __future__ import annotations
