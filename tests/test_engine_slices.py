@@ -181,10 +181,11 @@ def test_what_torch_runs_on_the_cpu_is_named_once() -> None:
         optimize(model.conv, x, batch_invariant=True)
 
 
-def test_a_pair_of_few_channels_fused_for_many_images_and_not_for_one() -> None:
-    """In bfloat16 its first kernel is packed otherwise where the pair is fused."""
-    net = nn.Sequential(nn.Conv2d(3, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 4, (3, 1))).eval()
-    images = torch.rand(64, 3, 5, 6)
+@pytest.mark.parametrize("channels", [3, 15, 17, 31])
+def test_a_pair_of_few_channels_fused_for_many_images_and_not_for_one(channels: int) -> None:
+    """In bfloat16 its first kernel is packed otherwise where the pair is fused, as long as they are fewer than 16."""
+    net = nn.Sequential(nn.Conv2d(channels, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 4, (3, 1))).eval()
+    images = torch.rand(64, channels, 5, 6)
     fast = optimize(net, images, dtype=torch.bfloat16)
     together = fast(images)
     for batch in (1, 64, 1, 32):
