@@ -37,11 +37,12 @@ def test_a_result_is_filed_whole_or_not_at_all(
 ) -> None:
     document, write = {"machine": {"name": "x", "date": "2026-11-27"}, "results": {}}, Path.write_text
 
-    def full(path: Path, text: str) -> int:
+    def full(path: Path, text: str, **options: Any) -> int:
         write(path, text[:9])
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(Path, "write_text", full)
         queue["ship"].file_result(document, tmp_path)
+    assert not list((tmp_path / "x").iterdir())
     assert queue["ship"].file_result(document, tmp_path) == tmp_path / "x" / "2026-11-27-gpu.json"

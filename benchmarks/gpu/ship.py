@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from inception_fast.kernels.triton import configs
 from store import is_whole
 
 from inception_fast.engine import gpu_walk
+from inception_fast.measure.results import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CHOOSING = ("hopper", "tiles", "network")  # kinds of jobs: single layers, then networks' own shapes, then walks
@@ -157,9 +157,7 @@ def file_result(document: dict[str, Any], results: Path) -> Path:
     while True:
         target = folder / f"{machine['date'][:10]}-gpu{'' if number == 1 else f'-{number}'}.json"
         if not target.exists():
-            new = target.with_name(f".{target.name}.{os.getpid()}")
-            new.write_text(text)
-            new.replace(target)
+            write_text(target, text)
         if target.read_text() == text:
             return target
         number += 1
