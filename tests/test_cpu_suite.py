@@ -57,6 +57,7 @@ def test_cpu_suite_end_to_end(tmp_path, capsys, monkeypatch):
         # Merged siblings are 30 % of v3's weights: joined in float32 they would be 30 MB more.
         needed = row["packed_bytes"] + row["arena_bytes"]
         assert 0.95 * needed < row["grew_bytes"] < 1.05 * needed + CAPTURE
+        assert 0 <= row["files_bytes"] < CAPTURE and row["grew_bytes"] - row["files_bytes"] < 1.1 * needed
     with Image.open(tmp_path / "cpu-growth.png") as picture:
         assert picture.format == "PNG" and min(picture.size) >= 300
     assert list(document["seconds"]) == ["peak", "inception_v3", "pairs", "growth", "start"]

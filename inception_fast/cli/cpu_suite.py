@@ -190,10 +190,10 @@ def show(document: dict[str, Any]) -> None:
         )
     print(
         "\nmodel, dtype (w: Winograd's tiles): seconds to optimise, of them packing; first call; MiB packed, arena,"
-        " grown by the first call, by all"
+        " grown by the first call, by all, and of that pages of files"
     )
     for row in document["start"]:
-        keys = ("packed_bytes", "arena_bytes", "first_call_grew_bytes", "grew_bytes")
+        keys = ("packed_bytes", "arena_bytes", "first_call_grew_bytes", "grew_bytes", "files_bytes")
         sizes = [row[key] / 2**20 for key in keys]
         print(
             f"  {row['model']:20s} {row['dtype']:9s}{' w'[row['winograd']]} {row['optimize_s']:6.2f}"

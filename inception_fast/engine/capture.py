@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.fx.config
+import torch.fx.experimental.proxy_tensor as proxies
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
@@ -113,6 +114,7 @@ def capture(
             graph = _translate(program, mixed)
         except _Mutates:
             graph = _translate(_functional(program), mixed)
+        _empty(program)
     tree = program.call_spec.out_spec
     assert tree is not None
     return graph, tree
@@ -123,7 +125,8 @@ def _alone() -> Iterator[None]:
     """One capture at a time, for torch.export keeps what it is at in globals.
 
     Nothing here reads where in Python each call was made, a sixth of a capture's time, nor the source that torch.fx
-    writes for each of its graphs and keeps for good, half a megabyte: neither is made or kept.
+    writes for each of its graphs and keeps for good, half a megabyte: neither is made or kept. Nor is the last graph,
+    of which torch keeps the nodes to look for tensors that leak out of it.
     """
     with _TRACING:
         before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
@@ -140,6 +143,7 @@ def _alone() -> Iterator[None]:
         finally:
             torch.fx.config.do_not_emit_stack_traces = before
             sources.cache = keep  # type: ignore[method-assign]
+            getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
 
 
 def _mode_of(module: nn.Module) -> AbstractContextManager[Any]:
@@ -213,6 +217,12 @@ def _translate(program: ExportedProgram, mixed: bool) -> ir.Graph:
     if graph.dynamic:
         graph.guards = _guards(program)
     return graph
+
+
+def _empty(program: ExportedProgram) -> None:
+    """Frees the stand-ins of tensors, megabytes that would wait for the garbage collector with the graph's cycles."""
+    for node in program.graph.nodes:
+        node.meta.clear()
 
 
 def _guards(program: ExportedProgram) -> tuple[Any, ...]:

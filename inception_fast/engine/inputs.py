@@ -149,9 +149,9 @@ class Signature:
         )
 
     def resized(self, batch: int) -> list[Any]:
-        """Leaves of the example's shapes, with another batch; only their shapes and dtypes count."""
+        """Leaves of the example's shapes, with another batch, unwritten; only their shapes and dtypes count."""
         return [
-            x.new_zeros(batch, *x.shape[1:]) if isinstance(x, Tensor) and self._batched(x) else x for x in self.example
+            x.new_empty(batch, *x.shape[1:]) if isinstance(x, Tensor) and self._batched(x) else x for x in self.example
         ]
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

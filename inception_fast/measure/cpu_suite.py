@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -167,13 +168,14 @@ def growth(
 def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: bool = False) -> dict[str, Any]:
     """What a network costs before it is fast: seconds of optimising, of packing alone, of the first call; bytes.
 
-    `grew_bytes` is by how much the process's peak of resident memory rose from before `optimize` to after the call.
+    `grew_bytes` is by how much the process's peak of resident memory rose from before `optimize` to after the call,
+    `files_bytes` what of it are pages of files, as of torch's code where it first ran: the system can drop them.
     """
     from ..engine import optimize
 
     if x is None:
         x = torch.randn(1, 3, 299, 299, generator=torch.Generator().manual_seed(0))
-    before = _peak_bytes(reset=True)
+    before, files = _peak_bytes(reset=True), _status_bytes("RssFile")
     start = time.perf_counter()
     fast = optimize(model, x, dtype=getattr(torch, dtype), winograd=winograd)
     optimised = time.perf_counter()
@@ -181,7 +183,7 @@ def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: 
     resident = _peak_bytes(reset=True)
     fast(x)
     called = time.perf_counter()
-    called_peak = _peak_bytes()
+    called_peak, called_files = _peak_bytes(), _status_bytes("RssFile")
     again = time.perf_counter()
     packed = [cpu.compile(plan) for plan in fast.native_plans()]
     return {
@@ -194,6 +196,7 @@ def first_call(model: nn.Module, dtype: str, x: Tensor | None = None, winograd: 
         "arena_bytes": max(compiled.arena_bytes for compiled in packed),
         "first_call_grew_bytes": max(0, called_peak - resident),
         "grew_bytes": max(0, risen - before, called_peak - before),
+        "files_bytes": max(0, called_files - files),
     }
 
 
@@ -219,10 +222,16 @@ def _first_call_of(name: str, dtype: str, winograd: bool, threads: int) -> dict[
 
 def _peak_bytes(reset: bool = False) -> int:
     """The largest resident set since the last reset; 0 where the system does not tell."""
-    try:
-        if reset:
+    if reset:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    """A size of the process's memory by its name in Linux's `proc_pid_status(5)`; 0 where the system does not tell."""
+    try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
