@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import torch
 import inception_fast as fast
 from checkout import ROOT
 from conv_shapes import CONV_SHAPES
+from inception_fast.measure.timer import noise_floor
 
 # Convolutions and linear layers, chains, splits of each network, as counted in the reference implementations.
 MADE_OF = {
@@ -87,6 +89,9 @@ def test_nothing_wrong_is_timed() -> None:
     x = torch.ones(1 << 18)
     right = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
     assert len(right["cpu"]) >= 3
+    options.benchmark_max_time, options.benchmark_min_rounds = "1e-6", 1
+    few = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
+    assert math.isfinite(noise_floor(few["cpu"])), "JSON has no infinity"
     with pytest.raises(pytest.fail.Exception, match=r"cpu is off by .*not timed"):
         conftest.Contests(session).samples(item, lambda name: lambda: x + 1e-3, lambda: x.double())
     contests = conftest.Contests(session)
@@ -113,6 +118,14 @@ def test_a_study_of_the_same_code_against_itself(tmp_path) -> None:
     assert document["runs"] == len(document["rows"]) == 3 and document["false_alarms"] == 0
     assert [row["subject"].split()[0] for row in document["rows"]] == ["conv", "pair", "block"]
     assert "benchmarks/aa.py --runs=3" in document["provenance"]["command"]
+
+
+def test_a_study_of_one_round_is_refused(tmp_path, capsys) -> None:
+    import aa
+
+    with pytest.raises(SystemExit):
+        aa.main(["--runs=1", "--rounds=1", f"--out={tmp_path / 'out'}"])
+    assert "--rounds 1 " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_study_of_what_threads_share(tmp_path) -> None:
