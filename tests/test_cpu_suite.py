@@ -102,8 +102,11 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == []
+    longer = [*command, "--resume", "--image-size", "96", "--build-limit", "600"]  # a peer that failed may make it now
+    assert main(longer) == 0 and calls == [*first, "start"]
     other = {**dispatch._probe(), "cpu": dispatch.Available("another tier")}
     monkeypatch.setattr(dispatch, "_probe", lambda: other)
+    calls.clear()
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
