@@ -144,6 +144,20 @@ def test_a_study_of_what_threads_share(tmp_path) -> None:
         assert row["work_ms"] <= row["shared_by"] * row["critical_ms"] * 1.0001
 
 
+def test_features_are_reported_by_the_statistics_of_the_timer(tmp_path, capsys, monkeypatch) -> None:
+    """The quartiles are everyone's, what was waited is a share of the round in which it was, the command can be typed."""
+    import features
+
+    asked = SimpleNamespace(out=tmp_path / "f.json", size=8, batch_size=4, threads=1, workers=1, rounds=3)
+    seconds = {"inception_fast float32": [1.0, 2.0, 4.0], "torch-fidelity": [4.0, 4.0, 8.0], "pytorch-fid": [3.0] * 3}
+    monkeypatch.setattr(sys, "argv", ["features.py", "--folder", "my images"])
+    features.report(asked, 12, seconds, {}, {"float32": features.Clock(waiting=1.0, computing=3.0)})
+    assert "6.0 images/s   1.50x, 25 % waiting" in capsys.readouterr().out
+    document = json.loads(asked.out.read_text())
+    assert [row["iqr_s"] for row in document["rows"]] == [1.5, 2.0, 0.0]
+    assert document["provenance"]["command"] == "python benchmarks/features.py --folder 'my images'"
+
+
 def test_subjects_of_the_study_are_spread_over_all(monkeypatch) -> None:
     import aa
 
