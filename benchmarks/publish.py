@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inception_fast.claims.page import number
 from inception_fast.measure.timer import FLOOR, holm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,7 +248,7 @@ def claims_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> s
         lines = [_line(["claim", "stated", "measured", "unit", "verdict"]), "|---|--:|--:|---|---|"]
         for row in document["rows"]:
             if row["verdict"] != "published":
-                figures = [_figure(row["stated"]), _figure(row["measured"])]
+                figures = [number(row["stated"]), number(row["measured"])]
                 lines.append(_line([_cell(row["claim"]), *figures, _cell(row["unit"]), row["verdict"]]))
         parts.append("\n".join([*lines, "", _origin(document["provenance"], path.relative_to(root))]))
     return "\n\n".join(parts) or UNMEASURED
@@ -357,12 +358,6 @@ def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def rewritten(readme: str, results: Path, root: Path) -> str:
