@@ -145,7 +145,7 @@ def test_a_study_of_what_threads_share(tmp_path) -> None:
 
 
 def test_features_are_reported_by_the_statistics_of_the_timer(tmp_path, capsys, monkeypatch) -> None:
-    """The quartiles are everyone's, what was waited is a share of the round in which it was, the command can be typed."""
+    """Quartiles as everywhere, the waiting a share of the round in which it was, a command that can be typed."""
     import features
 
     asked = SimpleNamespace(out=tmp_path / "f.json", size=8, batch_size=4, threads=1, workers=1, rounds=3)
