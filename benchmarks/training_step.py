@@ -125,12 +125,12 @@ class Peer:
 
 def rounds_of(args: argparse.Namespace) -> Any:
     """The timer's plan; raises SystemExit for lengths that cannot be, before anything is built."""
-    from inception_fast.measure.timer import Plan
+    from inception_fast.measure.timer import ROUNDS, Plan
 
     if args.least < 2:
         raise SystemExit(f"--least {args.least}; allowed: 2 rounds and more, of which noise can be told")
     try:
-        return Plan(seconds=args.seconds, least=args.least, most=max(200, args.least))
+        return Plan(seconds=args.seconds, least=args.least, most=max(ROUNDS, args.least))
     except ValueError as error:
         raise SystemExit(f"--seconds {args.seconds}: {error}") from error
 

@@ -144,6 +144,15 @@ def test_pairs_are_timed_settled_and_mixed(monkeypatch, batch, settle):
     assert row.onednn_us == pytest.approx(1) and row.mixed_us == pytest.approx(2) and row.count == 3
 
 
+def test_seconds_that_were_asked_for_are_measured():
+    """A network of 10 ms beside nobody was done with 50 rounds of 0.1 s, whatever was asked for."""
+    from inception_fast.cli import build_parser
+    from inception_fast.cli.bench import _plan
+
+    args = build_parser().parse_args(["bench", "inception_v1", "--seconds", "60"])
+    assert _plan(args).share(50, 5.5) < 0.1 and _plan(args).share(550, 60.0) >= 1
+
+
 def test_the_suites_lengths():
     """Bounded by default, as asked for where a length is given."""
     from inception_fast.cli import build_parser
