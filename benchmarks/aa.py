@@ -91,14 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, metavar="N", help="default: torch's")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), metavar="DIR", help="for aa.json")
     args = parser.parse_args(arguments)
-    if min(args.runs, args.rounds) < 1 or args.seconds <= 0:
-        parser.error(f"--runs {args.runs} --rounds {args.rounds} --seconds {args.seconds}; allowed: more than 0")
+    if args.runs < 1 or args.rounds < 2 or not args.seconds > 0:
+        seen = f"--runs {args.runs} --rounds {args.rounds} --seconds {args.seconds}"
+        parser.error(f"{seen}; allowed: 1 run and more, 2 rounds and more, of which noise can be told, seconds above 0")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     origin = provenance(torch.get_num_threads(), []) | {"command": " ".join(["python benchmarks/aa.py", *sys.argv[1:]])}
-    plan, flush = Plan(seconds=args.seconds, least=args.rounds, most=101), Flush()
+    plan, flush = Plan(seconds=args.seconds, least=args.rounds, most=max(101, args.rounds)), Flush()
     rows: list[dict[str, Any]] = []
     for number, subject in enumerate(subjects(args.runs), 1):
         rows.append(contest(subject, plan, flush if (number - 1) // 4 % 2 else None))

@@ -12,12 +12,12 @@ import argparse
 import contextlib
 import io
 import random
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from inception_fast.features.stream import Clock, stream
 from inception_fast.images import sample_photos
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json
+from inception_fast.measure.timer import summarise
 from numerics import BF16_FEATURES, FEATURES_MAX
 
 Job = Callable[[], np.ndarray]
@@ -161,31 +162,33 @@ def report(
     errors: dict[str, float],
     clocks: dict[str, Clock],
 ) -> None:
-    """Prints the table and writes the file: `speedup` is the faster peer's median time over the runtime's."""
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    """Prints the table and writes the file: `speedup` is the faster peer's median time over the runtime's, and what
+    `clocks` hold is of the last round.
+    """
+    medians = {name: summarise(values).median for name, values in seconds.items()}
     best = min(medians["torch-fidelity"], medians["pytorch-fid"])
     rows = []
     for name, values in seconds.items():
         clock = clocks.get(name.rpartition(" ")[2])
-        low, _, high = quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
         rows.append(
             {
                 "runtime": name,
                 "images_per_second": count / medians[name],
                 "median_s": medians[name],
-                "iqr_s": high - low,
+                "iqr_s": summarise(values).iqr,
                 "speedup": best / medians[name],
                 "rel_error": errors.get(name),
                 "waiting_s": clock.waiting if clock else None,
                 "computing_s": clock.computing if clock else None,
             }
         )
-        share = f", {100 * clock.waiting / medians[name]:.0f} % waiting for images" if clock else ""
+        share = f", {100 * clock.waiting / values[-1]:.0f} % waiting for images" if clock else ""
         print(f"{name:24} {count / medians[name]:8.1f} images/s  {best / medians[name]:5.2f}x{share}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         settings = {key: getattr(args, key) for key in ("size", "batch_size", "threads", "workers", "rounds")}
-        origin = provenance(args.threads, sys.argv[1:]) | {"command": f"python benchmarks/features.py {sys.argv[1:]}"}
+        command = shlex.join(["python", "benchmarks/features.py", *sys.argv[1:]])
+        origin = provenance(args.threads, sys.argv[1:]) | {"command": command}
         write_json(args.out, {"rows": rows, "images": count, "settings": settings, "provenance": origin})
 
 

@@ -20,13 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inception_fast.claims.page import number
+from inception_fast.measure.timer import FLOOR, holm
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "inception_fast"
 KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
 KINDS = ("bench", "claims", "cpu-suite", "shares", "aa", "step", "training")
 UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
-LEAST_P = 0.05  # of the sign test of a training step
 BUSY = 0.5  # load a core, above which times are too long
 
 Document = dict[str, Any]
@@ -246,7 +248,7 @@ def claims_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> s
         lines = [_line(["claim", "stated", "measured", "unit", "verdict"]), "|---|--:|--:|---|---|"]
         for row in document["rows"]:
             if row["verdict"] != "published":
-                figures = [_figure(row["stated"]), _figure(row["measured"])]
+                figures = [number(row["stated"]), number(row["measured"])]
                 lines.append(_line([_cell(row["claim"]), *figures, _cell(row["unit"]), row["verdict"]]))
         parts.append("\n".join([*lines, "", _origin(document["provenance"], path.relative_to(root))]))
     return "\n\n".join(parts) or UNMEASURED
@@ -304,17 +306,26 @@ def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str
     for path, document in _newest(found, "step"):
         lines = [_line(["model", "images", "format", "runtime", "time", "peak MB"]), "|---|---|---|---|--:|--:|"]
         notes = [note for row in document["rows"] for note in _notes(row)]
-        for row in document["rows"]:
-            established = (
-                row["p_value"] is not None and row["p_value"] < LEAST_P and row["noise"] < abs(row["ratio"] - 1)
-            )
+        for row in _steps_judged(document["rows"]):
             side = f"{row['batch']} of {row['size']}x{row['size']}"
-            cells = [f"`{row['model']}`", side, row["dtype"], row["runtime"], _time(row | {"established": established})]
+            cells = [f"`{row['model']}`", side, row["dtype"], row["runtime"], _time(row)]
             lines.append(_line([*cells, f"{row['peak_bytes'] / 1e6:.0f}"]))
         remark = "Milliseconds a step, the median and in brackets its time over the plain layers'; ~: within the noise."
         said = [remark, _origin(document["provenance"], path.relative_to(root)), *([""] if notes else [])]
         parts.append("\n".join([*lines, "", *said, *(f"- {note}" for note in notes)]))
     return "\n\n".join(parts) or UNMEASURED
+
+
+def _steps_judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of training steps with what `timer.contrasts` would say of each: established, or within the noise."""
+    verdicts: dict[int, bool] = {}
+    for case in dict.fromkeys(map(_case, rows)):
+        own = [row for row in rows if _case(row) == case]
+        ours = max(row["noise"] for row in own if row["runtime"] == OURS)
+        rivals = [row for row in own if row["runtime"] != OURS]
+        for row, beyond in zip(rivals, holm([row["p_value"] for row in rivals]), strict=True):
+            verdicts[id(row)] = beyond and abs(row["ratio"] - 1) > max(FLOOR, ours, row["noise"])
+    return [{**row, "established": verdicts.get(id(row))} for row in rows]
 
 
 def shares_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
@@ -347,12 +358,6 @@ def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def rewritten(readme: str, results: Path, root: Path) -> str:

@@ -123,15 +123,26 @@ class Peer:
         return peak
 
 
+def rounds_of(args: argparse.Namespace) -> Any:
+    """The timer's plan; raises SystemExit for lengths that cannot be, before anything is built."""
+    from inception_fast.measure.timer import ROUNDS, Plan
+
+    if args.least < 2:
+        raise SystemExit(f"--least {args.least}; allowed: 2 rounds and more, of which noise can be told")
+    try:
+        return Plan(seconds=args.seconds, least=args.least, most=max(ROUNDS, args.least))
+    except ValueError as error:
+        raise SystemExit(f"--seconds {args.seconds}: {error}") from error
+
+
 def measure(
     args: argparse.Namespace, dtype: str, peers: dict[str, Peer], on_round: Callable[[float], None]
 ) -> list[dict[str, Any]]:
-    from inception_fast.measure.timer import Plan, interleave, noise_floor, sign_test, summarise
+    from inception_fast.measure.timer import interleave, noise_floor, sign_test, summarise
 
     base = peers["eager"].loss
     errors = {name: abs(peer.loss - base) / abs(base) for name, peer in peers.items()}
-    plan = Plan(seconds=args.seconds, least=args.least, most=200)
-    samples = interleave({name: peer.step for name, peer in peers.items()}, plan, on_round=on_round)
+    samples = interleave({name: peer.step for name, peer in peers.items()}, rounds_of(args), on_round=on_round)
     ours = summarise(samples[RUNTIMES[0]]).median
     rows = []
     for name, peer in peers.items():
@@ -188,6 +199,7 @@ def collect(args: argparse.Namespace, origin: dict[str, Any]) -> list[dict[str, 
     for name in against:
         if name not in RUNTIMES:
             raise SystemExit(f"--against {name!r}; allowed: {', '.join(RUNTIMES)}")
+    rounds_of(args)
     runtimes = [name for name in RUNTIMES if name in ("inception_fast", "eager", *against)]
     asked = {key: value for key, value in vars(args).items() if key not in ("out", "dtype", "resume")}
     parts = Parts(args.out / "parts", conditions(origin) | asked, args.resume)

@@ -44,3 +44,11 @@ def check_integer(name: str, value: Any) -> int:
     if not is_integer(value):
         raise TypeError(f"{name} {value!r}; allowed: an integer")
     return int(value)
+
+
+def odd_length(n: Any) -> int:
+    """The length of an asymmetric pair's kernels as an int; ValueError where SAME padding would not be symmetric."""
+    n = plain(n)
+    if not is_integer(n) or n < 1 or n % 2 == 0:
+        raise ValueError(f"kernel length {n!r}; allowed: an odd integer, so that SAME padding is symmetric")
+    return int(n)

@@ -20,7 +20,7 @@ from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, is_strided, not_scripted, symbolic
-from ._numbers import is_integer, plain
+from ._numbers import odd_length, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
 from .backends.window import Window
@@ -323,7 +323,7 @@ class AsymmetricPair(_Two):
         if order not in ORDERS:
             raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
         check_channels(cin=cin, mid=mid, cout=cout)
-        n = _length(n)
+        n = odd_length(n)
         wide = order == ORDERS[0]
         self.first = _row(cin, mid, n) if wide else _column(cin, mid, n)
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
@@ -347,7 +347,7 @@ class ParallelSplit(_Two):
         super().__init__()
         cout2 = cout1 if cout2 is None else cout2
         check_channels(cin=cin, cout1=cout1, cout2=cout2)
-        n = _length(n)
+        n = odd_length(n)
         self.first = _row(cin, cout1, n)
         self.second = _column(cin, cout2, n)
 
@@ -434,13 +434,6 @@ class PoolProject(nn.Module):
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
     return (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
-
-
-def _length(n: Any) -> int:
-    n = plain(n)
-    if not is_integer(n) or n < 1 or n % 2 == 0:
-        raise ValueError(f"kernel length {n!r}; allowed: an odd number, so that SAME padding is symmetric")
-    return int(n)
 
 
 def _row(cin: int, cout: int, n: int) -> ConvBNReLU:

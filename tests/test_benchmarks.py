@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import torch
 import inception_fast as fast
 from checkout import ROOT
 from conv_shapes import CONV_SHAPES
+from inception_fast.measure.timer import noise_floor
 
 # Convolutions and linear layers, chains, splits of each network, as counted in the reference implementations.
 MADE_OF = {
@@ -87,6 +89,9 @@ def test_nothing_wrong_is_timed() -> None:
     x = torch.ones(1 << 18)
     right = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
     assert len(right["cpu"]) >= 3
+    options.benchmark_max_time, options.benchmark_min_rounds = "1e-6", 1
+    few = conftest.Contests(session).samples(item, lambda name: lambda: x.clone(), lambda: x.double())
+    assert math.isfinite(noise_floor(few["cpu"])), "JSON has no infinity"
     with pytest.raises(pytest.fail.Exception, match=r"cpu is off by .*not timed"):
         conftest.Contests(session).samples(item, lambda name: lambda: x + 1e-3, lambda: x.double())
     contests = conftest.Contests(session)
@@ -115,6 +120,14 @@ def test_a_study_of_the_same_code_against_itself(tmp_path) -> None:
     assert "benchmarks/aa.py --runs=3" in document["provenance"]["command"]
 
 
+def test_a_study_of_one_round_is_refused(tmp_path, capsys) -> None:
+    import aa
+
+    with pytest.raises(SystemExit):
+        aa.main(["--runs=1", "--rounds=1", f"--out={tmp_path / 'out'}"])
+    assert "--rounds 1 " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_study_of_what_threads_share(tmp_path) -> None:
     """One thread and more than there are cores; the busiest is no faster than an even share would be."""
     options = ["inception_resnet_v1", "--batch=1", "--threads=1,5", "--calls=1", "--seconds=0", f"--out={tmp_path}"]
@@ -129,6 +142,20 @@ def test_a_study_of_what_threads_share(tmp_path) -> None:
     for row in rows:
         assert row["balance"] == 1 if row["shared_by"] == 1 else 0.2 <= row["balance"] <= 1
         assert row["work_ms"] <= row["shared_by"] * row["critical_ms"] * 1.0001
+
+
+def test_features_are_reported_by_the_statistics_of_the_timer(tmp_path, capsys, monkeypatch) -> None:
+    """Quartiles as everywhere, the waiting a share of the round in which it was, a command that can be typed."""
+    import features
+
+    asked = SimpleNamespace(out=tmp_path / "f.json", size=8, batch_size=4, threads=1, workers=1, rounds=3)
+    seconds = {"inception_fast float32": [1.0, 2.0, 4.0], "torch-fidelity": [4.0, 4.0, 8.0], "pytorch-fid": [3.0] * 3}
+    monkeypatch.setattr(sys, "argv", ["features.py", "--folder", "my images"])
+    features.report(asked, 12, seconds, {}, {"float32": features.Clock(waiting=1.0, computing=3.0)})
+    assert "6.0 images/s   1.50x, 25 % waiting" in capsys.readouterr().out
+    document = json.loads(asked.out.read_text())
+    assert [row["iqr_s"] for row in document["rows"]] == [1.5, 2.0, 0.0]
+    assert document["provenance"]["command"] == "python benchmarks/features.py --folder 'my images'"
 
 
 def test_subjects_of_the_study_are_spread_over_all(monkeypatch) -> None:

@@ -103,8 +103,11 @@ def test_a_suite_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == []
+    longer = [*command, "--resume", "--image-size", "96", "--build-limit", "600"]  # a peer that failed may make it now
+    assert main(longer) == 0 and calls == [*first, "start"]
     other = {**dispatch._probe(), "cpu": dispatch.Available("another tier")}
     monkeypatch.setattr(dispatch, "_probe", lambda: other)
+    calls.clear()
     assert main([*command, "--resume", "--image-size", "96"]) == 0 and calls == [*first, "start"]
     calls.clear()
     assert main(command) == 0 and calls == [*first, "start"]
@@ -140,6 +143,15 @@ def test_pairs_are_timed_settled_and_mixed(monkeypatch, batch, settle):
     form = "fused" if row.fused else "separate"
     assert seen == [(["separate", "fused", "onednn"], settle, False), ([form], 0, True)]
     assert row.onednn_us == pytest.approx(1) and row.mixed_us == pytest.approx(2) and row.count == 3
+
+
+def test_seconds_that_were_asked_for_are_measured():
+    """A network of 10 ms beside nobody was done with 50 rounds of 0.1 s, whatever was asked for."""
+    from inception_fast.cli import build_parser
+    from inception_fast.cli.bench import _plan
+
+    args = build_parser().parse_args(["bench", "inception_v1", "--seconds", "60"])
+    assert _plan(args).share(50, 5.5) < 0.1 and _plan(args).share(550, 60.0) >= 1
 
 
 def test_the_suites_lengths():

@@ -27,6 +27,21 @@ def test_levels_by_hand():
     json.dumps(design.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_inference_mode_hides_no_work(device):
+    """There operators come whole, as conv2d and linear, and tensors made there stay of that mode."""
+    with torch.device(device):
+        net, x = (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5)),
+            torch.zeros(1, 3, 9, 9),
+        )
+        plain = inspect(net, x)
+        with torch.inference_mode():
+            made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5))
+            assert inspect(net, x) == inspect(made, torch.zeros(1, 3, 9, 9)) == plain
+    assert plain.macs == 8 * 49 * 27 + 8 * 49 * 5
+
+
 def test_every_tensor_of_an_operation_is_followed():
     class Halves(nn.Module):
         def __init__(self):

@@ -105,6 +105,20 @@ def test_the_command(tmp_path, capsys):
     assert "the dearest 3 of" in out and "% of the peak" in out and "conv" in out
 
 
+def test_the_peak_is_the_best_before_and_after(tmp_path, monkeypatch, capsys):
+    """Measured once, while others compute, it was a fraction of what layers then reached: 438 % of it."""
+    peaks = [Peak(1e9, 5e9, "slow", "float32", 1), Peak(4e9, 2e9, "fast", "float32", 1)]
+    monkeypatch.setattr(roofline, "measure_peak", lambda dtype: peaks.pop(0))
+    assert main(["profile", "inception_v1", "--image-size", "64", "--rounds", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert not peaks and {k: document["peak"][k] for k in ("flops", "bytes", "by")} == {
+        "flops": 4e9, "bytes": 5e9, "by": "fast",
+    }  # fmt: skip
+    for row in document["rows"]:
+        assert row["peak_share"] == pytest.approx(row["gflops"] / 4)
+        assert row["roof_share"] == pytest.approx(max(row["flops"] / 4e9, row["bytes"] / 5e9) / (row["ms"] / 1e3))
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

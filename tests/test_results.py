@@ -114,8 +114,8 @@ def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
     row = {"model": "m", "batch": 4, "size": 96, "dtype": "float32", "noise": 0.01, "peak_bytes": 2_000_000}
     rows = [
         row | {"runtime": "inception_fast", "median_ms": 10.0, "ratio": 1.0, "p_value": None},
-        row | {"runtime": "eager", "median_ms": 12.0, "ratio": 1.2, "p_value": 0.01, "peak_bytes": 3_000_000},
-        row | {"runtime": "compile", "median_ms": 10.05, "ratio": 1.005, "p_value": 0.01},
+        row | {"runtime": "eager", "median_ms": 12.0, "ratio": 1.2, "p_value": 0.001, "peak_bytes": 3_000_000},
+        row | {"runtime": "compile", "median_ms": 10.05, "ratio": 1.005, "p_value": 0.001},
         row | {"runtime": "other", "median_ms": 9.0, "ratio": 0.9, "p_value": 0.3},
         row | {"runtime": "off", "median_ms": 5.0, "ratio": 0.5, "p_value": 0.01, "status": "wrong", "loss_error": 0.7},
     ]
@@ -125,6 +125,21 @@ def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
     assert "eager | 12.00 (1.20x) | 3 |" in shown and "2026-01-02-step.json" in shown
     assert "off | wrong | 2 |" in shown and "- off, float32: wrong: its loss is off by 7.0e-01" in shown
     assert "compile | 10.05 (~1.00x)" in shown and "other | 9.00 (~0.90x)" in shown
+
+
+@pytest.mark.parametrize(
+    ("noise", "p_value", "shown"),
+    [(0.01, 0.015, "1.10x"), (0.119, 0.015, "~1.10x"), (0.01, 0.039, "~1.10x")],
+    ids=["beyond both", "ours is noisier", "chance"],
+)
+def test_a_training_step_is_judged_as_every_benchmark(house: Path, noise: float, p_value: float, shown: str) -> None:
+    row = {"model": "m", "batch": 4, "size": 96, "dtype": "float32", "noise": 0.01, "peak_bytes": 2_000_000}
+    rows = [
+        row | {"runtime": "inception_fast", "median_ms": 10.0, "ratio": 1.0, "p_value": None, "noise": noise},
+        row | {"runtime": "eager", "median_ms": 11.0, "ratio": 1.1, "p_value": p_value},
+    ]
+    assert publish.main([str(put(house, {"provenance": ORIGIN, "rows": rows}))], house) == 0
+    assert f"eager | 11.00 ({shown}) |" in (house / "README.md").read_text()
 
 
 def test_shares_are_shown_by_the_number_of_threads(house: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_resumed_run_has_the_same_drift(tmp_path: Path) -> None:
 
 def test_several_processes_are_refused() -> None:
     data = load_data("digits")
-    trainer = Trainer(tiny(), data, World(), lambda text: None)
+    trainer = Trainer(tiny(), data, World())
     trainer.world = World(0, 2)
     with pytest.raises(ValueError, match="drift of 2 processes; allowed: one"):
         Probe(trainer, data)

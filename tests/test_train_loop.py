@@ -233,7 +233,7 @@ def test_gradient_is_clipped_and_label_smoothing_counts(tmp_path: Path) -> None:
 
 
 def test_frozen_batch_norm_keeps_its_statistics() -> None:
-    trainer = Trainer(tiny(batch_norm="frozen"), load_data("digits"), World(), print)
+    trainer = Trainer(tiny(batch_norm="frozen"), load_data("digits"), World())
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.step(torch.randint(0, 255, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8), 0.0)
     after = trainer.model.state_dict()
@@ -244,7 +244,7 @@ def test_frozen_batch_norm_keeps_its_statistics() -> None:
 def test_auxiliary_loss_counts_with_its_weight() -> None:
     """Two heads that say the same as the main one add their shares of the same loss."""
     settings = tiny(recipe=get_recipe("paper", aux_weight=0.4))
-    trainer = Trainer(settings, load_data("digits"), World(), print)
+    trainer = Trainer(settings, load_data("digits"), World())
     logits, labels = torch.randn(4, 10), torch.arange(4)
     alone, _ = trainer._loss(logits, labels)
     three, main_head = trainer._loss((logits, logits, logits), labels)
@@ -322,9 +322,9 @@ def test_auxiliary_heads_where_the_size_allows(aux: str) -> None:
     settings = Settings("inception_v3", batch_size=2, image_size=75, aux=aux)
     if aux == "on":
         with pytest.raises(ValueError, match=r"auxiliary head got a .* map; allowed: 17x17"):
-            Trainer(settings, load_data("digits"), World(), print)
+            Trainer(settings, load_data("digits"), World())
     else:
-        assert not Trainer(settings, load_data("digits"), World(), print).aux
+        assert not Trainer(settings, load_data("digits"), World()).aux
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -494,4 +494,4 @@ def test_winograd_by_command_line_takes_tiles(tmp_path: Path, monkeypatch: pytes
         losses.append(json.loads((out / "log.jsonl").read_text())["loss"])
     assert (4, 4) in tiles and losses[1] == pytest.approx(losses[0], rel=1e-4)
     with pytest.raises(ValueError, match="winograd with shared-out weights; allowed: whole weights on the CPU"):
-        Trainer(tiny(winograd=True), load_data("digits"), World(), print, shard=True)
+        Trainer(tiny(winograd=True), load_data("digits"), World(), shard=True)

@@ -41,6 +41,18 @@ def test_what_the_benchmark_does_not_know_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option, seen, reason", [("--least", "1", "2 rounds and more"), ("--seconds", "0.0", "> 0")])
+def test_lengths_that_tell_nothing_are_refused_before_anything_is_built(
+    option: str, seen: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one round there is no noise, and a result without it could not be written in the end."""
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--out", str(tmp_path / "out"), option, seen])
+    monkeypatch.setattr(training_step, "Peer", lambda *arguments: pytest.fail("a runtime was built"))
+    monkeypatch.setattr("inception_fast.measure.results.conditions", lambda origin: {})
+    with pytest.raises(SystemExit, match=f"{option} {seen}.*allowed: .*{reason}"):
+        training_step.collect(training_step.arguments(), {})
+
+
 def test_the_benchmark_runs_and_resumes(tmp_path: Path) -> None:
     def run(*more: str) -> tuple[dict[str, Any], str]:
         command = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--out", str(tmp_path)]

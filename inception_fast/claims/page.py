@@ -131,6 +131,6 @@ def number(value: float | None) -> str:
     """Three significant digits, whole numbers whole, thousands apart; a dash for none."""
     if value is None:
         return "-"
-    if value == int(value) or abs(value) >= 1000:
+    if value == int(value) or abs(value) >= 999.5:
         return f"{value:,.0f}"
     return f"{value:.3g}"

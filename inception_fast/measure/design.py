@@ -144,10 +144,11 @@ def inspect(module: nn.Module, *inputs: Tensor) -> Design:
     if not inputs or not all(isinstance(x, Tensor) and x.dim() >= 2 and len(x) for x in inputs):
         raise ValueError(f"inputs {[tuple(getattr(x, 'shape', ())) for x in inputs]}; allowed: [n, ...] with n >= 1")
     batch = len(inputs[0])
-    state = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    shapes = [x.to("meta") for x in inputs]
-    with torch.no_grad(), _Recorder(shapes) as recorder, recorder.tracker:
-        result = torch.func.functional_call(module, state, tuple(shapes))
+    with torch.inference_mode(False), torch.no_grad():  # inference mode shows layers whole, whose work nobody counts
+        state = {name: _shape(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        shapes = [_shape(x) for x in inputs]
+        with _Recorder(shapes) as recorder, recorder.tracker:
+            result = torch.func.functional_call(module, state, tuple(shapes))
     nodes = recorder.nodes
     ends = [recorder.number[id(x)] for x in pytree.tree_leaves(result) if id(x) in recorder.number]
     _use(nodes, ends)
@@ -157,6 +158,11 @@ def inspect(module: nn.Module, *inputs: Tensor) -> Design:
         raise ValueError(f"{type(module).__name__} makes its result without its input; allowed: a module that reads it")
     params = sum(p.numel() for p in module.parameters())
     return Design(type(module).__name__, levels, _bottlenecks(levels), sum(n.macs for n in nodes) // batch, params)
+
+
+def _shape(tensor: Tensor) -> Tensor:
+    """A new tensor like it without memory; one of inference mode would stay one on its way to "meta"."""
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
 def _use(nodes: list[_Node], ends: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +114,17 @@ def profile(fast: OptimizedModule, x: Tensor, peak: Peak, rounds: int = 20) -> P
         rounds,
         tuple(step.reason for step in report.fallbacks),
     )
+
+
+def against(found: Profile, peak: Peak) -> Profile:
+    """The same times beside another peak."""
+
+    def shares(layer: Layer) -> Layer:
+        least = max(layer.ms / 1e3, 1e-9)
+        roof = peak.roof(layer.flops, layer.bytes) / least
+        return replace(layer, peak_share=layer.flops / least / peak.flops, roof_share=roof)
+
+    return replace(found, layers=tuple(map(shares, found.layers)))
 
 
 class Work(NamedTuple):

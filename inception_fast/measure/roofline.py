@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ class Peak:
     def roof(self, flops: int, moved: int) -> float:
         """The fewest seconds that this work and this compulsory traffic can take."""
         return max(flops / self.flops, moved / self.bytes)
+
+    def best(self, other: Peak) -> Peak:
+        """What was reached in either of two measurements: a machine may change its pace."""
+        faster = max(self, other, key=lambda peak: peak.flops)
+        return replace(faster, bytes=max(self.bytes, other.bytes))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

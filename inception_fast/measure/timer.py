@@ -15,6 +15,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 FEWEST = 3  # rounds, below which a median means nothing
 LEVEL = 0.02  # of false alarms in a family of comparisons
+ROUNDS = 10_000  # at most where seconds were asked for: what takes microseconds must end, too
 CALM = 0.1  # seconds, where runtimes keep threads of their own
 FLOOR = 0.02  # two builds of the same code differ by up to 1.5 %, always the same way: memory of theirs lies elsewhere
 

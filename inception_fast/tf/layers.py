@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from .._numbers import is_integer, plain
+from .._numbers import odd_length, plain
 
 __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "Residual"]
 
@@ -90,13 +90,6 @@ class _Two(keras.layers.Layer):
         return ConvBNReLU(filters, kernel_size, padding="same", name=name, **_inherited(self), **options)
 
 
-def _length(n: Any) -> int:
-    n = plain(n)
-    if not is_integer(n) or n < 1 or n % 2 == 0:
-        raise ValueError(f"kernel length {n!r}; allowed: an odd integer, so that SAME padding is symmetric")
-    return int(n)
-
-
 @keras.saving.register_keras_serializable(PACKAGE)
 class AsymmetricPair(_Two):
     """A 1xn and an nx1 ConvBNReLU in a row, padded SAME: [n, h, w, c] -> [n, h, w, filters].
@@ -122,7 +115,7 @@ class AsymmetricPair(_Two):
         super().__init__(**kwargs)
         if order not in ORDERS:
             raise ValueError(f"order {order!r}; allowed: {', '.join(ORDERS)}")
-        n = _length(n)
+        n = odd_length(n)
         self.mid, self.filters, self.n, self.order = mid, filters, n, order
         self.epsilon, self.momentum, self.scale = epsilon, momentum, scale
         options = {"epsilon": epsilon, "momentum": momentum, "scale": scale}
@@ -166,7 +159,7 @@ class ParallelSplit(_Two):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        n = _length(n)
+        n = odd_length(n)
         self.filters1, self.filters2, self.n = filters1, filters1 if filters2 is None else filters2, n
         self.epsilon, self.momentum, self.scale = epsilon, momentum, scale
         options = {"epsilon": epsilon, "momentum": momentum, "scale": scale}

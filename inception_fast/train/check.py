@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,31 @@ def _known(cache: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return held if isinstance(held, dict) and isinstance(held.get("broken"), dict) else {}
+
+
+class Rows:
+    """Pictures in the rows of one or two parts of another library's data set, one after the other; `cell` takes that of
+    a row.
+    """
+
+    natural = True
+
+    def __init__(
+        self, name: str, classes: Sequence[str], parts: Sequence[Any], labels: list[int], cell: Callable[[Any], Any]
+    ) -> None:
+        self.name, self.classes, self.labels = name, tuple(classes), labels
+        self.parts, self.cell = list(parts), cell
+
+    def image(self, index: int) -> Image.Image:
+        at = index
+        for part in self.parts:
+            if at < len(part):
+                return picture(self.name, index, partial(self._at, part, at))
+            at -= len(part)
+        raise DataError(f"image {index} beyond the end of {self.name}")
+
+    def _at(self, part: Any, row: int) -> Any:
+        return self.cell(part[row])
 
 
 def picture(name: str, index: int, read: Callable[[], Any]) -> Image.Image:

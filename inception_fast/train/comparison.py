@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..measure.results import write_json
+from .check import Say
 from .checkpoint import Checkpoints
 from .data import check_apart, load_data
 from .drift import movements, read_drift
@@ -23,7 +24,7 @@ from .loop import SUMMARY, VERDICT, Options, train
 from .recipe import changed
 from .settings import Settings, parse_value
 from .torchrun import place
-from .trainer import Say, assemble
+from .trainer import assemble
 
 COLUMNS = ("step", "loss", "cross_entropy", "accuracy", "seconds")
 

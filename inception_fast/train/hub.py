@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from functools import partial
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .check import Say, judge, label, picture, table_faults
+from .check import Rows, Say, judge, label, table_faults
 from .labelled import Data, DataError, split
 
 INSTALL = "pip install 'inception-fast[train]', or pip install datasets"
 TRAIN_PARTS, HELD_OUT_PARTS = ("train",), ("validation", "valid", "val", "test")
-
-
-class HubData:
-    """Rows of one or two parts of a data set, one after the other."""
-
-    natural = True
-
-    def __init__(
-        self, name: str, classes: Sequence[str], parts: Sequence[Any], columns: tuple[str, str], labels: list[int]
-    ) -> None:
-        self.name, self.classes, self.labels = name, tuple(classes), labels
-        self.parts, self.columns = list(parts), columns
-
-    def image(self, index: int) -> Image.Image:
-        at = index
-        for part in self.parts:
-            if at < len(part):
-                return picture(self.name, index, partial(_cell, part, at, self.columns[0]))
-            at -= len(part)
-        raise DataError(f"image {index} beyond the end of {self.name}")
-
-
-def _cell(part: Any, row: int, column: str) -> Any:
-    return part[row][column]
 
 
 def load_hub(name: str, bad: str, cache: Path | None, say: Say) -> Data:
@@ -57,7 +30,7 @@ def load_hub(name: str, bad: str, cache: Path | None, say: Say) -> Data:
     labels = [label(name, index, value) for index, value in enumerate(raw)]
     names = getattr(train.features[columns[1]], "names", None)
     classes = list(names) if names else [str(value) for value in range(max(labels, default=-1) + 1)]
-    source = HubData(name, classes, chosen, columns, labels)
+    source = Rows(name, classes, chosen, labels, itemgetter(columns[0]))
     counts, marks = [len(part) for part in chosen], [getattr(part, "_fingerprint", None) for part in chosen]
     left_out, problems = table_faults(source, counts, marks, cache, say)
     judge(problems, bad)

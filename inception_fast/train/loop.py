@@ -20,6 +20,7 @@ from .._numbers import is_integer, plain
 from ..dispatch import backend_status
 from ..measure.held import held
 from ..measure.results import write_json
+from .check import Say
 from .checkpoint import LEAST_KEPT, CheckpointError, Checkpoints, read
 from .data import check_apart, load_data, lost_workers_named, readable, training_loader
 from .distributed import World, join
@@ -29,7 +30,7 @@ from .labelled import Data
 from .log import NAME, Log, board_writer, read_log
 from .settings import Settings, difference
 from .stream import Stream
-from .trainer import Diverged, Say, Trainer
+from .trainer import Diverged, Trainer
 
 SUMMARY = "summary.json"
 VERDICT = "data-check.json"
@@ -153,7 +154,7 @@ def _prepared(settings: Settings, out: Path, options: Options, world: World, say
         say(f"left out: {fault}")
     if data.bad:
         say(f"{len(data.bad)} faults in {data.source.name}; {len(data.train)} images to train on")
-    trainer = Trainer(settings, data, world, say, options.shard)
+    trainer = Trainer(settings, data, world, options.shard)
     probe = Probe(trainer, data) if options.drift_every else None
     return Run(settings, replace(options, resume=resume), out, world, data, trainer, checkpoints, say, probe)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from .settings import Settings
 from .sharding import like, share_out, whole
 from .stream import mix
 
-Say = Callable[[str], None]
-
 
 class Diverged(ArithmeticError):
     """The loss or its gradient stopped being a number; `step` is the one that could not be made."""
@@ -36,7 +34,7 @@ class Diverged(ArithmeticError):
 class Trainer:
     """The state of a run between two steps; `tensors` and `load` are all of it."""
 
-    def __init__(self, settings: Settings, data: Data, world: World, say: Say, shard: bool = False) -> None:
+    def __init__(self, settings: Settings, data: Data, world: World, shard: bool = False) -> None:
         if settings.batch_size % world.size:
             raise ValueError(
                 f"batch size {settings.batch_size} over {world.size} processes; allowed: a multiple of {world.size}"

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .check import Say, judge, label, picture, table_faults
+from .check import Rows, Say, judge, label, table_faults
 from .labelled import Data, DataError, split
 
 PREFIX = "torchvision:"
 ROOT = "data"  # torchvision's own examples keep their sets there
 HELD_OUT = ("val", "valid", "test")
-
-
-class VisionData:
-    """Rows of one or two parts of a data set, one after the other."""
-
-    natural = True
-
-    def __init__(self, name: str, classes: Sequence[str], parts: Sequence[Any], labels: list[int]) -> None:
-        self.name, self.classes, self.parts, self.labels = name, tuple(classes), list(parts), labels
-
-    def image(self, index: int) -> Image.Image:
-        at = index
-        for part in self.parts:
-            if at < len(part):
-                return picture(self.name, index, partial(_first, part, at))
-            at -= len(part)
-        raise DataError(f"image {index} beyond the end of {self.name}")
-
-
-def _first(part: Any, row: int) -> Any:
-    return part[row][0]
 
 
 def load_vision(name: str, bad: str, download: bool, cache: Path | None, say: Say) -> Data:
@@ -46,7 +22,7 @@ def load_vision(name: str, bad: str, download: bool, cache: Path | None, say: Sa
     labels = [value for part in parts for value in _labels(name, part)]
     names = getattr(parts[0], "classes", None)
     classes = [str(each) for each in names] if names else [str(value) for value in range(max(labels, default=-1) + 1)]
-    source = VisionData(name, classes, parts, labels)
+    source = Rows(name, classes, parts, labels, itemgetter(0))
     left_out, problems = table_faults(source, [len(part) for part in parts], None, cache, say)
     judge(problems, bad)
     first, second = split(labels)
