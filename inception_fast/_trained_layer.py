@@ -17,9 +17,8 @@ from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 from . import _batch_norm, _convolution, dispatch
+from ._checks import PLAIN
 from ._gradients import differentiable
-
-PLAIN = (Tensor, nn.Parameter)
 
 Parts = tuple[Any, ...]  # kernel, weight, bias, running mean, running variance, batches seen
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_channels, check_layer, check_learning, is_strided, not_scripted, symbolic
+from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -81,6 +81,7 @@ def fusable(conv: nn.Module, bn: nn.Module) -> bool:
         and bn.running_mean is not None
         and conv_problem(conv) is None
         and not (has_hooks(conv) or has_hooks(bn))
+        and not foreign(conv.weight)
         and not _by_torch()
     )
 
@@ -176,7 +177,7 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
-    if symbolic(x):
+    if foreign(x):
         return F.relu(bn(conv(x)))
     if not fusable(conv, bn):
         _check_learning(x, conv)
@@ -226,7 +227,7 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
         and conv.bias is None
         and (weight := conv.weight).requires_grad
         and weight.dtype is torch.float32
-        and not has_hooks(conv)
+        and not (foreign(weight) or has_hooks(conv))
         and not torch.compiler.is_compiling()
         and not _by_torch()
     )
@@ -329,7 +330,7 @@ class AsymmetricPair(_Two):
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if symbolic(x) or not self._fusable():
+        if foreign(x) or not self._fusable():
             return self.second(self.first(x))
         return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -352,7 +353,7 @@ class ParallelSplit(_Two):
         self.second = _column(cin, cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if symbolic(x) or not self._fusable():
+        if foreign(x) or not self._fusable():
             return torch.cat((self.first(x), self.second(x)), 1)
         return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -361,7 +362,7 @@ class MaxPool2d(nn.MaxPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or symbolic(input)):
+        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or foreign(input)):
             window = _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)
@@ -372,7 +373,7 @@ class AvgPool2d(nn.AvgPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.ceil_mode and self.divisor_override is None and not symbolic(input):
+        if not self.ceil_mode and self.divisor_override is None and not foreign(input):
             window = _average(self.kernel_size, self.stride, self.padding, self.count_include_pad)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)
@@ -415,7 +416,7 @@ class PoolProject(nn.Module):
         conv, bn = self.conv, self.bn
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
-        if symbolic(x):
+        if foreign(x):
             return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
         if not (fusable(conv, bn) and _is_pointwise(conv)):
             _check_learning(x, conv)
