@@ -263,7 +263,7 @@ def _take_in(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
     with torch.no_grad():
         bn.num_batches_tracked.add_(1)
-        share = 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+        share = 1.0 / bn.num_batches_tracked.float() if bn.momentum is None else bn.momentum
         bn.running_mean.lerp_(mean, share)
         bn.running_var.lerp_(var * (count / (count - 1)), share)
 
