@@ -53,6 +53,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
         or every._global_forward_hooks
         or every._global_forward_pre_hooks
         or every._global_backward_hooks
@@ -194,11 +195,12 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
 def _check_learning(x: Tensor, conv: nn.Module) -> None:
     """Raises as the fused operations do for what is no map [n, c, h, w] for the convolution."""
     if type(conv) is nn.Conv2d and not torch.compiler.is_compiling() and not _by_torch():
-        weight = conv.weight
+        weight = conv.weight  # whoever sets another seldom sets in_channels
+        channels = weight.shape[1] * conv.groups if weight.dim() == 4 else conv.in_channels
         if type(x) is Tensor and is_strided(x) and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
-            if x.shape[1] == conv.in_channels:
+            if x.shape[1] == channels:
                 return
-        check_learning(x, weight, conv.in_channels)
+        check_learning(x, weight, channels)
 
 
 def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:

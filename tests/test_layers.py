@@ -265,6 +265,27 @@ def test_changed_convolutions_run_as_they_stand(change: str, called: list[str]) 
     assert LAYERS[name][2] not in called
 
 
+SET: dict[str, Callable[[Any], object]] = {
+    "a number for a stride": lambda conv: setattr(conv, "stride", 2),
+    "a number for a padding": lambda conv: setattr(conv, "padding", 0),
+    "a weight of fewer channels": lambda conv: setattr(
+        conv, "weight", nn.Parameter(conv.weight.detach()[:, 5:].clone())
+    ),
+    "how it is computed": lambda conv: setattr(conv, "_conv_forward", lambda x, weight, bias: F.conv2d(x, 2 - weight)),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("change", SET)
+def test_what_is_set_on_a_convolution_counts(change: str, training: bool) -> None:
+    layer, plain = fast.ConvBNReLU(8, 10, 3, padding=1), Plain(8, 10, 3, 1, 1)
+    plain.load_state_dict(randomise(layer).state_dict())
+    for net in (layer, plain):
+        SET[change](net.train(training).conv)
+    x = numerics.random(2, layer.conv.weight.shape[1], 9, 9).contiguous(memory_format=torch.channels_last)
+    assert numerics.rel_l2(layer(x).detach(), exact(plain, x).detach()) <= numerics.GRAD_REL_L2
+
+
 def test_a_changed_pair_in_a_longer_sequential_runs_as_it_stands() -> None:
     pair = fast.AsymmetricPair(8, 12, 10, 7)
     net = fast.replace_layers(nn.Sequential(pair.first, pair.second, nn.Flatten())).eval()
