@@ -20,6 +20,7 @@ from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
+from ._gradients import Attached
 from ._numbers import is_integer, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -114,11 +115,17 @@ class Fold:
     def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # what comes may be a stand-in
             return scale_and_shift(conv, bn)
-        learned = (bn.weight, bn.bias, conv.bias)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
-            return scale_and_shift(conv, bn)
+        learned, device = (bn.weight, bn.bias, conv.bias), conv.weight.device
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)):
+            return self._values(conv, bn, learned, device)
+        scale, shift = scale_and_shift(conv, bn)
+        if device.type == "cpu":  # for what was packed with the kept ones
+            kept = self._values(conv, bn, learned, device)
+            scale, shift = Attached.apply(kept[0], scale), Attached.apply(kept[1], shift)
+        return scale, shift
+
+    def _values(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, learned: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         sources = (*learned, bn.running_mean, bn.running_var)
-        device = conv.weight.device
         apart = capturing(device)
         kept = None if apart else self._kept
         if kept is not None and kept[0] == bn.eps and kept[2].device == device:

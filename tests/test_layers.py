@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize
 import inception_fast as fast
 import numerics
 from inception_fast import layers, losses, ops
+from inception_fast.backends import native_cpu
+from inception_fast.backends.casts import casts
 from plain_layers import Plain, randomise
 
 
@@ -108,6 +110,43 @@ def test_evaluation_is_one_fused_operation(name: str, called: list[str]) -> None
         # The intermediate of a pair is a float32 activation: one rounding more.
         numerics.assert_close_budget(y, exact(plain, x), roundings=2)
     assert called == [LAYERS[name][2]] * 4
+
+
+@each_layer
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("learns", [False, True])
+def test_weights_are_packed_once(name: str, half: bool, learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain, x = twins(name)
+    layer.eval(), plain.eval().double()
+    packed: list[int] = []
+    compile_plan = native_cpu.cpu.compile
+    monkeypatch.setattr(native_cpu.cpu, "compile", lambda plan: packed.append(1) or compile_plan(plan))
+    for factor in (1.0, 1.5):
+        with torch.no_grad():
+            for weight in (*layer.parameters(), *plain.parameters()):
+                weight.mul_(factor)
+        packed.clear()
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(learns):
+                y = layer(x)
+        assert packed == [1]
+        expected = plain(x.double())
+        assert numerics.rel_l2(y.detach().double(), expected.detach()) <= (1e-2 if half else 1e-6)
+        if learns:
+            wanted = torch.autograd.grad(expected.sum(), list(plain.parameters()))
+            for mine, exact_one in zip(torch.autograd.grad(y.sum(), list(layer.parameters())), wanted, strict=True):
+                assert mine.dtype is torch.float32
+                assert numerics.rel_l2(mine, exact_one) <= (0.1 if half else numerics.GRAD_REL_L2)
+
+
+def test_casts_of_weights_live_as_long_as_these() -> None:
+    layer, _, x = twins("pair")
+    kept = len(casts)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer.eval()(x)
+    assert len(casts) == kept + 2
+    del layer
+    assert len(casts) == kept
 
 
 @each_layer
