@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from ._checks import DTYPES
+from ._checks import DTYPES, foreign
 from ._gradients import differentiable
 from .backends import laid_out
 
@@ -35,7 +35,7 @@ def is_native(x: Tensor) -> bool:
     """Whether x is what the native kernels are for, as far as a fake tensor can tell; at 1x1 and with one channel any
     layout is.
     """
-    fits = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    fits = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() and not foreign(x)
     if x.device.type == "cuda":
         # The machine is not probed in traced code; CUDA builds of torch bring Triton.
         able = torch.compiler.is_compiling() or bool(dispatch.backend_status()["triton"])

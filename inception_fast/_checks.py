@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from ._numbers import is_integer, is_number, plain
 from .dispatch import PoolProjectSpec
 from .kernels.spec import ConvSpec, PairSpec, PoolSpec, out_size
 
+PLAIN = (Tensor, nn.Parameter)
+STAND_INS = (FakeTensor, FunctionalTensor)  # classes of compilers, which take any operator
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Shape: TypeAlias = tuple[int, ...]
 
@@ -65,6 +69,14 @@ def is_strided(x: Tensor) -> bool:
 def symbolic(x: Any) -> bool:
     """Whether x stands for a map in a symbolic trace, of which nothing is known."""
     return isinstance(x, fx.Proxy)
+
+
+def foreign(x: Any) -> bool:
+    """Whether x is such a stand-in, or a tensor with rules for torch's own operations and none for ours: a DTensor."""
+    kind = type(x)
+    if kind in PLAIN or (issubclass(kind, Tensor) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__):
+        return False
+    return symbolic(x) or (issubclass(kind, Tensor) and not issubclass(kind, STAND_INS) and is_strided(x))
 
 
 def not_scripted(module: Any) -> NoReturn:

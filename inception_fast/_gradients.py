@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from ._checks import same_padding
@@ -32,6 +33,18 @@ def differentiable(
     with _unrounded(grad):
         grads = iter(torch.autograd.grad(call(*own), leaves, grad, create_graph=True))
     return [next(grads) if needed else None for needed in needs]
+
+
+class Attached(Function):
+    """`kept` where it lies, for who looks for what was packed of it, with the gradient of `value`, which it equals."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        return kept.detach()  # in the very strides, which a view would not keep
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
 
 
 def _unrounded(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -17,9 +17,8 @@ from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 from . import _batch_norm, _convolution, dispatch
+from ._checks import PLAIN, pair_of
 from ._gradients import differentiable
-
-PLAIN = (Tensor, nn.Parameter)
 
 Parts = tuple[Any, ...]  # kernel, weight, bias, running mean, running variance, batches seen
 
@@ -91,7 +90,11 @@ def autocast(x: Tensor) -> Tensor:
 def train(x: Tensor, parts: Parts, conv: nn.Conv2d, bn: nn.BatchNorm2d, winograd: bool) -> Tensor:
     """relu(bn(conv(x))) where `serves` says so; moves the running statistics."""
     share = 1.0 / (int(parts[5]) + 1) if bn.momentum is None else bn.momentum
-    call = conv.stride, conv.padding, winograd, bn.eps
+    stride: Any = conv.stride
+    padding: Any = conv.padding
+    if not type(stride) is type(padding) is tuple:  # who sets them may set a number, which torch takes too
+        stride, padding = pair_of(stride, "stride"), pair_of(padding, "padding")
+    call = stride, padding, winograd, bn.eps
     y: Tensor = _TrainedLayer.apply(x, *parts[:3], call, (*parts[3:], share))
     return y
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every
 
 from . import _batch_norm, _trained_layer, _trained_pool, ops
-from ._checks import check_average, check_channels, check_layer, check_learning, is_strided, not_scripted, symbolic
+from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
+from ._gradients import Attached
 from ._numbers import odd_length, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -53,6 +54,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
         or every._global_forward_hooks
         or every._global_forward_pre_hooks
         or every._global_backward_hooks
@@ -81,6 +83,7 @@ def fusable(conv: nn.Module, bn: nn.Module) -> bool:
         and bn.running_mean is not None
         and conv_problem(conv) is None
         and not (has_hooks(conv) or has_hooks(bn))
+        and not foreign(conv.weight)
         and not _by_torch()
     )
 
@@ -112,11 +115,17 @@ class Fold:
     def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # what comes may be a stand-in
             return scale_and_shift(conv, bn)
-        learned = (bn.weight, bn.bias, conv.bias)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
-            return scale_and_shift(conv, bn)
+        learned, device = (bn.weight, bn.bias, conv.bias), conv.weight.device
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)):
+            return self._values(conv, bn, learned, device)
+        scale, shift = scale_and_shift(conv, bn)
+        if device.type == "cpu":  # for what was packed with the kept ones
+            kept = self._values(conv, bn, learned, device)
+            scale, shift = Attached.apply(kept[0], scale), Attached.apply(kept[1], shift)
+        return scale, shift
+
+    def _values(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, learned: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         sources = (*learned, bn.running_mean, bn.running_var)
-        device = conv.weight.device
         apart = capturing(device)
         kept = None if apart else self._kept
         if kept is not None and kept[0] == bn.eps and kept[2].device == device:
@@ -176,7 +185,7 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
-    if symbolic(x):
+    if foreign(x):
         return F.relu(bn(conv(x)))
     if not fusable(conv, bn):
         _check_learning(x, conv)
@@ -193,11 +202,12 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
 def _check_learning(x: Tensor, conv: nn.Module) -> None:
     """Raises as the fused operations do for what is no map [n, c, h, w] for the convolution."""
     if type(conv) is nn.Conv2d and not torch.compiler.is_compiling() and not _by_torch():
-        weight = conv.weight
+        weight = conv.weight  # whoever sets another seldom sets in_channels
+        channels = weight.shape[1] * conv.groups if weight.dim() == 4 else conv.in_channels
         if type(x) is Tensor and is_strided(x) and x.dtype is weight.dtype and x.dim() == 4 and 0 not in x.shape:
-            if x.shape[1] == conv.in_channels:
+            if x.shape[1] == channels:
                 return
-        check_learning(x, weight, conv.in_channels)
+        check_learning(x, weight, channels)
 
 
 def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
@@ -226,7 +236,7 @@ def _plainly_learns(conv: nn.Conv2d) -> bool:
         and conv.bias is None
         and (weight := conv.weight).requires_grad
         and weight.dtype is torch.float32
-        and not has_hooks(conv)
+        and not (foreign(weight) or has_hooks(conv))
         and not torch.compiler.is_compiling()
         and not _by_torch()
     )
@@ -262,7 +272,7 @@ def _take_in(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
     with torch.no_grad():
         bn.num_batches_tracked.add_(1)
-        share = 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+        share = 1.0 / bn.num_batches_tracked.float() if bn.momentum is None else bn.momentum
         bn.running_mean.lerp_(mean, share)
         bn.running_var.lerp_(var * (count / (count - 1)), share)
 
@@ -329,7 +339,7 @@ class AsymmetricPair(_Two):
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if symbolic(x) or not self._fusable():
+        if foreign(x) or not self._fusable():
             return self.second(self.first(x))
         return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -352,7 +362,7 @@ class ParallelSplit(_Two):
         self.second = _column(cin, cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if symbolic(x) or not self._fusable():
+        if foreign(x) or not self._fusable():
             return torch.cat((self.first(x), self.second(x)), 1)
         return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
 
@@ -361,7 +371,7 @@ class MaxPool2d(nn.MaxPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or symbolic(input)):
+        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or foreign(input)):
             window = _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)
@@ -372,7 +382,7 @@ class AvgPool2d(nn.AvgPool2d):
     """torch's, by the native kernels in training on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.ceil_mode and self.divisor_override is None and not symbolic(input):
+        if not self.ceil_mode and self.divisor_override is None and not foreign(input):
             window = _average(self.kernel_size, self.stride, self.padding, self.count_include_pad)
             if window is not None and _trained_pool.serves(input, window):
                 return _trained_pool.pool(input, window)
@@ -415,7 +425,7 @@ class PoolProject(nn.Module):
         conv, bn = self.conv, self.bn
         pool: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
         pool["count_include_pad"] = self.count_include_pad
-        if symbolic(x):
+        if foreign(x):
             return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
         if not (fusable(conv, bn) and _is_pointwise(conv)):
             _check_learning(x, conv)

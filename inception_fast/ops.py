@@ -25,6 +25,7 @@ from . import _batch_norm, _conv_batch_norm, _convolution, _fused, _gradients, d
 from ._checks import check_eps, check_flag, check_number, four_sided, pair_of, tensors
 from ._trained_layer import asked_while_traced, transformed
 from ._when_imported import when_imported
+from .backends.casts import casts
 
 __all__ = [
     "asymmetric_pair",
@@ -39,6 +40,7 @@ __all__ = [
 Ints: TypeAlias = int | Sequence[int]
 
 NAMESPACE = "inception_fast"
+PACKED = (" weight", " w1", " w2")  # what inference packs, once
 _CONV = "Tensor x, Tensor weight, Tensor scale, Tensor shift"
 _PAIR = "Tensor x, Tensor w1, Tensor scale1, Tensor shift1, Tensor w2, Tensor scale2, Tensor shift2"
 SCHEMAS = {
@@ -233,18 +235,21 @@ def _autocast(name: str, kind: str) -> Any:
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{kind.upper()}"))
     kept = {position for position, part in enumerate(SCHEMAS[name].split(",")) if " scale" in part or " shift" in part}
     kept = {2, 3} if name == "conv_batch_norm_relu" else kept
+    packed = {place for place, part in enumerate(SCHEMAS[name].split(",")) if part.endswith(PACKED)}
+
+    def narrowed(value: Any, position: int, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or position in kept or value.dtype is torch.float64:
+            return value
+        found = casts(value, dtype) if position in packed else None
+        if found is None:
+            return value.to(dtype)
+        learns = torch.is_grad_enabled() and value.requires_grad
+        return _gradients.Attached.apply(found, value.to(dtype)) if learns else found
 
     def cast(*arguments: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(kind)
         with torch._C._ExcludeDispatchKeyGuard(key):
-            return getattr(_ops, name)(
-                *(
-                    value.to(dtype)
-                    if isinstance(value, Tensor) and position not in kept and value.dtype is not torch.float64
-                    else value
-                    for position, value in enumerate(arguments)
-                )
-            )
+            return getattr(_ops, name)(*(narrowed(value, place, dtype) for place, value in enumerate(arguments)))
 
     return cast
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import ops
-from ._checks import check_flag, symbolic
+from ._checks import check_flag, foreign
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
@@ -370,7 +370,7 @@ def _run(run: Run, x: Tensor) -> Tensor:
     modules = run.modules
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
-    if run.kind == "pair" and not symbolic(x) and fusable_pair(*modules):
+    if run.kind == "pair" and not foreign(x) and fusable_pair(*modules):
         return ops.asymmetric_pair(x, *modules[0].fused_arguments(), *modules[1].fused_arguments())
     for module in modules:
         x = module(x)

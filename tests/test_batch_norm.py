@@ -312,6 +312,21 @@ def test_layers_train_as_torch_does(momentum: float | None, compiled: bool, nati
         numerics.assert_close_budget(layers.state_dict()[name].float(), value.double(), dtype=torch.float32)
 
 
+def test_an_average_over_all_batches_does_not_depend_on_the_default_dtype() -> None:
+    layer = fast.ConvBNReLU(3, 8, 3, momentum=None)
+    plain = copy.deepcopy(layer).double()
+    batches = [numerics.random(4, 3, 9, 9, seed=i).contiguous(memory_format=torch.channels_last) for i in range(3)]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.no_grad():
+            for x in batches:
+                layer(x), plain.bn(plain.conv(x.double()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in plain.named_buffers():
+        numerics.assert_close_budget(layer.get_buffer(name).float(), value.double())
+
+
 def test_layers_train_under_autocast(native_calls: list[str]) -> None:
     layers, plain, x = nets()
     with torch.autocast("cpu", torch.bfloat16):

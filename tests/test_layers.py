@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize
 import inception_fast as fast
 import numerics
 from inception_fast import layers, losses, ops
+from inception_fast.backends import native_cpu
+from inception_fast.backends.casts import casts
 from plain_layers import Plain, randomise
 
 
@@ -108,6 +110,43 @@ def test_evaluation_is_one_fused_operation(name: str, called: list[str]) -> None
         # The intermediate of a pair is a float32 activation: one rounding more.
         numerics.assert_close_budget(y, exact(plain, x), roundings=2)
     assert called == [LAYERS[name][2]] * 4
+
+
+@each_layer
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("learns", [False, True])
+def test_weights_are_packed_once(name: str, half: bool, learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain, x = twins(name)
+    layer.eval(), plain.eval().double()
+    packed: list[int] = []
+    compile_plan = native_cpu.cpu.compile
+    monkeypatch.setattr(native_cpu.cpu, "compile", lambda plan: packed.append(1) or compile_plan(plan))
+    for factor in (1.0, 1.5):
+        with torch.no_grad():
+            for weight in (*layer.parameters(), *plain.parameters()):
+                weight.mul_(factor)
+        packed.clear()
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(learns):
+                y = layer(x)
+        assert packed == [1]
+        expected = plain(x.double())
+        assert numerics.rel_l2(y.detach().double(), expected.detach()) <= (1e-2 if half else 1e-6)
+        if learns:
+            wanted = torch.autograd.grad(expected.sum(), list(plain.parameters()))
+            for mine, exact_one in zip(torch.autograd.grad(y.sum(), list(layer.parameters())), wanted, strict=True):
+                assert mine.dtype is torch.float32
+                assert numerics.rel_l2(mine, exact_one) <= (0.1 if half else numerics.GRAD_REL_L2)
+
+
+def test_casts_of_weights_live_as_long_as_these() -> None:
+    layer, _, x = twins("pair")
+    kept = len(casts)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer.eval()(x)
+    assert len(casts) == kept + 2
+    del layer
+    assert len(casts) == kept
 
 
 @each_layer
@@ -263,6 +302,27 @@ def test_changed_convolutions_run_as_they_stand(change: str, called: list[str]) 
     with torch.no_grad():
         numerics.assert_close_budget(layer(x), exact(plain, x), roundings=2)
     assert LAYERS[name][2] not in called
+
+
+SET: dict[str, Callable[[Any], object]] = {
+    "a number for a stride": lambda conv: setattr(conv, "stride", 2),
+    "a number for a padding": lambda conv: setattr(conv, "padding", 0),
+    "a weight of fewer channels": lambda conv: setattr(
+        conv, "weight", nn.Parameter(conv.weight.detach()[:, 5:].clone())
+    ),
+    "how it is computed": lambda conv: setattr(conv, "_conv_forward", lambda x, weight, bias: F.conv2d(x, 2 - weight)),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("change", SET)
+def test_what_is_set_on_a_convolution_counts(change: str, training: bool) -> None:
+    layer, plain = fast.ConvBNReLU(8, 10, 3, padding=1), Plain(8, 10, 3, 1, 1)
+    plain.load_state_dict(randomise(layer).state_dict())
+    for net in (layer, plain):
+        SET[change](net.train(training).conv)
+    x = numerics.random(2, layer.conv.weight.shape[1], 9, 9).contiguous(memory_format=torch.channels_last)
+    assert numerics.rel_l2(layer(x).detach(), exact(plain, x).detach()) <= numerics.GRAD_REL_L2
 
 
 def test_a_changed_pair_in_a_longer_sequential_runs_as_it_stands() -> None:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import numerics
@@ -22,6 +23,25 @@ from engine_nets import randomised, relative
 from inception_fast import ops, replace_layers
 
 X = numerics.random(2, 3, 9, 9, seed=4).contiguous(memory_format=torch.channels_last)
+
+
+class Inside(Tensor):
+    """Holds another tensor, as DTensor does, and has rules for torch's own operations alone."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Inside:
+        form = {"strides": inner.stride(), "dtype": inner.dtype, "requires_grad": inner.requires_grad}
+        found: Inside = Tensor._make_wrapper_subclass(cls, inner.shape, **form)
+        found.inner = inner.detach()
+        return found
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.namespace == "aten", f"no rule for {func}"
+        args, kwargs = tree_map_only(Inside, lambda t: t.inner, (args, kwargs or {}))
+        return tree_map_only(Tensor, Inside, func(*args, **kwargs))
 
 
 class Block(nn.Module):
@@ -314,6 +334,20 @@ def test_stand_ins_for_tensors_are_taken_and_not_kept(name: str, call: Callable[
     with torch.no_grad():
         call(swapped)
         assert relative(swapped(X), plain(X)) <= numerics.NET_MAX
+
+
+@pytest.mark.parametrize("held", ["map", "weights"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", plain_nets())
+def test_tensors_with_rules_of_their_own_get_torchs_operations(name: str, training: bool, held: str) -> None:
+    plain, swapped = both(name, training)
+    wanted = plain(X.clone().requires_grad_())
+    if held == "weights":
+        for conv in (module for module in swapped.modules() if isinstance(module, nn.Conv2d)):
+            conv.weight = nn.Parameter(Inside(conv.weight.detach()))
+    found = swapped(Inside(X.clone().requires_grad_()) if held == "map" else X)
+    assert relative(found.inner, wanted.detach()) <= 1e-5
+    found.square().sum().backward()
 
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {

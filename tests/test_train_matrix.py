@@ -105,6 +105,16 @@ def test_other_calls_are_not_served() -> None:
         assert not native.serves(*case)
 
 
+def test_products_that_may_round_what_they_read_are_not_taken() -> None:
+    x, weight, _ = operands(((4, 128, 3, 3), 128), whole=False)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not native.serves(x, weight, ONE, NONE)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert native.serves(x, weight, ONE, NONE)
+
+
 def test_channels_of_another_number_are_torchs_error() -> None:
     x, weight, _ = operands(((4, 128, 3, 3), 128), whole=False)
     with pytest.raises(RuntimeError, match="channels"):

@@ -13,6 +13,8 @@ from torch import Tensor
 # 7x7 maps both take as long, and so do gradients of x.
 MOST_PIXELS = 256
 LEAST_CHANNELS = 128
+# Others, as of torch.set_float32_matmul_precision, let products round what they read, and leave convolutions alone.
+EXACT = ("none", "ieee")
 
 
 def serves(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
@@ -27,6 +29,7 @@ def serves(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[i
         and min(oc, c) >= LEAST_CHANNELS
         and 0 < x.numel() // c <= MOST_PIXELS
         and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.matmul.fp32_precision in EXACT  # type: ignore[attr-defined]
         and weight.stride()[:2] == (c, 1)
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
