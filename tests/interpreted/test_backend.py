@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import numerics
 import op_calls
@@ -115,3 +116,28 @@ def test_another_stream_waits_for_weights_that_are_being_packed(monkeypatch: pyt
     for stream.cuda_stream in streams:
         assert triton_gpu.prepare(spec, (tuple(params),), on_gpu, None, 1.0).compiled is packed
     assert waits == [1] and reads == [2, 2, 2], "weight, scale and shift"
+
+
+class FromTheHost(TorchDispatchMode):
+    """Notes copies to another device, which a stream that is being captured does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {one.device for one in (result, *args) if isinstance(one, Tensor)}
+        self.copies += [str(func)] if len(devices) > 1 else []
+        return result
+
+
+def test_a_split_behind_its_first_call_takes_nothing_from_the_host() -> None:
+    """So that it can be captured; a device without memory stands in for the GPU."""
+    x, *params = (t.to("meta") for t in op_calls.pair_arguments("split", HALF))
+    spec, triples = _fused.pair_call("split", x, *params).spec(), (tuple(params[:3]), tuple(params[3:]))
+    for copies in (True, False):
+        prepared = triton_gpu.Prepared(triton_gpu._pack(spec, triples, x), spec, 1.0)
+        with FromTheHost() as seen:
+            launches = triton_gpu._Call(prepared, x, None).launches()
+        assert len(launches) == 1 and bool(seen.copies) is copies
