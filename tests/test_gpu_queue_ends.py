@@ -143,3 +143,12 @@ def test_batches_that_are_no_numbers_are_refused(
     with loaded("alone") as modules, pytest.raises(SystemExit):
         modules["alone"].main(["--out", str(tmp_path), "--batches", batches])
     assert f"--batches {batches!r}; allowed: numbers from 1 on" in capsys.readouterr().err
+
+
+def test_alone_refuses_what_holds_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, before anything is built."""
+    (tmp_path / "result.json").write_text('{"mine": 1}')
+    for given in (["--out", str(tmp_path)], ["--out", str(tmp_path / "out"), "--earlier", str(tmp_path / "none")]):
+        with loaded("alone") as modules, pytest.raises(SystemExit) as ended:
+            modules["alone"].main(given)
+        assert ended.value.code == 2 and "allowed: " in capsys.readouterr().err
