@@ -360,7 +360,7 @@ class _Call:
         for group, y in zip(self.packed.groups, self.outputs, strict=True):
             offset = (y.data.data_ptr() - first.data_ptr()) // first.element_size()
             columns = slice(group.column, group.column + group.channels)
-            torch.arange(offset, offset + group.channels, out=places[0, columns])
+            places[0, columns] = torch.arange(offset, offset + group.channels, device=first.device)
             places[1, columns].fill_(y.pitch)
             aligned = math.gcd(aligned, offset, y.pitch, group.channels)
         return places, aligned
@@ -381,7 +381,7 @@ def _table(groups: tuple[Group, ...], block_n: int, device: torch.device) -> Ten
                 "curved": group.channels if group.relu else 0,
             }
             rows.append([row[field] for field in tile.FIELDS])
-    return torch.tensor(rows, dtype=torch.int64).to(device)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
 
 
 def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:
