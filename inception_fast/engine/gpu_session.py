@@ -29,7 +29,7 @@ class GpuSession:
         self, device: torch.device, dtype: str, backend: str = "triton", named: bool = True, invariant: bool = False
     ) -> None:
         self.device, self.dtype, self.invariant = device, dtype, invariant
-        self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+        self.tf32 = dtype == "float32" and triton_gpu.tf32_asked()
         self.packs, self.keeper = Packs(device), Keeper.of(device)
         choose = triton_gpu.chooser(device, self.tf32)
         self.choose = gpu_invariant.chooser(choose) if invariant else choose

@@ -91,13 +91,28 @@ def test_weights_are_packed_once_and_again_after_a_change() -> None:
     assert triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled is not first.compiled
 
 
-def test_tf32_is_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", ("by precision", "by backend"))
+def test_tf32_is_only_for_those_who_ask(asked: str) -> None:
+    """By either of torch's ways, of which the second makes it refuse to say what the first would."""
     (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
     spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
     prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    matmul = torch.backends.cuda.matmul
     assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
+    before = matmul.fp32_precision
+    try:
+        if asked == "by precision":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+            with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+                torch.get_float32_matmul_precision()
+        assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
+    finally:
+        if asked == "by precision":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
 
 
 def test_another_stream_waits_for_weights_that_are_being_packed(monkeypatch: pytest.MonkeyPatch) -> None:
