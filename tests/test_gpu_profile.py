@@ -127,6 +127,13 @@ def test_the_peak_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     peak = gpu_profiler.measure_gpu_peak("bfloat16", torch.device("cpu"), tf32=not before)
     assert peak.flops == pytest.approx(2 * 64**3 / 1e-3) and peak.bytes == pytest.approx(2 * (1 << 16) / 1e-3)
     assert torch.backends.cuda.matmul.allow_tf32 is before
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    matmul.fp32_precision = "tf32"  # after which torch refuses to say what the older name holds
+    try:
+        gpu_profiler.measure_gpu_peak("bfloat16", torch.device("cpu"))
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize(

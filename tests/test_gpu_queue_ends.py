@@ -49,6 +49,19 @@ def test_after_a_kill_the_next_run_takes_over(tmp_path: Path) -> None:
     assert not living(child), "a job outlives its queue"
 
 
+def test_a_second_run_in_the_folder_is_refused_and_takes_nothing(tmp_path: Path) -> None:
+    """It would take the rows of a running job for those of a dead one, and its folder away."""
+    out, script = slow_queue(tmp_path)
+    with subprocess.Popen([sys.executable, str(script), "--out", str(out)], stdout=subprocess.DEVNULL) as done:
+        begun(out)
+        call = [sys.executable, str(script), "--out", str(out), "--merge"]
+        second = subprocess.run(call, capture_output=True, text=True)
+        assert (out / "running" / "layers+1+x.json").exists()
+        done.send_signal(signal.SIGTERM)
+    assert second.returncode == 2 and "another run is at work there" in second.stderr
+    assert done.returncode == 3 and subprocess.run(call, capture_output=True).returncode == 3
+
+
 def test_what_is_taken_over_is_red_where_its_exact_test_failed(tmp_path: Path) -> None:
     """It was asked for by --red; whole or not, nobody ships it."""
     out, script = slow_queue(tmp_path)
@@ -130,3 +143,12 @@ def test_batches_that_are_no_numbers_are_refused(
     with loaded("alone") as modules, pytest.raises(SystemExit):
         modules["alone"].main(["--out", str(tmp_path), "--batches", batches])
     assert f"--batches {batches!r}; allowed: numbers from 1 on" in capsys.readouterr().err
+
+
+def test_alone_refuses_what_holds_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, before anything is built."""
+    (tmp_path / "result.json").write_text('{"mine": 1}')
+    for given in (["--out", str(tmp_path)], ["--out", str(tmp_path / "out"), "--earlier", str(tmp_path / "none")]):
+        with loaded("alone") as modules, pytest.raises(SystemExit) as ended:
+            modules["alone"].main(given)
+        assert ended.value.code == 2 and "allowed: " in capsys.readouterr().err

@@ -103,6 +103,22 @@ def test_what_says_nothing_of_the_kernels_is_no_verdict(monkeypatch: pytest.Monk
     assert check.refusal(device) == "" and loader.verdicts == {0: ""}
 
 
+def test_the_callers_default_device_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that the kernels are compared with are drawn on the CPU, by a generator of its own."""
+
+    def found(kernels: Any, device: torch.device) -> str:
+        drawn = torch.randint(0, 2, (3,), generator=torch.Generator())
+        return "" if drawn.device.type == "cpu" else f"drawn on {drawn.device}"
+
+    monkeypatch.setattr(loader, "walk_verdicts", {})
+    monkeypatch.setattr(check, "wrong_walks", found)
+    monkeypatch.setattr(check.loader, "library", stub)
+    monkeypatch.setattr(torch.cuda, "device", lambda there: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with torch.device("meta"):
+        assert check.walk_refusal(torch.device("cuda", 0)) == ""
+
+
 def test_nobody_waits_for_the_whole_device() -> None:
     """Which is an error while another thread captures a graph, there and here."""
     folders = (ROOT / "kernels", ROOT / "inception_fast" / "engine", ROOT / "inception_fast" / "backends")

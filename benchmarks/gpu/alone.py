@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.inside:
         return measured(Store(args.out), args.model, batches, args.dtype)
     begin = time.monotonic()
-    store = Store(args.out, args.earlier)
+    try:
+        store = Store(args.out, args.earlier)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     store.put(Job("build", 0, 0), work.build("OFF"))
     if store.results["build"]["status"] != OK:
         return 1

@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import fcntl
 import fnmatch
 import os
 import signal
@@ -119,16 +120,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for pattern in args.only:
         if not any(named(job, [pattern]) for job in jobs):
             parser.error(f"--only {pattern}: no job of that name; --dry-run without --only lists them")
-    try:
-        if args.dry_run:
-            before = earlier_results(args.earlier, args.again)
-            listed([job for job in jobs if job.name in ALWAYS or to_do(before.get(job.name))], args.slice_seconds)
-            return 0
-        if args.out is None:
-            parser.error("--out is needed; --dry-run lists the slices without it")
-        store = Store(args.out, args.earlier, len(jobs), args.again)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    with contextlib.ExitStack() as stack:
+        try:
+            if args.dry_run:
+                before = earlier_results(args.earlier, args.again)
+                listed([job for job in jobs if job.name in ALWAYS or to_do(before.get(job.name))], args.slice_seconds)
+                return 0
+            if args.out is None:
+                parser.error("--out is needed; --dry-run lists the slices without it")
+            stack.enter_context(held(args.out))
+            store = Store(args.out, args.earlier, len(jobs), args.again)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        return worked(args, jobs, store)
+
+
+def worked(args: argparse.Namespace, jobs: Sequence[Job], store: Store) -> int:
+    """Runs a slice, or merges; the exit code."""
     mark_taken(store)
     if args.merge:
         left = wanted(jobs, store, args.red)
@@ -140,6 +148,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     store.tidy()
     print(f"{store.summary()['done']} of {len(jobs)} jobs done, {len(left)} left")
     return LEFT if left else 0
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Inside, no other run has the folder: it would take what jobs here have so far for what a dead one left. Raises
+    ValueError where one has it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--out {out}: another run is at work there; allowed: one at a time") from None
+        except OSError:  # a file system that locks no folders
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def named(job: Job, patterns: Sequence[str]) -> bool:

@@ -117,6 +117,13 @@ def _part(spec: ConvSpec, params: tuple[Any, Any, Any], relu: bool) -> Part:
     return Part(*params, (spec.padding[0], spec.padding[2]), relu)
 
 
+def tf32_asked() -> bool:
+    """Whether the caller asked torch for TF32, by `torch.set_float32_matmul_precision` or by `torch.backends`, after
+    which torch refuses to say what the former would.
+    """
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
+
+
 @functools.cache
 def _rows(device: torch.device) -> tuple[str, tuple[configs.Row, ...]]:
     """The data set for a device and its rows, those tuned on this machine included."""
@@ -146,8 +153,7 @@ class _Call:
         self.spec: Any = prepared.spec
         self.packed, self.shift, self.scale = *prepared.compiled, prepared.residual_scale
         self.x, self.residual = x, residual
-        # TF32 only where it was asked for, by torch.set_float32_matmul_precision.
-        self.tf32 = x.dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        self.tf32 = x.dtype is torch.float32 and tf32_asked()
         self.choose = chooser(x.device, self.tf32)
         last: Any = self.spec
         if isinstance(last, PairSpec):

@@ -129,7 +129,9 @@ def _on_gpu(module: nn.Module, x: Tensor, args: argparse.Namespace) -> Measured 
     if args.once:
         gpu_profiler.once(fast, x)
         return None
-    tf32 = args.dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+    from ..backends.triton_gpu import tf32_asked  # imports Triton, which the status has found
+
+    tf32 = args.dtype == "float32" and tf32_asked()
     peak = gpu_profiler.measure_gpu_peak(args.dtype, x.device, tf32)
     found = gpu_profiler.profile(fast, x, peak, args.rounds)
     gpu = torch.cuda.get_device_name(x.device)

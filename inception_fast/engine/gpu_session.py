@@ -29,7 +29,7 @@ class GpuSession:
         self, device: torch.device, dtype: str, backend: str = "triton", named: bool = True, invariant: bool = False
     ) -> None:
         self.device, self.dtype, self.invariant = device, dtype, invariant
-        self.tf32 = dtype == "float32" and torch.get_float32_matmul_precision() != "highest"
+        self.tf32 = dtype == "float32" and triton_gpu.tf32_asked()
         self.packs, self.keeper = Packs(device), Keeper.of(device)
         choose = triton_gpu.chooser(device, self.tf32)
         self.choose = gpu_invariant.chooser(choose) if invariant else choose
@@ -48,7 +48,11 @@ class GpuSession:
 
 def on_cpu(leaves: Sequence[Any]) -> list[Any]:
     """Stand-ins on the CPU for inputs on a GPU: capture and planning look at shapes and dtypes only."""
-    return [torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) and x.is_cuda else x for x in leaves]
+    there = [isinstance(x, Tensor) and x.is_cuda for x in leaves]
+    return [
+        torch.zeros(x.shape, dtype=x.dtype, device="cpu") if on_gpu else x
+        for x, on_gpu in zip(leaves, there, strict=True)
+    ]
 
 
 def module_on_cpu(module: nn.Module) -> nn.Module:

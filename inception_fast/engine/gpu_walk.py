@@ -217,8 +217,9 @@ def launch(hopper: Hopper, made: Walk, place: Callable[[View], Map]) -> WalkLaun
     for member, needs in zip(made.members, made.needs, strict=True):
         step = member.step
         if isinstance(step, PoolStep):
-            shift = None if step.shift is None else torch.as_tensor(step.shift, dtype=torch.float32)
-            there = None if shift is None else shift.contiguous().to(hopper.device)
+            there = None
+            if step.shift is not None:
+                there = torch.as_tensor(step.shift, dtype=torch.float32, device=hopper.device).contiguous()
             jobs.append(Job(Pooling(step.spec, place(step.x), place(step.y), there, step.relu), None, needs))
         else:
             assert member.packed is not None

@@ -189,12 +189,13 @@ def commands(arguments: Sequence[str], dearest: str) -> dict[str, str]:
 def measure_gpu_peak(dtype: str, device: torch.device, tf32: bool = False) -> Peak:
     """A large product of torch on random numbers, and the bytes that a copy within the device reads and writes."""
     kind = getattr(torch, dtype)
-    allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, tf32
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
     try:
         a, b = (torch.randn(SIDE, SIDE, device=device).to(kind) for _ in range(2))
         product = 2 * SIDE**3 / _fastest(lambda: a @ b)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        matmul.fp32_precision = before  # type: ignore[attr-defined]
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = 2 * COPIED / _fastest(lambda: target.copy_(source))

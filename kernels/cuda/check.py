@@ -84,7 +84,8 @@ def _asked(
             there = torch.device("cuda", index)
             _refuse_capture(there, what)
             try:
-                with torch.cuda.device(there):
+                # What is compared is made on the CPU, whatever the caller's default device is.
+                with torch.cuda.device(there), torch.device("cpu"):
                     verdicts[key] = found(loader.library(), there)
             except torch.OutOfMemoryError:
                 raise

@@ -8,6 +8,7 @@ destination of its own, in one launch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -224,7 +225,9 @@ class _Call:
         if elements:
             self.parts = (workspace or self._allocate)(elements)
         # Tensors that nobody reads stand in for tables that are not needed.
-        self.table = self._table() if self.mixed else packed.scale
+        self.table = packed.scale
+        if self.mixed:
+            self.table = _table(packed.groups, self.config.block_n, x.data.device)
         self.places, self.aligned = self._places() if self.grouped else (packed.scale, 1)
 
     def _allocate(self, elements: int) -> Tensor:
@@ -348,31 +351,37 @@ class _Call:
         grid = (triton.cdiv(self.rows, block_m) * self.blocks,)
         return Launch(f"{self.name}:finish", conv.finish_kernel, grid, arguments, {"num_warps": 4})
 
-    def _table(self) -> Tensor:
-        """[blocks, FIELDS] int64: each column block's weights, taps and padding."""
-        rows = []
-        for group in self.packed.groups:
-            for at in range(0, group.channels, self.config.block_n):
-                row = {
-                    **{"w_offset": group.offset + at, "w_pitch": group.pitch, "kw": group.kw},
-                    **{"taps": group.kh * group.kw, "pad_top": group.padding[0], "pad_left": group.padding[1]},
-                    **{"column": group.column + at, "columns": _whole(group.channels) - at},
-                    "curved": group.channels if group.relu else 0,
-                }
-                rows.append([row[field] for field in tile.FIELDS])
-        return torch.tensor(rows, dtype=torch.int64).to(self.x.data.device)
-
     def _places(self) -> tuple[Tensor, int]:
-        """[2, columns] int64 for `tile.scatter_tile`, and how many neighbours always lie side by side."""
+        """[2, columns] int64 for `tile.scatter_tile`, and how many neighbours always lie side by side. Nothing comes
+        from the host, from which a stream that is being captured takes no copies.
+        """
         first, aligned = self.outputs[0].data, ROW_ELEMENTS
-        places = torch.zeros(2, self.packed.columns, dtype=torch.int64)
+        places = torch.zeros(2, self.packed.columns, dtype=torch.int64, device=first.device)
         for group, y in zip(self.packed.groups, self.outputs, strict=True):
             offset = (y.data.data_ptr() - first.data_ptr()) // first.element_size()
             columns = slice(group.column, group.column + group.channels)
-            places[0, columns] = offset + torch.arange(group.channels)
-            places[1, columns] = y.pitch
+            places[0, columns] = torch.arange(offset, offset + group.channels, device=first.device)
+            places[1, columns].fill_(y.pitch)
             aligned = math.gcd(aligned, offset, y.pitch, group.channels)
-        return places.to(first.device), aligned
+        return places, aligned
+
+
+@functools.cache
+def _table(groups: tuple[Group, ...], block_n: int, device: torch.device) -> Tensor:
+    """[blocks, FIELDS] int64: each column block's weights, taps and padding. Kept for good: it is small, and a graph
+    that was captured after a first call reads it whenever it runs.
+    """
+    rows = []
+    for group in groups:
+        for at in range(0, group.channels, block_n):
+            row = {
+                **{"w_offset": group.offset + at, "w_pitch": group.pitch, "kw": group.kw},
+                **{"taps": group.kh * group.kw, "pad_top": group.padding[0], "pad_left": group.padding[1]},
+                **{"column": group.column + at, "columns": _whole(group.channels) - at},
+                "curved": group.channels if group.relu else 0,
+            }
+            rows.append([row[field] for field in tile.FIELDS])
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
 
 
 def box(n: int, oh: int, ow: int, pixels: int) -> tuple[int, int, int]:

@@ -64,7 +64,7 @@ def parameters(values: Any, like: Tensor) -> Tensor:
     """float32 on the device of `like`; for an absent parameter a pointer that nobody reads."""
     if values is None:
         return like
-    return torch.as_tensor(values, dtype=torch.float32).contiguous().to(like.device)
+    return torch.as_tensor(values, dtype=torch.float32, device=like.device).contiguous()
 
 
 def _tiles(rows: int, c: int, elements: int = 4096) -> tuple[int, int, int, tuple[int]]:

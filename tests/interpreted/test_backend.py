@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import numerics
 import op_calls
@@ -90,13 +91,28 @@ def test_weights_are_packed_once_and_again_after_a_change() -> None:
     assert triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0).compiled is not first.compiled
 
 
-def test_tf32_is_only_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", ("by precision", "by backend"))
+def test_tf32_is_only_for_those_who_ask(asked: str) -> None:
+    """By either of torch's ways, of which the second makes it refuse to say what the first would."""
     (x, *params), options = op_calls.conv_arguments("pointwise", FLOAT)
     spec = _fused.conv_call(x, *params, None, list(options["stride"]), list(options["padding"])).spec()
     prepared = triton_gpu.prepare(spec, (tuple(params),), x, None, 1.0)
+    matmul = torch.backends.cuda.matmul
     assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
+    before = matmul.fp32_precision
+    try:
+        if asked == "by precision":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+            with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+                torch.get_float32_matmul_precision()
+        assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "tf32"
+    finally:
+        if asked == "by precision":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+    assert triton_gpu._Call(prepared, x, None).launches()[0].arguments["PRECISION"] == "ieee"
 
 
 def test_another_stream_waits_for_weights_that_are_being_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +131,28 @@ def test_another_stream_waits_for_weights_that_are_being_packed(monkeypatch: pyt
     for stream.cuda_stream in streams:
         assert triton_gpu.prepare(spec, (tuple(params),), on_gpu, None, 1.0).compiled is packed
     assert waits == [1] and reads == [2, 2, 2], "weight, scale and shift"
+
+
+class FromTheHost(TorchDispatchMode):
+    """Notes copies to another device, which a stream that is being captured does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {one.device for one in (result, *args) if isinstance(one, Tensor)}
+        self.copies += [str(func)] if len(devices) > 1 else []
+        return result
+
+
+def test_a_split_behind_its_first_call_takes_nothing_from_the_host() -> None:
+    """So that it can be captured; a device without memory stands in for the GPU."""
+    x, *params = (t.to("meta") for t in op_calls.pair_arguments("split", HALF))
+    spec, triples = _fused.pair_call("split", x, *params).spec(), (tuple(params[:3]), tuple(params[3:]))
+    for copies in (True, False):
+        prepared = triton_gpu.Prepared(triton_gpu._pack(spec, triples, x), spec, 1.0)
+        with FromTheHost() as seen:
+            launches = triton_gpu._Call(prepared, x, None).launches()
+        assert len(launches) == 1 and bool(seen.copies) is copies

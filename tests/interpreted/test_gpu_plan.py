@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import engine_nets
 import numerics
 from inception_fast.backends.triton_gpu import spec_reasons
-from inception_fast.engine import gpu_segment, gpu_tune, interpret, optimize
+from inception_fast.engine import gpu_segment, gpu_session, gpu_tune, interpret, optimize
 from inception_fast.engine import graph as ir
 from inception_fast.engine.gpu_memory import Keeper
 from inception_fast.engine.gpu_plan import GpuPlan, Packs
@@ -137,6 +137,18 @@ def test_a_first_call_in_inference_mode_binds_no_later_one() -> None:
             first = compiled.run([x.to(DEVICE)])
         again = compiled.run([x.to(DEVICE)])
         assert all(torch.equal(a, b) and not b.is_inference() for a, b in zip(first, again, strict=True))
+
+
+def test_a_default_device_of_the_callers_reaches_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    for x, program in (mixed("float32")[:2], block(1)[:2]):
+        plain = GpuCompiled(program, Packs(DEVICE), big).run([x.to(DEVICE)])
+        with torch.device("meta"):
+            found = GpuCompiled(program, Packs(DEVICE), big).run([x.to(DEVICE)])
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    monkeypatch.setattr(Tensor, "is_cuda", True, raising=False)
+    with torch.device("meta"):
+        (stand_in,) = gpu_session.on_cpu([x])
+    assert stand_in.device.type == "cpu" and stand_in.shape == x.shape
 
 
 def test_the_report_says_what_torch_runs() -> None:
