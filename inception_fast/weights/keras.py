@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -52,6 +52,8 @@ FIRST = ("Conv2D", "SeparableConv2D")
 ZEROS = "ZeroPadding2D"
 PADDED_FIRST = ("inception_v1", "inception_v2")
 """The variants that in convention "torch" have zeros before this layer."""
+EPSILON = 1e-3
+"""Of the variants' batch norms."""
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""
 
@@ -72,23 +74,35 @@ def read(path: Path, asked: str | None) -> Source:
             content = path
         with h5py.File(content, "r") as file:
             variables, named = _variables(file, h5py.Dataset)
-        kinds = list(_listed(json.loads(config))) if config else []
+            config = config or _h5_config(file)
+        listed = list(_listed(json.loads(config))) if config else []
     except WeightsError as error:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
+    kinds = [(kind, name) for kind, name, _ in listed]
     found = source(origin, variables, named, asked, pads(kinds))
+    _check_epsilon(origin, listed)
     check_beginning(origin, found, kinds)
     return replace(found, options=found.options | {"global_pool": "max"}) if MAXIMA.search(config) else found
 
 
-def _listed(config: Any) -> Iterator[tuple[str, str]]:
-    """(kind, name) of the layers in a model's config, in order, and of those in models among them."""
+def _h5_config(file: Any) -> bytes:
+    """The config of a whole model in HDF5, as `model.save("net.h5")` writes it; empty beside weights alone."""
+    config = file.attrs.get("model_config", b"")
+    if isinstance(config, str):
+        return config.encode()
+    return config if isinstance(config, bytes) else b""
+
+
+def _listed(config: Any) -> Iterator[tuple[str, str, float | None]]:
+    """(kind, name, epsilon of a batch norm) of a config's layers, in order, and of those in models among them."""
     inner = config.get("config") if isinstance(config, dict) else None
     if not isinstance(inner, dict):
         return
     if not isinstance(inner.get("layers"), list):
-        yield str(config.get("class_name")), str(inner.get("name"))
+        kind = str(config.get("class_name"))
+        yield kind, str(inner.get("name")), inner.get("epsilon") if kind.startswith("BatchNormalization") else None
         return
     for layer in inner["layers"]:
         yield from _listed(layer)
@@ -102,6 +116,13 @@ def _start(kinds: Sequence[tuple[str, str]]) -> int:
 def pads(kinds: Sequence[tuple[str, str]]) -> bool:
     """Whether a net pads with zeros, as those of convention "torch" alone do; not what stands before the net."""
     return any(kind == ZEROS for kind, _ in kinds[_start(kinds) :])
+
+
+def _check_epsilon(origin: str, listed: Iterable[tuple[str, str, float | None]]) -> None:
+    """Raises WeightsError for a batch norm whose epsilon is not that of the variants: weights alone do not tell it."""
+    for kind, name, epsilon in listed:
+        if epsilon not in (None, EPSILON):
+            raise WeightsError(f"{origin}: layer {name!r} ({kind}) has epsilon={epsilon}; allowed: {EPSILON}")
 
 
 def check_beginning(origin: str, source: Source, kinds: Sequence[tuple[str, str]]) -> None:
@@ -131,7 +152,7 @@ def source(
     tensors = _tensors(origin, model, stem, variables if named else _rename(origin, model, variables))
     classes = head_classes(origin, model, tensors)
     convention = "torch" if padded else "tf"
-    options: dict[str, Any] = {"num_classes": classes, "convention": convention, "bn_eps": 1e-3}
+    options: dict[str, Any] = {"num_classes": classes, "convention": convention, "bn_eps": EPSILON}
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
     if model == "inception_v2":
