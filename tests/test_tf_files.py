@@ -109,6 +109,22 @@ def test_a_file_that_tells_another_epsilon(tmp_path: Path, ending: str) -> None:
         weights.resolve(tmp_path / f"net{ending}")
 
 
+def test_variables_that_the_nets_have_not(tmp_path: Path) -> None:
+    """A bias before a batch norm, and what LoRA adds, which HDF5 holds beside the kernel."""
+    net = changed("inception_v1", "Conv2d_2b_1x1", {"use_bias": True})
+    net.save(tmp_path / "net.keras")
+    said = r"Conv2d_2b_1x1/bias has no place in the net; allowed of this layer: kernel$"
+    with pytest.raises(weights.WeightsError, match=said):
+        tf.to_torch(net)
+    with pytest.raises(weights.WeightsError, match=said):
+        weights.resolve(tmp_path / "net.keras")
+    net = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3))
+    net.get_layer("predictions").enable_lora(2)
+    net.save(tmp_path / "net.h5")
+    with pytest.raises(weights.WeightsError, match=r"predictions/lora_kernel_a has no place in the net"):
+        weights.resolve(tmp_path / "net.h5")
+
+
 @pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])
 def test_a_checkpoint_without_a_classifier_is_read_again(tmp_path: Path, name: str) -> None:
     options: Any = {"include_top": False, "input_shape": (75, 75, 3)}

@@ -43,6 +43,8 @@ NUMBERED: dict[str, dict[int, tuple[str, ...]]] = {
     "separable_conv2d": {3: ("depthwise_kernel", "pointwise_kernel", "bias")},
 }
 """The order of a layer's variables, by their count, in the formats that only number them."""
+HELD = {"bn": ("kernel",), "linear_bn": ("kernel",), "separable": ("depthwise_kernel", "pointwise_kernel", "bias")}
+"""The variables of a layer by its kind, where they are not a kernel and a bias."""
 WEIGHTS_MEMBER = "model.weights.h5"
 CONFIG_MEMBER = "config.json"
 MAXIMA = re.compile(rb'"class_name":\s*"GlobalMaxPooling2D"')
@@ -305,11 +307,21 @@ def _tensors(origin: str, model: str, stem: str, variables: Variables) -> dict[s
             continue
         used |= {conv, norm}
         result |= dict(_layer(origin, layer, variables, conv, norm))
+        _check_variables(origin, conv, variables[conv], HELD.get(layer.kind, ("kernel", "bias")))
+        _check_variables(origin, norm, variables.get(norm, {}), NUMBERED["batch_normalization"][4])
     for name in sorted(set(variables) - used):
         raise WeightsError(
             f"{origin}: layer {name} does not belong to {model}; allowed: Keras' application, with its head or without"
         )
     return result
+
+
+def _check_variables(origin: str, layer: str, seen: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raises WeightsError for a variable that a layer of the variants has not, as a bias before a batch norm is."""
+    for name in sorted(set(seen) - set(allowed)):
+        raise WeightsError(
+            f"{origin}: {layer}/{name} has no place in the net; allowed of this layer: {', '.join(allowed)}"
+        )
 
 
 def _own_name(layer: Layer) -> tuple[str, str]:
