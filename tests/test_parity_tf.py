@@ -160,6 +160,22 @@ def test_slim_of_numbers_that_numpy_lacks(tmp_path: Path, dtype: torch.dtype) ->
     assert all(torch.equal(again[key], held[key].to(value.dtype)) for key, value in state.items())
 
 
+def test_slim_checkpoints_of_numbers_that_numpy_lacks(tmp_path: Path) -> None:
+    import tensorflow
+
+    net = references.randomise(fast.create_model("inception_resnet_v1", num_classes=3), seed=3)
+    variables = references.slim_variables("inception_resnet_v1", net)
+    held = {name: tensorflow.cast(value, "bfloat16").numpy() for name, value in variables.items()}
+    references.write_checkpoint(tmp_path / "model.ckpt", held)
+    again = fast.create_model("inception_resnet_v1", weights=tmp_path / "model.ckpt").state_dict()
+    for key, value in net.state_dict().items():
+        assert key.endswith("num_batches_tracked") or torch.equal(again[key], value.bfloat16().float()), key
+    beta = "InceptionResnetV1/Conv2d_4b_3x3/BatchNorm/beta"
+    references.write_checkpoint(tmp_path / "model.ckpt", variables | {beta: np.array([b"text"])})
+    with pytest.raises(weights.WeightsError, match=f"{beta} has dtype .*; allowed: floating point numbers"):
+        weights.resolve(tmp_path / "model.ckpt")
+
+
 def test_slim_variables_that_do_not_fit(tmp_path: Path) -> None:
     net = references.randomise(fast.create_model("inception_resnet_v1", num_classes=3), seed=3)
     variables = references.slim_variables("inception_resnet_v1", net)

@@ -31,6 +31,16 @@ def beginning(kind: str, x: Any) -> Any:
     return keras.layers.Rescaling(1 / 255)(x) if kind == "scale" else x / 255.0
 
 
+def changed(name: str, layer: str, config: dict[str, Any]) -> Any:
+    """A net with another config of one layer."""
+
+    def clone(made: Any) -> Any:
+        return type(made).from_config(made.get_config() | (config if made.name == layer else {}))
+
+    net = tf.create_model(name, classes=3, input_shape=(75, 75, 3))
+    return keras.models.clone_model(net, clone_function=clone)
+
+
 @pytest.mark.parametrize(
     "name, convention, kind, seen",
     [
@@ -71,6 +81,48 @@ def test_a_net_inside_a_model_tells_its_convention(tmp_path: Path, convention: s
     assert back.convention == convention
     with torch.inference_mode():
         assert max_error(back(image(75)), nchw(net(nhwc(image(75))))) <= NET_MAX
+
+
+def test_a_whole_model_in_hdf5_tells_as_much_as_a_keras_file(tmp_path: Path) -> None:
+    options: Any = {"input_shape": (75, 75, 3), "include_top": False}
+    net = tf.create_model("inception_v1", pooling="max", convention="torch", **options)
+    net.save(tmp_path / "net.h5")
+    back = fast.create_model("inception_v1", weights=tmp_path / "net.h5").eval()
+    assert back.convention == "torch"
+    with torch.inference_mode():
+        assert max_error(back(image(75)), nchw(net(nhwc(image(75))))) <= NET_MAX
+    picture = keras.Input((75, 75, 3))
+    tf.create_model("inception_v1", classes=3, input_tensor=beginning("scale", picture)).save(tmp_path / "scaled.h5")
+    with pytest.raises(
+        weights.WeightsError, match=r"scaled\.h5: layer 'rescaling.*' \(Rescaling\) stands before the net"
+    ):
+        weights.resolve(tmp_path / "scaled.h5")
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_a_file_that_tells_another_epsilon(tmp_path: Path, ending: str) -> None:
+    net = changed("inception_v1", "Conv2d_2b_1x1_bn", {"epsilon": 1e-5})
+    net.save(tmp_path / f"net{ending}")
+    with pytest.raises(
+        weights.WeightsError, match=rf"net\{ending}: .*'Conv2d_2b_1x1_bn' .* has epsilon=1e-05; allowed: 0.001"
+    ):
+        weights.resolve(tmp_path / f"net{ending}")
+
+
+def test_variables_that_the_nets_have_not(tmp_path: Path) -> None:
+    """A bias before a batch norm, and what LoRA adds, which HDF5 holds beside the kernel."""
+    net = changed("inception_v1", "Conv2d_2b_1x1", {"use_bias": True})
+    net.save(tmp_path / "net.keras")
+    said = r"Conv2d_2b_1x1/bias has no place in the net; allowed of this layer: kernel$"
+    with pytest.raises(weights.WeightsError, match=said):
+        tf.to_torch(net)
+    with pytest.raises(weights.WeightsError, match=said):
+        weights.resolve(tmp_path / "net.keras")
+    net = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3))
+    net.get_layer("predictions").enable_lora(2)
+    net.save(tmp_path / "net.h5")
+    with pytest.raises(weights.WeightsError, match=r"predictions/lora_kernel_a has no place in the net"):
+        weights.resolve(tmp_path / "net.h5")
 
 
 @pytest.mark.parametrize("name", ["inception_v1", "inception_resnet_v1"])

@@ -149,6 +149,9 @@ def test_batch_norm_folds(model: Any, expected: np.ndarray) -> None:
     folded = tf.fold_batch_norm(plain)
     assert len(plain.weights) - len(folded.weights) == 4
     assert_same(folded(images()), plain(images(), training=False))
+    mapped = keras.layers.BatchNormalization()(inputs=keras.layers.Conv2D(4, 3)(plain.inputs[0]))
+    by_keyword = keras.Model(plain.inputs, mapped)
+    assert_same(tf.fold_batch_norm(by_keyword)(images()), by_keyword(images(), training=False))
     folded = tf.fold_batch_norm(model)
     assert not any(isinstance(layer, tf.ConvBNReLU) for layer in folded.layers)
     assert_same(folded(images()), expected)

@@ -41,7 +41,9 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         return type(layer).from_config(layer.get_config())
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if layer.name in gone else layer(*args, **kwargs)
+        if layer.name not in gone:
+            return layer(*args, **kwargs)
+        return args[0] if args else kwargs["inputs"]
 
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in model.layers:

@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -43,6 +43,8 @@ NUMBERED: dict[str, dict[int, tuple[str, ...]]] = {
     "separable_conv2d": {3: ("depthwise_kernel", "pointwise_kernel", "bias")},
 }
 """The order of a layer's variables, by their count, in the formats that only number them."""
+HELD = {"bn": ("kernel",), "linear_bn": ("kernel",), "separable": ("depthwise_kernel", "pointwise_kernel", "bias")}
+"""The variables of a layer by its kind, where they are not a kernel and a bias."""
 WEIGHTS_MEMBER = "model.weights.h5"
 CONFIG_MEMBER = "config.json"
 MAXIMA = re.compile(rb'"class_name":\s*"GlobalMaxPooling2D"')
@@ -52,6 +54,8 @@ FIRST = ("Conv2D", "SeparableConv2D")
 ZEROS = "ZeroPadding2D"
 PADDED_FIRST = ("inception_v1", "inception_v2")
 """The variants that in convention "torch" have zeros before this layer."""
+EPSILON = 1e-3
+"""Of the variants' batch norms."""
 NUMBERED_MODELS = ("inception_v3", "inception_resnet_v2")
 """The variants that Keras has too, with numbers for names."""
 
@@ -72,23 +76,35 @@ def read(path: Path, asked: str | None) -> Source:
             content = path
         with h5py.File(content, "r") as file:
             variables, named = _variables(file, h5py.Dataset)
-        kinds = list(_listed(json.loads(config))) if config else []
+            config = config or _h5_config(file)
+        listed = list(_listed(json.loads(config))) if config else []
     except WeightsError as error:
         raise WeightsError(f"{origin}: {error}") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsError(f"{origin} is not a readable Keras file: {error}") from error
+    kinds = [(kind, name) for kind, name, _ in listed]
     found = source(origin, variables, named, asked, pads(kinds))
+    _check_epsilon(origin, listed)
     check_beginning(origin, found, kinds)
     return replace(found, options=found.options | {"global_pool": "max"}) if MAXIMA.search(config) else found
 
 
-def _listed(config: Any) -> Iterator[tuple[str, str]]:
-    """(kind, name) of the layers in a model's config, in order, and of those in models among them."""
+def _h5_config(file: Any) -> bytes:
+    """The config of a whole model in HDF5, as `model.save("net.h5")` writes it; empty beside weights alone."""
+    config = file.attrs.get("model_config", b"")
+    if isinstance(config, str):
+        return config.encode()
+    return config if isinstance(config, bytes) else b""
+
+
+def _listed(config: Any) -> Iterator[tuple[str, str, float | None]]:
+    """(kind, name, epsilon of a batch norm) of a config's layers, in order, and of those in models among them."""
     inner = config.get("config") if isinstance(config, dict) else None
     if not isinstance(inner, dict):
         return
     if not isinstance(inner.get("layers"), list):
-        yield str(config.get("class_name")), str(inner.get("name"))
+        kind = str(config.get("class_name"))
+        yield kind, str(inner.get("name")), inner.get("epsilon") if kind.startswith("BatchNormalization") else None
         return
     for layer in inner["layers"]:
         yield from _listed(layer)
@@ -102,6 +118,13 @@ def _start(kinds: Sequence[tuple[str, str]]) -> int:
 def pads(kinds: Sequence[tuple[str, str]]) -> bool:
     """Whether a net pads with zeros, as those of convention "torch" alone do; not what stands before the net."""
     return any(kind == ZEROS for kind, _ in kinds[_start(kinds) :])
+
+
+def _check_epsilon(origin: str, listed: Iterable[tuple[str, str, float | None]]) -> None:
+    """Raises WeightsError for a batch norm whose epsilon is not that of the variants: weights alone do not tell it."""
+    for kind, name, epsilon in listed:
+        if epsilon not in (None, EPSILON):
+            raise WeightsError(f"{origin}: layer {name!r} ({kind}) has epsilon={epsilon}; allowed: {EPSILON}")
 
 
 def check_beginning(origin: str, source: Source, kinds: Sequence[tuple[str, str]]) -> None:
@@ -131,7 +154,7 @@ def source(
     tensors = _tensors(origin, model, stem, variables if named else _rename(origin, model, variables))
     classes = head_classes(origin, model, tensors)
     convention = "torch" if padded else "tf"
-    options: dict[str, Any] = {"num_classes": classes, "convention": convention, "bn_eps": 1e-3}
+    options: dict[str, Any] = {"num_classes": classes, "convention": convention, "bn_eps": EPSILON}
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
     if model == "inception_v2":
@@ -284,11 +307,21 @@ def _tensors(origin: str, model: str, stem: str, variables: Variables) -> dict[s
             continue
         used |= {conv, norm}
         result |= dict(_layer(origin, layer, variables, conv, norm))
+        _check_variables(origin, conv, variables[conv], HELD.get(layer.kind, ("kernel", "bias")))
+        _check_variables(origin, norm, variables.get(norm, {}), NUMBERED["batch_normalization"][4])
     for name in sorted(set(variables) - used):
         raise WeightsError(
             f"{origin}: layer {name} does not belong to {model}; allowed: Keras' application, with its head or without"
         )
     return result
+
+
+def _check_variables(origin: str, layer: str, seen: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raises WeightsError for a variable that a layer of the variants has not, as a bias before a batch norm is."""
+    for name in sorted(set(seen) - set(allowed)):
+        raise WeightsError(
+            f"{origin}: {layer}/{name} has no place in the net; allowed of this layer: {', '.join(allowed)}"
+        )
 
 
 def _own_name(layer: Layer) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,11 +73,17 @@ def read(prefix: Path, asked: str | None) -> Source:
 
     def tensor(name: str) -> Tensor:
         try:
-            return torch.from_numpy(reader.get_tensor(name).copy())
+            value = np.array(reader.get_tensor(name))
         except Exception as error:  # TensorFlow has one exception class per status code
             raise WeightsError(
                 f"{origin}: {name} cannot be read, the checkpoint is damaged: {_first_line(error)}"
             ) from error
+        if value.dtype.name == "bfloat16":  # of another package, for NumPy has none
+            return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+        try:
+            return torch.from_numpy(value)
+        except TypeError as error:
+            raise WeightsError(f"{origin}: {name} has dtype {value.dtype}; allowed: floating point numbers") from error
 
     names = {name for name in shapes if name.rpartition("/")[2] in LEAVES}
     stem = "separable" if f"{ROOTS[model]}/Conv2d_1a_7x7/depthwise_weights" in names else "plain"
