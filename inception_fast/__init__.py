@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import kernels as _kernels  # notes from now on that a process was forked
+
 __version__ = "0.1.0"
 
 _HOMES = {

@@ -2,6 +2,7 @@
 // weights.
 #include "batch_norm_op.h"
 #include "build.h"
+#include "openmp.h"
 #include "train_conv.h"
 #include "train_pool_op.h"
 #include "update.h"
@@ -386,6 +387,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("CHUNK") = CHUNK;
   m.def("peak", &peak);
   m.def("trim", &trim);
+  m.def("leave_openmp", &leave_openmp);
   m.def("batch_norm_relu", &batch_norm_forward);
   m.def("batch_norm_relu_backward", &batch_norm_backward);
   m.def("conv_weight_gradient", &conv_weight_gradient);
