@@ -195,6 +195,30 @@ def test_a_child_may_make_the_first_native_call(loaded: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_python_may_end_while_a_daemons_thread_is_in_a_call() -> None:
+    program = """if True:
+        import threading, time, warnings, torch
+        from inception_fast.kernels import cpu
+        started = threading.Event()
+
+        def work():
+            started.set()
+            cpu._native.peak("generic", "float32", 1.5)
+
+        threading.Thread(target=work, daemon=True).start()
+        started.wait()
+        time.sleep(0.1)
+        import atexit
+        class Slow:
+            def __del__(self, sleep=time.sleep):
+                sleep(2.0)  # beyond the call's end
+        import sys
+        sys.slow = Slow()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
 def test_a_plan_runs_on_the_threads_that_torch_has() -> None:
     # In a process of its own, which no earlier test has given threads.
