@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import kernels as _kernels  # notes from now on that a process was forked
-
 __version__ = "0.1.0"
+
+importlib.import_module(f"{__name__}.kernels")  # which notes from now on that the process was forked
 
 _HOMES = {
     "create_model": "models",
