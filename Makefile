@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-INPUTS := constraints.txt pyproject.toml setup.py CMakeLists.txt kernels/cuda/CMakeLists.txt $(NATIVE)
+SETTINGS := constraints.txt pyproject.toml setup.py
+INPUTS := $(SETTINGS) CMakeLists.txt kernels/cuda/CMakeLists.txt $(NATIVE)
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
 # How `make test` runs all of it: by two workers, whose OpenMP threads sleep while they wait, for there are twice as many as cores.
@@ -42,14 +43,16 @@ $(TRAINED): claims-training/%/compare.json: | $(VENV)/.bench
 test: $(VENV)/.test
 	$(if $(ARGS),,OMP_WAIT_POLICY=passive) $(BIN)/python -m pytest $(or $(ARGS),$(TOGETHER))
 
-# As an editable install does it, but the objects stay. Where the package is installed, it is up to date then.
+# As an editable install does it, but the objects stay. Where the package is installed, it is up to date then, but for new
+# settings, which ask for other packages.
 native: $(VENV)/.torch
 	bin="$$(cd $(BIN) && pwd)" && cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$$bin/ninja" \
 	  -DCMAKE_INSTALL_PREFIX="$(CURDIR)" -DPython_EXECUTABLE="$$bin/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 	cmake --build build/native
 	cmake --install build/native
-	touch -c $(VENV)/.bench $(VENV)/.test
+	for stamp in $(VENV)/.bench $(VENV)/.test; do \
+	  test -n "$$(find $(SETTINGS) -newer $$stamp 2>/dev/null)" || touch -c $$stamp; done
 
 lint: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_style.py $(ARGS)
@@ -63,9 +66,10 @@ clean:
 	rm -rf build dist *.egg-info kernels/cpu/*.so kernels/cuda/*.so $(VENV)/.bench $(VENV)/.test
 
 # torch goes first and alone with the build tools: the constraint keeps out a torch with gigabytes of CUDA, and the package is
-# then built in this environment, without an isolated one that would fetch its own.
+# then built in this environment, without an isolated one that would fetch its own. An environment without pip is one whose
+# making was interrupted, or failed for want of the system's package for it.
 $(VENV)/.torch: constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools scikit-build-core pybind11 ninja
 	touch $@
 

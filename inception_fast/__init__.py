@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+importlib.import_module(f"{__name__}.kernels")  # which notes from now on that the process was forked
+
 _HOMES = {
     "create_model": "models",
     "list_models": "models",

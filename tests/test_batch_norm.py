@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import inception_fast as fast
 import numerics
 from inception_fast import dispatch, ops
+from inception_fast.backends import batch_norm as native
 from plain_layers import Plain, randomise
 
 EPS = 1e-3
@@ -103,6 +104,27 @@ def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_denormal_mode_is_the_callers_on_all_threads() -> None:
+    x = torch.randn(4, 64, 20, 20).contiguous(memory_format=torch.channels_last)
+    weight, bias, grad = torch.full((64,), 2e-38), torch.zeros(64), torch.full_like(x, 1e-3)
+
+    def step(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        y, *statistics = native.forward(x, weight, bias, 1e-3, torch.channels_last)
+        return [y, *native.backward(grad, x, weight, bias, (statistics[0], statistics[1]), 1e-3)]
+
+    before = torch.get_num_threads()
+    try:
+        step(4)  # threads that begin later would have the mode from their parent
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this machine cannot flush denormals")
+        found = zip(step(1), step(4), strict=True)
+        assert all(torch.equal(a, b) for a, b in found)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def test_a_large_mean_does_not_cancel() -> None:

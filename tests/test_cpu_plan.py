@@ -174,6 +174,51 @@ def test_a_forked_child_runs_with_threads_of_its_own() -> None:
     assert torch.equal(call(compiled, plan, x, threads=4)[0], truth)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("loaded", ["inception_fast", "inception_fast.kernels.cpu"])
+def test_a_child_may_make_the_first_native_call(loaded: str) -> None:
+    """Torch has used its threads before the fork, so that the runtime waits in the child for what is gone."""
+    program = f"""if True:
+        import os, signal, warnings, torch, inception_fast, {loaded}
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(2)
+        torch.ones(1000, 1000).exp()
+        x, layer = torch.randn(2, 16, 20, 20), torch.nn.Conv2d(16, 64, 3).eval()
+        child = os.fork()
+        if child:
+            raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        signal.alarm(60)
+        inception_fast.optimize(layer, (x,))(x)
+        os._exit(0)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_may_end_while_a_daemons_thread_is_in_a_call() -> None:
+    program = """if True:
+        import threading, time, warnings, torch
+        from inception_fast.kernels import cpu
+        started = threading.Event()
+
+        def work():
+            started.set()
+            cpu._native.peak("generic", "float32", 1.5)
+
+        threading.Thread(target=work, daemon=True).start()
+        started.wait()
+        time.sleep(0.1)
+        import atexit
+        class Slow:
+            def __del__(self, sleep=time.sleep):
+                sleep(2.0)  # beyond the call's end
+        import sys
+        sys.slow = Slow()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
 def test_a_plan_runs_on_the_threads_that_torch_has() -> None:
     # In a process of its own, which no earlier test has given threads.

@@ -195,3 +195,13 @@ def test_tuners_at_once_keep_all_rows(tmp_path: Path) -> None:
     tuners = [subprocess.Popen([*command, str(who)]) for who in range(3)]
     assert [tuner.wait() for tuner in tuners] == [0, 0, 0]
     assert len(configs.read(tmp_path / "triton.json")) == len(choices.read(tmp_path / "cuda.json")) == 300
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no home"), PermissionError("another's home")])
+def test_without_a_home_there_are_the_shipped_rows(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "home" if isinstance(error, RuntimeError) else "exists", home)
+    assert configs.tuned("A GPU/1") == configs.shipped()
+    assert choices.tuned("A GPU/1", 1) == choices.shipped()

@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 
+from .. import in_forked_children
 from ..plan import (
     Buffer,
     ConvStep,
@@ -40,6 +41,9 @@ except ImportError as error:
     raise ImportError(
         f"the native kernels of inception_fast are not built ({error}); run `pip install -e .` in the checkout"
     ) from error
+
+# The first native call comes too late where torch has used its threads and the child makes that call.
+in_forked_children(_native.leave_openmp)
 
 DTYPES = ("float32", "bfloat16")
 EMULATED = ("amx_bf16_emulated",)  # what a tile unit computes, on any processor: slow, for tests, by name only

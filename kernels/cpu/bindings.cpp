@@ -2,6 +2,7 @@
 // weights.
 #include "batch_norm_op.h"
 #include "build.h"
+#include "openmp.h"
 #include "train_conv.h"
 #include "train_pool_op.h"
 #include "update.h"
@@ -14,6 +15,8 @@
 #include <chrono>
 #include <optional>
 #include <tuple>
+
+#include <unistd.h>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -32,6 +35,32 @@ using OutputTuple = std::tuple<int32_t, int32_t, int32_t, bool>;
 using ConvTuple =
     std::tuple<std::array<int32_t, 7>, std::array<int32_t, 2>, std::array<int32_t, 4>, int32_t, Arrays, Array, Array>;
 using InputTuple = std::tuple<uintptr_t, std::string, std::array<int64_t, 4>>;
+
+bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Python's lock given back while native code runs. Where the interpreter has begun to end meanwhile, a daemon's thread
+// sleeps until the process is gone: Python would end it by unwinding, which a destructor turns into an abort.
+class Unlocked {
+public:
+  Unlocked() : ends_(interpreter_ends()), state_(PyEval_SaveThread()) {}
+  ~Unlocked() {
+    while (!ends_ && interpreter_ends())
+      ::pause();
+    PyEval_RestoreThread(state_);
+  }
+  Unlocked(const Unlocked &) = delete;
+  Unlocked &operator=(const Unlocked &) = delete;
+
+private:
+  bool ends_; // then this is the thread that ends it
+  PyThreadState *state_;
+};
 
 ViewSpec view_of(const ViewTuple &v) { return {std::get<0>(v), std::get<1>(v), std::get<2>(v)}; }
 
@@ -112,7 +141,7 @@ double peak(const std::string &tier, const std::string &dtype, double seconds) {
   using Clock = std::chrono::steady_clock;
   const Tier &found = tier_named(tier);
   Type type = type_named(dtype, "peak", false);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   float sink = 0;
   Clock::time_point start = Clock::now();
   int64_t rounds = 0, each = 0;
@@ -154,7 +183,7 @@ void run(const Plan &plan, const std::vector<InputTuple> &inputs, const std::vec
   std::vector<void *> to;
   for (uintptr_t output : outputs)
     to.push_back(reinterpret_cast<void *>(output));
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   plan.run(from, to, reinterpret_cast<void *>(arena), threads, times);
 }
 
@@ -236,7 +265,7 @@ public:
     std::unique_ptr<Plan> plan;
     Builder &builder = get();
     {
-      py::gil_scoped_release release;
+      Unlocked unlocked;
       plan = builder.build(like);
     }
     builder_.reset();
@@ -287,7 +316,7 @@ void batch_norm_forward(const std::string &tier, const std::string &dtype, std::
   op.running_mean = at<float>(running[0]), op.running_var = at<float>(running[1]);
   op.batches = at<int64_t>(running[2]), op.share = share;
   const Tier &on = tier_named(tier);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   batch_norm_relu(on, op, threads);
 }
 
@@ -301,7 +330,7 @@ void batch_norm_backward(const std::string &tier, const std::string &dtype, std:
   op.grad_weight = at<float>(gradients[1]);
   op.grad_bias = at<float>(gradients[2]);
   const Tier &on = tier_named(tier);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   batch_norm_relu_backward(on, op, threads);
 }
 
@@ -319,7 +348,7 @@ void conv_weight_gradient(const std::string &tier, const std::string &dtype, std
   op.grad = at<const void>(std::get<0>(maps[1])), op.grad_pitch = std::get<1>(maps[1]);
   op.dw = at<float>(dw);
   const Tier &on = tier_named(tier);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   weight_gradient(on, op, threads);
 }
 
@@ -339,7 +368,7 @@ void convolve_in_training(const std::string &tier, const std::string &dtype, std
   op.weight = at<const float>(weight);
   std::tie(op.column, op.channel, op.row, op.tap) = std::tuple_cat(strides);
   const Tier &on = tier_named(tier);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   train_conv(on, op, threads);
 }
 
@@ -358,7 +387,7 @@ void pool_in_training(const std::string &tier, const std::string &dtype, const s
   op.x = at<const void>(std::get<0>(map)), op.pitch = std::get<1>(map);
   op.y = at<void>(y), op.taps = at<unsigned char>(taps);
   const Tier &on = tier_named(tier);
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   (backward ? train_pool_backward : train_pool)(on, op, threads);
 }
 
@@ -368,13 +397,13 @@ void rmsprop_update(const std::vector<std::array<int64_t, 5>> &parameters, std::
   for (const auto &[p, grad, square, momentum, length] : parameters)
     parts.push_back({at<float>(p), at<const float>(grad), at<float>(square), at<float>(momentum), length});
   auto [lr, decay, momentum, epsilon, weight_decay] = rates;
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   rmsprop(parts, {lr, decay, momentum, epsilon, weight_decay}, threads);
 }
 
 void trim() {
 #ifdef __GLIBC__
-  py::gil_scoped_release release;
+  Unlocked unlocked;
   malloc_trim(0);
 #endif
 }
@@ -386,6 +415,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("CHUNK") = CHUNK;
   m.def("peak", &peak);
   m.def("trim", &trim);
+  m.def("leave_openmp", &leave_openmp);
   m.def("batch_norm_relu", &batch_norm_forward);
   m.def("batch_norm_relu_backward", &batch_norm_backward);
   m.def("conv_weight_gradient", &conv_weight_gradient);

@@ -43,11 +43,13 @@ OpenMp look_around() {
   if (dl_iterate_phdr(find, &found) == 0)
     found = {};
 #endif
-  pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+  pthread_atfork(nullptr, nullptr, leave_openmp);
   return found;
 }
 
 } // namespace
+
+void leave_openmp() { forked.store(true, std::memory_order_relaxed); }
 
 const OpenMp &openmp() {
   static const OpenMp none, runtime = look_around();

@@ -142,5 +142,9 @@ def cache_file(gpu: str, version: int) -> Path:
 
 def tuned(gpu: str, version: int) -> tuple[Row, ...]:
     """The shipped rows and those tuned on this machine."""
-    file = cache_file(gpu, version)
-    return (*shipped(), *(read(file) if file.exists() else ()))
+    try:
+        file = cache_file(gpu, version)
+        there = file.exists()
+    except (OSError, RuntimeError):  # a user without a home, or with another's
+        return shipped()
+    return (*shipped(), *(read(file) if there else ()))

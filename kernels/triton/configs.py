@@ -190,8 +190,12 @@ def cache_file(gpu: str) -> Path:
 
 def tuned(gpu: str) -> tuple[Row, ...]:
     """The shipped rows and those tuned on this machine."""
-    file = cache_file(gpu)
-    return (*shipped(), *(read(file) if file.exists() else ()))
+    try:
+        file = cache_file(gpu)
+        there = file.exists()
+    except (OSError, RuntimeError):  # a user without a home, or with another's
+        return shipped()
+    return (*shipped(), *(read(file) if there else ()))
 
 
 def candidates(arch: str, precision: str, m: int, oc: int, k: int) -> list[Config]:
