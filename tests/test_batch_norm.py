@@ -105,6 +105,25 @@ def test_the_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+def test_workers_take_the_callers_denormal_mode() -> None:
+    """The threads are there before the caller's mode changes."""
+    inputs = arguments((3, 40, 19, 17))
+    inputs[0] *= 1e-39
+    inputs[2].zero_()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count, flush in ((3, False), (1, True), (3, True)):
+            torch.set_num_threads(count)
+            if torch.set_flush_denormal(flush) < flush:
+                pytest.skip("this machine cannot flush denormals")
+            found.append(ours(inputs, torch.ones_like(inputs[0]))[0])
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert bool(found[0][0].any()) and not found[1][0].any()
+    assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))
+
+
 def test_a_large_mean_does_not_cancel() -> None:
     """Values of 1000 with a deviation of 1.2, which a sum of squares in float32 would lose altogether."""
     inputs = arguments((2, 24, 16, 16))

@@ -10,7 +10,8 @@ namespace {
 struct Job {
   Shared body;
   void *context;
-  int core; // the caller's
+  int core; // the caller's, as is the mode
+  unsigned float_mode;
 };
 
 void run_openmp(void *pointer) {
@@ -19,7 +20,10 @@ void run_openmp(void *pointer) {
   Meeting meet{[](void *) { openmp().barrier(); }, nullptr};
   if (runtime.index() > 0 && runtime.count() <= available_cores())
     leave_core(job.core);
+  unsigned mode = float_mode();
+  set_float_mode(job.float_mode);
   job.body(job.context, Worker{runtime.index(), runtime.count(), nullptr}, meet);
+  set_float_mode(mode); // another library's threads are given back as they were
 }
 
 void run_team(void *pointer, const Worker &worker, Barrier &barrier) {
@@ -31,7 +35,7 @@ void run_team(void *pointer, const Worker &worker, Barrier &barrier) {
 } // namespace
 
 void run_shared(int threads, Shared body, void *context) {
-  Job job{body, context, this_core()};
+  Job job{body, context, this_core(), float_mode()};
   if (threads <= 1) {
     body(context, Worker{0, 1, nullptr}, Meeting{[](void *) {}, nullptr});
   } else if (openmp()) {

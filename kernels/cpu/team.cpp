@@ -30,21 +30,6 @@ void pause() {
 #endif
 }
 
-// Rounding and denormal modes are per thread; the workers take the caller's.
-unsigned float_mode() {
-#ifdef INCEPTION_FAST_X86
-  return _mm_getcsr();
-#else
-  return 0;
-#endif
-}
-
-void set_float_mode([[maybe_unused]] unsigned mode) {
-#ifdef INCEPTION_FAST_X86
-  _mm_setcsr(mode);
-#endif
-}
-
 // Threads of a team must not take the process's signals: Python wants them on its own threads.
 class BlockedSignals {
 public:
@@ -108,6 +93,20 @@ void leave_core([[maybe_unused]] int core) {
   CPU_CLR(core, &others);
   if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
     sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
+unsigned float_mode() {
+#ifdef INCEPTION_FAST_X86
+  return _mm_getcsr();
+#else
+  return 0;
+#endif
+}
+
+void set_float_mode([[maybe_unused]] unsigned mode) {
+#ifdef INCEPTION_FAST_X86
+  _mm_setcsr(mode);
 #endif
 }
 

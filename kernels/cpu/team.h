@@ -28,6 +28,10 @@ int this_core();
 // thread that wakes while another library's still spins is put there, and the scheduler may leave it for milliseconds.
 void leave_core(int core);
 
+// Rounding and denormal modes are per thread; workers take their caller's.
+unsigned float_mode();
+void set_float_mode(unsigned mode);
+
 // A counter that threads wait on: spinning first, asleep afterwards.
 class Signal {
 public:
