@@ -14,10 +14,11 @@ import psutil
 import pytest
 import torch
 from inception_fast.kernels import cpu
-from inception_fast.kernels.plan import ConvStep, Plan
+from inception_fast.kernels.plan import ConvStep, Output, PairStep, Plan
+from inception_fast.kernels.spec import ConvSpec
 from torch import nn
 
-from cpu_plans import call, chain, chain_input, chain_truth
+from cpu_plans import Scene, call, chain, chain_input, chain_truth, integers
 from inception_fast import create_model, optimize
 
 
@@ -53,6 +54,26 @@ def test_a_plan_like_another_uses_its_weights(tier: str) -> None:
 def test_a_plan_with_other_convolutions_is_refused() -> None:
     with pytest.raises(ValueError, match="weights of a plan with other convolutions"):
         cpu.compile(Plan((), (), (), 0), like=cpu.compile(chain(1)))
+
+
+@pytest.mark.parametrize("tier", (*cpu.tiers(), *cpu.EMULATED))
+def test_a_plan_with_the_same_convolutions_packed_otherwise_is_refused(tier: str) -> None:
+    """Three channels of neighbouring taps are joined in bfloat16, but not in a fused pair, here in as many floats."""
+
+    def plan(kind: str) -> Plan:
+        first = integers(ConvSpec(2, 5, 8, 3, 3, 3, 1, dtype="bfloat16"))
+        second = integers(ConvSpec(2, 3, 8, 3, 8, 1, 3, dtype="bfloat16"))
+        scene = Scene()
+        x, middle, y = (scene.room(2, *size, dtype="bfloat16") for size in ((5, 8, 3), (3, 8, 3), (3, 6, 8)))
+        scene.buffers[0] = dataclasses.replace(scene.buffers[0], kind="input", position=0)
+        scene.buffers[1] = dataclasses.replace(scene.buffers[1], kind=kind)
+        scene.inputs.append(first.x)
+        a, b = first.step(x, (Output(middle, True),)), second.step(middle, (Output(y, False),))
+        scene.steps.append(PairStep("pair", "chain", a, b))
+        return scene.plan()
+
+    with pytest.raises(ValueError, match="weights of a plan with other convolutions"):
+        cpu.compile(plan("local"), tier, like=cpu.compile(plan("arena"), tier))
 
 
 @pytest.mark.skipif(len(cpu.tiers()) < 2, reason="this machine runs one tier only")
