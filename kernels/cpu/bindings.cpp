@@ -11,6 +11,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <tuple>
@@ -406,7 +407,7 @@ PYBIND11_MODULE(_native, m) {
       .def("run_shares",
            [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
               uintptr_t arena, int threads) {
-             std::vector<double> seconds(size_t(plan.steps()) * std::max(threads, 0));
+             std::vector<double> seconds(size_t(plan.steps()) * std::clamp(threads, 0, MAX_THREADS));
              run(plan, inputs, outputs, arena, threads, {nullptr, seconds.data()});
              return seconds;
            })
