@@ -174,6 +174,28 @@ def test_a_forked_child_runs_with_threads_of_its_own() -> None:
     assert torch.equal(call(compiled, plan, x, threads=4)[0], truth)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_forked_before_the_first_kernel_does_not_wait_for_torchs_threads() -> None:
+    program = """if True:
+        import os, signal, numpy as np, torch
+        from inception_fast.kernels import cpu
+        from cpu_plans import call, chain, chain_input, chain_truth
+        torch.set_num_threads(2)
+        torch.ones(1 << 20).exp()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            x, plan = chain_input(80), chain(80)
+            y = call(cpu.compile(plan), plan, x, threads=2)[0]
+            os._exit(0 if y.shape[0] == 80 else 1)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    tests = os.path.dirname(__file__)
+    paths = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0, "the child hangs"
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
 def test_a_plan_runs_on_the_threads_that_torch_has() -> None:
     # In a process of its own, which no earlier test has given threads.
@@ -228,6 +250,8 @@ def test_shares_report_every_thread() -> None:
     shares = np.array(compiled.run_shares([argument(x)], [y.data_ptr()], arena.ctypes.data, 3))
     assert shares.shape == (3, len(plan.steps)) and bool((shares > 0).all()) and shares.max() < 60
     assert torch.equal(y.permute(0, 3, 1, 2), chain_truth(x))
+    with pytest.raises(ValueError, match="2147483647 threads; allowed: 1 to 1024"):
+        compiled.run_shares([argument(x)], [y.data_ptr()], arena.ctypes.data, 2**31 - 1)
 
 
 def test_weights_are_copied_whatever_their_strides() -> None:

@@ -37,13 +37,16 @@ int find(dl_phdr_info *info, size_t, void *found) {
 
 std::atomic<bool> forked{false};
 
+// From when this library is loaded on: torch's threads may run, and the process fork, before the first kernel.
+[[maybe_unused]] const int watching =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
 OpenMp look_around() {
   OpenMp found;
 #ifdef __linux__
   if (dl_iterate_phdr(find, &found) == 0)
     found = {};
 #endif
-  pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
   return found;
 }
 
