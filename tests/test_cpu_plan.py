@@ -233,6 +233,12 @@ def test_workers_take_the_callers_denormal_mode() -> None:
     assert flushed.unique().numel() == 1
 
 
+@every_tier
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+def test_the_peak_is_measured_in_no_time_too(tier: str, dtype: str) -> None:
+    assert 0 < cpu.peak_flops(dtype, 1, tier, seconds=0.0) < float("inf")
+
+
 def test_timed_runs_report_every_step() -> None:
     plan, x = chain(SHARED), chain_input(SHARED)
     compiled = cpu.compile(plan)

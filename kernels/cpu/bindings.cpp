@@ -118,11 +118,11 @@ double peak(const std::string &tier, const std::string &dtype, double seconds) {
   Clock::time_point start = Clock::now();
   int64_t rounds = 0, each = 0;
   double spent = 0;
-  while (spent < seconds) {
+  do {
     each = found.peak(type, 10000, &sink);
     rounds += 10000;
     spent = std::chrono::duration<double>(Clock::now() - start).count();
-  }
+  } while (spent < seconds);
   return static_cast<double>(rounds * each) / spent;
 }
 
