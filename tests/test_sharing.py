@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch
 from inception_fast.kernels import cpu
-from inception_fast.kernels.plan import ConvStep, Output, PairStep, Plan
+from inception_fast.kernels.plan import ConvStep, Output, PairStep, Plan, View
 from inception_fast.kernels.spec import ConvSpec
 from torch import nn
 
-from cpu_plans import Scene, call, chain, chain_input, chain_truth, integers
+from cpu_plans import Memory, Scene, argument, call, chain, chain_input, chain_truth, integers, poisoned
 from inception_fast import create_model, optimize
 
 
@@ -57,23 +57,25 @@ def test_a_plan_with_other_convolutions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tier", (*cpu.tiers(), *cpu.EMULATED))
-def test_a_plan_with_the_same_convolutions_packed_otherwise_is_refused(tier: str) -> None:
-    """Three channels of neighbouring taps are joined in bfloat16, but not in a fused pair, here in as many floats."""
+def test_a_fused_pair_shares_the_weights_of_its_two_convolutions(tier: str) -> None:
+    """Three channels of neighbouring taps are joined in bfloat16, in either form."""
 
-    def plan(kind: str) -> Plan:
-        first = integers(ConvSpec(2, 5, 8, 3, 3, 3, 1, dtype="bfloat16"))
-        second = integers(ConvSpec(2, 3, 8, 3, 8, 1, 3, dtype="bfloat16"))
+    def pair(kind: str) -> tuple[Scene, View]:
+        first = integers(ConvSpec(2, 5, 8, 3, 3, 3, 3, dtype="bfloat16"))
+        second = integers(ConvSpec(2, 3, 6, 3, 8, 1, 3, dtype="bfloat16"))
         scene = Scene()
-        x, middle, y = (scene.room(2, *size, dtype="bfloat16") for size in ((5, 8, 3), (3, 8, 3), (3, 6, 8)))
-        scene.buffers[0] = dataclasses.replace(scene.buffers[0], kind="input", position=0)
+        x = scene.put(first.x, dtype="bfloat16")
+        middle, y = scene.room(2, 3, 6, 3, dtype="bfloat16"), scene.room(2, 3, 4, 8, dtype="bfloat16")
         scene.buffers[1] = dataclasses.replace(scene.buffers[1], kind=kind)
-        scene.inputs.append(first.x)
         a, b = first.step(x, (Output(middle, True),)), second.step(middle, (Output(y, False),))
         scene.steps.append(PairStep("pair", "chain", a, b))
-        return scene.plan()
+        return scene, y
 
-    with pytest.raises(ValueError, match="weights of a plan with other convolutions"):
-        cpu.compile(plan("local"), tier, like=cpu.compile(plan("arena"), tier))
+    (apart, y), (fused, _) = pair("arena"), pair("local")
+    compiled = cpu.compile(fused.plan(), tier, like=cpu.compile(apart.plan(), tier))
+    arena = poisoned(fused.position // 4)
+    compiled.run([argument(x) for x in fused.inputs], [], arena.ctypes.data, 2)
+    assert torch.equal(Memory(fused.buffers, arena).get(y), apart.run(tier).get(y))
 
 
 @pytest.mark.skipif(len(cpu.tiers()) < 2, reason="this machine runs one tier only")
