@@ -300,6 +300,43 @@ def test_a_fused_pair_is_its_two_convolutions_bit_for_bit(tier: str, dtype: str,
         assert rel_l2(found[0], once.reference(relu=False)) <= 2 * limit
 
 
+# The first kernel and the second, with 7 channels between them.
+FEW = {
+    "taps of the second": (ConvSpec(2, 30, 30, 32, 7, 3, 1), (1, 3), (0, 0, 0, 0)),
+    "taps of the first, strips of columns": (
+        ConvSpec(3, 20, 33, 3, 7, 3, 3, (1, 1), (1, 1, 2, 1)),
+        (3, 1),
+        (1, 1, 0, 0),
+    ),
+    "strips inside of padding": (ConvSpec(2, 9, 3, 5, 7, 3, 4, (1, 1), (1, 1, 9, 9)), (5, 1), (2, 2, 0, 0)),
+    "strips, strided": (ConvSpec(3, 11, 40, 8, 7, 5, 5, (2, 2), (2, 2, 2, 2)), (3, 1), (0, 0, 0, 0)),
+    "taps of both, strips of rows": (ConvSpec(2, 31, 12, 5, 7, 3, 3, (2, 1), (1, 0, 1, 1)), (1, 3), (0, 0, 0, 0)),
+}
+
+
+@every_tier_and_emulation
+@pytest.mark.parametrize("case", FEW)
+def test_a_fused_pair_of_few_channels_is_its_two_convolutions_bit_for_bit(tier: str, case: str) -> None:
+    """In bfloat16, whose few channels of neighbouring taps are joined; the result is float32, so that all bits show."""
+    spec, kernel, padding = FEW[case]
+    first = normals(replace(spec, dtype="bfloat16"), 1)
+    spec = ConvSpec(spec.n, spec.oh, spec.ow, spec.oc, 40, *kernel, (1, 1), padding, dtype="bfloat16")
+    second, found = normals(spec, 2), []
+    for kind in ("arena", "local"):
+        for threads in (1, 2, 5):
+            scene = Scene()
+            x, middle = (
+                scene.put(first.x, 1, 2, "bfloat16"),
+                scene.room(spec.n, spec.h, spec.w, spec.c, dtype="bfloat16"),
+            )
+            scene.buffers[-1] = replace(scene.buffers[-1], kind=kind)
+            y = scene.room(spec.n, spec.oh, spec.ow, 40)
+            a, b = first.step(x, (Output(middle, True),)), second.step(middle, (Output(y, False),))
+            scene.steps.append(PairStep("pair", "chain", a, b))
+            found.append(scene.run(tier, threads).get(y))
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
 @every_tier
 @pytest.mark.parametrize("kind", ["chain", "split"])
 def test_pairs_are_their_two_convolutions(tier: str, kind: str) -> None:

@@ -208,7 +208,6 @@ def test_python_may_end_while_a_daemons_thread_is_in_a_call() -> None:
         threading.Thread(target=work, daemon=True).start()
         started.wait()
         time.sleep(0.1)
-        import atexit
         class Slow:
             def __del__(self, sleep=time.sleep):
                 sleep(2.0)  # beyond the call's end
@@ -256,6 +255,12 @@ def test_workers_take_the_callers_denormal_mode() -> None:
     assert flushed.unique().numel() == 1
 
 
+@every_tier
+@pytest.mark.parametrize("dtype", cpu.DTYPES)
+def test_the_peak_is_measured_in_no_time_too(tier: str, dtype: str) -> None:
+    assert 0 < cpu.peak_flops(dtype, 1, tier, seconds=0.0) < float("inf")
+
+
 def test_timed_runs_report_every_step() -> None:
     plan, x = chain(SHARED), chain_input(SHARED)
     compiled = cpu.compile(plan)
@@ -273,6 +278,8 @@ def test_shares_report_every_thread() -> None:
     shares = np.array(compiled.run_shares([argument(x)], [y.data_ptr()], arena.ctypes.data, 3))
     assert shares.shape == (3, len(plan.steps)) and bool((shares > 0).all()) and shares.max() < 60
     assert torch.equal(y.permute(0, 3, 1, 2), chain_truth(x))
+    with pytest.raises(ValueError, match="2147483647 threads; allowed: 1 to 1024"):
+        compiled.run_shares([argument(x)], [y.data_ptr()], arena.ctypes.data, 2**31 - 1)
 
 
 def test_weights_are_copied_whatever_their_strides() -> None:

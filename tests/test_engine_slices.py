@@ -183,10 +183,19 @@ def test_what_torch_runs_on_the_cpu_is_named_once() -> None:
 
 @pytest.mark.parametrize("channels", [3, 15, 17, 31])
 def test_a_pair_of_few_channels_fused_for_many_images_and_not_for_one(channels: int) -> None:
-    """In bfloat16 its first kernel is packed otherwise where the pair is fused, as long as they are fewer than 16."""
+    """In bfloat16 the taps of its first kernel are joined, in either form, as long as they are fewer than 16."""
     net = nn.Sequential(nn.Conv2d(channels, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 4, (3, 1))).eval()
     images = torch.rand(64, channels, 5, 6)
     fast = optimize(net, images, dtype=torch.bfloat16)
     together = fast(images)
     for batch in (1, 64, 1, 32):
         assert torch.equal(fast(images[:batch]), together[:batch])
+
+
+def test_a_pair_with_few_channels_between_fused_for_many_images_and_not_for_one() -> None:
+    """The result is float32, so that all bits of the sums show."""
+    net = nn.Sequential(nn.Conv2d(32, 7, (3, 1)), nn.ReLU(), nn.Conv2d(7, 64, (1, 3))).eval()
+    images = torch.randn(4, 32, 30, 30)
+    fast = optimize(net, images, dtype=torch.bfloat16)
+    together = fast(images)
+    assert all(torch.equal(fast(images[i : i + 1])[0], together[i]) for i in range(4))

@@ -14,10 +14,11 @@ import psutil
 import pytest
 import torch
 from inception_fast.kernels import cpu
-from inception_fast.kernels.plan import ConvStep, Plan
+from inception_fast.kernels.plan import ConvStep, Output, PairStep, Plan, View
+from inception_fast.kernels.spec import ConvSpec
 from torch import nn
 
-from cpu_plans import call, chain, chain_input, chain_truth
+from cpu_plans import Memory, Scene, argument, call, chain, chain_input, chain_truth, integers, poisoned
 from inception_fast import create_model, optimize
 
 
@@ -53,6 +54,28 @@ def test_a_plan_like_another_uses_its_weights(tier: str) -> None:
 def test_a_plan_with_other_convolutions_is_refused() -> None:
     with pytest.raises(ValueError, match="weights of a plan with other convolutions"):
         cpu.compile(Plan((), (), (), 0), like=cpu.compile(chain(1)))
+
+
+@pytest.mark.parametrize("tier", (*cpu.tiers(), *cpu.EMULATED))
+def test_a_fused_pair_shares_the_weights_of_its_two_convolutions(tier: str) -> None:
+    """Three channels of neighbouring taps are joined in bfloat16, in either form."""
+
+    def pair(kind: str) -> tuple[Scene, View]:
+        first = integers(ConvSpec(2, 5, 8, 3, 3, 3, 3, dtype="bfloat16"))
+        second = integers(ConvSpec(2, 3, 6, 3, 8, 1, 3, dtype="bfloat16"))
+        scene = Scene()
+        x = scene.put(first.x, dtype="bfloat16")
+        middle, y = scene.room(2, 3, 6, 3, dtype="bfloat16"), scene.room(2, 3, 4, 8, dtype="bfloat16")
+        scene.buffers[1] = dataclasses.replace(scene.buffers[1], kind=kind)
+        a, b = first.step(x, (Output(middle, True),)), second.step(middle, (Output(y, False),))
+        scene.steps.append(PairStep("pair", "chain", a, b))
+        return scene, y
+
+    (apart, y), (fused, _) = pair("arena"), pair("local")
+    compiled = cpu.compile(fused.plan(), tier, like=cpu.compile(apart.plan(), tier))
+    arena = poisoned(fused.position // 4)
+    compiled.run([argument(x) for x in fused.inputs], [], arena.ctypes.data, 2)
+    assert torch.equal(Memory(fused.buffers, arena).get(y), apart.run(tier).get(y))
 
 
 @pytest.mark.skipif(len(cpu.tiers()) < 2, reason="this machine runs one tier only")

@@ -20,7 +20,6 @@ from .plan import Program, Tap, TorchItem
 from .segment import NativeItem
 
 IDLE_ARENAS = 4
-FEW = 16  # channels; kernels of fewer are packed in another way as a part of a fused pair (`join_taps`)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
 
@@ -133,26 +132,6 @@ def same_weights(a: Program, b: Program) -> bool:
     return [len(x) for x in left] == [len(x) for x in right] and all(
         _same_convolution(x, y) for xs, ys in zip(left, right, strict=True) for x, y in zip(xs, ys, strict=True)
     )
-
-
-def plans_of(program: Program) -> list[Plan]:
-    return [item.plan for item in program.items if isinstance(item, NativeItem)]
-
-
-def packed_alike(a: Sequence[Plan], b: Sequence[Plan]) -> bool:
-    """Whether plans of the same weights hold them in the same order: in bfloat16 few channels of neighbouring taps are
-    joined, but not where a pair is fused.
-    """
-    return _fused_with_few(a) == _fused_with_few(b)
-
-
-def _fused_with_few(plans: Sequence[Plan]) -> list[bool]:
-    pairs = [(plan, step) for plan in plans for step in plan.steps if isinstance(step, PairStep)]
-    return [
-        plan.buffers[step.second.x.buffer].kind == "local"
-        for plan, step in pairs
-        if any(part.spec.dtype == "bfloat16" and part.spec.c < FEW for part in convolutions_of(step))
-    ]
 
 
 def _same_convolution(a: ConvStep, b: ConvStep) -> bool:

@@ -32,8 +32,6 @@ from .program import (
     Copies,
     Interpreted,
     Planned,
-    packed_alike,
-    plans_of,
     same_weights,
 )
 from .slices import Sliced, images_at_a_time, in_slices, plan_in_slices
@@ -207,18 +205,17 @@ class Session:
         return self._gpu.compiled(captured.graph, shapes), captured
 
     def _packed(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled:
-        like = self._like(program, sliced, other)
+        like = self._like(program, other)
         if like is None:
             self._check_contents()
             cpu.trim()  # megabytes of a capture, before those of weights
         return Compiled(program, self._pool, like, sliced, self._copies)
 
-    def _like(self, program: Program, sliced: Plan | None, other: Compiled | None) -> Compiled | None:
+    def _like(self, program: Program, other: Compiled | None) -> Compiled | None:
         """A program whose packed weights this one can share: `other`, or one of those made before."""
         runnables = (other, *(e.main if isinstance(e, Sliced) else e for e, _ in self.programs().values()))
         made = (e for e in runnables if isinstance(e, Compiled))
-        plans = [sliced] if sliced else plans_of(program)
-        return next((m for m in made if packed_alike(m.plans, plans) and same_weights(m.program, program)), None)
+        return next((m for m in made if same_weights(m.program, program)), None)
 
     def _lower(self, graph: ir.Graph, leaves: Sequence[Any]) -> Program:
         try:

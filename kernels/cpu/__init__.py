@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from .. import in_forked_children
+from .. import was_forked
 from ..plan import (
     Buffer,
     ConvStep,
@@ -42,8 +42,9 @@ except ImportError as error:
         f"the native kernels of inception_fast are not built ({error}); run `pip install -e .` in the checkout"
     ) from error
 
-# The first native call comes too late where torch has used its threads and the child makes that call.
-in_forked_children(_native.leave_openmp)
+# What is loaded by now sees later forks itself; of an earlier one, which lost the threads of torch, only Python knows.
+if was_forked():
+    _native.leave_openmp()
 
 DTYPES = ("float32", "bfloat16")
 EMULATED = ("amx_bf16_emulated",)  # what a tile unit computes, on any processor: slow, for tests, by name only

@@ -12,6 +12,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <tuple>
@@ -146,11 +147,11 @@ double peak(const std::string &tier, const std::string &dtype, double seconds) {
   Clock::time_point start = Clock::now();
   int64_t rounds = 0, each = 0;
   double spent = 0;
-  while (spent < seconds) {
+  do {
     each = found.peak(type, 10000, &sink);
     rounds += 10000;
     spent = std::chrono::duration<double>(Clock::now() - start).count();
-  }
+  } while (spent < seconds);
   return static_cast<double>(rounds * each) / spent;
 }
 
@@ -436,7 +437,7 @@ PYBIND11_MODULE(_native, m) {
       .def("run_shares",
            [](const Plan &plan, const std::vector<InputTuple> &inputs, const std::vector<uintptr_t> &outputs,
               uintptr_t arena, int threads) {
-             std::vector<double> seconds(size_t(plan.steps()) * std::max(threads, 0));
+             std::vector<double> seconds(size_t(plan.steps()) * std::clamp(threads, 0, MAX_THREADS));
              run(plan, inputs, outputs, arena, threads, {nullptr, seconds.data()});
              return seconds;
            })

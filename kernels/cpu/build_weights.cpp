@@ -28,7 +28,7 @@ std::vector<int64_t> Builder::packing() const {
   for (const Packing &packing : packings_) {
     const ConvOp &op = packed_op(packing);
     out.insert(out.end(), {packing.position, op.c, op.oc, op.kh, op.kw, op.groups, int64_t(op.x.type), op.row_taps,
-                           op.tile_h, op.tile_w, op.depthwise});
+                           op.row_depth, op.tiled, op.joined, op.tile_h, op.tile_w, op.depthwise});
     for (const Panel &panel : plan_->panels_[packing.panels])
       out.insert(out.end(), {panel.packed, panel.column, panel.width});
   }

@@ -37,13 +37,16 @@ int find(dl_phdr_info *info, size_t, void *found) {
 
 std::atomic<bool> forked{false};
 
+// From when this library is loaded on: torch's threads may run, and the process fork, before the first kernel. Of forks
+// before that Python tells.
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, leave_openmp);
+
 OpenMp look_around() {
   OpenMp found;
 #ifdef __linux__
   if (dl_iterate_phdr(find, &found) == 0)
     found = {};
 #endif
-  pthread_atfork(nullptr, nullptr, leave_openmp);
   return found;
 }
 

@@ -19,7 +19,7 @@ struct OpenMp {
 // False in a forked child: its runtime waits for ever for the threads that the fork has left behind.
 const OpenMp &openmp();
 
-// For a child forked before the first call of openmp(), which has not seen it: there is no runtime from now on.
+// For a child forked before this library was loaded: there is no runtime from now on.
 void leave_openmp();
 
 } // namespace inception_fast::cpu

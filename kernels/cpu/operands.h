@@ -144,19 +144,20 @@ inline void copy(const float *from, int64_t count, float *to) { __builtin_memcpy
 inline void copy(const bf16 *from, int64_t count, bf16 *to) { __builtin_memcpy(to, from, count * sizeof *to); }
 inline void copy(const bf16 *from, int64_t count, float *to) { widen(from, count, to); }
 
-// The part of x that the tiles [tile0, tile1) read, its rows as joined taps read them.
+// The part of x that the tiles [tile0, tile1) read, its rows as joined taps read them; a strip's may begin inside the
+// map.
 template <class T, class X> inline Map<X> join(const ConvOp &op, const Map<T> &x, int64_t tile0, int64_t tile1, X *to) {
   Box box = box_of(op, tile0, tile1);
-  int64_t row = joined_row(op), before = lesser(op.left, row);
-  int64_t inside = lesser(op.w, row - before), behind = row - before - inside;
+  int64_t row = joined_row(op), before = within(op.left, 0, row), first = greater(0, -int64_t(op.left));
+  int64_t inside = within(op.w - first, 0, row - before), behind = row - before - inside;
   for (int64_t y = box.top; y < box.bottom; ++y) {
     X *at = to + (y - box.top) * row * op.c;
     __builtin_memset(at, 0, before * op.c * sizeof(X));
     at += before * op.c;
     if (x.pitch == op.c)
-      copy(x.at(y, 0), inside * op.c, at);
+      copy(x.at(y, first), inside * op.c, at);
     for (int64_t i = 0; i < (x.pitch == op.c ? 0 : inside); ++i)
-      copy(x.at(y, i), op.c, at + i * op.c);
+      copy(x.at(y, first + i), op.c, at + i * op.c);
     __builtin_memset(at + inside * op.c, 0, behind * op.c * sizeof(X));
   }
   return {to + (op.left - box.top * row) * op.c, row, op.c};

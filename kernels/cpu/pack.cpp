@@ -46,7 +46,7 @@ void lay_out_rows(ConvOp &op, int k_multiple) {
 
 void join_taps(ConvOp &op, int k_multiple) {
   int row = op.kw * op.c, taps = op.kh * op.kw, all = taps * op.c;
-  bool few = op.x.type == Type::bfloat16 && op.groups == 1 && op.c < FEWEST && !op.columns && !op.strips;
+  bool few = op.x.type == Type::bfloat16 && op.groups == 1 && op.c < FEWEST && !op.columns;
   if (!few || op.kw == 1)
     return;
   int filled = (all + k_multiple - 1) / k_multiple * k_multiple;

@@ -10,7 +10,7 @@ namespace {
 struct Job {
   Shared body;
   void *context;
-  int core; // the caller's, as the next
+  int core; // the caller's, as is the mode
   unsigned float_mode;
 };
 

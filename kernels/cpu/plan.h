@@ -18,7 +18,7 @@ const std::vector<const Tier *> &runnable_tiers();
 // Tiers that compute what another machine's would, by name only.
 const std::vector<const Tier *> &emulated_tiers();
 
-// Zeroed memory, in huge pages where the system has them.
+// Memory in huge pages where the system has them.
 class Memory {
 public:
   explicit Memory(size_t bytes);

@@ -170,6 +170,8 @@ void pair_any(Scene &scene, Rng &rng) {
     a.c = 33, a.oc = 20, a.h = rng.between(9, 15), a.w = rng.between(9, 15);
   if (rng.one_in(4))
     std::swap(a.kh, a.kw);
+  if (rng.one_in(4))
+    a.kh = a.kw = 3;
   a.stride = {rng.one_in(6) ? 2 : 1, rng.one_in(6) ? 2 : 1};
   a.padding = {a.kh / 2, a.kh / 2, a.kw / 2, a.kw / 2};
   auto [h, w] = size_of(a);
