@@ -88,8 +88,13 @@ MUTANTS = (
         "columns",
     ),
     _operands("a slice is widened as it lies", "x.pitch == op.c && pitch == op.c", "pitch == op.c"),
-    _operands("joined taps begin at the map", "lesser(op.left, row);", "0;", "joined"),
-    _operands("joined rows end with the map", "lesser(op.w, row - before)", "lesser(op.w, row)", "joined"),
+    _operands("joined taps begin at the map", "within(op.left, 0, row),", "0,", "joined"),
+    _operands(
+        "joined rows end with the map",
+        "within(op.w - first, 0, row - before)",
+        "within(op.w - first, 0, row)",
+        "joined",
+    ),
     _operands(
         "joined rows on padding are the map's",
         "bool in = uint32_t(t.y[r] + kh) < uint32_t(op.h);",
