@@ -222,7 +222,8 @@ def _judge(
     def judge(context: Context, experiment: Experiment, document: Document | None) -> Row:
         base = f"inception-fast compare --experiment {experiment.name}"
         if document is None:
-            found = Finding(None, UNMEASURED, f"it takes hours: run '{base} --out DIR', then give --training DIR")
+            command = f"{base} --seeds {SEEDS} --out DIR"
+            found = Finding(None, UNMEASURED, f"it takes an hour: run '{command}', then give --training DIR")
         else:
             found = find(document, experiment)
             if context.quick and experiment.name not in context.trained and found.verdict != UNMEASURED:
