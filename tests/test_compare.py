@@ -276,7 +276,7 @@ def test_a_ready_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     listed = {row["name"]: row["minutes"] for row in json.loads(capsys.readouterr().out)}
     assert listed == {name: experiment.minutes for name, experiment in EXPERIMENTS.items()}
     assert main(["compare", "--experiment", "list"]) == 0
-    assert "residual_v4       10 min  Inception-ResNet-v2 trains faster" in capsys.readouterr().out
+    assert "residual_v4        9 min  Inception-ResNet-v2 trains faster" in capsys.readouterr().out
 
 
 def test_a_change_to_adamw_brings_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ EXPERIMENTS = {
             batch_size=16,
             image_size=75,
             recipe=get_recipe("paper"),
-            minutes=10,
+            minutes=9,
         ),
     )
 }
