@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int
         print(f"{path.relative_to(results)}: {', '.join(changed) or 'nothing'} to change")
         if changed and not args.check:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            document["provenance"]["judged"] = {"date": now, "commit": commit(), "rows": changed}
+            before = (document["provenance"].get("judged") or {}).get("rows", [])  # which stay others than were measured
+            rows = list(dict.fromkeys([*before, *changed]))
+            document["provenance"]["judged"] = {"date": now, "commit": commit(), "rows": rows}
             write_json(path, document)
         found += len(changed)
     return int(args.check and found > 0)
