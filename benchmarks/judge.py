@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int
         print(f"{path.relative_to(results)}: {', '.join(changed) or 'nothing'} to change")
         if changed and not args.check:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            before = (document["provenance"].get("judged") or {}).get("rows", [])  # which stay others than were measured
+            before = (document["provenance"].get("judged") or {}).get("rows", [])  # these stay judged again
             rows = list(dict.fromkeys([*before, *changed]))
             document["provenance"]["judged"] = {"date": now, "commit": commit(), "rows": rows}
             write_json(path, document)

@@ -297,13 +297,14 @@ def test_a_verdict_by_other_rules_is_put_right(tmp_path: Path, capsys: pytest.Ca
     path = folder / "2026-11-26-claims.json"
     right = json.loads(path.read_text())
     wrong = copy.deepcopy(right)
+    wrong["provenance"]["judged"]["rows"] = ["a"]
     next(row for row in wrong["rows"] if row["id"] == "residual")["measured"] = 99.0
     path.write_text(json.dumps(wrong))
     assert judge.main(["--check"], tmp_path) == 1 and "residual to change" in capsys.readouterr().out
     assert json.loads(path.read_text()) == wrong
     assert judge.main([], tmp_path) == 0 and judge.main(["--check"], tmp_path) == 0
     found = json.loads(path.read_text())
-    assert found["rows"] == right["rows"] and found["provenance"]["judged"]["rows"] == ["residual"]
+    assert found["rows"] == right["rows"] and found["provenance"]["judged"]["rows"] == ["a", "residual"]
 
 
 def broken(key: str, value: object) -> dict:
