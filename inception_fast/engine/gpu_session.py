@@ -48,10 +48,8 @@ class GpuSession:
 
 def on_cpu(leaves: Sequence[Any]) -> list[Any]:
     """Stand-ins on the CPU for inputs on a GPU: capture and planning look at shapes and dtypes only."""
-    there = [isinstance(x, Tensor) and x.is_cuda for x in leaves]
     return [
-        torch.zeros(x.shape, dtype=x.dtype, device="cpu") if on_gpu else x
-        for x, on_gpu in zip(leaves, there, strict=True)
+        torch.zeros(x.shape, dtype=x.dtype, device="cpu") if isinstance(x, Tensor) and x.is_cuda else x for x in leaves
     ]
 
 
