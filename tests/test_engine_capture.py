@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import engine_nets
 import numerics
@@ -259,12 +260,12 @@ def test_captures_at_the_same_time() -> None:
 
 
 def test_a_capture_leaves_the_settings_of_torch() -> None:
-    """And nothing else: torch.fx keeps the source of each graph that it makes for good."""
+    """And nothing else: torch keeps for good the source of each graph that it makes, and what it finds of stand-ins."""
     before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
     sources = torch.fx.graph_module._loader.eval_cache
-    many = len(sources)
-    captured(lambda _, x: x.relu(), X)
-    assert len(sources) == many
+    many, known = len(sources), set(FakeTensorMode.cache)
+    captured(lambda _, x: x.relu(), numerics.random(3, 4, 9, 61, seed=1))
+    assert len(sources) == many and set(FakeTensorMode.cache) == known
     with pytest.raises(CaptureError, match="data-dependent"):
         engine_nets.capture(Function(lambda _, x: x.relu() if x.sum() > 0 else x), X)
     assert getattr(torch.fx.config, "do_not_emit_stack_traces", False) == before

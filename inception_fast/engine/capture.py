@@ -17,7 +17,7 @@ import torch.fx.config
 import torch.fx.experimental.proxy_tensor as proxies
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import GraphModule
@@ -126,12 +126,13 @@ def _alone() -> Iterator[None]:
 
     Nothing here reads where in Python each call was made, a sixth of a capture's time, nor the source that torch.fx
     writes for each of its graphs and keeps for good, half a megabyte: neither is made or kept. Nor is the last graph,
-    of which torch keeps the nodes to look for tensors that leak out of it.
+    of which torch keeps the nodes to look for tensors that leak out of it, nor what operators gave for stand-ins, which
+    torch knows by the sizes: no later capture has the same free ones.
     """
     with _TRACING:
         before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
         sources, thread = torch.fx.graph_module._loader, threading.get_ident()
-        keep = sources.cache
+        keep, known_results = sources.cache, set(FakeTensorMode.cache)
 
         def cache(*args: Any, **options: Any) -> str:
             return "<captured>" if threading.get_ident() == thread else keep(*args, **options)
@@ -144,6 +145,8 @@ def _alone() -> Iterator[None]:
             torch.fx.config.do_not_emit_stack_traces = before
             sources.cache = keep  # type: ignore[method-assign]
             getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+            for key in set(FakeTensorMode.cache) - known_results:
+                FakeTensorMode.cache.pop(key, None)
 
 
 def _mode_of(module: nn.Module) -> AbstractContextManager[Any]:
