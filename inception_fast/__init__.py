@@ -1,11 +1,13 @@
 """Fast, exact GoogLeNet/Inception models: fused kernels, an inference engine and the measurements behind them.
 
-Importing this package loads torch and nothing heavier; every public name is resolved at first use.
+Importing this package loads nothing heavier than torch; every public name is resolved at first use. The operators,
+which saved programs ask for by name, are registered at once where torch is there already.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -77,3 +79,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "torch" in sys.modules:  # the command line does without torch until a command needs it
+    importlib.import_module(f"{__name__}.ops")

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils import prune
 
 import engine_nets
 import numerics
 from engine_nets import Function, randomised, relative
 from inception_fast.engine import graph as ir
-from inception_fast.engine import interpret
+from inception_fast.engine import interpret, optimize
 from inception_fast.engine.capture import CaptureError, capture, snapshot
 
 X = numerics.random(2, 4, 9, 9, seed=1)
@@ -241,6 +242,19 @@ def test_snapshot_shares_parameters_and_touches_nothing() -> None:
     twin = snapshot(module)
     assert not twin.training and not twin[1].training and module.training and module[1].training
     assert twin[0].weight is module[0].weight and twin[0] is not module[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:The tensor attribute:UserWarning")
+@pytest.mark.parametrize("made", [nn.utils.weight_norm, lambda conv: prune.l1_unstructured(conv, "weight", 0.5)])
+def test_weights_made_of_parameters_are_captured(made: Callable[[nn.Module], nn.Module]) -> None:
+    """Old weight norm and pruning keep the weight with its history, which `copy.deepcopy` refuses."""
+    module = nn.Sequential(made(nn.Conv2d(4, 8, 3)), nn.ReLU()).eval()
+    kept = module[0].weight
+    fast = optimize(module, X)
+    for x in (X, X[:1, :, :7]):
+        assert relative(fast(x), module(x).detach()) <= numerics.NET_MAX
+    module(X).sum().backward()
+    assert kept.grad_fn is not None and all(p.grad is not None for p in module[0].parameters())
 
 
 def test_every_call_is_listed() -> None:

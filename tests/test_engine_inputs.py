@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -73,3 +73,35 @@ def test_shapes_and_arrays_are_no_examples() -> None:
             optimize(module, shape)
     with pytest.raises(ValueError, match="among the inputs, ndarray; allowed: at least one"):
         optimize(module, x.numpy())
+
+
+class Pictures(nn.Sequential):
+    data_config: ClassVar = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_the_example_may_be_bytes(backend: str) -> None:
+    """They are normalised as in later calls, and floats are taken as well; a module that takes bytes is left to it."""
+    model, pixels = Pictures(nn.Conv2d(3, 4, 3, padding=1)).eval(), torch.randint(0, 256, (2, 3, 8, 9)).byte()
+    mean, std = (torch.tensor(model.data_config[key])[:, None, None] for key in ("mean", "std"))
+    fast = optimize(model, pixels, backend=backend, batch_sizes=[1, 2])
+    assert fast.batch_sizes == [1, 2]
+    for x in (pixels, pixels[:1], pixels[:, :, :5]):
+        wanted = model((x / 255 - mean) / std).detach()
+        torch.testing.assert_close(fast(x), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fast((x / 255 - mean) / std), wanted, rtol=1e-5, atol=1e-5)
+    assert fast.report().counts["captured_nodes"] == 1
+    with pytest.raises(ValueError, match=r"dtype torch\.int64; allowed: torch\.float32 or torch\.uint8"):
+        fast(pixels.long())
+    with pytest.raises(ValueError, match="Input type"):
+        optimize(nn.Sequential(model), pixels, backend=backend)
+
+
+class Halves(Pictures):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() / 2)
+
+
+def test_a_module_with_a_configuration_may_take_bytes_itself() -> None:
+    model, pixels = Halves(nn.Conv2d(3, 4, 3)).eval(), torch.randint(0, 256, (2, 3, 8, 8)).byte()
+    torch.testing.assert_close(optimize(model, pixels)(pixels), model(pixels).detach(), rtol=1e-5, atol=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,6 +161,18 @@ def test_export_keeps_the_operators() -> None:
     assert called == {f"inception_fast.{name}.default" for name in names}
     more = numerics.random(3, 8, 5, 6)
     assert torch.equal(program.module()(more), module(more))
+
+
+def test_a_saved_program_needs_the_package_alone(tmp_path: Path) -> None:
+    """Its operators are there once `inception_fast` is imported."""
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(AllFour(), (numerics.random(2, 8, 5, 6),)), path)
+    code = (
+        f"import torch, inception_fast; print(torch.export.load({str(path)!r}).module()(torch.ones(2, 8, 5, 6)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(AllFour()(torch.ones(2, 8, 5, 6)).shape)
 
 
 def test_autocast_casts_all_but_scale_and_shift() -> None:

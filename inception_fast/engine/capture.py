@@ -64,8 +64,14 @@ class _Mutates(Exception):
 
 
 def snapshot(module: nn.Module) -> nn.Module:
-    """A copy of the module tree in eval mode that shares every parameter and buffer with `module`."""
+    """A copy of the module tree in eval mode that shares every parameter and buffer with `module`.
+
+    And what its modules made of parameters and keep with its history, as old weight norm and pruning do, which
+    `copy.deepcopy` refuses.
+    """
     shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    shared |= {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
     try:
         twin: nn.Module = copy.deepcopy(module, dict(shared))
     except Exception as error:

@@ -39,7 +39,8 @@ class Misfit(ValueError):
 class Signature:
     """The structure of the example's arguments. Batches are free together; height and width of maps are free.
 
-    Maps of `image_channels` channels may come as uint8 images too; 0 for none.
+    Maps of `image_channels` channels may come as uint8 images too; 0 for none. `normalised`: those that the example
+    has as uint8 are normalised ahead of the module, which takes floats.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image_channels: int) -> None:
@@ -48,7 +49,7 @@ class Signature:
         self.example, self.spec = pytree.tree_flatten(self._canonical(args, kwargs))
         check_real(self.example)
         self.batch = batch_of(self.example)
-        self.image_channels = image_channels
+        self.image_channels, self.normalised = image_channels, False
         self.one_tensor = isinstance(self.example[0], Tensor) and self.spec == pytree.tree_structure(((0,), {}))
         self.check(self.example)
 
@@ -137,8 +138,21 @@ class Signature:
                 raise ValueError(f"input {i}: {leaf!r}; allowed: {allowed}")
 
     def _dtypes(self, example: Tensor) -> tuple[torch.dtype, ...]:
-        images = example.dim() == 4 and example.is_floating_point() and example.shape[1] == self.image_channels
-        return (example.dtype, torch.uint8) if images else (example.dtype,)
+        taken = self.taken(example)
+        return (taken, torch.uint8) if taken.is_floating_point and self._may_be_image(example) else (taken,)
+
+    def taken(self, example: Tensor) -> torch.dtype:
+        """The dtype in which the module itself takes that tensor of the example."""
+        image = self.normalised and example.dtype is torch.uint8 and self._may_be_image(example)
+        return torch.float32 if image else example.dtype
+
+    def has_bytes(self) -> bool:
+        """Whether the example has uint8 images of as many channels as the module's configuration."""
+        tensors = (x for x in self.example if isinstance(x, Tensor))
+        return any(x.dtype is torch.uint8 and self._may_be_image(x) for x in tensors)
+
+    def _may_be_image(self, example: Tensor) -> bool:
+        return example.dim() == 4 and example.shape[1] == self.image_channels
 
     def _free(self, example: Tensor, dim: int) -> bool:
         return self._batched(example) if dim == 0 else example.dim() == 4 and dim > 1

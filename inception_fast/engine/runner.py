@@ -178,7 +178,8 @@ def optimize(
 
     Args:
         module: any module that torch.export can capture, with float32 parameters on the CPU.
-        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. Of a module with a
+            `data_config`, images may be uint8, as in later calls.
         dtype: what weights and activations are kept in, torch.float32 (None too) or torch.bfloat16. Sums, BN and the
             module's outputs are float32 either way, so the outputs' dtype is the module's.
         backend: None: the best for the device of the example. "cpu": the native kernels. "triton": one CUDA graph of

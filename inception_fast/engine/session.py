@@ -257,14 +257,18 @@ class Session:
             arguments = self.signature.arguments(floats)
             return Captured(*capture(self.module, *arguments, dynamic=free, mixed=self._mixed))
         except CaptureError as error:
+            signature = self.signature
+            if not self._captured and not signature.normalised and signature.has_bytes():
+                signature.normalised = True  # the module does not take the example's bytes itself
+                return self._capture_now(leaves, batch, free)
             raise CaptureError(f"inputs of {_sizes(leaves)}: {error}") from error
 
     def _as_floats(self, leaves: Sequence[Any]) -> tuple[list[Any], set[int]]:
-        """The leaves with bytes where the example has floats as floats, and the positions of these."""
+        """The leaves with bytes where the module takes floats as floats, and the positions of these."""
         found, changed = list(leaves), set()
         for i, (leaf, example) in enumerate(zip(leaves, self.signature.example, strict=True)):
-            if isinstance(leaf, Tensor) and leaf.dtype != example.dtype:
-                found[i] = leaf.to(example.dtype)
+            if isinstance(leaf, Tensor) and leaf.dtype != self.signature.taken(example):
+                found[i] = leaf.to(self.signature.taken(example))
                 changed.add(i)
         return found, changed
 
