@@ -160,3 +160,20 @@ def test_convert_in_a_process_that_loaded_tensorflow_first(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "net.safetensors").is_file()
+
+
+def test_shards_are_read_where_their_list_is_given(tmp_path: Path) -> None:
+    model = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3))
+    model.save_weights(tmp_path / "net.weights.json", max_shard_size=0.004)
+    assert len(list(tmp_path.iterdir())) > 3
+    wanted = tf.to_torch(model).state_dict()
+    for where in (tmp_path / "net.weights.json", tmp_path):
+        found = fast.create_model("inception_v1", weights=where).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    (tmp_path / "net_00001.weights.h5").unlink()
+    with pytest.raises(weights.WeightsError, match=r"net\.weights\.json is not a readable .*net_00001\.weights\.h5"):
+        weights.resolve(tmp_path / "net.weights.json")
+    for text, said in (('{"weight_map": 3}', "lists no .h5 files"), ("{", "not a readable"), ('{"a": 1}', "lists no")):
+        (tmp_path / "net.weights.json").write_text(text)
+        with pytest.raises(weights.WeightsError, match=rf"net\.weights\.json.*{said}"):
+            weights.resolve(tmp_path / "net.weights.json")
