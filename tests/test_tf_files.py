@@ -177,3 +177,21 @@ def test_shards_are_read_where_their_list_is_given(tmp_path: Path) -> None:
         (tmp_path / "net.weights.json").write_text(text)
         with pytest.raises(weights.WeightsError, match=rf"net\.weights\.json.*{said}"):
             weights.resolve(tmp_path / "net.weights.json")
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_convert_keeps_float32_under_any_policy(tmp_path: Path, policy: str) -> None:
+    net = fast.create_model("inception_v1", num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        for name in ("net.keras", "net.weights.h5"):
+            tf.convert(tmp_path / "net.pth", tmp_path / name)
+        assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(before)
+    for name in ("net.keras", "net.weights.h5"):
+        back = fast.create_model("inception_v1", weights=tmp_path / name)
+        assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
+    assert keras.saving.load_model(tmp_path / "net.keras").dtype_policy.name == "float32"
