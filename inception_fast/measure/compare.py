@@ -22,9 +22,9 @@ BUDGET = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 6.5e-3}
 PEER_SHARE = {"float32": 1.0, "bfloat16": 2.0, "float16": 2.0}
 # Winograd's algorithm makes the rounding errors of v3's layers 5.5 times as large in the root mean square.
 WINOGRAD_SHARE = 6.0
-# On images so small that the last maps are one pixel, the batch norms of `calibrate` divide by the spread of six values,
-# and every format errs by several times its budget. What torch's layers err by there is allowed instead: ours round in no
-# more places, and the largest of some thousand errors was 0.55 to 1.12 times theirs on 22 such networks.
+# On images so small that the last maps are one pixel, batch norms of `calibrate` divide by the spread of six values,
+# and every format errs by several times its budget. There what torch's layers err by is allowed: ours round in no more
+# places, and the largest of some thousand errors was 0.55 to 1.12 times theirs on 22 such networks.
 TORCH_SHARE = 1.25
 BIAS = 1.5
 BUILD_SHARE = 0.6  # of a case's wall time, for the progress bar
