@@ -73,8 +73,10 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) torch setuptools scikit-build-core pybind11 ninja
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.torch $(INPUTS)
-	$(PIP) --no-build-isolation --editable '.[bench]'
+# The tests' environment is the bench's too. Where both are asked for at once, as by `make -j2 bench test`, one install makes both.
+FOR_TESTS := $(filter test lint format,$(MAKECMDGOALS))
+$(VENV)/.bench: $(VENV)/.torch $(INPUTS) $(if $(FOR_TESTS),$(VENV)/.test)
+	$(if $(FOR_TESTS),,$(PIP) --no-build-isolation --editable '.[bench]')
 	touch $@
 
 # facenet-pytorch asks for an old torch; what it needs of the others is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -122,6 +123,19 @@ def test_no_speed_of_a_wrong_output(subject, ours_is, fault, said):
     assert row.status == "wrong" and row.median_ms is row.iqr_ms is row.ratio is None
     assert re.search(said, row.note)
     json.dumps(row.as_json(), allow_nan=False)
+
+
+def test_a_network_that_torch_rounds_badly_may_be_rounded_so(subject, ours_is):
+    norm = nn.BatchNorm1d(5, affine=False)
+    norm.running_mean = 0.97 * subject.truth[0][0].float()  # leaves three hundredths of a value, and all of its error
+    model = nn.Sequential(subject.model, norm).eval()
+    subject = Subject(model, subject.batches[:1], truth(model, subject.batches[:1]))
+    rounded, scale = copy.deepcopy(model).bfloat16(), subject.truth[0].abs().max()
+    ours_is(lambda model: lambda x: rounded(x.bfloat16()).float())
+    ours, bad, good = rows_of(subject, Peer("bad", error=scale), Peer("good"), dtype="bfloat16")
+    assert ours.status == good.status == "ok" and ours.rel_error > BUDGET["bfloat16"] and bad.status == "wrong"
+    ours_is(lambda model: lambda x: rounded(x.bfloat16()).float() + scale)
+    assert rows_of(subject, dtype="bfloat16")[0].status == "wrong"
 
 
 def test_every_photo_is_checked_not_only_the_timed_one(subject, ours_is):

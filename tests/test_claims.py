@@ -123,6 +123,10 @@ def test_only_some_studies_as_json(tmp_path, capsys):
     "arguments, said",
     [
         (["--only", "nothing"], "--only 'nothing' is not known; allowed: factorising, "),
+        (
+            ["--only", "networks", "--training", "x"],
+            "--training with --only networks; allowed: with the study training",
+        ),
         (["--training", "absent"], "is no result of 'inception-fast compare --experiment'"),
         (["--training", "."], "holds no result of 'inception-fast compare --experiment'"),
     ],

@@ -371,6 +371,11 @@ def test_a_run_into_the_folder_of_the_images_goes_on(
         (["photos", "--out", "out", "--weights", "none.pth"], "no weights at none.pth"),
         (["photos", "--out", "out", "--preprocessing", "pytorch-fid"], "allowed: with weights of the FID network only"),
         (["photos", "--out", "out", "--ray-address", "x"], "--ray-address with --engine local"),
+        (
+            ["photos", "--out", "out", "--ray-actors", "1"],
+            "--ray-actors without --engine ray; allowed: with --engine ray",
+        ),
+        (["photos", "--out", "out", "--engine", "ray", "--workers", "1"], "--workers without --engine local; allowed"),
         (["photos", "--out", "out", "--dtype", "int8"], "int8"),
         (["photos", "--out", "out", "--batch-size", "0"], "0 is out of range"),
     ],

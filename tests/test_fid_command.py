@@ -272,6 +272,11 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "nowhere/out.npz", "--save-stats"], "no folder nowhere to write out.npz to"),
         (["a", "/proc/out.npz", "--save-stats"], "/proc/out.npz cannot be written ("),  # before the features are made
         (["a", "folder.npz", "--save-stats"], "--save-stats writes folder.npz, a folder; allowed: a file name"),
+        (["b", "b", "--neighbours", "5"], "--neighbours without --prdc; allowed: with --prdc"),
+        (["b", "b", "--prdc", "--kid-subsets", "9"], "--kid-subsets without --kid; allowed: with --kid"),
+        (["b", "b", "--kid-subset-size", "9"], "--kid-subset-size without --kid; allowed: with --kid"),
+        (["b", "b", "--is-splits", "2"], "--is-splits without --is; allowed: with --is"),
+        (["b", "b", "--check-images", "64"], "--check-images without --dtype bfloat16; allowed: with --dtype bfloat16"),
         (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],
 )

@@ -324,10 +324,11 @@ def test_repeated_features_count_alike_in_all_blocks(repeats: int) -> None:
 
 
 @pytest.mark.parametrize("block", [7, 1000], ids=["blocks", "whole"])
-@pytest.mark.parametrize("offset", [0, 1e6, 1e8])
-def test_neighbours_are_those_of_the_definition(block: int, offset: float) -> None:
-    """Whatever all features share: squares of it would leave few digits of the distances."""
+@pytest.mark.parametrize("offset, far", [(0, 0), (1e6, 0), (1e8, 0), (0, 1e8), (0, 1e13)])
+def test_neighbours_are_those_of_the_definition(block: int, offset: float, far: float) -> None:
+    """Whatever all features share, however far one lies out: squares of it would leave few digits of the distances."""
     generated, real = rows(60, 8) + np.float64(offset), rows(50, 8, seed=1, shift=0.2) + np.float64(offset)
+    real[0] += far
     k = 4
     between, among, own = (
         np.linalg.norm(x[:, None] - y[None], axis=2)

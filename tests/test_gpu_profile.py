@@ -141,6 +141,7 @@ def test_the_peak_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--dtype", "float16"], "dtype float16 on cpu; allowed: float32, bfloat16"),
         (["--once"], "--once is for the profilers of GPUs"),
+        (["--device", "cuda", "--once", "--out", "x"], "--once measures nothing; drop --out and --json"),
         (["--device", "tpu"], "'tpu' is not known; allowed: cpu, cuda"),
     ],
 )

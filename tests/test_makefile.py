@@ -39,6 +39,19 @@ def test_an_environment_that_was_interrupted_is_completed(place: Path) -> None:
     subprocess.run([place / ".venv/bin/python", "-m", "pip", "--version"], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("goals", [("bench", "test"), ("test", "bench"), ("bench",), ("test",)])
+def test_two_installs_never_run_at_once(goals: tuple[str, ...], place: Path) -> None:
+    """Nor is all built twice for two goals."""
+    install = "#!/bin/sh\nmkdir at-work || exit 1\nsleep 0.2\nrmdir at-work\necho $* >> installs\n"
+    for stub, text in ((".venv/bin/python", ""), (".venv/bin/inception-fast", ""), ("pip", install)):
+        (place / stub).parent.mkdir(parents=True, exist_ok=True)
+        (place / stub).write_text(text or "#!/bin/sh\n")
+        (place / stub).chmod(0o755)
+    make(place, "-j2", *goals, "PIP=./pip")
+    assert (place / "installs").read_text().count("--editable") == 1
+    assert make(place, "-q", ".venv/.bench") == 0
+
+
 @pytest.mark.parametrize("changed", [*SETTINGS, "kernels/one.cpp", "CMakeLists.txt"])
 def test_native_leaves_what_new_settings_ask_for_to_an_install(changed: str, place: Path) -> None:
     for stub in ("stubs/cmake", ".venv/bin/python"):

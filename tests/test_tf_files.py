@@ -160,3 +160,38 @@ def test_convert_in_a_process_that_loaded_tensorflow_first(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "net.safetensors").is_file()
+
+
+def test_shards_are_read_where_their_list_is_given(tmp_path: Path) -> None:
+    model = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3))
+    model.save_weights(tmp_path / "net.weights.json", max_shard_size=0.004)
+    assert len(list(tmp_path.iterdir())) > 3
+    wanted = tf.to_torch(model).state_dict()
+    for where in (tmp_path / "net.weights.json", tmp_path):
+        found = fast.create_model("inception_v1", weights=where).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    (tmp_path / "net_00001.weights.h5").unlink()
+    with pytest.raises(weights.WeightsError, match=r"net\.weights\.json is not a readable .*net_00001\.weights\.h5"):
+        weights.resolve(tmp_path / "net.weights.json")
+    for text, said in (('{"weight_map": 3}', "lists no .h5 files"), ("{", "not a readable"), ('{"a": 1}', "lists no")):
+        (tmp_path / "net.weights.json").write_text(text)
+        with pytest.raises(weights.WeightsError, match=rf"net\.weights\.json.*{said}"):
+            weights.resolve(tmp_path / "net.weights.json")
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_convert_keeps_float32_under_any_policy(tmp_path: Path, policy: str) -> None:
+    net = fast.create_model("inception_v1", num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        for name in ("net.keras", "net.weights.h5"):
+            tf.convert(tmp_path / "net.pth", tmp_path / name)
+        assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(before)
+    for name in ("net.keras", "net.weights.h5"):
+        back = fast.create_model("inception_v1", weights=tmp_path / name)
+        assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
+    assert keras.saving.load_model(tmp_path / "net.keras").dtype_policy.name == "float32"

@@ -88,6 +88,15 @@ def test_the_dtype_of_the_callers_modules_changes_nothing(tmp_path: Path) -> Non
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_there_are_gradients_whatever_the_caller_computes_without(tmp_path: Path, mode: Any) -> None:
+    train(tiny(2), tmp_path / "a", QUICK)
+    with mode():
+        train(tiny(2), tmp_path / "b", QUICK)
+        assert not torch.is_grad_enabled()
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
 def test_a_run_among_the_classes_of_its_data_is_refused(tmp_path: Path) -> None:
     """It would be a class without images for whoever resumes it, and for the second of a comparison."""
     root = folder_of_classes(tmp_path / "data")

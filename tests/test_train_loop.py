@@ -376,6 +376,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--augment", "wild"], "augment 'wild'; allowed: auto, paper, shift, none"),
         (["--model", "inception_v1", "--image-size", "15", "--batch-size", "1"], "allowed: a batch of 2 or more"),
         (["--aux", "on"], "auxiliary heads"),
+        (["--aux", "off", "--aux-weight", "0.3"], "--aux-weight without --aux on or auto; allowed: with"),
     ],
 )
 def test_requests_that_cannot_be_served(

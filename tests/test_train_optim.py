@@ -192,6 +192,7 @@ def test_modern_rate_rises_then_falls_as_a_cosine() -> None:
         ({"momentum": 1.0}, "momentum 1.0; allowed: 0 to below 1"),
         ({"lr": "0.1"}, "lr '0.1'; allowed: a number"),
         ({"optimizer": "lion"}, "optimizer 'lion'; allowed: rmsprop_tf, sgd, adamw"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "momentum 0.9 with optimizer 'adamw'; allowed: with rmsprop_tf, sgd"),
         ({"speed": 3}, "recipe field 'speed'; allowed"),
     ],
 )

@@ -279,6 +279,9 @@ def test_the_command_refuses_what_it_does_not_know(
     for words in (["pool*", "--tune", "inception_v1"], ["--check", "--tune", "inception_v1"]):
         assert main(["kernels", *words]) == 2
         assert "with PATTERN or --check; allowed: one or the other" in capsys.readouterr().err
+    for words in (["--batch", "1,32"], ["--dtype", "bfloat16"]):
+        assert main(["kernels", "lrn", *words]) == 2
+        assert f"{words[0]} without --tune; allowed: with --tune" in capsys.readouterr().err
 
 
 def test_the_command_says_on_one_line_that_nothing_compiles(

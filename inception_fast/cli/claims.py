@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in studies()]
     if unknown:
         raise CommandError(f"--only {unknown[0]!r} is not known; allowed: {', '.join(studies())}")
+    if args.training and "training" not in names:
+        raise CommandError(f"--training with --only {','.join(names)}; allowed: with the study training")
     with serving("--training"):
         trained = {k: v for path in args.training for k, v in read_comparisons(Path(path)).items()}
     _native()

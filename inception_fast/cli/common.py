@@ -91,6 +91,15 @@ def out_folder(text: str) -> str:
     return text
 
 
+def only_with(args: argparse.Namespace, partner: str, given: bool, **defaults: Any) -> None:
+    """Gives the flags `defaults` their values where they were not given, and refuses one that was without `partner`."""
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not given:
+            raise CommandError(f"--{name.replace('_', '-')} without {partner}; allowed: with {partner}")
+
+
 def comma_list(item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """An argument type: comma-separated items, each parsed by `item`, repeats dropped, at least one."""
 

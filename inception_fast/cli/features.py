@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import OK, WRONG, CommandError, add_json, integer, note, out_folder, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, integer, note, only_with, out_folder, print_json, serving
 from .progress import Counter
 
 DTYPES = ("float32", "bfloat16")
@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
     parser.add_argument(
-        "--ray-actors", type=integer(1, 100000), default=1, metavar="N", help="actors that hold the model (default 1)"
+        "--ray-actors", type=integer(1, 100000), metavar="N", help="actors that hold the model (default 1)"
     )
     add_json(parser)
 
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args)
         if args.engine == "local" and args.ray_address is not None:
             raise CommandError("--ray-address with --engine local; allowed: with --engine ray")
+        only_with(args, "--engine ray", args.engine == "ray", ray_actors=1)
+        only_with(args, "--engine local", args.engine == "local", workers=None)
         source = open_source(args.source, args.out)
         recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device)
         if args.weights is None:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, CommandError, add_json, integer, note, print_json, serving
+from .common import OK, CommandError, add_json, integer, note, only_with, print_json, serving
 from .features import add_extraction, set_threads, show_unreadable, workers_of
 from .progress import Counter
 
@@ -28,18 +28,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save-stats", action="store_true", help="write the statistics of A to B, an .npz")
     parser.add_argument("--kid", action="store_true", help="kernel Inception distance")
-    parser.add_argument("--kid-subsets", type=integer(1, 10**6), default=100, metavar="N", help="default 100")
+    parser.add_argument("--kid-subsets", type=integer(1, 10**6), metavar="N", help="of --kid (default 100)")
     parser.add_argument(
-        "--kid-subset-size", type=integer(2, 10**6), metavar="N", help="default 1000, or all of the smaller side"
+        "--kid-subset-size",
+        type=integer(2, 10**6),
+        metavar="N",
+        help="of --kid (default 1000, or all of the smaller side)",
     )
     parser.add_argument("--is", dest="score", action="store_true", help="Inception score of A")
-    parser.add_argument("--is-splits", type=integer(1, 10**6), default=10, metavar="N", help="default 10")
+    parser.add_argument("--is-splits", type=integer(1, 10**6), metavar="N", help="of --is (default 10)")
     parser.add_argument("--prdc", action="store_true", help="precision, recall, density and coverage of A in B")
-    parser.add_argument("--neighbours", type=integer(1, 10**6), default=5, metavar="K", help="of --prdc (default 5)")
+    parser.add_argument("--neighbours", type=integer(1, 10**6), metavar="K", help="of --prdc (default 5)")
     parser.add_argument(
         "--check-images",
         type=integer(2, 10**6),
-        default=64,
         metavar="N",
         help="images a side on which the effect of --dtype on FID is measured (default 64)",
     )
@@ -49,6 +51,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the scores, or one JSON object `fid a b warnings settings ...` with the scores that were asked for."""
+    only_with(args, "--kid", args.kid, kid_subsets=100, kid_subset_size=None)
+    only_with(args, "--is", args.score, is_splits=10)
+    only_with(args, "--prdc", args.prdc, neighbours=5)
+    only_with(args, "--dtype bfloat16", args.dtype != "float32", check_images=64)
     with serving("fid"):
         set_threads(args)
         if args.save_stats:

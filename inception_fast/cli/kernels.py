@@ -8,7 +8,19 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
-from .common import OK, WRONG, CommandError, add_json, choice, comma_list, integer, note, print_json, serving
+from .common import (
+    OK,
+    WRONG,
+    CommandError,
+    add_json,
+    choice,
+    comma_list,
+    integer,
+    note,
+    only_with,
+    print_json,
+    serving,
+)
 
 ARCHES = ("sm_80", "sm_90a", "sm_100a")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -25,18 +37,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="exit with 1 on a spill or a missing tensor-core instruction"
     )
     parser.add_argument("--tune", metavar="MODEL", help="on a GPU: find MODEL's fastest tiles, keep them in the cache")
-    parser.add_argument("--batch", type=comma_list(integer(1, 65536)), default=[1, 32], help="of --tune (default 1,32)")
+    parser.add_argument("--batch", type=comma_list(integer(1, 65536)), help="of --tune (default 1,32)")
     parser.add_argument(
-        "--dtype",
-        type=choice(DTYPES),
-        default="bfloat16",
-        help=f"of --tune, one of {', '.join(DTYPES)} (default bfloat16)",
+        "--dtype", type=choice(DTYPES), help=f"of --tune, one of {', '.join(DTYPES)} (default bfloat16)"
     )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """A row a kernel and configuration; spills and missing tensor-core instructions are named on standard error."""
+    only_with(args, "--tune", args.tune is not None, batch=[1, 32], dtype="bfloat16")
     if args.tune is not None:
         if args.check or args.pattern is not None:
             raise CommandError(f"--tune {args.tune} with PATTERN or --check; allowed: one or the other")

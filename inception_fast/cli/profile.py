@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"dtype {args.dtype} on {args.device}; allowed: {', '.join(DTYPES[args.device])}")
     if args.once and args.device == "cpu":
         raise CommandError("--once is for the profilers of GPUs; allowed: with --device cuda")
+    if args.once and (args.out or args.json):
+        raise CommandError("--once measures nothing; drop --out and --json")
     folder = _output_folder(args.out) if args.out else None
     with _threads(args.threads) as threads, serving(args.model), redirect_stdout(sys.stderr):
         module, x = _ready(args)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..train.settings import parse_value
-from .common import OK, WRONG, CommandError, add_json, integer, note, out_folder, print_json, serving
+from .common import OK, WRONG, CommandError, add_json, integer, note, only_with, out_folder, print_json, serving
 
 if TYPE_CHECKING:
     from ..train.recipe import Recipe
@@ -177,6 +177,8 @@ def budget(args: argparse.Namespace) -> dict[str, Any]:
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     from ..train.recipe import get_recipe
 
+    if args.aux == "off":
+        only_with(args, "--aux on or auto", False, aux_weight=None)
     changed = {field: getattr(args, field) for field in (*RECIPE_FLAGS, "optimizer")}
     return get_recipe(args.recipe or "paper", **changed)
 

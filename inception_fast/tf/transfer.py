@@ -230,7 +230,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str
     when it is complete; until then an existing one stays as it was.
 
     Weights alone do not tell the convention: who loads a ".weights.h5" of a net of convention "torch" must pass
-    `convention="torch"`. A ".keras" tells.
+    `convention="torch"`. A ".keras" tells. Both are float32, whatever the dtype policy of Keras.
 
     Raises WeightsError (a ValueError) or FileNotFoundError as `inception_fast.weights.resolve` does, ValueError for
     another suffix.
@@ -246,7 +246,12 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], model: str
     source = resolve(src, model)
     net = build(source.model, **source.options)
     source.load(net)
-    made = from_torch(net)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # another one may round the weights
+    try:
+        made = from_torch(net)
+    finally:
+        keras.config.set_dtype_policy(policy)
     make_sure_of_room(target, net.state_dict())
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         scratch = Path(folder) / f"model{suffix}"

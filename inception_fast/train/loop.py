@@ -105,13 +105,20 @@ def train(
         KeyboardInterrupt: a signal asked for the end.
     """
     options = options or Options()
-    with torch.random.fork_rng(devices=[]), _float32(), join(options.device) as world:
+    with torch.random.fork_rng(devices=[]), _float32(), _gradients(), join(options.device) as world:
         quiet: Say = say if world.leader else lambda text: None
         run = _prepare(settings, Path(out), options, world, quiet)
         with _begun(run), lost_workers_named():
             status = _fit(run, on_row if world.leader else lambda row: None)
             run.weights = run.trainer.whole_weights()
             return _summary(run, status) if world.leader else {}
+
+
+@contextmanager
+def _gradients() -> Iterator[None]:
+    """There are some, whatever the caller computes without."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

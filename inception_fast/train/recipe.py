@@ -108,4 +108,7 @@ def changed(recipe: Recipe, given: dict[str, Any]) -> Recipe:
     """`recipe` with the fields of `given`, and where these make AdamW its optimizer, with AdamW's own values."""
     if given.get("optimizer") == "adamw" != recipe.optimizer:
         given = ADAMW | given
-    return replace(recipe, **given)
+    found = replace(recipe, **given)
+    if "momentum" in given and found.optimizer == "adamw":
+        raise ValueError(f"momentum {found.momentum} with optimizer 'adamw'; allowed: with rmsprop_tf, sgd")
+    return found

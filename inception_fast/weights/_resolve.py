@@ -75,6 +75,8 @@ def _read(path: Path, model: str | None) -> Source:
         return slim.read(prefix, model)
     if len(head) > 8 and head[8:9] == b"{":
         return torch_files.read_safetensors(path, model)
+    if head[:1] == b"{":
+        return keras.read(path, model)
     if head[:1] == b"\x80":
         return torch_files.read_pickle(path, model)
     if head.startswith(b"version https://git-lfs"):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ._source import WeightsError
+from .keras import shards
 
 SPEC = re.compile(r"hf:(?P<repo>[^@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>\S+))?")
 HTTP_CLIENTS = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".keras", ".weights.h5", ".h5", ".index", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".keras", ".weights.json", ".weights.h5", ".h5", ".index", ".ckpt")
 """Weight files, the preferred kind first."""
 
 
@@ -79,6 +80,9 @@ def _fetch(hub: Any, repo: str, revision: str | None, names: list[str], name: st
         for other in names:
             if other.startswith(f"{name[: -len('.index')]}.data-"):
                 hub.hf_hub_download(repo, other, revision=revision)
+    if name.endswith(".weights.json"):
+        for shard in shards(path):
+            hub.hf_hub_download(repo, str(PurePosixPath(name).with_name(shard.name)), revision=revision)
     return path
 
 

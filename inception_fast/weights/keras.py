@@ -1,4 +1,5 @@
-"""Keras nets, InceptionV3, InceptionResNetV2 and our six: `.h5`, `.weights.h5`, `.keras`, read by h5py alone.
+"""Keras nets, InceptionV3, InceptionResNetV2 and our six: `.h5`, `.weights.h5`, `.keras`, `.weights.json` with its
+shards, read by h5py alone.
 
 Most layers there are unnamed, `conv2d_7`: the numbers count up in the order of creation, which is slim's, while files
 list layers in topological order. Kernels are [kh, kw, cin, cout], dense ones [cin, cout]. BN has no scale; the
@@ -8,6 +9,7 @@ its slim scope, "_" for "/", with "_bn" behind it for its batch norm.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -70,13 +72,14 @@ def read(path: Path, asked: str | None) -> Source:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                content: Any = io.BytesIO(archive.read(WEIGHTS_MEMBER))
+                contents: list[Any] = [io.BytesIO(archive.read(WEIGHTS_MEMBER))]
                 config = archive.read(CONFIG_MEMBER) if CONFIG_MEMBER in archive.namelist() else b""
         else:
-            content = path
-        with h5py.File(content, "r") as file:
-            variables, named = _variables(file, h5py.Dataset)
-            config = config or _h5_config(file)
+            contents = shards(path)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(h5py.File(content, "r")) for content in contents]
+            variables, named = _variables(files, h5py.Dataset)
+            config = config or _h5_config(files[0])
         listed = list(_listed(json.loads(config))) if config else []
     except WeightsError as error:
         raise WeightsError(f"{origin}: {error}") from error
@@ -87,6 +90,22 @@ def read(path: Path, asked: str | None) -> Source:
     _check_epsilon(origin, listed)
     check_beginning(origin, found, kinds)
     return replace(found, options=found.options | {"global_pool": "max"}) if MAXIMA.search(config) else found
+
+
+def shards(path: Path) -> list[Path]:
+    """The HDF5 files that a `.weights.json` lists, which lie beside it; `path` itself where it is no JSON.
+
+    Keras lists each variable's file, or files.
+    """
+    with open(path, "rb") as file:
+        if file.read(1) != b"{":
+            return [path]
+    places = json.loads(path.read_bytes()).get("weight_map")
+    listed = places.values() if isinstance(places, dict) else ()
+    names = {name for held in listed for name in (held if isinstance(held, list) else [held])}
+    if not names or not all(isinstance(name, str) and name.endswith(".h5") for name in names):
+        raise WeightsError("JSON that lists no .h5 files; allowed: what Keras writes with max_shard_size=")
+    return [path.with_name(name) for name in sorted(names)]
 
 
 def _h5_config(file: Any) -> bytes:
@@ -166,8 +185,11 @@ def source(
     return Source("keras", model, options, data_config("keras", model, options.get("in_chans", 3)), tensors, origin)
 
 
-def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:
-    """All variables but the optimizer's, and whether the layers have their own names (not class and position)."""
+def _variables(files: Sequence[Any], dataset: type) -> tuple[Variables, bool]:
+    """All variables but the optimizer's, and whether the layers have their own names (not class and position).
+
+    `files`: the shards, of which several may hold parts of a layer.
+    """
     found: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
 
@@ -185,7 +207,8 @@ def _variables(file: Any, dataset: type) -> tuple[Variables, bool]:
         elif parts[-1] == "vars" and "name" in node.attrs:
             names["/".join(parts[:-1])] = str(node.attrs["name"])
 
-    file.visititems(visit)
+    for file in files:
+        file.visititems(visit)
     numbered = any("0" in values for values in found.values())
     result: Variables = {}
     for place, values in found.items():
