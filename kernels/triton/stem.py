@@ -9,8 +9,9 @@ after the normalisation. Sums are float32, rounded once at the store.
 Taps and channels are one axis here: three channels alone would leave a tensor core nine tenths idle.
 
 1. A program owns BOX_H rows of BOX_W output pixels of an image, and BLOCK_N columns.
-2. It loads a as [BLOCK_K, pixels], so that a warp's lanes are neighbours in an image's row: the other way round they
-   would be taps, each in a line of its own. The product turns it.
+2. It loads a with pixels on the axis PIXELS, from which the compiler takes lanes where neither axis is contiguous, so
+   that a warp's lanes are neighbours in an image's row: the other way round they would be taps, each in a line of its
+   own. Of [BLOCK_K, pixels] the product turns a.
 3. An address is one sum of a pixel's and a tap's; taps are only tested against the map where there is padding. With
    the walk UNROLLED taps are constants.
 """
@@ -28,11 +29,12 @@ def stem_kernel(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, PADDED: tl.constexpr, AFFINE: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    UNROLLED: tl.constexpr,
+    UNROLLED: tl.constexpr, PIXELS: tl.constexpr,
     BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """PADDED: taps may fall outside."""
     BLOCK_M: tl.constexpr = BOX_H * BOX_W
+    TAPS: tl.constexpr = 1 - PIXELS
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     across, down = tl.cdiv(ow, BOX_W), tl.cdiv(oh, BOX_H)
     image = (tile // (across * down)).to(tl.int64)
@@ -49,21 +51,25 @@ def stem_kernel(
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         tap, channel = k // C, k % C
         r, s, k_ok = tap // KW, tap % KW, k < KH * KW * C
-        ok = k_ok[:, None] & m_ok[None, :]  # [BLOCK_K, BLOCK_M]
+        # [BLOCK_K, BLOCK_M], or turned: taps spread along PIXELS, pixels along TAPS.
+        ok = tl.expand_dims(k_ok, PIXELS) & tl.expand_dims(m_ok, TAPS)
         if PADDED:
-            rows, across_row = r[:, None] + top[None, :], s[:, None] + left[None, :]
+            rows = tl.expand_dims(r, PIXELS) + tl.expand_dims(top, TAPS)
+            across_row = tl.expand_dims(s, PIXELS) + tl.expand_dims(left, TAPS)
             ok = ok & (rows >= 0) & (rows < h) & (across_row >= 0) & (across_row < w)
         at = channel.to(tl.int64) * stride_c + r.to(tl.int64) * stride_y + s.to(tl.int64) * stride_x
-        a = tl.load(x_ptr + (at[:, None] + pixel[None, :]), mask=ok, other=0).to(tl.float32)
+        offset = tl.expand_dims(at, PIXELS) + tl.expand_dims(pixel, TAPS)
+        a = tl.load(x_ptr + offset, mask=ok, other=0).to(tl.float32)
         if AFFINE:
             before_scale = tl.load(before_scale_ptr + channel, mask=k_ok, other=0.0)
             before_shift = tl.load(before_shift_ptr + channel, mask=k_ok, other=0.0)
-            a = a * before_scale[:, None] + before_shift[:, None]
+            a = a * tl.expand_dims(before_scale, PIXELS) + tl.expand_dims(before_shift, PIXELS)
             if PADDED:
                 a = tl.where(ok, a, 0.0)
         w_ok = k_ok[:, None] & (column + columns < oc)[None, :]
         b = tl.load(w_ptr + (k * w_pitch)[:, None] + (column + columns)[None, :], mask=w_ok, other=0.0)
-        acc = multiplied(tl.trans(a.to(w_ptr.dtype.element_ty)), b, acc, PRECISION, UPCAST)
+        a = a.to(w_ptr.dtype.element_ty)
+        acc = multiplied(tl.trans(a) if PIXELS else a, b, acc, PRECISION, UPCAST)
     m = (image * oh + y) * ow + x
     store_tile(
         acc, m, m_ok, column, oc - column, RELU, column, y_pitch, scale_ptr, shift_ptr,

@@ -17,6 +17,8 @@ from .launch import Launch, Map, parameters, power, upcast
 
 STEM = Config("stem", block_m=128, block_n=64, block_k=32, stages=2)  # where nothing was measured
 MOST_UNROLLED = 8  # steps; exact float32 spills unrolled
+# The axis of two without contiguity that the compiler takes lanes from: the last since Triton 3.7.
+LANES = int(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))
 
 
 def box(oh: int, ow: int, pixels: int) -> tuple[int, int]:
@@ -64,7 +66,7 @@ def convolution(
         **{"AFFINE": affine, "RELU": group.relu, "PRECISION": "tf32" if tf32 and single else "ieee"},
         **{"UPCAST": upcast(packed.weight.dtype), "BOX_H": height, "BOX_W": width},
         **{"BLOCK_N": config.block_n, "BLOCK_K": config.block_k},
-        "UNROLLED": 1 if (single and not tf32) or steps > MOST_UNROLLED else steps,
+        **{"UNROLLED": 1 if (single and not tf32) or steps > MOST_UNROLLED else steps, "PIXELS": LANES},
     }
     grid = (spec.n * triton.cdiv(spec.oh, height) * triton.cdiv(spec.ow, width) * blocks,)
     options = {"num_warps": config.warps, "num_stages": config.stages}

@@ -317,8 +317,11 @@ def test_parallel_split_is_one_launch(dtype: torch.dtype, columns: tuple[int, in
     numerics.assert_exact(take(y), reference.pair(a[0], *a[1:], *b[1:], kind="split"))
 
 
+@pytest.mark.parametrize("lanes", (0, 1), ids=("pixels first", "taps first"))
 @pytest.mark.parametrize("kind", ("uint8", "floating", "permuted"))
-def test_stem_reads_images_as_they_come(kind: str) -> None:
+def test_stem_reads_images_as_they_come(kind: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its tile either way round, which depends on Triton's version."""
+    monkeypatch.setattr(stems, "LANES", lanes)
     spec = ConvSpec(2, 15, 17, 3, 32, 3, 3, (2, 2), (0, 1, 1, 0), dtype="float16")
     x = numerics.integers(2, 3, 15, 17, limit=6).abs()
     weight = numerics.integers(32, 3, 3, 3, seed=1)
