@@ -85,6 +85,19 @@ def test_any_size_that_dynamo_has_free() -> None:
             assert relative(compiled(weight, x), net(weight, x)) <= numerics.NET_MAX
 
 
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("free", [(0,), (2, 3), (0, 2, 3)])
+def test_results_lie_as_torch_lays_them_where_no_size_is_an_example(free: tuple[int, ...], format: Any) -> None:
+    module = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    compiled = torch.compile(module, backend="inception_fast")
+    with torch.no_grad():
+        for n, h in ((2, 12), (2 + (0 in free), 12 + (2 in free))):
+            x = numerics.random(n, 3, h, 12, seed=n).contiguous(memory_format=format)
+            torch._dynamo.decorators.mark_unbacked(x, free)
+            assert compiled(x).stride() == module(x).stride()
+            assert relative(compiled(x), module(x)) <= numerics.NET_MAX
+
+
 def test_sizes_seen_before_are_not_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made, session = [], backend_module.Session
     monkeypatch.setattr(backend_module, "Session", lambda *args: made.append(1) or session(*args))

@@ -349,7 +349,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--data", "/nowhere"], "no such folder"),
         (["--data", ""], "data ''; allowed: digits, a folder, hf:NAME, torchvision:NAME"),
-        (["--data", "hf:"], "datasets"),
+        (["--data", "hf:"], "data 'hf:' names no data set; allowed: hf:NAME"),
         (["--recipe", "fast"], "recipe 'fast'; allowed: paper, modern"),
         (["--model", "inception_v9"], "inception_v9"),
         (["--image-size", "8"], "8x8; allowed: 16x16 or larger"),

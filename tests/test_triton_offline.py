@@ -88,9 +88,10 @@ def test_maxima_of_16_bits_stay_there() -> None:
     made = offline.built(launched, "sm_90a").asm["ptx"]
     # Of 8 channels: two columns of five rows of three taps, and four windows of three rows.
     assert made.count("max.NaN.bf16x2") == 4 * (2 * 5 * 2 + 4 * 2)
-    assert "max.NaN.f32" not in made and not re.search(r"cvt[.\w]*f32", made)
+    one_by_one = re.compile(r"max\.NaN\.(f32|bf16)\s")  # in float32 up to Triton 3.7, as they are from 3.8 on
+    assert not one_by_one.search(made) and not re.search(r"cvt[.\w]*f32", made)
     plain = replace(launched, arguments={**launched.arguments, "PACKED": False})
-    assert "max.NaN.f32" in offline.built(plain, "sm_90a").asm["ptx"]
+    assert one_by_one.search(offline.built(plain, "sm_90a").asm["ptx"])
 
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_100a"))

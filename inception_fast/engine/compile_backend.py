@@ -12,12 +12,14 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch._guards import tracing
 from torch._higher_order_ops.wrap import tag_activation_checkpoint
-from torch._subclasses import FakeTensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.stamp import Stamp, can_stamp
+from .call import known
 from .inputs import Misfit
 from .operands import Order, laid_out, strides_order
 from .runner import check_winograd
@@ -85,6 +87,9 @@ class _Replanned:
         self.others: list[Session] = []
         self.state: list[tuple[Tensor, Callable[[Tensor], bool]]] = []
         self.values: list[float] = []
+        # Free by `mark_unbacked` or a spec: torch tells then that any map is contiguous.
+        if any(known(value.shape) is None for value in _results(gm) if isinstance(value, Tensor)):
+            self.announced = self._looked_at(example_inputs)
 
     def __call__(self, *args: Any) -> Any:
         session = self.session
@@ -97,6 +102,13 @@ class _Replanned:
             results = self._other(args, maps)(maps, {})
         leaves, tree = pytree.tree_flatten(results)
         return pytree.tree_unflatten(list(map(_as_announced, leaves, self.announced)), tree)
+
+    def _looked_at(self, args: Sequence[Any]) -> list[tuple[torch.dtype, Order | None] | None]:
+        """The dtypes that Dynamo told, and the orders that maps of these sizes and orders lead to."""
+        bound = self._bound(args, [args[i].item() for i in self.numbers])
+        with torch.no_grad():
+            orders = _orders_of(bound, self._maps(args)) or [None] * len(self.announced)
+        return [told and (told[0], order) for told, order in zip(self.announced, orders, strict=True)]
 
     def _maps(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """What the session takes; in the parameters' float32 where the caller's autocast would meet two formats."""
@@ -129,10 +141,12 @@ class _Replanned:
             return found
 
     def _made(self, args: Sequence[Any], values: Sequence[float]) -> Session:
-        bound = _Bound(self.gm, self.places, self.inputs, [args[i] for i in self.fixed], values)
-        session = Session(bound, self._maps(args), {}, "cpu", "float32", self.winograd)
+        session = Session(self._bound(args, values), self._maps(args), {}, "cpu", "float32", self.winograd)
         session.plan(session.signature.example)
         return session
+
+    def _bound(self, args: Sequence[Any], values: Sequence[float]) -> _Bound:
+        return _Bound(self.gm, self.places, self.inputs, [args[i] for i in self.fixed], values)
 
 
 def _fits(session: Session, maps: Sequence[Any]) -> bool:
@@ -181,14 +195,29 @@ def _announced(gm: fx.GraphModule) -> list[tuple[torch.dtype, Order | None] | No
     """The dtypes that Dynamo told the code behind `gm` of its results: the caller's autocast is in them. And the
     order in which it said that they lie, for views behind; they are dense, parts of a map too.
     """
+    return [(value.dtype, _told_order(value)) if isinstance(value, Tensor) else None for value in _results(gm)]
+
+
+def _results(gm: fx.GraphModule) -> list[Any]:
+    """Dynamo's stand-ins of what `gm` returns."""
     (output,) = gm.graph.find_nodes(op="output")
     results = pytree.tree_leaves(output.args[0])
-    values = [result.meta.get("example_value") if isinstance(result, fx.Node) else None for result in results]
-    return [(value.dtype, _told_order(value)) if isinstance(value, Tensor) else None for value in values]
+    return [result.meta.get("example_value") if isinstance(result, fx.Node) else None for result in results]
 
 
 def _told_order(value: Tensor) -> Order | None:
-    return strides_order(value) if value.layout is torch.strided and 0 not in value.stride() else None
+    strides = known(value.stride()) if value.layout is torch.strided else None
+    return strides_order(value) if strides is not None and 0 not in strides else None
+
+
+def _orders_of(module: nn.Module, maps: Sequence[Tensor]) -> list[Order | None]:
+    """The orders of the module's results for maps of these sizes, found on stand-ins; none where values decide."""
+    try:
+        with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True) as mode:
+            results = pytree.tree_leaves(module(*map(mode.from_tensor, maps)))
+    except RuntimeError:
+        return []
+    return [_told_order(result) if isinstance(result, Tensor) else None for result in results]
 
 
 def _as_announced(result: Any, told: tuple[torch.dtype, Order | None] | None) -> Any:

@@ -44,13 +44,13 @@ def load_hub(name: str, bad: str, cache: Path | None, say: Say) -> Data:
 
 
 def _parts(name: str) -> dict[str, Any]:
+    where = name.removeprefix("hf:")
+    if not where:
+        raise DataError("data 'hf:' names no data set; allowed: hf:NAME")
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(f"data {name} needs the datasets package ({error}); {INSTALL}") from error
-    where = name.removeprefix("hf:")
-    if not where:
-        raise DataError("data 'hf:' names no data set; allowed: hf:NAME")
     try:
         found = datasets.load_from_disk(where) if Path(where).is_dir() else datasets.load_dataset(where)
     except Exception as error:  # the package raises a class of its own for each of many ways to fail
