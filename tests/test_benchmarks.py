@@ -130,7 +130,7 @@ def test_a_study_of_one_round_is_refused(tmp_path, capsys) -> None:
 
 def test_a_study_of_what_threads_share(tmp_path) -> None:
     """One thread and more than there are cores; the busiest is no faster than an even share would be."""
-    options = ["inception_resnet_v1", "--batch=1", "--threads=1,5", "--calls=1", "--seconds=0", f"--out={tmp_path}"]
+    options = ["inception_v1", "--batch=1", "--threads=1,5", "--calls=1", "--seconds=0", f"--out={tmp_path}"]
     done = subprocess.run(
         [sys.executable, "benchmarks/shares.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
