@@ -52,7 +52,7 @@ class InceptionNet(TrunkNet):
         check(
             not options.aux_logits or bool(self.aux_heads),
             f"aux_logits=True for {self.variant}",
-            "False, no reference of this variant has auxiliary heads",
+            "False, this variant is built without auxiliary heads",
         )
         check(
             not transform_input or options.in_chans == 3,
