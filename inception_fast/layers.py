@@ -64,9 +64,15 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _by_torch() -> bool:
     """Whether all has to be torch's own operations: they are exported, traced, or transformed."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if _exported() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
     return _in_function_transform() if torch.compiler.is_compiling() else _trained_layer.transformed()
+
+
+@_trained_layer.asked_while_traced
+def _exported() -> bool:
+    """Not only compiled, which torch 2.11 calls exported too where Dynamo reads this."""
+    return torch.compiler.is_exporting()
 
 
 @_trained_layer.asked_while_traced
