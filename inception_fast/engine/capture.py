@@ -64,21 +64,23 @@ class _Mutates(Exception):
 
 
 def snapshot(module: nn.Module) -> nn.Module:
-    """A copy of the module tree in eval mode that shares every parameter and buffer with `module`.
-
-    And what its modules made of parameters and keep with its history, as old weight norm and pruning do, which
-    `copy.deepcopy` refuses.
-    """
+    """A copy of the module tree in eval mode that shares every parameter and buffer with `module`."""
     shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    attributes = (value for part in module.modules() for value in vars(part).values())
-    shared |= {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
     try:
-        twin: nn.Module = copy.deepcopy(module, dict(shared))
+        twin: nn.Module = copy.deepcopy(module, shared | without_histories(module))
     except Exception as error:
         raise CaptureError(
             f"{type(module).__name__} cannot be copied ({error}); allowed: modules that copy.deepcopy takes"
         ) from error
     return twin.eval()
+
+
+def without_histories(module: nn.Module) -> dict[int, Tensor]:
+    """For `copy.deepcopy`, which refuses them, copies of what modules made of parameters and keep with its history, as
+    old weight norm and pruning do; by the originals' `id`.
+    """
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    return {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def batch_of(leaves: Sequence[Any]) -> int:

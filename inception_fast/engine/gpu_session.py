@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..backends import triton_gpu
 from . import gpu_hopper, gpu_invariant
 from . import graph as ir
+from .capture import without_histories
 from .gpu_memory import Keeper
 from .gpu_plan import Packs
 from .gpu_runner import GpuCompiled
@@ -56,4 +57,4 @@ def on_cpu(leaves: Sequence[Any]) -> list[Any]:
 def module_on_cpu(module: nn.Module) -> nn.Module:
     """The module, or a copy of one whose parameters are on a GPU."""
     tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module).cpu() if any(t.is_cuda for t in tensors) else module
+    return copy.deepcopy(module, without_histories(module)).cpu() if any(t.is_cuda for t in tensors) else module
