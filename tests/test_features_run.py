@@ -370,7 +370,10 @@ def test_a_run_into_the_folder_of_the_images_goes_on(
         (["photos", "--out", "out", "--model", "vgg"], "unknown model 'vgg'"),
         (["photos", "--out", "out", "--weights", "none.pth"], "no weights at none.pth"),
         (["photos", "--out", "out", "--preprocessing", "pytorch-fid"], "allowed: with weights of the FID network only"),
-        (["photos", "--out", "out", "--ray-address", "x"], "--ray-address with --engine local"),
+        (
+            ["photos", "--out", "out", "--ray-address", "x"],
+            "--ray-address without --engine ray; allowed: with --engine ray",
+        ),
         (
             ["photos", "--out", "out", "--ray-actors", "1"],
             "--ray-actors without --engine ray; allowed: with --engine ray",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import OK, WRONG, CommandError, add_json, integer, note, only_with, out_folder, print_json, serving
+from .common import OK, WRONG, add_json, integer, note, only_with, out_folder, print_json, serving
 from .progress import Counter
 
 DTYPES = ("float32", "bfloat16")
@@ -68,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
         from ..features.sources import open_source
 
         set_threads(args)
-        if args.engine == "local" and args.ray_address is not None:
-            raise CommandError("--ray-address with --engine local; allowed: with --engine ray")
-        only_with(args, "--engine ray", args.engine == "ray", ray_actors=1)
+        only_with(args, "--engine ray", args.engine == "ray", ray_actors=1, ray_address=None)
         only_with(args, "--engine local", args.engine == "local", workers=None)
         source = open_source(args.source, args.out)
         recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device)

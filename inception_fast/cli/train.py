@@ -177,8 +177,7 @@ def budget(args: argparse.Namespace) -> dict[str, Any]:
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     from ..train.recipe import get_recipe
 
-    if args.aux == "off":
-        only_with(args, "--aux on or auto", False, aux_weight=None)
+    only_with(args, "--aux on or auto", args.aux != "off", aux_weight=None)
     changed = {field: getattr(args, field) for field in (*RECIPE_FLAGS, "optimizer")}
     return get_recipe(args.recipe or "paper", **changed)
 
