@@ -33,6 +33,7 @@ from . import Params
 from .stamp import Stamp, as_array, can_stamp
 
 CACHE_BYTES = 1 << 30  # packed weights kept at most, beside the newest plan
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 Layout = tuple[bool, bool]  # whether x and the residual are dense NHWC
 
@@ -125,13 +126,11 @@ def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: t
     out = torch.empty((n, c, h, w), dtype=x.dtype, memory_format=memory_format, device="cpu")
     direct = memory_format is torch.channels_last or c == 1 or h * w == 1
     nhwc = out if direct else torch.empty((n, c, h, w), dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
-    arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
-    aligned = -(-arena.data_ptr() // ALIGNMENT) * ALIGNMENT
-    inputs = []
-    for t in (x, residual):
-        if t is not None:
-            n_stride, c_stride, h_stride, w_stride = t.stride()
-            inputs.append((t.data_ptr(), str(t.dtype).removeprefix("torch."), (n_stride, c_stride, h_stride, w_stride)))
+    aligned = 0
+    if compiled.arena_bytes:
+        arena = torch.empty(compiled.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        aligned = -(-arena.data_ptr() // ALIGNMENT) * ALIGNMENT
+    inputs: Any = [(t.data_ptr(), NAMES[t.dtype], t.stride()) for t in (x, residual) if t is not None]
     compiled.run(inputs, [nhwc.data_ptr()], aligned, torch.get_num_threads())
     return out if direct else out.copy_(nhwc)
 
