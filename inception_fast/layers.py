@@ -129,7 +129,7 @@ class Fold:
     def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # what comes may be a stand-in
             return scale_and_shift(conv, bn)
-        learned, device = (held(bn, "weight"), held(bn, "bias"), held(conv, "bias")), held(conv, "weight").device
+        learned, device = (held(bn, "weight"), held(bn, "bias"), conv.bias), conv.weight.device
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)):
             return self._values(conv, bn, learned, device)
         scale, shift = scale_and_shift(conv, bn)

@@ -334,14 +334,33 @@ def test_the_cache_keeps_to_its_limit(compiled: list[Any], monkeypatch: pytest.M
     assert len(compiled) == 1, "the newest stayed, the least recently used left"
 
 
-def test_inference_tensors_run_but_are_not_kept(compiled: list[Any]) -> None:
-    """They count no versions, so that nothing would tell of a change."""
+def negate_a_row(weight: Tensor) -> None:
+    weight[5].neg_()
+
+
+def change_one_value(weight: Tensor) -> None:
+    weight[7, 11, 0, 0] += 1e-3
+
+
+def exchange_two_rows(weight: Tensor) -> None:
+    weight[[1, 2]] = weight[[2, 1]]
+
+
+@pytest.mark.parametrize("change", [negate_a_row, change_one_value, exchange_two_rows])
+@pytest.mark.parametrize("oc", [8, 96], ids=["few values", "many values"])
+def test_every_change_of_an_inference_tensor_is_noticed(
+    oc: int, change: Callable[[Tensor], None], compiled: list[Any]
+) -> None:
+    """They count no versions, and code that runs in inference mode from the start has no other weights."""
     with torch.inference_mode():
-        values = arguments()
-        y = call(*values)
-        values[1].mul_(2)
-        z = call(*values)
-    assert not torch.equal(y, z) and len(native_cpu.plans) == 0
+        x, weight = numerics.random(1, 96, 3, 3), numerics.random(oc, 96, 1, 1, seed=1)
+        one, zero = torch.ones(oc), torch.zeros(oc)
+        before = call(x, weight, one, zero)
+        assert torch.equal(call(x, weight, one, zero), before) and len(compiled) == 1, "kept"
+        change(weight)
+        after = call(x, weight, one, zero)
+        assert not torch.equal(before, after) and len(compiled) == 2
+        assert torch.equal(after, call(x, weight.clone(), one, zero))
 
 
 def test_threads_share_the_cache_and_agree() -> None:

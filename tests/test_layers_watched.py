@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import numerics
 from engine_nets import randomised, relative
-from inception_fast import ops, replace_layers
+from inception_fast import ConvBNReLU, ops, replace_layers
+from inception_fast.backends import native_cpu
 
 X = numerics.random(2, 3, 9, 9, seed=4).contiguous(memory_format=torch.channels_last)
 
@@ -376,3 +377,19 @@ def test_operators_run_beside_tangents_of_others() -> None:
     with forward_ad.dual_level():
         forward_ad.make_dual(X, X)
         assert OPERATORS["conv_bn_relu"](X).shape == (2, 4, 9, 9)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
+def test_layers_made_in_inference_mode_are_packed_once(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all are where a script decorates its main function."""
+    count: list[int] = []
+    compile_plan = native_cpu.cpu.compile
+    monkeypatch.setattr(native_cpu.cpu, "compile", lambda plan: count.append(1) or compile_plan(plan))
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        layer, x = ConvBNReLU(64, 96, 3).eval(), numerics.random(1, 64, 6, 6)
+        before = layer(x)
+        assert torch.equal(layer(x), before) and len(count) == 1
+        layer.conv.weight[3, 5, 1, 1] += 1
+        assert not torch.equal(layer(x), before) and len(count) == 2
+        layer.bn.running_mean += 1
+        assert layer(x) is not None and len(count) == 3
