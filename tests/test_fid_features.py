@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,11 +90,30 @@ def test_equal_to_pytorch_fid(weights: Path, pytorch_fid: nn.Module, size: tuple
     assert references.relative(ours, theirs) <= FEATURES_MAX
 
 
-def test_the_two_preprocessings_are_not_the_same(features: InceptionFeatures, weights: Path) -> None:
+def bicubic(source: int) -> np.ndarray:
+    """[299, source]: Keys' kernel with a = -1/2, as wide as what it averages over, its cut ends made up for."""
+    step = source / 299
+    centre, reach = (np.arange(299)[:, None] + 0.5) * step, max(step, 1.0)
+    t = np.abs(np.arange(source) + 0.5 - centre) / reach
+    near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    weights: np.ndarray = np.where(t < 1, near, np.where(t < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (700, 33)], ids=str)
+def test_clean_preprocessing_is_an_antialiased_bicubic_resize(size: tuple[int, int]) -> None:
+    image = pictures(1, *size)[0].numpy()
+    image[:, : size[0] // 2] = 255 * (image[:, : size[0] // 2] > 127)  # edges, over which a cubic shoots
+    exact = np.clip(bicubic(size[0]) @ image.astype(np.float64) @ bicubic(size[1]).T, 0, 255)
+    assert np.abs(prepare(image, "clean-fid") - (exact - 128) / 128).max() <= 1e-5
+
+
+def test_the_preprocessings_are_not_the_same(features: InceptionFeatures, weights: Path) -> None:
     """What a user would see as a shift of FID; if it were within the budget, the tests above would prove less."""
     images = pictures(1, 64, 64)
-    other = InceptionFeatures(weights, preprocessing="pytorch-fid")(images)
-    assert references.relative(features(images), other) > 100 * FEATURES_MAX
+    others = [InceptionFeatures(weights, preprocessing=name)(images) for name in ("pytorch-fid", "clean-fid")]
+    for one, other in itertools.combinations((features(images), *others), 2):
+        assert references.relative(one, other) > 100 * FEATURES_MAX
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -260,7 +280,7 @@ def test_refuses_other_weights(tmp_path: Path, weights: Path) -> None:
         InceptionFeatures(tmp_path / "cut.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         InceptionFeatures(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="preprocessing 'half'; allowed: 'tensorflow', 'pytorch-fid'"):
+    with pytest.raises(ValueError, match="preprocessing 'half'; allowed: 'tensorflow', 'pytorch-fid', 'clean-fid'"):
         InceptionFeatures(weights, preprocessing="half")
     with pytest.raises(ValueError, match="float64"):
         InceptionFeatures(weights, torch.float64)

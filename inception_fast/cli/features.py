@@ -44,8 +44,8 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic (default float32)")
     parser.add_argument(
         "--preprocessing",
-        choices=("tensorflow", "pytorch-fid"),
-        help="of the FID network: the original graph's, as torch-fidelity (default), or pytorch-fid's",
+        choices=("tensorflow", "pytorch-fid", "clean-fid"),
+        help="of the FID network: the original graph's, as torch-fidelity (default), pytorch-fid's or clean-fid's",
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of the network: cpu (default), cuda or cuda:N")
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="images (default 32)")

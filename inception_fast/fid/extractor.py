@@ -27,7 +27,7 @@ class InceptionFeatures(nn.Module):
     Args:
         weights: a file in the layout of pytorch-fid or torch-fidelity (the same one), or converted from it.
         dtype: of the arithmetic, None for float32; whatever `optimize` takes. Features are float32 always.
-        preprocessing: "tensorflow" as in the original graph and torch-fidelity, or "pytorch-fid".
+        preprocessing: "tensorflow" as in the original graph and torch-fidelity, "pytorch-fid", or "clean-fid".
         device: where the network runs, "cpu" or "cuda". Images of either may come there, prepared on the CPU; their
             features are where they are.
 

@@ -1,8 +1,9 @@
 """How an image becomes the input of the FID network, in plain NumPy so that worker processes can do it.
 
-Two ways are in use, and their scores are not comparable. "tensorflow" is the graph of 2015-12-05 itself, and
+Three ways are in use, and their scores are not comparable. "tensorflow" is the graph of 2015-12-05 itself, and
 torch-fidelity: TensorFlow 1's bilinear resize, then (x - 128) / 128. "pytorch-fid" is that package: torch's resize with
-half-pixel centres, then 2 x / 255 - 1.
+half-pixel centres, then 2 x / 255 - 1. "clean-fid" is the mode "clean" of that one (arXiv 2104.11222): Pillow's bicubic
+resize with antialiasing of each channel in float32, kept in [0, 255], then as the graph.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 299
-PREPROCESSING = ("tensorflow", "pytorch-fid")
+PREPROCESSING = ("tensorflow", "pytorch-fid", "clean-fid")
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -51,12 +52,21 @@ def resize_like_tensorflow1(image: Bytes, size: int = SIZE) -> Floats:
 
 def prepare(image: Bytes, preprocessing: str = "tensorflow") -> Floats:
     """[3, h, w] uint8 -> [3, 299, 299] float32, what the network takes."""
-    if preprocessing == "tensorflow":
-        x = resize_like_tensorflow1(image)
-        x -= 128
-        x *= np.float32(1 / 128)  # a power of two: the same bits as the division
-        return x
-    return _prepare_like_pytorch_fid(image)
+    if preprocessing == "pytorch-fid":
+        return _prepare_like_pytorch_fid(image)
+    x = _resize_like_clean_fid(image) if preprocessing == "clean-fid" else resize_like_tensorflow1(image)
+    x -= 128
+    x *= np.float32(1 / 128)  # a power of two: the same bits as the division
+    return x
+
+
+def _resize_like_clean_fid(image: Bytes) -> Floats:
+    from PIL import Image
+
+    def resized(channel: Floats) -> Floats:
+        return np.asarray(Image.fromarray(channel).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+    return np.stack([resized(channel) for channel in image.astype(np.float32)]).clip(0, 255)
 
 
 def _prepare_like_pytorch_fid(image: Bytes) -> Floats:
