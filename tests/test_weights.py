@@ -190,10 +190,10 @@ def test_background_class(tmp_path: Path) -> None:
     assert source.state_dict(12) == {}
 
 
-def test_cadene_names_the_classifier_otherwise() -> None:
-    with torch.device("meta"):
-        state = fast.create_model("inception_resnet_v2").state_dict()
-    renamed = {key.replace("classif.", "last_linear."): value for key, value in state.items()}
+@pytest.mark.parametrize("model, head", [("inception_resnet_v2", "classif"), ("inception_v3", "fc")])
+def test_cadene_names_the_classifier_otherwise(model: str, head: str) -> None:
+    state = fast.create_model(model, aux_logits=True).state_dict()
+    renamed = {re.sub(f"^{head}\\.", "last_linear.", key): value for key, value in state.items()}
     assert set(recognise("file", renamed, None).tensors) == set(state)
 
 

@@ -27,7 +27,7 @@ from ._source import (
     model_mismatch,
     width,
 )
-from .names import AUX, ROOTS
+from .names import AUX, CLASSIFIERS, ROOTS
 
 FID_CLASSES = 1008
 """Classes of the graph of 2015-12-05 behind the FID score; no other published net has this number."""
@@ -153,8 +153,9 @@ def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Sou
         )
     if asked is not None and asked != model:
         raise model_mismatch(origin, mark, model, asked)
-    if model == "inception_resnet_v2" and "classif.weight" not in tensors:
-        tensors = {re.sub(r"^last_linear\.", "classif.", key): value for key, value in tensors.items()}
+    head = CLASSIFIERS[model][0]
+    if model in ("inception_v3", "inception_resnet_v2") and f"{head}.weight" not in tensors:  # Cadene's name of it
+        tensors = {re.sub(r"^last_linear\.", f"{head}.", key): value for key, value in tensors.items()}
     layout = LAYOUTS[model]
     options = _options(origin, model, tensors)
     if options.get("fid"):
