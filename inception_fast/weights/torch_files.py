@@ -183,7 +183,8 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
     }
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
-    if model in ("inception_v4", "inception_resnet_v2") and classes == BACKGROUND_CLASSES:
+    ported = model in ("inception_v3", "inception_v4", "inception_resnet_v2")  # timm's of slim's, v3 without its head
+    if ported and classes == BACKGROUND_CLASSES and not (model == "inception_v3" and options["aux_logits"]):
         options["num_classes"] = classes - 1
     if model == "inception_v1":
         options["classic"] = "conv1.conv.bias" in tensors and "conv1.bn.weight" not in tensors
