@@ -176,11 +176,11 @@ def test_explicit_arguments_win(tmp_path: Path, state: State) -> None:
 
 
 def test_background_class(tmp_path: Path) -> None:
-    """Ports of slim's v4 and Inception-ResNet-v2 may still have the background class; v1's 1001 classes are its own."""
-    for model, kept in (("inception_v4", 1000), ("inception_resnet_v2", 1000), ("inception_v1", 1001)):
+    """Ports of slim's v3, v4 and Inception-ResNet-v2 may still have the background class; other 1001 are one's own."""
+    ported = [(name, False, 1000) for name in ("inception_v3", "inception_v4", "inception_resnet_v2")]
+    for model, aux, kept in [*ported, ("inception_v1", False, 1001), ("inception_v3", True, 1001)]:
         with torch.device("meta"):
-            state = fast.create_model(model, num_classes=1001).state_dict()
-        source = recognise("file", state, None)
+            source = recognise("file", fast.create_model(model, num_classes=1001, aux_logits=aux).state_dict(), None)
         assert (source.file_classes, source.options["num_classes"]) == (1001, kept)
     head = torch.arange(1001.0)
     tensors = {"last_linear.weight": head[:, None].expand(1001, 4), "last_linear.bias": head}
@@ -190,10 +190,10 @@ def test_background_class(tmp_path: Path) -> None:
     assert source.state_dict(12) == {}
 
 
-def test_cadene_names_the_classifier_otherwise() -> None:
-    with torch.device("meta"):
-        state = fast.create_model("inception_resnet_v2").state_dict()
-    renamed = {key.replace("classif.", "last_linear."): value for key, value in state.items()}
+@pytest.mark.parametrize("model, head", [("inception_resnet_v2", "classif"), ("inception_v3", "fc")])
+def test_cadene_names_the_classifier_otherwise(model: str, head: str) -> None:
+    state = fast.create_model(model, aux_logits=True).state_dict()
+    renamed = {re.sub(f"^{head}\\.", "last_linear.", key): value for key, value in state.items()}
     assert set(recognise("file", renamed, None).tensors) == set(state)
 
 

@@ -27,7 +27,7 @@ from ._source import (
     model_mismatch,
     width,
 )
-from .names import AUX, ROOTS
+from .names import AUX, CLASSIFIERS, ROOTS
 
 FID_CLASSES = 1008
 """Classes of the graph of 2015-12-05 behind the FID score; no other published net has this number."""
@@ -153,8 +153,9 @@ def recognise(origin: str, tensors: dict[str, Tensor], asked: str | None) -> Sou
         )
     if asked is not None and asked != model:
         raise model_mismatch(origin, mark, model, asked)
-    if model == "inception_resnet_v2" and "classif.weight" not in tensors:
-        tensors = {re.sub(r"^last_linear\.", "classif.", key): value for key, value in tensors.items()}
+    head = CLASSIFIERS[model][0]
+    if model in ("inception_v3", "inception_resnet_v2") and f"{head}.weight" not in tensors:  # Cadene's name of it
+        tensors = {re.sub(r"^last_linear\.", f"{head}.", key): value for key, value in tensors.items()}
     layout = LAYOUTS[model]
     options = _options(origin, model, tensors)
     if options.get("fid"):
@@ -182,7 +183,8 @@ def _options(origin: str, model: str, tensors: Mapping[str, Tensor]) -> dict[str
     }
     if model in AUX:
         options["aux_logits"] = has_aux(model, tensors)
-    if model in ("inception_v4", "inception_resnet_v2") and classes == BACKGROUND_CLASSES:
+    ported = model in ("inception_v3", "inception_v4", "inception_resnet_v2")  # timm's of slim's, v3 without its head
+    if ported and classes == BACKGROUND_CLASSES and not (model == "inception_v3" and options["aux_logits"]):
         options["num_classes"] = classes - 1
     if model == "inception_v1":
         options["classic"] = "conv1.conv.bias" in tensors and "conv1.bn.weight" not in tensors
