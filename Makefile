@@ -9,6 +9,9 @@ SETTINGS := constraints.txt pyproject.toml setup.py
 INPUTS := $(SETTINGS) CMakeLists.txt kernels/cuda/CMakeLists.txt $(NATIVE)
 BENCH ?= inception_v3 inception_v4 inception_resnet_v2
 ARGS ?=
+# The environment's commands and its install name the place where they were made. In a checkout that was moved, or copied, they
+# are nobody's, or the other checkout's, and are made anew.
+MOVED := $(shell test ! -e '$(VENV)/.place' || test "$$(cat '$(VENV)/.place')" -ef . || echo moved)
 # How `make test` runs all of it: by two workers, whose OpenMP threads sleep while they wait, for there are twice as many as cores.
 WORKERS ?= 2
 TOGETHER := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
@@ -17,7 +20,7 @@ EXPERIMENTS := batchnorm_rate batchnorm_scale batchnorm_sigmoid covariate_shift 
 TRAINED := $(EXPERIMENTS:%=claims-training/%/compare.json)
 SEEDS = $(if $(filter label_smoothing grid_reduction,$*),10,6)
 
-.PHONY: help bench claims claims-training test native lint format clean
+.PHONY: help bench claims claims-training test native lint format clean moved
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +49,7 @@ test: $(VENV)/.test
 # As an editable install does it, but the objects stay. Where the package is installed, it is up to date then, but for new
 # settings, which ask for other packages.
 native: $(VENV)/.torch
+	test "$$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' build/native/CMakeCache.txt 2>/dev/null)" -ef . || rm -rf build/native
 	bin="$$(cd $(BIN) && pwd)" && cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM="$$bin/ninja" \
 	  -DCMAKE_INSTALL_PREFIX="$(CURDIR)" -DPython_EXECUTABLE="$$bin/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
@@ -68,9 +72,11 @@ clean:
 # torch goes first and alone with the build tools: the constraint keeps out a torch with gigabytes of CUDA, and the package is
 # then built in this environment, without an isolated one that would fetch its own. An environment without pip is one whose
 # making was interrupted, or failed for want of the system's package for it.
-$(VENV)/.torch: constraints.txt
+$(VENV)/.torch: constraints.txt $(MOVED)
+	$(if $(MOVED),$(if $(filter /%,$(VENV)),,rm -rf $(VENV)))
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools scikit-build-core pybind11 ninja
+	pwd -P > $(VENV)/.place
 	touch $@
 
 # The tests' environment is the bench's too. Where both are asked for at once, as by `make -j2 bench test`, one install makes both.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from checkout import ROOT
+from checkout import ROOT, project_files
 
 BODIES = {
     "nothing": "",
@@ -109,3 +110,21 @@ def test_a_run_of_workers_that_is_ended_says_what_failed(pytester: pytest.Pytest
     done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "1")
     assert done.ret == pytest.ExitCode.INTERRUPTED
     done.stdout.fnmatch_lines(["*this one*", "FAILED*test_a*"])
+
+
+@pytest.mark.parametrize("without", ["repository", "git"])
+def test_the_files_of_an_unpacked_archive_are_found_without_git(
+    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = project_files()
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    for built in (".venv/lib/a.py", "build/b.cpp", "kernels/cpu/_native.so", "tests/__pycache__/c.py"):
+        (tmp_path / built).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / built).touch()
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    if without == "git":
+        (tmp_path / ".git").mkdir()
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert project_files(root=tmp_path) == files

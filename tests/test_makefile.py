@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,37 @@ def test_native_leaves_what_new_settings_ask_for_to_an_install(changed: str, pla
     make(place, "native", "PIP=true")
     assert make(place, "-q", ".venv/.bench", check=False) == (changed in SETTINGS)
     assert not (place / ".venv/.test").exists()
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_a_checkout_at_another_place_has_an_environment_of_its_own(
+    how: Callable[[Path, Path], object], place: Path
+) -> None:
+    """The commands of the one that came along name the other place, and so does its install of the package."""
+    first, second = place / "first", place / "second"
+    first.mkdir()
+    for file in set(place.iterdir()) - {first}:
+        file.rename(first / file.name)
+    tools = ("PIP=true", "PYTHON=mkdir -p .venv; true")
+    make(first, ".venv/.bench", *tools)
+    (first / ".venv/old").touch()
+    (place / "link").symlink_to(first)
+    for same in (first, place / "link"):
+        assert make(same, "-q", ".venv/.bench") == 0
+    how(first, second)
+    assert make(second, "-q", ".venv/.bench", check=False) == 1
+    make(second, ".venv/.bench", *tools)
+    assert not (second / ".venv/old").exists() and make(second, "-q", ".venv/.bench") == 0
+
+
+def test_native_builds_anew_where_the_objects_are_of_another_place(place: Path) -> None:
+    for stub in ("stubs/cmake", ".venv/bin/python"):
+        (place / stub).parent.mkdir(parents=True, exist_ok=True)
+        (place / stub).write_text("#!/bin/sh\n")
+        (place / stub).chmod(0o755)
+    cache = place / "build/native/CMakeCache.txt"
+    cache.parent.mkdir(parents=True)
+    for home, kept in ((place, True), (place / "elsewhere", False)):
+        cache.write_text(f"CMAKE_HOME_DIRECTORY:INTERNAL={home}\n")
+        make(place, "native", "PIP=true")
+        assert cache.exists() == kept

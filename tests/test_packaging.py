@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -355,6 +356,39 @@ def test_the_tile_unit_is_used_by_its_tier_alone(objects: dict[str, Path]) -> No
         code = disassembled(path)
         for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
             assert (instruction in code) == (name == "tier_amx_bf16.cpp"), f"{instruction} in {name}"
+
+
+def configured(folder: Path, flags: str = "", hopper: str = "OFF") -> subprocess.CompletedProcess[str]:
+    import pybind11
+
+    tools = {
+        "CMAKE_MAKE_PROGRAM": Path(sys.executable).parent / "ninja",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    options = [f"-D{name}={value}" for name, value in tools.items()]
+    command = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DHOPPER={hopper}", *options]
+    return subprocess.run(command, env={**os.environ, "CXXFLAGS": flags}, capture_output=True, text=True)
+
+
+def test_flags_of_the_environment_change_no_numbers_and_mix_no_tiers(tmp_path: Path) -> None:
+    """Distributions set -flto; where a module is linked with -ffast-math, loading it turns denormals off for all."""
+    done = configured(tmp_path, "-ffast-math -flto")
+    assert done.returncode == 0, done.stderr
+    ninja = [Path(sys.executable).parent / "ninja", "-t", "commands"]
+    lines = subprocess.run(ninja, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = [line for line in lines if "-ffast-math" in line]
+    assert sum("bindings.cpp" in line for line in lines) == 2 and any("-shared" in line for line in lines)
+    for line in lines:
+        assert line.index("-ffast-math") < line.rindex("-fno-fast-math"), line
+        assert line.index("-flto") < line.rindex("-fno-lto"), line
+        assert "-fno-math-errno" not in line or line.rindex("-fno-fast-math") < line.index("-fno-math-errno"), line
+
+
+@pytest.mark.parametrize("value", ["0", "off", "yes"])
+def test_the_build_takes_three_words_for_the_cuda_kernels(value: str, tmp_path: Path) -> None:
+    done = configured(tmp_path, hopper=value)
+    assert done.returncode != 0 and f"HOPPER={value}; allowed: AUTO, ON, OFF" in done.stderr
 
 
 def test_the_linker_cannot_swap_the_code_of_two_tiers(objects: dict[str, Path]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..weights._tensorflow import settle_triton
 
+KERAS = (3, 7)  # the first with keras.tree.flatten_with_path; TensorFlow takes older ones
 _HOMES = {
     "AsymmetricPair": "layers",
     "ConvBNReLU": "layers",
@@ -83,12 +84,17 @@ def _load_keras() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     settle_triton()
     try:
-        importlib.import_module("keras")
+        keras = importlib.import_module("keras")
     except ImportError as error:
         raise ImportError(
             f"inception_fast.tf needs Keras 3 and its backend, by default TensorFlow ({error}); "
             "to install both: pip install inception-fast[tensorflow]"
         ) from error
+    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < KERAS:
+        allowed = ".".join(map(str, KERAS))
+        raise ImportError(
+            f"Keras {keras.__version__}; inception_fast.tf needs {allowed} or newer: pip install -U keras"
+        )
 
 
 def _installed(package: str) -> bool:
