@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 importlib.import_module(f"{__name__}.kernels")  # which notes from now on that the process was forked
+importlib.import_module(f"{__name__}._when_imported").keep_triton_apart()
 
 _HOMES = {
     "create_model": "models",

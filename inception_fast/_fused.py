@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _batch_norm, dispatch
 from ._checks import Conv, Pair, PoolProject, check_residual_scale, like
-from .backends import Params
+from .backends import Params, laid_out
 
 
 def conv_call(
@@ -58,10 +58,15 @@ def _launch(
     residual_scale: float = 1.0,
 ) -> Tensor:
     device = str(x.device) if x.is_cuda else x.device.type
-    name = dispatch.choose(spec, device, backend if backend is not None else dispatch.current_backend())
-    kernels = dispatch.adapter(name)
+    named = backend if backend is not None else dispatch.current_backend()
+    dtype, memory_format = x.dtype, _batch_norm.memory_format(x)
+    if named is None and device == "cpu" and dtype == torch.float16:
+        # Its kernels know no float16, and the bits of torch's convolutions depend on the batch: float32, rounded once.
+        spec, x = dispatch.with_dtype(spec, "float32"), x.float()
+        residual = None if residual is None else residual.float()
+    kernels = dispatch.adapter(dispatch.choose(spec, device, named))
     prepared = kernels.prepare(spec, params, x, residual, residual_scale)
-    return kernels.run(prepared, x, residual, _batch_norm.memory_format(x))
+    return laid_out(kernels.run(prepared, x, residual, memory_format).to(dtype), memory_format)
 
 
 def conv_kernel(

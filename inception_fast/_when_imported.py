@@ -1,9 +1,10 @@
-"""Runs something once a module is imported, without importing it."""
+"""Watches imports: runs something once a module is imported, and keeps Triton apart from TensorFlow."""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -42,3 +43,39 @@ class _Watch(importlib.abc.MetaPathFinder):
 
             spec.loader.exec_module = run_and_act  # type: ignore[method-assign]
         return spec
+
+
+def keep_triton_apart() -> None:
+    """From now on Triton, which torch imports to compile, is bound to its own LLVM where TensorFlow is there.
+
+    Bound to TensorFlow's it ends the process.
+    """
+    if "triton" not in sys.modules:
+        sys.meta_path.insert(0, _Apart())
+
+
+class _Apart(importlib.abc.MetaPathFinder):
+    """Finds what the other finders find, and has it loaded with its own symbols first."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "triton" or "tensorflow" not in sys.modules:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _apart(spec.loader.exec_module)  # type: ignore[method-assign, assignment]
+        return spec
+
+
+def _apart(run: Action) -> Action:
+    def run_apart(module: ModuleType) -> None:
+        flags = sys.getdlopenflags()
+        sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
+        try:
+            run(module)
+        finally:
+            sys.setdlopenflags(flags)
+
+    return run_apart

@@ -6,9 +6,10 @@ tensors.
 
 CPU tensors take the first of cpu, torch that can run; CUDA tensors the first of cuda, triton, torch, where "cuda" (the
 Hopper kernels) is taken unnamed only for what was measured to be faster there. "torch" is the library path, "reference"
-runs only when named. A tensor that has to leave the native kernels for another reason than
-its dtype (the CPU kernels take float32 and bfloat16) warns, once per operation and reason; `explain` shows every
-reason at any time. A named backend never falls back.
+runs only when named. float16 on the CPU, where no backend is named, is chosen for and run as float32, rounded once. A
+tensor that has to leave the native kernels for another reason than its dtype (the CPU kernels take float32 and
+bfloat16) warns, once per operation and reason; `explain` shows every reason at any time. A named backend never falls
+back.
 """
 
 from __future__ import annotations

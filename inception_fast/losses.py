@@ -22,6 +22,8 @@ class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
         smoothing = plain(smoothing)
         if not is_number(smoothing) or not 0.0 <= smoothing < 1.0:
             raise ValueError(f"smoothing {smoothing!r}; allowed: 0 <= smoothing < 1")
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction {reduction!r}; allowed: mean, sum, none")
         super().__init__(weight=weight, reduction=reduction, label_smoothing=smoothing)
 
 
@@ -36,6 +38,8 @@ class AuxiliaryLoss(nn.Module):
         weight = plain(weight)
         if not is_number(weight) or not 0.0 <= weight < math.inf:
             raise ValueError(f"weight {weight!r}; allowed: a finite number, 0 or more")
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss {loss!r}; allowed: a function of logits and target, or None")
         self.loss = LabelSmoothingCrossEntropy() if loss is None else loss
         self.weight = weight
 

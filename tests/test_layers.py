@@ -475,6 +475,10 @@ def test_label_smoothing_is_torchs() -> None:
         fast.LabelSmoothingCrossEntropy(1.5)
     with pytest.raises(ValueError, match=r"smoothing .0\.1.; allowed: 0 <= smoothing"):
         fast.LabelSmoothingCrossEntropy("0.1")
+    with pytest.raises(ValueError, match=r"reduction 'avg'; allowed: mean, sum, none"):
+        fast.LabelSmoothingCrossEntropy(reduction="avg")
+    with pytest.raises(TypeError, match=r"loss 'x'; allowed: a function"):
+        losses.AuxiliaryLoss("x")  # type: ignore[arg-type]
 
 
 def test_auxiliary_heads_count_for_less() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,6 +122,33 @@ def test_pool_project_equals_the_truth(oc: int, counted: bool, stride: int, back
         x = numerics.as_layout(arguments[0], layout)
         y = ops.pool_project(x, *arguments[1:], stride=stride, count_include_pad=counted, backend=backend)
         numerics.assert_close_budget(y, expected, roundings=between(backend, dtype))
+
+
+HALF_CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor], dict[str, Any]]] = {
+    "conv": (ops.conv_bn_relu, reference.conv, *conv_arguments("channels_equal_the_map", torch.float16)),
+    "tiny": (ops.conv_bn_relu, reference.conv, *conv_arguments("one_pixel", torch.float16)),
+    "chain": (ops.asymmetric_pair, reference.pair, pair_arguments("chain", torch.float16), {}),
+    "split": (ops.parallel_split, partial(reference.pair, kind="split"), pair_arguments("split", torch.float16), {}),
+    "pool": (ops.pool_project, reference.pool_project, pool_arguments(torch.float16), {}),
+}
+
+
+@pytest.mark.parametrize("name", HALF_CALLS)
+def test_float16_has_the_same_bits_in_any_batch_and_for_any_threads(name: str) -> None:
+    """Of torch's convolutions, the library path, neither is so."""
+    call, truth, (x, *rest), options = HALF_CALLS[name]
+    threads = torch.get_num_threads()
+    for layout in ("contiguous", "channels_last"):
+        x = numerics.as_layout(torch.cat((x, x.flip(0), -x))[:5], layout)
+        y = call(x, *rest, **options)
+        assert y.dtype is torch.float16 and y.stride() == call(x, *rest, **options, backend="torch").stride()
+        numerics.assert_close_budget(y, truth(*wide([x, *rest]), **options))
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(call(x, *rest, **options), y)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(call(x[i : i + 1], *rest, **options), y[i : i + 1]) for i in range(5))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -162,6 +162,18 @@ def test_convert_in_a_process_that_loaded_tensorflow_first(tmp_path: Path) -> No
     assert (tmp_path / "net.safetensors").is_file()
 
 
+@pytest.mark.parametrize("order", ["tensorflow, inception_fast", "inception_fast, tensorflow"])
+def test_compile_in_a_process_that_loaded_tensorflow(order: str) -> None:
+    """torch imports Triton before it asks the backend for anything."""
+    code = f"""import {order}, torch
+net = torch.compile(torch.nn.Sequential(inception_fast.ConvBNReLU(3, 8, 3)).eval(), backend="inception_fast")
+with torch.no_grad():
+    assert net(torch.zeros(1, 3, 9, 9)).shape == (1, 8, 7, 7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_shards_are_read_where_their_list_is_given(tmp_path: Path) -> None:
     model = tf.create_model("inception_v1", classes=3, input_shape=(75, 75, 3))
     model.save_weights(tmp_path / "net.weights.json", max_shard_size=0.004)
