@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..weights._tensorflow import settle_triton
 
-KERAS = (3, 7)  # the first with keras.tree.flatten_with_path; TensorFlow takes older ones
+KERAS = (3, 10)  # older ones put casts before a net of 16 bits, or lack keras.tree.flatten_with_path
 _HOMES = {
     "AsymmetricPair": "layers",
     "ConvBNReLU": "layers",
