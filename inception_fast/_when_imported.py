@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -71,11 +72,18 @@ class _Apart(importlib.abc.MetaPathFinder):
 
 def _apart(run: Action) -> Action:
     def run_apart(module: ModuleType) -> None:
-        flags = sys.getdlopenflags()
-        sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
-        try:
+        with own_symbols():
             run(module)
-        finally:
-            sys.setdlopenflags(flags)
 
     return run_apart
+
+
+@contextlib.contextmanager
+def own_symbols() -> Iterator[None]:
+    """Libraries that are loaded meanwhile look for symbols among their own before those of the process."""
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        yield
+    finally:
+        sys.setdlopenflags(flags)

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from .._when_imported import own_symbols
+
 
 def load_tensorflow() -> Any:
     """The module `tensorflow`. Raises ImportError without it."""
@@ -21,9 +23,5 @@ def settle_triton() -> None:
     """Imports Triton, where it is installed, bound to its own LLVM; imported after TensorFlow it crashes otherwise."""
     if "triton" in sys.modules or importlib.util.find_spec("triton") is None:
         return
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
-    try:
+    with own_symbols():
         importlib.import_module("triton")
-    finally:
-        sys.setdlopenflags(flags)
