@@ -106,8 +106,6 @@ def four_sided(padding: int | Sequence[int]) -> list[int]:
 
 
 def _ints(value: Any, name: str, allowed: str) -> list[int]:
-    if type(value) is tuple and [type(v) for v in value] == [int, int]:  # those of a layer, in every call
-        return list(value)
     sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     values = [plain(v) for v in (value if sequence else [value])]
     if not all(is_integer(v) or isinstance(v, torch.SymInt) for v in values):

@@ -59,14 +59,15 @@ def _launch(
 ) -> Tensor:
     device = str(x.device) if x.is_cuda else x.device.type
     named = backend if backend is not None else dispatch.current_backend()
-    dtype, memory_format = x.dtype, _batch_norm.memory_format(x)
-    if named is None and device == "cpu" and dtype == torch.float16:
+    memory_format = _batch_norm.memory_format(x)
+    if named is None and device == "cpu" and x.dtype is torch.float16:
         # Its kernels know no float16, and the bits of torch's convolutions depend on the batch: float32, rounded once.
-        spec, x = dispatch.with_dtype(spec, "float32"), x.float()
-        residual = None if residual is None else residual.float()
+        wide = None if residual is None else residual.float()
+        y = _launch(dispatch.with_dtype(spec, "float32"), x.float(), params, None, wide, residual_scale)
+        return laid_out(y.half(), memory_format)
     kernels = dispatch.adapter(dispatch.choose(spec, device, named))
     prepared = kernels.prepare(spec, params, x, residual, residual_scale)
-    return laid_out(kernels.run(prepared, x, residual, memory_format).to(dtype), memory_format)
+    return kernels.run(prepared, x, residual, memory_format)
 
 
 def conv_kernel(

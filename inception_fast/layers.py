@@ -109,14 +109,6 @@ def scale_and_shift(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor
     return scale.to(wide), shift.to(wide)
 
 
-def held(module: nn.Module, name: str) -> Any:
-    """A parameter or buffer of a module of torch's own, without the search of `nn.Module.__getattr__`."""
-    for tensors in (module._parameters, module._buffers):
-        if name in tensors:
-            return tensors[name]
-    return getattr(module, name)
-
-
 class Fold:
     """`scale_and_shift`, kept until a parameter or statistic changes. A copied or unpickled one starts empty."""
 
@@ -129,7 +121,7 @@ class Fold:
     def __call__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # what comes may be a stand-in
             return scale_and_shift(conv, bn)
-        learned, device = (held(bn, "weight"), held(bn, "bias"), conv.bias), conv.weight.device
+        learned, device = (bn.weight, bn.bias, conv.bias), conv.weight.device
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)):
             return self._values(conv, bn, learned, device)
         scale, shift = scale_and_shift(conv, bn)
@@ -139,7 +131,7 @@ class Fold:
         return scale, shift
 
     def _values(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, learned: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-        sources = (*learned, held(bn, "running_mean"), held(bn, "running_var"))
+        sources = (*learned, bn.running_mean, bn.running_var)
         apart = capturing(device)
         kept = None if apart else self._kept
         if kept is not None and kept[0] == bn.eps and kept[2].device == device:

@@ -333,6 +333,17 @@ def test_torch_runs_what_asks_for_gradients(asks: str) -> None:
         check(compiled, module, x)
 
 
+def test_a_change_of_weights_made_in_inference_mode_is_noticed() -> None:
+    """They count no versions."""
+    with torch.inference_mode():
+        module, x = nn.Sequential(nn.Conv2d(64, 96, 3), nn.ReLU()).eval(), numerics.random(1, 64, 6, 6)
+        compiled = torch.compile(module, backend="inception_fast")
+        before = compiled(x)
+        module[0].weight[3, 5, 1, 1] += 1
+        after = compiled(x)
+        assert not torch.equal(before, after) and relative(after, module(x)) <= 1e-5
+
+
 def test_training_is_refused() -> None:
     compiled = torch.compile(small().train(), backend="inception_fast")
     with torch.no_grad(), pytest.raises(Exception, match="training mode"):
