@@ -191,7 +191,7 @@ def convolution(x: Tensor, weight: Tensor, *, stride: Ints, padding: Ints, winog
     else is torch's. Gradients reach x and weight, any number of times.
 
     Args:
-        winograd: larger tiles too, which err 1.3 to 10 times as much as a direct sum: 3x3, 5x5, 1x3, 3x1, 1x7, 7x1.
+        winograd: larger tiles too, which err 1.3 to 25 times as much as a direct sum: 3x3, 5x5, 1x3, 3x1, 1x7, 7x1.
     """
     tensors(x=x, weight=weight)
     winograd = check_flag("winograd", winograd)

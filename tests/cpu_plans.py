@@ -111,7 +111,7 @@ def argument(x: torch.Tensor) -> tuple[int, str, tuple[int, int, int, int]]:
 class Conv:
     """Operands of one convolution with two ranges of output channels at most; `reference` is float64 by torch.
 
-    Operands are rounded to the spec's dtype first, and the result in the end.
+    Operands are rounded to the spec's dtype first, but for a tile's weights, and the result in the end.
     """
 
     spec: ConvSpec
@@ -126,7 +126,7 @@ class Conv:
     def reference(self, relu: bool = True) -> torch.Tensor:
         top, bottom, left, right = self.spec.padding
         x = torch.nn.functional.pad(self.rounded(self.x), (left, right, top, bottom))
-        weight = self.rounded(self.weight)
+        weight = self.weight.double() if any(self.tile) else self.rounded(self.weight)
         y = torch.nn.functional.conv2d(x, weight, stride=self.spec.stride, groups=self.spec.groups)
         y = y * self.scale.double()[:, None, None] + self.shift.double()[:, None, None]
         if self.residual is not None:

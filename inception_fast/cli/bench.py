@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--winograd",
         action="store_true",
-        help="also our float32 plans with optimize(winograd=True), in a row of their own",
+        help="also our plans with optimize(winograd=True), in rows of their own",
     )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(

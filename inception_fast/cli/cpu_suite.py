@@ -161,10 +161,9 @@ def _start(
     from ..measure.cpu_suite import first_call_alone
 
     for name in names:
-        for dtype in DTYPES:
-            yield {"model": name} | first_call_alone(name, dtype, threads=threads)
-        if winograd:
-            yield {"model": name} | first_call_alone(name, "float32", winograd=True, threads=threads)
+        for tiles in (False, True)[: 1 + winograd]:
+            for dtype in DTYPES:
+                yield {"model": name} | first_call_alone(name, dtype, winograd=tiles, threads=threads)
 
 
 def show(document: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def compile_backend(
     unknown = sorted({*options, *others} - {"winograd"})
     if unknown or "winograd" in others:
         raise ValueError(f"{', '.join(unknown or others)}; backend 'inception_fast' takes options={{'winograd': bool}}")
-    winograd = check_winograd(options.get("winograd", False), "cpu", None)
+    winograd = check_winograd(options.get("winograd", False), "cpu")
     tensors = [*(x for x in example_inputs if isinstance(x, Tensor)), *gm.parameters(), *gm.buffers()]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         warnings.warn(

@@ -187,9 +187,9 @@ def optimize(
             these, in bfloat16 or float16; None gives them what was measured to be faster there. "torch", "reference"
             (float64 inside): the graph by torch.
         batch_sizes: batches to plan now, None for the example's; others are planned when they come.
-        winograd: float32 on "cpu" alone: lets convolutions at stride 1 take Winograd's algorithm where it is faster.
-            Fewer products, and an expected 1.3 to 25 times the rounding error of a layer's direct sum; report() says
-            which took it.
+        winograd: on "cpu" alone: lets convolutions at stride 1 take Winograd's algorithm where it is faster: fewer
+            products, all in float32, of weights that are not rounded. An expected 1.3 to 25 times the rounding error of
+            a layer's direct sum in float32; in bfloat16 less than one of it. report() says which took it.
         batch_invariant: an image has the same bits alone and in any batch. The kernels of "cpu" keep that anyway;
             "triton" and "cuda" give up speed for it, as every batch runs the kernels of one batch and no sum is cut
             into parts. Where torch runs a node that may not keep it, on either, a RuntimeWarning names it.
@@ -206,7 +206,7 @@ def optimize(
     held = torch.float32 if dtype is None else dtype
     if held not in allowed:
         raise ValueError(f"dtype {held!r}; backend {name!r} runs {', '.join(map(str, allowed))}")
-    winograd, invariant = check_winograd(winograd, name, dtype), _checked_invariance(batch_invariant, name)
+    winograd, invariant = check_winograd(winograd, name), _checked_invariance(batch_invariant, name)
     if name in ON_GPU:
         from .gpu_session import module_on_cpu
 
@@ -234,13 +234,11 @@ def _check_module(module: object) -> None:
         raise ValueError("module is optimised already; allowed: the original module")
 
 
-def check_winograd(winograd: bool, backend: str, dtype: torch.dtype | None) -> bool:
+def check_winograd(winograd: bool, backend: str) -> bool:
     """Whether Winograd's algorithm is asked for. Raises where it is and there is none."""
     winograd = plain(winograd)
     if not isinstance(winograd, bool):
         raise TypeError(f"winograd of type {type(winograd).__name__}; allowed: bool")
-    if winograd and dtype not in (None, torch.float32):
-        raise ValueError(f"winograd=True with dtype {dtype}; allowed: torch.float32")
     if winograd and backend != "cpu":
         raise ValueError(f"winograd=True on backend {backend!r}; allowed: 'cpu'")
     return winograd

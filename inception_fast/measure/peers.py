@@ -97,9 +97,6 @@ class OursWinograd(Ours):
 
     name = "inception_fast+winograd"
 
-    def reasons(self, dtype: str) -> list[str]:
-        return super().reasons(dtype) or ([] if dtype == "float32" else ["winograd=True is for float32 alone"])
-
     def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
         from .. import optimize
 

@@ -29,10 +29,11 @@ from ..plan import (
     View,
 )
 from ..spec import ConvSpec, PairSpec, PoolSpec
+from . import winograd
 from .direct import trains_directly as trains_directly
 from .winograd import DIRECT as DIRECT
+from .winograd import Tile
 from .winograd import training_tile as training_tile
-from .winograd import winograd_tile as winograd_tile
 from .winograd_gradient import gradient_tile as gradient_tile
 
 try:
@@ -101,6 +102,11 @@ def peak_flops(dtype: str = "float32", threads: int = 1, tier: str | None = None
         raise ValueError(f"dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     with ThreadPoolExecutor(threads) as pool:
         return 2 * sum(pool.map(lambda _: _native.peak(name, dtype, seconds), range(threads)))
+
+
+def winograd_tile(spec: ConvSpec) -> tuple[Tile, str]:
+    """The tile of Winograd's algorithm that pays for a convolution on the default tier, or (0, 0) and why none does."""
+    return winograd.winograd_tile(spec, default_tier())
 
 
 def trim() -> None:

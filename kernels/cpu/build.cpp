@@ -184,7 +184,7 @@ void Builder::expect_weights(const ConvSpec &s, const std::vector<WeightArray> &
          "fewer than 2^31 elements");
 }
 
-void Builder::expect_tile(const ConvSpec &s, Type type) const {
+void Builder::expect_tile(const ConvSpec &s) const {
   if (s.tile == std::array<int32_t, 2>{})
     return;
   std::string allowed;
@@ -194,10 +194,9 @@ void Builder::expect_tile(const ConvSpec &s, Type type) const {
     allowed += (allowed.empty() ? "" : ", ") + numbers({t.h, t.w}) + " for " + numbers({t.kh, t.kw});
   }
   expect(found, "tile " + numbers({s.tile[0], s.tile[1]}) + " for kernel " + numbers({s.kh, s.kw}), allowed);
-  expect(s.stride[0] == 1 && s.stride[1] == 1 && s.groups == 1 && type == Type::float32,
-         "a tile with stride " + numbers({s.stride[0], s.stride[1]}) + ", " + std::to_string(s.groups) +
-             " groups and " + (type == Type::float32 ? "float32" : "bfloat16") + " x",
-         "stride (1, 1), 1 group, float32");
+  expect(s.stride[0] == 1 && s.stride[1] == 1 && s.groups == 1,
+         "a tile with stride " + numbers({s.stride[0], s.stride[1]}) + " and " + std::to_string(s.groups) + " groups",
+         "stride (1, 1), 1 group");
 }
 
 std::vector<Range> Builder::ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const {
@@ -254,7 +253,7 @@ void Builder::conv(const ConvSpec &s, ViewSpec x, const ConvArrays &arrays, cons
   expect_conv(s, arrays);
   ConvOp op = conv_op(s, view(x, "input"));
   expect_map(op.x, "input", s.n, s.h, s.w, s.c);
-  expect_tile(s, op.x.type);
+  expect_tile(s);
   op.depthwise = s.groups > 1 && s.groups == s.c;
   std::vector<Range> ranges = ranges_of(op, outputs);
   std::vector<View> reads{op.x}, writes;

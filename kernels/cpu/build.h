@@ -100,7 +100,7 @@ private:
   void expect_same_map(const View &x, const View &y) const;
   void expect_conv(const ConvSpec &spec, const ConvArrays &arrays) const;
   void expect_weights(const ConvSpec &spec, const std::vector<WeightArray> &weights) const;
-  void expect_tile(const ConvSpec &spec, Type type) const;
+  void expect_tile(const ConvSpec &spec) const;
   std::vector<Range> ranges_of(const ConvOp &op, const std::vector<OutputSpec> &outputs) const;
   ConvOp conv_op(const ConvSpec &spec, const View &x) const;
   void schedule(ConvOp &op, const ConvSpec &spec, const std::vector<Range> &ranges);

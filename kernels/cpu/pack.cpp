@@ -76,7 +76,7 @@ static int64_t packed_depth(const ConvOp &op) {
   if (op.depthwise)
     return int64_t(op.kh) * op.kw;
   int64_t depth = int64_t(op.kh * op.kw / op.row_taps) * op.row_depth;
-  return op.x.type == Type::bfloat16 ? depth / 2 : depth;
+  return op.x.type == Type::bfloat16 && op.tile_h == 0 ? depth / 2 : depth;
 }
 
 std::vector<Panel> panels_of(const ConvOp &op, const std::vector<Range> &ranges, int lanes) {

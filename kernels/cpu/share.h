@@ -50,13 +50,14 @@ inline int64_t direct_groups(const ConvOp &op, int64_t tiles, int64_t threads) {
 // The fewest multiply-adds of the busiest thread, transforms counted as `winograd.py` does. Products of few tiles wait
 // for their weights: below 8 a product takes as long as one of 8.
 inline int64_t winograd_groups(const ConvOp &op, int64_t tiles, int64_t threads) {
-  constexpr int64_t TRANSFORM = 12, TALL = 8;
+  constexpr int64_t TALL = 8;
+  int64_t high = op.kh + op.tile_h - 1, wide = op.kw + op.tile_w - 1, transform = high * (high > 1) + wide * (wide > 1);
   int64_t vectors = vectors_of(op), best = 1, least = INT64_MAX;
   for (int64_t groups = threads; groups >= 1; groups /= 2) {
     int64_t members = ceil_div(threads, groups), held = ceil_div(tiles * members, threads);
     int64_t tall = greater(1, held * lesser(op.panel_count, members) / members);
     int64_t columns = ceil_div(vectors, members) * Isa::lanes;
-    int64_t work = held * (columns * op.c * greater(TALL, tall) / tall + TRANSFORM * (op.c + columns));
+    int64_t work = held * (columns * op.c * greater(TALL, tall) / tall + transform * (op.c + columns));
     if (work < least)
       best = groups, least = work;
   }

@@ -43,10 +43,10 @@ struct Chunk {
   int32_t c0, c1;
 };
 
-// Weights are [k][vectors * lanes] of x's type. Those of bfloat16 come in pairs, [k / 2][vectors * lanes][2], and where
-// the channels of a group are odd, every tap has one more of zeros, but where taps are `joined`. K is rows of
-// `row_taps` taps, and each is filled up with zeros to `row_depth`: a multiple of the tier's `k_multiple` where
-// `tiled`, an even number where `joined`, else just its taps.
+// Weights are [k][vectors * lanes] of x's type, those of tiles and depthwise ones of float32. Those of bfloat16 come in
+// pairs, [k / 2][vectors * lanes][2], and where the channels of a group are odd, every tap has one more of zeros, but
+// where taps are `joined`. K is rows of `row_taps` taps, and each is filled up with zeros to `row_depth`: a multiple of
+// the tier's `k_multiple` where `tiled`, an even number where `joined`, else just its taps.
 struct ConvOp {
   int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow, groups;
   View x, residual; // residual.buffer is -1 when there is none

@@ -72,7 +72,7 @@ void pack_tiles(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t 
 #pragma GCC unroll 8
       for (int i = 0; i < H::n; ++i)
         transform_weights<W, 1>(half + i * W::R, u + i * W::n);
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < H::n * W::n; ++p)
         Isa::store(to + p * apart + int64_t(c0) * columns + at, u[p]);
     }
@@ -80,24 +80,7 @@ void pack_tiles(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t 
 }
 
 inline void pack_weights(const TrainConvOp &op, const Panel &panel, int32_t low, int32_t high, float *to) {
-  if (op.kh == 1 && op.kw == 3)
-    pack_tiles<Axis<1, 1>, Axis<4, 3>>(op, panel, low, high, to);
-  else if (op.kh == 1 && op.tile_w == 4)
-    pack_tiles<Axis<1, 1>, Axis<4, 7>>(op, panel, low, high, to);
-  else if (op.kh == 1)
-    pack_tiles<Axis<1, 1>, Axis<6, 7>>(op, panel, low, high, to);
-  else if (op.kw == 1 && op.kh == 3)
-    pack_tiles<Axis<4, 3>, Axis<1, 1>>(op, panel, low, high, to);
-  else if (op.kw == 1 && op.tile_h == 4)
-    pack_tiles<Axis<4, 7>, Axis<1, 1>>(op, panel, low, high, to);
-  else if (op.kw == 1)
-    pack_tiles<Axis<6, 7>, Axis<1, 1>>(op, panel, low, high, to);
-  else if (op.kh == 5)
-    pack_tiles<Axis<2, 5>, Axis<2, 5>>(op, panel, low, high, to);
-  else if (op.tile_h == 2)
-    pack_tiles<Axis<2, 3>, Axis<2, 3>>(op, panel, low, high, to);
-  else
-    pack_tiles<Axis<4, 3>, Axis<4, 3>>(op, panel, low, high, to);
+  with_axes(op, [&](auto h, auto w) { pack_tiles<decltype(h), decltype(w)>(op, panel, low, high, to); });
 }
 
 } // namespace

@@ -1,8 +1,9 @@
-// The convolution of conv.h for stride 1 and float32 x, by fewer products: Winograd's and Toom and Cook's algorithm.
+// The convolution of conv.h for stride 1 by fewer products: Winograd's and Toom and Cook's algorithm.
 //
 // A tile is MH x MW outputs of every column. Its inputs [nh, nw, c] become v = B' x B by channel, the weights were
 // made u = G w G' when they were packed, m[p] = sum over c of v[p, c] * u[p, c] at each of the nh * nw points p, and
-// y = A' m A. x and y are as in conv.h, packed w is [panel][p][c][columns].
+// y = A' m A. x and y are as in conv.h, packed w is [panel][p][c][columns]. Whatever x and y are, all between them is
+// float32, weights too: rounded to bfloat16, points would err many times as much as y's own rounding.
 //
 // Numbers: another rounding than conv.h's, with a budget of its own. Channels are summed in order; a tile depends on
 // its own inputs alone, so a value does not depend on block, thread or batch. An infinity or NaN of x reaches every
@@ -141,21 +142,22 @@ template <class H, class W> struct Winograd {
   }
 
   // Tile `at` of the block: its channels, a vector at a time.
-  static void transform(const ConvOp &op, const float *x, const Room &room, const Place &place, int64_t at) {
-    const float *from[P];
+  template <class X>
+  static void transform(const ConvOp &op, const X *x, const Room &room, const Place &place, int64_t at) {
+    const X *zeros = reinterpret_cast<const X *>(room.zeros), *from[P];
     int32_t top = place.y - op.top, left = place.x - op.left;
     for (int i = 0; i < H::n; ++i)
       for (int j = 0; j < W::n; ++j) {
         bool in = uint32_t(top + i) < uint32_t(op.h) && uint32_t(left + j) < uint32_t(op.w);
         int64_t pixel = ((place.image + op.x_image) * op.h + top + i) * op.w + left + j;
-        from[i * W::n + j] = in ? x + pixel * op.x.pitch : room.zeros;
+        from[i * W::n + j] = in ? x + pixel * op.x.pitch : zeros;
       }
     float *to = room.v + at * room.pitch;
     int64_t apart = room.tiles * room.pitch;
     for (int32_t c = 0; c < op.c; c += Isa::lanes) {
       Isa::V part[P], v[P];
       int some = op.c - c;
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         part[p] = some < Isa::lanes ? Isa::load_some(from[p] + c, some) : Isa::load(from[p] + c);
 #pragma GCC unroll 8
@@ -164,7 +166,7 @@ template <class H, class W> struct Winograd {
 #pragma GCC unroll 8
       for (int i = 0; i < H::n; ++i)
         into<W, 1>(v + i * W::n, part + i * W::n);
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         Isa::store(to + p * apart + c, part[p]);
     }
@@ -194,7 +196,7 @@ template <class H, class W> struct Winograd {
 #pragma GCC unroll 2
     for (int i = 0; i < NV; ++i) {
       Isa::V m[P], half[H::M * W::n], whole[M];
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         m[p] = Isa::load(room.m + (p * room.tiles + at) * columns + i * Isa::lanes);
 #pragma GCC unroll 8
@@ -203,7 +205,7 @@ template <class H, class W> struct Winograd {
 #pragma GCC unroll 8
       for (int j = 0; j < H::M; ++j)
         back<W, 1, 1>(half + j * W::n, whole + j * W::M);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int j = 0; j < M; ++j)
         y[j][i] = whole[j];
     }
@@ -235,7 +237,7 @@ template <class H, class W> struct Winograd {
       run_panel<1, Y>(op, call, panel, room, tile0, low, high);
   }
 
-  static void run(const ConvOp &op, const Call &call, const Worker &worker) {
+  template <class X> static void run_of(const ConvOp &op, const Call &call, const Worker &worker) {
     int64_t tiles = count(op);
     Part part = part_of(op, worker, tiles, winograd_groups(op, tiles, worker.count));
     if (part.low >= part.high)
@@ -244,7 +246,7 @@ template <class H, class W> struct Winograd {
     lay_out(op, worker.scratch, room);
     for (int64_t i = 0; i < room.pitch; ++i)
       room.zeros[i] = 0;
-    const float *x = static_cast<const float *>(base_of(call, op.x)) + op.x.offset;
+    const X *x = static_cast<const X *>(base_of(call, op.x)) + op.x.offset;
     int64_t held = part.tile1 - part.tile0, blocks = ceil_div(held, room.tiles);
     for (int64_t i = 0; i < blocks; ++i) {
       int64_t tile0 = part.tile0 + held * i / blocks, tile1 = part.tile0 + held * (i + 1) / blocks;
@@ -265,33 +267,25 @@ template <class H, class W> struct Winograd {
     }
   }
 
+  static void run(const ConvOp &op, const Call &call, const Worker &worker) {
+    if (op.x.type == Type::bfloat16)
+      run_of<bf16>(op, call, worker);
+    else
+      run_of<float>(op, call, worker);
+  }
+
   static size_t scratch(const ConvOp &op) {
     Room room;
     return lay_out(op, nullptr, room);
   }
 };
 
-// Calls `use` with the algorithm that the operator's kernel and tile name; winograd_tiles() are all that there are.
-template <class Use> inline auto with_winograd(const ConvOp &op, Use use) {
-  if (op.kh == 1 && op.kw == 3)
-    return use(Winograd<Axis<1, 1>, Axis<4, 3>>{});
-  if (op.kw == 1 && op.kh == 3)
-    return use(Winograd<Axis<4, 3>, Axis<1, 1>>{});
-  if (op.kh == 1)
-    return op.tile_w == 4 ? use(Winograd<Axis<1, 1>, Axis<4, 7>>{}) : use(Winograd<Axis<1, 1>, Axis<6, 7>>{});
-  if (op.kw == 1)
-    return op.tile_h == 4 ? use(Winograd<Axis<4, 7>, Axis<1, 1>>{}) : use(Winograd<Axis<6, 7>, Axis<1, 1>>{});
-  if (op.kh == 5)
-    return use(Winograd<Axis<2, 5>, Axis<2, 5>>{});
-  return op.tile_h == 2 ? use(Winograd<Axis<2, 3>, Axis<2, 3>>{}) : use(Winograd<Axis<4, 3>, Axis<4, 3>>{});
-}
-
 inline size_t winograd_scratch(const ConvOp &op) {
-  return with_winograd(op, [&](auto algorithm) { return decltype(algorithm)::scratch(op); });
+  return with_axes(op, [&](auto h, auto w) { return Winograd<decltype(h), decltype(w)>::scratch(op); });
 }
 
 inline void winograd(const ConvOp &op, const Call &call, const Worker &worker) {
-  with_winograd(op, [&](auto algorithm) { decltype(algorithm)::run(op, call, worker); });
+  with_axes(op, [&](auto h, auto w) { Winograd<decltype(h), decltype(w)>::run(op, call, worker); });
 }
 
 } // namespace

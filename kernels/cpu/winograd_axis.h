@@ -108,5 +108,23 @@ template <int M_, int R_> struct Axis {
   static constexpr Coefficients table = coefficients();
 };
 
+// Calls `use` with the axes of the operator's kernel and tile; winograd_tiles() are all that there are.
+template <class Op, class Use> inline auto with_axes(const Op &op, Use use) {
+  using One = Axis<1, 1>;
+  if (op.kh == 1 && op.kw == 3)
+    return use(One{}, Axis<4, 3>{});
+  if (op.kw == 1 && op.kh == 3)
+    return use(Axis<4, 3>{}, One{});
+  if (op.kh == 1)
+    return op.tile_w == 4 ? use(One{}, Axis<4, 7>{}) : use(One{}, Axis<6, 7>{});
+  if (op.kw == 1)
+    return op.tile_h == 4 ? use(Axis<4, 7>{}, One{}) : use(Axis<6, 7>{}, One{});
+  if (op.kh == 5)
+    return op.tile_h == 2 ? use(Axis<2, 5>{}, Axis<2, 5>{}) : use(Axis<4, 5>{}, Axis<4, 5>{});
+  if (op.tile_h == 2)
+    return use(Axis<2, 3>{}, Axis<2, 3>{});
+  return op.tile_h == 4 ? use(Axis<4, 3>{}, Axis<4, 3>{}) : use(Axis<6, 3>{}, Axis<6, 3>{});
+}
+
 } // namespace
 } // namespace inception_fast::cpu

@@ -100,7 +100,7 @@ template <class H, class W> struct GradientTiles {
     for (int32_t c = 0; c < op.of.c; c += Isa::lanes) {
       Isa::V part[P], v[P];
       int some = op.of.c - c;
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         part[p] = read_some(from[p] + c, some);
 #pragma GCC unroll 8
@@ -111,7 +111,7 @@ template <class H, class W> struct GradientTiles {
         Forward::template into<W, 1>(v + i * W::n, part + i * W::n);
       int32_t vector = c / Isa::lanes, together = op.vectors - vector / 2 * 2 > 1 ? 2 : 1;
       float *to = op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes;
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p, to += apart)
         Isa::store(to, part[p]);
     }
@@ -127,7 +127,7 @@ template <class H, class W> struct GradientTiles {
       for (int32_t r = 0; r < rows; r += Isa::lanes) {
         Isa::V g[M], half[H::n * W::M], u[P];
         int some = static_cast<int>(lesser_of(rows - r, Isa::lanes)), left = op.of.oc - row - r;
-#pragma GCC unroll 16
+#pragma GCC unroll 36
         for (int i = 0; i < M; ++i)
           g[i] = left > 0 ? Isa::load_some(from[i] + row + r, left < some ? left : some) : Isa::zero();
 #pragma GCC unroll 8
@@ -137,7 +137,7 @@ template <class H, class W> struct GradientTiles {
         for (int i = 0; i < H::n; ++i)
           evaluate<W, 1>(half + i * W::M, u + i * W::n);
         float *to = tile + r;
-#pragma GCC unroll 36
+#pragma GCC unroll 64
         for (int p = 0; p < P; ++p, to += apart)
           write_some(to, u[p], some);
       }
@@ -188,12 +188,12 @@ template <class H, class W> struct GradientTiles {
       int64_t oc = each / op.vectors, c = each % op.vectors * Isa::lanes;
       const float *from = op.sums + oc * pitch + c;
       Isa::V m[P], half[H::R * W::n], w[taps];
-#pragma GCC unroll 36
+#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         m[p] = Isa::load(from + p * op.sums_apart);
       for (int32_t chunk = 1; chunk < op.chunks; ++chunk) {
         from += P * op.sums_apart;
-#pragma GCC unroll 36
+#pragma GCC unroll 64
         for (int p = 0; p < P; ++p)
           m[p] += Isa::load(from + p * op.sums_apart);
       }
@@ -232,24 +232,8 @@ struct MultiplyPoints {
   }
 };
 
-// As with_winograd: calls `use` with the algorithm of the operator's kernel and tile.
-template <class Use> inline void with_gradient_tiles(const WeightGradientOp &op, Use use) {
-  if (op.kh == 1 && op.kw == 3)
-    use(GradientTiles<Axis<1, 1>, Axis<4, 3>>{});
-  else if (op.kw == 1 && op.kh == 3)
-    use(GradientTiles<Axis<4, 3>, Axis<1, 1>>{});
-  else if (op.kh == 1)
-    op.tile_w == 4 ? use(GradientTiles<Axis<1, 1>, Axis<4, 7>>{}) : use(GradientTiles<Axis<1, 1>, Axis<6, 7>>{});
-  else if (op.kw == 1)
-    op.tile_h == 4 ? use(GradientTiles<Axis<4, 7>, Axis<1, 1>>{}) : use(GradientTiles<Axis<6, 7>, Axis<1, 1>>{});
-  else if (op.kh == 5)
-    use(GradientTiles<Axis<2, 5>, Axis<2, 5>>{});
-  else
-    op.tile_h == 2 ? use(GradientTiles<Axis<2, 3>, Axis<2, 3>>{}) : use(GradientTiles<Axis<4, 3>, Axis<4, 3>>{});
-}
-
 void transform_tiles(const GradientTilesOp &op, const Worker &worker) {
-  with_gradient_tiles(op.of, [&](auto algorithm) { decltype(algorithm)::transform(op, worker); });
+  with_axes(op.of, [&](auto h, auto w) { GradientTiles<decltype(h), decltype(w)>::transform(op, worker); });
 }
 
 void multiply_points(const GradientTilesOp &op, const Worker &worker) {
@@ -257,7 +241,7 @@ void multiply_points(const GradientTilesOp &op, const Worker &worker) {
 }
 
 void finish_taps(const GradientTilesOp &op, const Worker &worker) {
-  with_gradient_tiles(op.of, [&](auto algorithm) { decltype(algorithm)::finish(op, worker); });
+  with_axes(op.of, [&](auto h, auto w) { GradientTiles<decltype(h), decltype(w)>::finish(op, worker); });
 }
 
 } // namespace

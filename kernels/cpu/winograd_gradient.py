@@ -6,13 +6,12 @@ import functools
 import math
 
 from ..spec import ConvSpec
-from .winograd import DIRECT, LEAST_CHANNELS, TILES, Tile, taps_on_map
+from .winograd import DIRECT, LEAST_CHANNELS, TILES, Tile, points, taps_on_map, transform
 
 # Tiles that err like a direct sum, by kernel: at most 4.6e-7 round float64 on v3's layers with a step's data, where
 # oneDNN has 8.2e-7. The others err by 9e-7 to 2.1e-6; tiles of six outputs, which none of these layers takes, by 2.3
 # times as much as those of four (tests/numerics.py).
 BY_DEFAULT: dict[tuple[int, int], Tile] = {(3, 3): (2, 2), (1, 3): (1, 4), (3, 1): (4, 1)}
-TRANSFORM = 6  # multiply-adds' worth of a point's transform, for each channel that goes in
 FINISH = 0.7  # for each point and sum, of taking the sums to the weights: the more points, the farther away they lie
 LEAST_GAIN = 1.25  # on large maps oneDNN is up to 1.2 times as fast as the direct kernel here
 
@@ -34,7 +33,8 @@ def gradient_tile(spec: ConvSpec, every: bool) -> Tile:
 
 def gradient_gain(spec: ConvSpec, tile: Tile) -> float:
     """How many times the multiply-adds of the direct sum, which leaves out padding, are those of the batch's tiles."""
-    points = (tile[0] + spec.kh - 1) * (tile[1] + spec.kw - 1)
+    count = math.prod(points(spec, tile))
     tiles = spec.n * math.ceil(spec.oh / tile[0]) * math.ceil(spec.ow / tile[1])
-    each = tiles * (spec.c * spec.oc + TRANSFORM * (spec.c + spec.oc)) + FINISH * points * spec.c * spec.oc
-    return spec.n * taps_on_map(spec) * spec.c * spec.oc / (points * each)
+    into = transform(spec, tile) / 2  # there is none on the way out
+    each = tiles * (spec.c * spec.oc + into * (spec.c + spec.oc)) + FINISH * count * spec.c * spec.oc
+    return spec.n * taps_on_map(spec) * spec.c * spec.oc / (count * each)

@@ -3,12 +3,14 @@
 #include "winograd_axis.h"
 
 #include <cmath>
+#include <utility>
 
 namespace inception_fast::cpu {
 
 const std::vector<WinogradTile> &winograd_tiles() {
-  static const std::vector<WinogradTile> tiles{{3, 3, 4, 4}, {3, 3, 2, 2}, {5, 5, 2, 2}, {1, 3, 1, 4}, {3, 1, 4, 1},
-                                               {1, 7, 1, 4}, {7, 1, 4, 1}, {1, 7, 1, 6}, {7, 1, 6, 1}};
+  static const std::vector<WinogradTile> tiles{{3, 3, 6, 6}, {3, 3, 4, 4}, {3, 3, 2, 2}, {5, 5, 4, 4},
+                                               {5, 5, 2, 2}, {1, 3, 1, 4}, {3, 1, 4, 1}, {1, 7, 1, 4},
+                                               {7, 1, 4, 1}, {1, 7, 1, 6}, {7, 1, 6, 1}};
   return tiles;
 }
 
@@ -28,21 +30,9 @@ template <class A> static std::vector<double> matrix() {
   return g;
 }
 
-static std::vector<double> matrix(int taps, int outputs) {
-  switch (taps) {
-  case 1:
-    return matrix<Axis<1, 1>>();
-  case 3:
-    return outputs == 2 ? matrix<Axis<2, 3>>() : matrix<Axis<4, 3>>();
-  case 5:
-    return matrix<Axis<2, 5>>();
-  default:
-    return outputs == 4 ? matrix<Axis<4, 7>>() : matrix<Axis<6, 7>>();
-  }
-}
-
 bool pack_points(const ConvOp &op, const Stretch &from, int width, float *to) {
-  const std::vector<double> rows = matrix(op.kh, op.tile_h), columns = matrix(op.kw, op.tile_w);
+  const auto [rows, columns] =
+      with_axes(op, [](auto h, auto w) { return std::pair(matrix<decltype(h)>(), matrix<decltype(w)>()); });
   int nh = op.kh + op.tile_h - 1, nw = op.kw + op.tile_w - 1;
   const WeightBlock &block = *from.block;
   std::vector<double> half(nh * op.kw);

@@ -202,7 +202,7 @@ void winograd_any(Scene &scene, Rng &rng) {
     s.padding[i] = rng.one_in(2) ? (i < 2 ? s.kh : s.kw) / 2 : rng.between(0, (i < 2 ? s.kh : s.kw) - 1);
   s.h = std::max(s.h, s.kh - s.padding[0] - s.padding[1]);
   s.w = std::max(s.w, s.kw - s.padding[2] - s.padding[3]);
-  Map x = brought(scene, rng, s.n, s.h, s.w, s.c, Type::float32);
+  Map x = brought(scene, rng, s.n, s.h, s.w, s.c, any_type(rng));
   ConvStep step = step_of(rng, s, 0);
   int taps = s.c * s.kh * s.kw;
   if (!exact) {

@@ -169,8 +169,9 @@ MUTANTS = (
         "v[(2 * pair + 2) * step] = even - odd;",
         "v[(2 * pair + 2) * step] = even + odd;",
     ),
-    _winograd("rows of inputs are channels apart", "pixel * op.x.pitch : room.zeros", "pixel * op.c : room.zeros"),
+    _winograd("rows of inputs are channels apart", "pixel * op.x.pitch : zeros", "pixel * op.c : zeros"),
     _winograd("one point's weights for all", "++p, u += slab)", "++p)"),
+    _winograd("every map is of floats", "op.x.type == Type::bfloat16", "op.x.type == Type::uint8"),
     Mutant(
         "a panel's first tile is the block's",
         "winograd.h",
