@@ -1,9 +1,9 @@
 """A convolution in training whose weight gradient is a native operation: checks, choice, gradients.
 
 In float32 at stride 1 all three products may be native by Winograd's algorithm where a tile pays, by default the tile
-whose error is like that of torch's sums, with `winograd` any; in bfloat16 forward and the gradient of x by direct sums
-where they are faster than torch's. The weight may be float32 beside a bfloat16 x, as autocast makes it; its gradient is
-then summed and kept in float32. What the native kernels cannot take runs in torch's operations.
+whose error is like that of torch's sums, with `winograd` any; in bfloat16 forward and the gradient of x, by any tile or
+by direct sums, where they are faster than torch's. The weight may be float32 beside a bfloat16 x, as autocast makes it;
+its gradient is then summed and kept in float32. What the native kernels cannot take runs in torch's operations.
 """
 
 from __future__ import annotations

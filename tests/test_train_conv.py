@@ -6,6 +6,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def operands(size: tuple[int, ...], kernel: tuple[int, int], same: bool, whole: 
 def both(x: Tensor, weight: Tensor, grad: Tensor, padding: tuple[int, int], tile: tuple[int, int]) -> list[Tensor]:
     """y and the gradient of x by a tile, whether it pays or not."""
     with pytest.MonkeyPatch.context() as patch, numerics.poisoned_memory():
-        patch.setattr(cpu, "training_tile", lambda spec, every: tile)
+        patch.setattr(cpu, "training_tile", lambda spec, every, tier: tile)
         native._chosen.cache_clear()
         calls = (native.forward(x, weight, (1, 1), padding, True), native.backward(grad, weight, (1, 1), padding, True))
     native._chosen.cache_clear()
@@ -110,6 +111,22 @@ def test_forms_stay_within_their_budget(
         for found, expected in zip(both(x, weight, grad, padding, tile), truth(x, weight, grad, padding), strict=True):
             assert found.shape == expected.shape and found.is_contiguous(memory_format=LAST)
             assert numerics.rel_l2(found, expected) <= norm and numerics.max_error(found, expected) <= worst
+
+
+@every_tier
+@every_form
+@every_size
+def test_maps_of_bfloat16_are_those_of_float32_rounded(
+    tier: str, kernel: tuple[int, int], tile: tuple[int, int], size: tuple, on_tier: Callable[[str], None]
+) -> None:
+    """To the bit, of weights that bfloat16 does not hold."""
+    on_tier(tier)
+    x, weight, grad = operands(size, kernel, True, whole=False)
+    x, grad = x.bfloat16(), grad.bfloat16()
+    assert not torch.equal(weight.bfloat16().float(), weight)
+    expected = both(x.float(), weight, grad.float(), pads(kernel, True), tile)
+    for found, wide in zip(both(x, weight, grad, pads(kernel, True), tile), expected, strict=True):
+        assert found.dtype == torch.bfloat16 and torch.equal(found, wide.bfloat16())
 
 
 @every_form
@@ -169,9 +186,12 @@ def test_callers_at_once_do_not_share_memory() -> None:
     [
         ({"sizes": (0, 4, 4, 16, 16, 3, 3, 4, 4)}, "a size of 0"),
         ({"threads": 0}, "on 0 threads"),
-        ({"tile": (3, 3)}, "tile 3x3 for kernel 3x3 of float32 at stride 1x1; allowed: 0x0 for bfloat16; for float32"),
+        ({"tile": (3, 3)}, "tile 3x3 for kernel 3x3 of float32 at stride 1x1; allowed: 0x0 for bfloat16; at stride 1"),
         ({"tile": (0, 0)}, "tile 0x0 for kernel 3x3 of float32 at stride 1x1"),
-        ({"dtype": "bfloat16"}, "tile 2x2 for kernel 3x3 of bfloat16 at stride 1x1; allowed: 0x0 for bfloat16"),
+        (
+            {"dtype": "bfloat16", "stride": (2, 2)},
+            "tile 2x2 for kernel 3x3 of bfloat16 at stride 2x2; allowed: 0x0 for",
+        ),
         ({"stride": (1, 2)}, "tile 2x2 for kernel 3x3 of float32 at stride 1x2"),
         ({"stride": (0, 1)}, "a size of 0"),
         ({"dtype": "float16"}, "map of dtype float16"),
@@ -201,18 +221,31 @@ def spec(n: int, size: int, c: int, oc: int, kernel: tuple[int, int]) -> ConvSpe
     return ConvSpec(n, size, size, c, oc, *kernel, padding=(top, top, left, left))
 
 
+def rule(spec: ConvSpec, every: bool, tier: str = "generic") -> tuple[int, int]:
+    return cpu.training_tile(spec, every, tier)
+
+
 def test_the_rule() -> None:
     """Large maps of 3x3 take a tile unasked, others on request; few channels and maps of some pixels never."""
     layer = spec(16, 15, 64, 96, (3, 3))
-    assert cpu.training_tile(layer, False) == (2, 2) and cpu.training_tile(layer, True) == (4, 4)
+    assert rule(layer, False) == (2, 2) and rule(layer, True) == (4, 4)
     for kernel in ((5, 5), (1, 7), (7, 1)):
-        assert cpu.training_tile(spec(16, 15, 64, 96, kernel), False) == DIRECT
-        assert cpu.training_tile(spec(16, 15, 64, 96, kernel), True) == TILES[kernel][0]
-    assert cpu.training_tile(spec(16, 3, 448, 384, (3, 3)), True) == DIRECT
-    assert cpu.training_tile(spec(16, 15, 15, 96, (3, 3)), True) == DIRECT
-    assert cpu.training_tile(spec(64, 1, 512, 512, (3, 3)), True) == DIRECT
-    assert cpu.training_tile(spec(16, 15, 64, 96, (3, 5)), True) == DIRECT
-    assert cpu.training_tile(ConvSpec(16, 15, 15, 64, 96, 3, 3, (2, 2)), True) == DIRECT
+        assert rule(spec(16, 15, 64, 96, kernel), False) == DIRECT
+        assert rule(spec(16, 15, 64, 96, kernel), True) == TILES[kernel][0]
+    assert rule(spec(16, 3, 448, 384, (3, 3)), True) == DIRECT
+    assert rule(spec(16, 15, 15, 96, (3, 3)), True) == DIRECT
+    assert rule(spec(64, 1, 512, 512, (3, 3)), True) == DIRECT
+    assert rule(spec(16, 15, 64, 96, (3, 5)), True) == DIRECT
+    assert rule(ConvSpec(16, 15, 15, 64, 96, 3, 3, (2, 2)), True) == DIRECT
+
+
+def test_the_rule_in_bfloat16() -> None:
+    """Unasked, where a tile pays beside direct sums at the tier's rate; a tile unit needs none."""
+    layer, small = (replace(spec(16, size, 64, 96, (3, 3)), dtype="bfloat16") for size in (35, 7))
+    for every in (False, True):
+        assert rule(layer, every, "avx512_bf16") == rule(layer, every, "avx2") == (6, 6)
+        assert rule(small, every, "avx512_bf16") == DIRECT != rule(small, every, "avx2")
+        assert rule(layer, every, "amx_bf16") == DIRECT
 
 
 # x [n, c, h, w], oc, kernel, padding: layers of v3 whose sums are long and short, and the stem's unpadded one, with the
@@ -351,19 +384,29 @@ def test_layers_take_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
         fast.replace_layers(model, winograd=1)  # type: ignore[arg-type]
 
 
-def test_autocast_and_compile_go_past_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_takes_tiles_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in bfloat16, on the best tier without a tile unit, is no further from float64 than torch's."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, [tier for tier in cpu.tiers() if not tier.startswith("amx")][-1])
+    tiles: list[tuple[int, int]] = []
+    original = native._run
+    monkeypatch.setattr(native, "_run", lambda x, call, *a: tiles.append(call.tile) or original(x, call, *a))
+    model = net()
+    x = numerics.random(4, 32, 34, 33, seed=9).contiguous(memory_format=LAST)
+    loss, grads = step(copy.deepcopy(model).double(), x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, torchs = step(copy.deepcopy(model), x)
+        found, mine = step(fast.replace_layers(model), x)
+    assert tiles.count((4, 4)) >= 3
+    assert abs(found - loss) <= max(abs(theirs - loss), numerics.BF16_REL_L2 * loss)
+    for a, b, torch_s in zip(mine, grads, torchs, strict=True):
+        assert numerics.rel_l2(a, b) <= 1.1 * numerics.rel_l2(torch_s, b)
+
+
+def test_compile_goes_past_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fast.replace_layers(net(), winograd=True).train()
     x = numerics.random(2, 32, 22, 21, seed=9).contiguous(memory_format=LAST)
     expected, _ = step(model, x)
-    run = native._run
-
-    def direct_alone(x: Tensor, call: native.Call, *weight: object) -> Tensor:
-        assert call.tile == cpu.DIRECT, "tiles where they have no part"
-        return run(x, call, *weight)
-
-    monkeypatch.setattr(native, "_run", direct_alone)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert step(model, x)[0].isfinite()
+    monkeypatch.setattr(native, "_run", lambda *a: pytest.fail("tiles where they have no part"))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert abs(step(compiled, x)[0] - expected) <= 1e-4 * expected
 

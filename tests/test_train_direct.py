@@ -50,9 +50,10 @@ def on_tier(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture(autouse=True)
 def fresh_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every convolution takes the kernels, whether they pay or not, but where a test sets the rule again."""
+    """Every convolution takes the direct sum, whether it pays or not, but where a test sets the rule again."""
     native._chosen.cache_clear()
     monkeypatch.setattr(cpu, "trains_directly", lambda spec, tier: True)
+    monkeypatch.setattr(cpu, "training_tile", lambda spec, every, tier: cpu.DIRECT)
     yield
     native._chosen.cache_clear()
 

@@ -1,5 +1,5 @@
-"""A convolution in training, and the gradient of its x, by the native kernels: float32 maps in channels_last by tiles,
-bfloat16 ones by direct sums, whose float32 weights are rounded while they are packed.
+"""A convolution in training, and the gradient of its x, by the native kernels: maps in channels_last by tiles, bfloat16
+ones also by direct sums, whose float32 weights are rounded while they are packed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Call(NamedTuple):
 
 
 def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
-    """conv2d(x, weight) in channels_last, or None where no kernel can or pays; `every`: of all tiles, not the exact."""
+    """conv2d(x, weight) in channels_last, or None where no kernel can or pays; `every`: in float32 of all tiles, not the exact."""
     if weight.dtype is not torch.float32 or not _is_served(x.dtype, weight):
         return None
     call = chosen(x.dtype, x.shape, x.stride(), weight.shape, stride, padding, every)
@@ -90,10 +90,9 @@ def _chosen(
         return None
     # Of one channel or one pixel, where channels_last is not to be told from strides, nothing pays.
     spec = ConvSpec(n, h, w, c, oc, kh, kw, stride, (top, top, left, left), dtype=dtype)
-    if dtype == "bfloat16":
-        return Call(spec, cpu.DIRECT, pitch) if cpu.trains_directly(spec, tier) else None
-    tile = cpu.training_tile(spec, every)
-    return Call(spec, tile, pitch) if any(tile) else None
+    tile = cpu.training_tile(spec, every, tier)
+    pays = any(tile) or (dtype == "bfloat16" and cpu.trains_directly(spec, tier))
+    return Call(spec, tile, pitch) if pays else None
 
 
 def _run(x: Tensor, call: Call, weight: int, strides: Sequence[int]) -> Tensor:

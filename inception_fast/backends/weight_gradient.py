@@ -1,6 +1,6 @@
 """The weight gradient of a convolution by the native kernels, for float32 and bfloat16 maps in channels_last.
 
-A direct sum, or at stride 1 in float32 Winograd's tiles where these pay.
+A direct sum, or at stride 1 Winograd's tiles where these pay.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def pays(grad: Tensor) -> bool:
 def where_it_pays(
     grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], every: bool
 ) -> Tensor | None:
-    """`weight_gradient`, or None where torch's is as fast; `every`: by any tile, not by the exact one alone."""
+    """`weight_gradient`, or None where torch's is as fast; `every`: in float32 by any tile, not by the exact one alone."""
     if reasons(grad, x):
         return None
     tile = cpu.DIRECT
-    if x.dtype is torch.float32 and tuple(stride) == (1, 1):
-        tile = _tile(tuple(x.shape), grad.shape[1], tuple(kernel), tuple(padding), every)
+    if tuple(stride) == (1, 1):
+        sizes = tuple(x.shape), grad.shape[1], tuple(kernel), tuple(padding)
+        tile = _tile(NATIVE[x.dtype], *sizes, every, cpu.default_tier())
     if tile == cpu.DIRECT and not pays(grad):
         return None
     return weight_gradient(grad, x, kernel, stride, padding, tile)
@@ -55,10 +56,17 @@ def where_it_pays(
 
 @functools.lru_cache(maxsize=4096)
 def _tile(
-    shape: tuple[int, ...], oc: int, kernel: tuple[int, ...], padding: tuple[int, ...], every: bool
+    dtype: str,
+    shape: tuple[int, ...],
+    oc: int,
+    kernel: tuple[int, ...],
+    padding: tuple[int, ...],
+    every: bool,
+    tier: str,
 ) -> tuple[int, int]:
     (n, c, h, w), (kh, kw), (top, left) = shape, kernel, padding
-    return cpu.gradient_tile(ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left)), every)
+    spec = ConvSpec(n, h, w, c, oc, kh, kw, padding=(top, top, left, left), dtype=dtype)
+    return cpu.gradient_tile(spec, every, tier)
 
 
 def weight_gradient(

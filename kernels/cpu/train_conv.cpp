@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t KEPT = size_t(64) << 20; // bytes of working memory that stay between calls
 
-// Of a tier: whose float32 kernels it has and how they want their weights, and how its bfloat16 ones want theirs.
+// Of a tier: whose tiles it has and how they want their weights, and how its direct sums of bfloat16 want theirs.
 struct Kernels {
   const Tier *tier, *tiles;
   const TrainWeightsTier *weights;
@@ -101,10 +101,10 @@ void check(const TrainConvOp &op, int threads) {
          "pixels " + text(op.x_pitch) + " and " + text(op.y_pitch) + " elements apart",
          "from " + text(op.c) + " and " + text(op.oc) + " to " + text(most));
   bool tile = op.type == Type::bfloat16 && op.tile_h == 0 && op.tile_w == 0;
-  std::string allowed = "0x0 for bfloat16; for float32 at stride 1";
+  std::string allowed = "0x0 for bfloat16; at stride 1";
   for (const WinogradTile &t : winograd_tiles()) {
     bool same = t.kh == op.kh && t.kw == op.kw && t.h == op.tile_h && t.w == op.tile_w;
-    tile = tile || (op.type == Type::float32 && op.stride_h == 1 && op.stride_w == 1 && same);
+    tile = tile || (op.stride_h == 1 && op.stride_w == 1 && same);
     allowed += ", " + text(t.h) + "x" + text(t.w) + " for " + text(t.kh) + "x" + text(t.kw);
   }
   expect(tile,

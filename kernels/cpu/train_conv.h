@@ -1,9 +1,9 @@
-// A convolution in training, its weights packed anew in each call: of float32 maps by winograd.h's tiles at stride 1,
-// of bfloat16 maps by conv.h's direct sums.
+// A convolution in training, its weights packed anew in each call: by winograd.h's tiles at stride 1, of bfloat16 maps
+// also by conv.h's direct sums.
 //
 // Forward, and the gradient of x at stride 1, which is the same convolution of the gradient of y by the kernel turned
 // round with its two kinds of channels exchanged: the weights' strides say so. The weights are float, and rounded to
-// bfloat16 while they are packed. A tap on padding adds nothing, whatever its weight. No inline code: see spec.h.
+// bfloat16 while they are packed for a direct sum. A tap on padding adds nothing, whatever its weight. No inline code: see spec.h.
 #pragma once
 
 #include "spec.h"
@@ -14,7 +14,7 @@ namespace inception_fast::cpu {
 struct TrainConvOp {
   Type type;
   int32_t n, h, w, c, oc, kh, kw, stride_h, stride_w, top, left, oh, ow;
-  int32_t tile_h, tile_w; // of float32 one of winograd_tiles(), of bfloat16 0
+  int32_t tile_h, tile_w; // one of winograd_tiles(), or of bfloat16 0
   const void *x;
   const float *weight; // of output channel 0, channel 0 and tap (0, 0)
   void *y;

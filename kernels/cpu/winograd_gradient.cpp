@@ -32,9 +32,9 @@ const GradientTilesTier &kernels_of(const Tier &tier) {
 
 void check(const WeightGradientOp &op) {
   auto size = [](int64_t h, int64_t w) { return std::to_string(h) + "x" + std::to_string(w); };
-  if (op.type != Type::float32 || op.stride_h != 1 || op.stride_w != 1)
-    throw std::invalid_argument("a weight gradient by tiles of another type than float32 or at stride " +
-                                size(op.stride_h, op.stride_w) + "; allowed: float32 at stride 1x1");
+  if (op.stride_h != 1 || op.stride_w != 1)
+    throw std::invalid_argument("a weight gradient by tiles at stride " + size(op.stride_h, op.stride_w) +
+                                "; allowed: 1x1");
   std::string allowed;
   for (const WinogradTile &t : winograd_tiles()) {
     if (t.kh == op.kh && t.kw == op.kw && t.h == op.tile_h && t.w == op.tile_w)

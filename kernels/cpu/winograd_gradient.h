@@ -1,8 +1,8 @@
-// The weight gradient of weight_gradient.h for stride 1 and float32 by fewer products: winograd.h's algorithm, turned.
+// The weight gradient of weight_gradient.h for stride 1 by fewer products: winograd.h's algorithm, turned.
 //
 // With y = A'[(G w) . (B' x)] of winograd_axis.h, dw = G'[sum over tiles of (A g) . (B' x)] for the gradient g of y:
 // sums[p] is a product of matrices over the tiles of all images, at each of the nh * nw points p, and G' passes once
-// over its result. Shapes: see winograd_gradient_op.h.
+// over its result. Shapes: see winograd_gradient_op.h. Maps may be bfloat16; all else is float32.
 //
 // Numbers: another rounding than the direct sum's, with a budget of its own; of 2x2 tiles for 3x3 all coefficients are
 // exact. A block of tiles is summed from zero in float, in order; blocks are added up in order, and so are chunks of
@@ -65,19 +65,19 @@ template <class A, int step> inline void interpolate(const Isa::V *m, Isa::V *w)
   }
 }
 
-template <class H, class W> struct GradientTiles {
+template <class H, class W, class T> struct GradientTiles {
   static constexpr int P = H::n * W::n;
   using Forward = Winograd<H, W>;
 
   // The pixels of a tile: [H, W] of a map of `channels`, the map's `zeros` outside of it.
   template <int NH, int NW> struct Pixels {
-    const float *map, *zeros;
+    const T *map, *zeros;
     int64_t pitch;
     int32_t h, w, channels;
-    const float *at[NH * NW];
+    const T *at[NH * NW];
 
     void find(int64_t image, int32_t y, int32_t x) {
-      const float *corner = map + ((image * h + y) * w + x) * pitch;
+      const T *corner = map + ((image * h + y) * w + x) * pitch;
       bool inside = y >= 0 && x >= 0 && y + NH <= h && x + NW <= w;
       for (int i = 0; i < NH; ++i, corner += w * pitch)
         for (int j = 0; j < NW; ++j) {
@@ -89,13 +89,13 @@ template <class H, class W> struct GradientTiles {
     template <int New> void ask() const {
       for (int i = 0; i < NH; ++i)
         for (int j = NW - New; j < NW; ++j)
-          for (int32_t c = 0; c < channels; c += 16)
+          for (int32_t c = 0; c < channels; c += 64 / int(sizeof(T)))
             __builtin_prefetch(at[i * NW + j] + c, 0, 2);
     }
   };
 
   // Tile `at` of the block of x: v = B' x B.
-  static void transform_x(const GradientTilesOp &op, const float *const *from, int64_t at) {
+  static void transform_x(const GradientTilesOp &op, const T *const *from, int64_t at) {
     const int64_t apart = op.x_apart;
     for (int32_t c = 0; c < op.of.c; c += Isa::lanes) {
       Isa::V part[P], v[P];
@@ -118,7 +118,7 @@ template <class H, class W> struct GradientTiles {
   }
 
   // Tile `at` of the block of the gradient: u = A g A', its channels in tiles of rows, zeros from oc on.
-  static void transform_gradient(const GradientTilesOp &op, const float *const *from, int64_t at) {
+  static void transform_gradient(const GradientTilesOp &op, const T *const *from, int64_t at) {
     constexpr int M = H::M * W::M;
     const int64_t apart = op.grad_apart;
     int32_t rows = op.of.rows;
@@ -148,8 +148,10 @@ template <class H, class W> struct GradientTiles {
     Pixels<H::M, W::M> grad;
 
     explicit Tile(const GradientTilesOp &op)
-        : x{static_cast<const float *>(op.of.x), op.zeros, op.of.x_pitch, op.of.h, op.of.w, op.of.c, {}},
-          grad{static_cast<const float *>(op.of.grad), op.zeros, op.of.grad_pitch, op.of.oh, op.of.ow, op.of.oc, {}} {}
+        : x{static_cast<const T *>(op.of.x), zeros(op), op.of.x_pitch, op.of.h, op.of.w, op.of.c, {}},
+          grad{static_cast<const T *>(op.of.grad), zeros(op), op.of.grad_pitch, op.of.oh, op.of.ow, op.of.oc, {}} {}
+
+    static const T *zeros(const GradientTilesOp &op) { return reinterpret_cast<const T *>(op.zeros); }
 
     void find(const GradientTilesOp &op, int64_t tile) {
       int64_t across = (op.of.ow + W::M - 1) / W::M, down = (op.of.oh + H::M - 1) / H::M,
@@ -177,38 +179,38 @@ template <class H, class W> struct GradientTiles {
       transform_gradient(op, tile.grad.at, at);
     }
   }
+};
 
-  // dw = G' sums G, a worker a range of output channels.
-  static void finish(const GradientTilesOp &op, const Worker &worker) {
-    constexpr int taps = H::R * W::R;
-    const WeightGradientOp &of = op.of;
-    int64_t pitch = int64_t(op.vectors) * Isa::lanes, total = int64_t(of.oc) * op.vectors;
-    int64_t low = total * worker.index / worker.count, high = total * (worker.index + 1) / worker.count;
-    for (int64_t each = low; each < high; ++each) {
-      int64_t oc = each / op.vectors, c = each % op.vectors * Isa::lanes;
-      const float *from = op.sums + oc * pitch + c;
-      Isa::V m[P], half[H::R * W::n], w[taps];
+// dw = G' sums G, a worker a range of output channels.
+template <class H, class W> void finish_tiles(const GradientTilesOp &op, const Worker &worker) {
+  constexpr int P = H::n * W::n, taps = H::R * W::R;
+  const WeightGradientOp &of = op.of;
+  int64_t pitch = int64_t(op.vectors) * Isa::lanes, total = int64_t(of.oc) * op.vectors;
+  int64_t low = total * worker.index / worker.count, high = total * (worker.index + 1) / worker.count;
+  for (int64_t each = low; each < high; ++each) {
+    int64_t oc = each / op.vectors, c = each % op.vectors * Isa::lanes;
+    const float *from = op.sums + oc * pitch + c;
+    Isa::V m[P], half[H::R * W::n], w[taps];
+#pragma GCC unroll 64
+    for (int p = 0; p < P; ++p)
+      m[p] = Isa::load(from + p * op.sums_apart);
+    for (int32_t chunk = 1; chunk < op.chunks; ++chunk) {
+      from += P * op.sums_apart;
 #pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
-        m[p] = Isa::load(from + p * op.sums_apart);
-      for (int32_t chunk = 1; chunk < op.chunks; ++chunk) {
-        from += P * op.sums_apart;
-#pragma GCC unroll 64
-        for (int p = 0; p < P; ++p)
-          m[p] += Isa::load(from + p * op.sums_apart);
-      }
-#pragma GCC unroll 8
-      for (int j = 0; j < W::n; ++j)
-        interpolate<H, W::n>(m + j, half + j);
-#pragma GCC unroll 8
-      for (int i = 0; i < H::R; ++i)
-        interpolate<W, 1>(half + i * W::n, w + i * W::R);
-#pragma GCC unroll 25
-      for (int tap = 0; tap < taps; ++tap)
-        write_some(of.dw + (oc * taps + tap) * of.c + c, w[tap], static_cast<int>(of.c - c));
+        m[p] += Isa::load(from + p * op.sums_apart);
     }
+#pragma GCC unroll 8
+    for (int j = 0; j < W::n; ++j)
+      interpolate<H, W::n>(m + j, half + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < H::R; ++i)
+      interpolate<W, 1>(half + i * W::n, w + i * W::R);
+#pragma GCC unroll 25
+    for (int tap = 0; tap < taps; ++tap)
+      write_some(of.dw + (oc * taps + tap) * of.c + c, w[tap], static_cast<int>(of.c - c));
   }
-};
+}
 
 struct MultiplyPoints {
   const GradientTilesOp &op;
@@ -233,7 +235,12 @@ struct MultiplyPoints {
 };
 
 void transform_tiles(const GradientTilesOp &op, const Worker &worker) {
-  with_axes(op.of, [&](auto h, auto w) { GradientTiles<decltype(h), decltype(w)>::transform(op, worker); });
+  with_axes(op.of, [&](auto h, auto w) {
+    if (op.of.type == Type::bfloat16)
+      GradientTiles<decltype(h), decltype(w), bf16>::transform(op, worker);
+    else
+      GradientTiles<decltype(h), decltype(w), float>::transform(op, worker);
+  });
 }
 
 void multiply_points(const GradientTilesOp &op, const Worker &worker) {
@@ -241,7 +248,7 @@ void multiply_points(const GradientTilesOp &op, const Worker &worker) {
 }
 
 void finish_taps(const GradientTilesOp &op, const Worker &worker) {
-  with_axes(op.of, [&](auto h, auto w) { GradientTiles<decltype(h), decltype(w)>::finish(op, worker); });
+  with_axes(op.of, [&](auto h, auto w) { finish_tiles<decltype(h), decltype(w)>(op, worker); });
 }
 
 } // namespace

@@ -8,7 +8,7 @@ namespace inception_fast::cpu {
 // What the caller asks for, by the tile `of.tile_h` x `of.tile_w`, and where its parts lie. `apart` of a part: floats
 // from point to point, an odd number of lines.
 struct GradientTilesOp {
-  WeightGradientOp of; // its rows are those of the products; float32 at stride 1
+  WeightGradientOp of; // its rows are those of the products; at stride 1
   int32_t points, vectors, chunks;
   int64_t first;      // the first tile of the chunk, with which its sums begin
   int64_t begin, end; // the block's tiles

@@ -421,7 +421,7 @@ const Test TESTS[] = {
     {"weight_gradient", "sums over pixels, for training", nullptr, 1, alone<Gradient, false>},
     {"gradient_tiles", "those sums by Winograd's tiles", nullptr, 1, alone<Gradient, true>},
     {"train_conv", "convolutions of bfloat16, for training", nullptr, 1, alone<TrainedConv, false>},
-    {"train_tiles", "those of float32 by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
+    {"train_tiles", "the same by Winograd's tiles", nullptr, 1, alone<TrainedConv, true>},
     {"train_pool", "pools that remember, and their gradients", nullptr, 1, alone<TrainedPool>},
     {"columns", "blocks of tiles that walk down the columns of maps", conv_in_columns, 1},
     {"stages", "steps that run few images at a time before others", nullptr, 1, alone<Staged>},

@@ -38,7 +38,7 @@ static double sum_of(const WeightGradientOp &op, int oc, int kh, int kw, int c) 
 static void by_tiles(Rng &rng, WeightGradientOp &op) {
   const std::vector<WinogradTile> &tiles = winograd_tiles();
   const WinogradTile &t = tiles[rng.between(0, static_cast<int>(tiles.size()) - 1)];
-  op.type = Type::float32, op.stride_h = op.stride_w = 1;
+  op.stride_h = op.stride_w = 1;
   op.kh = t.kh, op.kw = t.kw, op.tile_h = t.h, op.tile_w = t.w;
 }
 

@@ -45,6 +45,8 @@ static void choose_sizes(Rng &rng, bool tiles, TrainConvOp &op) {
     const std::vector<WinogradTile> &all = winograd_tiles();
     const WinogradTile &t = all[rng.between(0, static_cast<int>(all.size()) - 1)];
     op.kh = t.kh, op.kw = t.kw, op.tile_h = t.h, op.tile_w = t.w;
+    if (t.kh == 3 && t.h == 2 && rng.one_in(2)) // of others a sum near the middle of two results may take either
+      op.type = Type::bfloat16;
   } else {
     op.type = Type::bfloat16;
     op.kh = pick(rng, {1, 2, 3, 5}), op.kw = pick(rng, {1, 1, 3, 4});
