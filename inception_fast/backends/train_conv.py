@@ -31,7 +31,10 @@ class Call(NamedTuple):
 
 
 def forward(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], every: bool) -> Tensor | None:
-    """conv2d(x, weight) in channels_last, or None where no kernel can or pays; `every`: in float32 of all tiles, not the exact."""
+    """conv2d(x, weight) in channels_last, or None where no kernel can or pays.
+
+    `every`: in float32 by any tile, not by the exact one alone.
+    """
     if weight.dtype is not torch.float32 or not _is_served(x.dtype, weight):
         return None
     call = chosen(x.dtype, x.shape, x.stride(), weight.shape, stride, padding, every)

@@ -42,7 +42,7 @@ def pays(grad: Tensor) -> bool:
 def where_it_pays(
     grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], every: bool
 ) -> Tensor | None:
-    """`weight_gradient`, or None where torch's is as fast; `every`: in float32 by any tile, not by the exact one alone."""
+    """`weight_gradient`, or None where torch's is as fast; `every`: in float32 by any tile, not the exact one alone."""
     if reasons(grad, x):
         return None
     tile = cpu.DIRECT
