@@ -3,7 +3,8 @@
 //
 // Forward, and the gradient of x at stride 1, which is the same convolution of the gradient of y by the kernel turned
 // round with its two kinds of channels exchanged: the weights' strides say so. The weights are float, and rounded to
-// bfloat16 while they are packed for a direct sum. A tap on padding adds nothing, whatever its weight. No inline code: see spec.h.
+// bfloat16 while they are packed for a direct sum. A tap on padding adds nothing, whatever its weight. No inline code:
+// see spec.h.
 #pragma once
 
 #include "spec.h"
