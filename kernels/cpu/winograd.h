@@ -189,22 +189,28 @@ template <class H, class W> struct Winograd {
       }
   }
 
+  // y = A' m A of a vector of columns, sums of the points `apart`. Compiled once for all widths and types of y.
+  __attribute__((noinline)) static void outputs(const float *sums, int64_t apart, Isa::V (&y)[H::M * W::M]) {
+    Isa::V m[P], half[H::M * W::n];
+#pragma GCC unroll 64
+    for (int p = 0; p < P; ++p)
+      m[p] = Isa::load(sums + p * apart);
+#pragma GCC unroll 8
+    for (int j = 0; j < W::n; ++j)
+      back<H, W::n, W::n>(m + j, half + j);
+#pragma GCC unroll 8
+    for (int j = 0; j < H::M; ++j)
+      back<W, 1, 1>(half + j * W::n, y + j * W::M);
+  }
+
   template <int NV, class Y>
   static void finish_tile(const ConvOp &op, const Sink<Y> &sink, const Room &room, const Place &place, int64_t at) {
     constexpr int columns = NV * Isa::lanes, M = H::M * W::M;
     Isa::V y[M][NV];
 #pragma GCC unroll 2
     for (int i = 0; i < NV; ++i) {
-      Isa::V m[P], half[H::M * W::n], whole[M];
-#pragma GCC unroll 64
-      for (int p = 0; p < P; ++p)
-        m[p] = Isa::load(room.m + (p * room.tiles + at) * columns + i * Isa::lanes);
-#pragma GCC unroll 8
-      for (int j = 0; j < W::n; ++j)
-        back<H, W::n, W::n>(m + j, half + j);
-#pragma GCC unroll 8
-      for (int j = 0; j < H::M; ++j)
-        back<W, 1, 1>(half + j * W::n, whole + j * W::M);
+      Isa::V whole[M];
+      outputs(room.m + at * columns + i * Isa::lanes, room.tiles * columns, whole);
 #pragma GCC unroll 36
       for (int j = 0; j < M; ++j)
         y[j][i] = whole[j];

@@ -67,7 +67,7 @@ TRAINING_MUTANTS = (
     _gradient_tiles("tiles know no right edge", "uint32_t(x + j) < uint32_t(w)", "uint32_t(x + j) <= uint32_t(w)"),
     _gradient_tiles("tiles at the right edge are inside", "x + NW <= w", "x + NW <= w + 1"),
     _gradient_tiles("tiles of a gradient have one image", "((image * h + y) * w + x) * pitch", "(y * w + x) * pitch"),
-    _gradient_tiles("a transformed gradient is dense", "op.zeros, op.of.grad_pitch,", "op.zeros, op.of.oc,"),
+    _gradient_tiles("a transformed gradient is dense", "zeros(op), op.of.grad_pitch,", "zeros(op), op.of.oc,"),
     _gradient_tiles("a worker leaves out its last tile", "at = low; at < high; ++at", "at = low; at + 1 < high; ++at"),
     _gradient_tiles("every block starts anew", "op.begin == op.first}", "true}"),
     _gradient_tiles("the first chunk alone counts", "chunk = 1; chunk < op.chunks", "chunk = 1; chunk < 1"),
