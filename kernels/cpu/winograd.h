@@ -141,6 +141,20 @@ template <class H, class W> struct Winograd {
     }
   }
 
+  // v = B' x B of a vector of channels, points `apart`. Compiled once for all types of x, as `outputs` for those of y.
+  __attribute__((noinline)) static void inputs(const Isa::V (&x)[P], float *to, int64_t apart) {
+    Isa::V part[P], v[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < W::n; ++j)
+      into<H, W::n>(x + j, part + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < H::n; ++i)
+      into<W, 1>(part + i * W::n, v + i * W::n);
+#pragma GCC unroll 64
+    for (int p = 0; p < P; ++p)
+      Isa::store(to + p * apart, v[p]);
+  }
+
   // Tile `at` of the block: its channels, a vector at a time.
   template <class X>
   static void transform(const ConvOp &op, const X *x, const Room &room, const Place &place, int64_t at) {
@@ -152,23 +166,12 @@ template <class H, class W> struct Winograd {
         int64_t pixel = ((place.image + op.x_image) * op.h + top + i) * op.w + left + j;
         from[i * W::n + j] = in ? x + pixel * op.x.pitch : zeros;
       }
-    float *to = room.v + at * room.pitch;
-    int64_t apart = room.tiles * room.pitch;
     for (int32_t c = 0; c < op.c; c += Isa::lanes) {
-      Isa::V part[P], v[P];
+      Isa::V part[P];
       int some = op.c - c;
-#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         part[p] = some < Isa::lanes ? Isa::load_some(from[p] + c, some) : Isa::load(from[p] + c);
-#pragma GCC unroll 8
-      for (int j = 0; j < W::n; ++j)
-        into<H, W::n>(part + j, v + j);
-#pragma GCC unroll 8
-      for (int i = 0; i < H::n; ++i)
-        into<W, 1>(v + i * W::n, part + i * W::n);
-#pragma GCC unroll 64
-      for (int p = 0; p < P; ++p)
-        Isa::store(to + p * apart + c, part[p]);
+      inputs(part, room.v + at * room.pitch + c, room.tiles * room.pitch);
     }
   }
 

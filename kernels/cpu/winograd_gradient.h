@@ -98,22 +98,12 @@ template <class H, class W, class T> struct GradientTiles {
   static void transform_x(const GradientTilesOp &op, const T *const *from, int64_t at) {
     const int64_t apart = op.x_apart;
     for (int32_t c = 0; c < op.of.c; c += Isa::lanes) {
-      Isa::V part[P], v[P];
+      Isa::V part[P];
       int some = op.of.c - c;
-#pragma GCC unroll 64
       for (int p = 0; p < P; ++p)
         part[p] = read_some(from[p] + c, some);
-#pragma GCC unroll 8
-      for (int j = 0; j < W::n; ++j)
-        Forward::template into<H, W::n>(part + j, v + j);
-#pragma GCC unroll 8
-      for (int i = 0; i < H::n; ++i)
-        Forward::template into<W, 1>(v + i * W::n, part + i * W::n);
       int32_t vector = c / Isa::lanes, together = op.vectors - vector / 2 * 2 > 1 ? 2 : 1;
-      float *to = op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes;
-#pragma GCC unroll 64
-      for (int p = 0; p < P; ++p, to += apart)
-        Isa::store(to, part[p]);
+      Forward::inputs(part, op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes, apart);
     }
   }
 
