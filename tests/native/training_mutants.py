@@ -63,7 +63,7 @@ TRAINING_MUTANTS = (
     _gradient_tiles("opposite points of a tap are one", "tap % 2 ? difference : sum", "sum"),
     _gradient_tiles("the first tap knows no point 0", "if (tap == 0)", "if (false)"),
     _gradient_tiles("the last tap knows no infinity", "value + m[(A::n - 1) * step] : value", "value : value"),
-    _gradient_tiles("every map is of floats", "op.of.type == Type::bfloat16", "op.of.type == Type::uint8"),
+    _gradient_tiles("every map of training is of floats", "op.of.type == Type::bfloat16", "op.of.type == Type::uint8"),
     _gradient_tiles("tiles know no right edge", "uint32_t(x + j) < uint32_t(w)", "uint32_t(x + j) <= uint32_t(w)"),
     _gradient_tiles("tiles at the right edge are inside", "x + NW <= w", "x + NW <= w + 1"),
     _gradient_tiles("tiles of a gradient have one image", "((image * h + y) * w + x) * pitch", "(y * w + x) * pitch"),
