@@ -245,7 +245,7 @@ def test_the_rule_in_bfloat16() -> None:
     for every in (False, True):
         assert rule(layer, every, "avx512_bf16") == rule(layer, every, "avx2") == (6, 6)
         assert rule(small, every, "avx512_bf16") == DIRECT != rule(small, every, "avx2")
-        assert rule(layer, every, "amx_bf16") == DIRECT
+        assert rule(layer, every, "amx_bf16") == rule(layer, every, "generic") == DIRECT
 
 
 # x [n, c, h, w], oc, kernel, padding: layers of v3 whose sums are long and short, and the stem's unpadded one, with the
@@ -396,7 +396,7 @@ def test_autocast_takes_tiles_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         theirs, torchs = step(copy.deepcopy(model), x)
         found, mine = step(fast.replace_layers(model), x)
-    assert tiles.count((4, 4)) >= 3
+    assert tiles.count((4, 4)) >= 3 or cpu.default_tier() == "generic"
     assert abs(found - loss) <= max(abs(theirs - loss), numerics.BF16_REL_L2 * loss)
     for a, b, torch_s in zip(mine, grads, torchs, strict=True):
         assert numerics.rel_l2(a, b) <= 1.1 * numerics.rel_l2(torch_s, b)

@@ -149,6 +149,16 @@ def test_maps_of_bfloat16_are_those_of_float32_rounded(
     assert not torch.equal(expected.bfloat16().float(), expected)
 
 
+@every_form
+def test_in_bfloat16_tiles_err_less_than_direct_sums(kernel: tuple[int, int], tile: tuple[int, int]) -> None:
+    """Whose weights are rounded: both beside the float64 sums of weights that are not."""
+    conv = replace(normals(spec_of(kernel, 17, 17, 48, 70)), tile=tile)
+    conv = replace(conv, x=conv.x.bfloat16().float())
+    truth, narrow = conv.reference(), replace(conv, spec=replace(conv.spec, dtype="bfloat16"))
+    tiled, direct = (one.run(cpu.tiers()[-1]) for one in (narrow, replace(narrow, tile=(0, 0))))
+    assert 0 < numerics.rel_l2(tiled, truth) < numerics.rel_l2(direct, truth)
+
+
 @every_tier
 @every_form
 def test_a_batch_of_nothing_and_a_poisoned_pixel(tier: str, kernel: tuple[int, int], tile: tuple[int, int]) -> None:
@@ -212,7 +222,7 @@ def test_networks(name: str) -> None:
 
 
 def test_a_network_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No further from float64 than direct sums, whose weights are rounded; the same bits alone and in a batch."""
+    """About as far from float64 as direct sums, for maps are rounded alike; the same bits alone and in a batch."""
     monkeypatch.setenv(cpu.ISA_VARIABLE, [tier for tier in cpu.tiers() if not tier.startswith("amx")][-1])
     net, x = engine_nets.built("inception_v3"), numerics.random(2, 3, 171, 171)
     fast = optimize(net, x, winograd=True, dtype=torch.bfloat16)

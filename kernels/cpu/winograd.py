@@ -14,7 +14,7 @@ from ..spec import ConvSpec
 
 Tile = tuple[int, int]
 
-# Outputs of a tile for a kernel, as winograd_pack.cpp has them, the preferred one first.
+# Outputs of a tile for a kernel, as winograd_pack.cpp has them, the largest first.
 TILES: dict[tuple[int, int], tuple[Tile, ...]] = {
     (3, 3): ((6, 6), (4, 4), (2, 2)),
     (5, 5): ((4, 4), (2, 2)),
@@ -24,9 +24,7 @@ TILES: dict[tuple[int, int], tuple[Tile, ...]] = {
     (7, 1): ((6, 1), (4, 1)),
 }
 DIRECT: Tile = (0, 0)
-LEAST_GAIN = (
-    1.15  # below it the points' weights, up to 14 times the bytes of the kernel's, cost more than products save
-)
+LEAST_GAIN = 1.15  # below it the points' weights, up to 14 times the kernel's bytes, cost more than products save
 CLOSE = 0.95  # of the best gain: of tiles that are so close, the one with the fewest weights
 TALL = 14  # a point's product of fewer tiles waits for its weights, and takes as long as one of so many
 # Products of bfloat16 that a tier's direct sums make while a tile makes one, of float32: other tiers widen bfloat16.
@@ -78,6 +76,13 @@ EXACT_TILE: Tile = (2, 2)  # of 3x3: its transforms are exact, and its errors li
 WEIGHTS = 8  # multiply-adds' worth of transforming a weight into a point's, in training at every call
 LEAST_TRAINING_GAIN = 1.15
 LEAST_CHANNELS = 16  # with fewer, most of a vector is padding
+IN_BFLOAT16 = ("avx2", "avx512", "avx512_bf16")  # tiers on which tiles are known to beat torch's bfloat16 in training
+
+
+def trains_by_tiles(spec: ConvSpec, tier: str) -> bool:
+    """Whether any tile may be for a convolution in training, or for a gradient of it."""
+    served = spec.dtype != "bfloat16" or tier in IN_BFLOAT16
+    return served and spec.stride == (1, 1) and spec.groups == 1 and min(spec.c, spec.oc) >= LEAST_CHANNELS
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,7 +97,7 @@ def training_tile(spec: ConvSpec, every: bool, tier: str) -> Tile:
     """
     every = every or spec.dtype == "bfloat16"
     tiles = TILES.get((spec.kh, spec.kw), ()) if every or (spec.kh, spec.kw) == (3, 3) else ()
-    if spec.stride != (1, 1) or spec.groups != 1 or min(spec.c, spec.oc) < LEAST_CHANNELS:
+    if not trains_by_tiles(spec, tier):
         return DIRECT
     rate = direct_rate(spec.dtype, tier)
     gains = {tile: _training_gain(spec, tile) / rate for tile in tiles if every or tile == EXACT_TILE}

@@ -96,14 +96,14 @@ template <class H, class W, class T> struct GradientTiles {
 
   // Tile `at` of the block of x: v = B' x B.
   static void transform_x(const GradientTilesOp &op, const T *const *from, int64_t at) {
-    const int64_t apart = op.x_apart;
     for (int32_t c = 0; c < op.of.c; c += Isa::lanes) {
       Isa::V part[P];
       int some = op.of.c - c;
       for (int p = 0; p < P; ++p)
         part[p] = read_some(from[p] + c, some);
       int32_t vector = c / Isa::lanes, together = op.vectors - vector / 2 * 2 > 1 ? 2 : 1;
-      Forward::inputs(part, op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes, apart);
+      float *to = op.x + vector / 2 * op.depth * WIDE + (at * together + vector % 2) * Isa::lanes;
+      Forward::inputs(part, to, op.x_apart);
     }
   }
 
