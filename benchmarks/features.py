@@ -33,9 +33,16 @@ from inception_fast.images import sample_photos
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json
 from inception_fast.measure.timer import summarise
-from numerics import BF16_FEATURES, FEATURES_MAX
+from numerics import BF16_FEATURES, FEATURES_MAX, NET_WINOGRAD_MAX
 
 Job = Callable[[], np.ndarray]
+OURS = {
+    "float32": FEATURES_MAX,
+    "float32+winograd": NET_WINOGRAD_MAX,
+    "bfloat16": BF16_FEATURES,
+    "bfloat16+winograd": BF16_FEATURES,
+}
+"""By the name of our arithmetic what its features may err: of the largest one in float32, of their norm in bfloat16."""
 
 
 def write_folder(folder: Path, count: int, size: int) -> None:
@@ -51,8 +58,9 @@ def write_folder(folder: Path, count: int, size: int) -> None:
 
 def ours(folder: Path, weights: Path, args: argparse.Namespace, clocks: dict[str, Clock]) -> Iterator[tuple[str, Job]]:
     source = open_source(str(folder))
-    for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
-        extractor = FidExtractor(str(weights), dtype)
+    for name in OURS:
+        dtype = torch.bfloat16 if name.startswith("bfloat16") else None
+        extractor = FidExtractor(str(weights), dtype, winograd=name.endswith("+winograd"))
 
         def run(name: str = name, extractor: FidExtractor = extractor) -> np.ndarray:
             clock = clocks[name] = Clock()
@@ -98,16 +106,21 @@ def pytorch_fid(folder: Path, weights: Path, args: argparse.Namespace) -> Job:
 
 def check(found: dict[str, np.ndarray], folder: Path, weights: Path) -> dict[str, float]:
     """The error of each of ours, float32 against both packages. Raises SystemExit where one is over its budget."""
-    errors = {}
+    errors, budgets = {}, {"pytorch-fid": FEATURES_MAX}
     reference = found["torch-fidelity"].astype(np.float64)
     other = FidExtractor(str(weights), preprocessing="pytorch-fid")
     first = next(iter(stream(open_source(str(folder)), other, range(min(8, len(reference)))))).values
     errors["pytorch-fid"] = references.relative(first, found["pytorch-fid"][: len(first)])
-    errors["inception_fast float32"] = references.relative(found["inception_fast float32"], reference)
-    difference = found["inception_fast bfloat16"] - reference
-    errors["inception_fast bfloat16"] = float(np.linalg.norm(difference) / np.linalg.norm(reference))
+    for arithmetic, budget in OURS.items():
+        name = f"inception_fast {arithmetic}"
+        values, rounded = found[name], budget == BF16_FEATURES
+        norm = np.linalg.norm(reference)
+        errors[name] = (
+            float(np.linalg.norm(values - reference) / norm) if rounded else references.relative(values, reference)
+        )
+        budgets[name] = budget
     for name, error in errors.items():
-        if error > (BF16_FEATURES if "bfloat16" in name else FEATURES_MAX):
+        if error > budgets[name]:
             raise SystemExit(f"{name}: features differ by {error:.3g}; nothing is timed")
     return errors
 
@@ -122,7 +135,7 @@ def timed(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
             start = time.perf_counter()
             jobs[name]()
             seconds[name].append(time.perf_counter() - start)
-            print(f"{name:24} {seconds[name][-1]:8.2f} s", file=sys.stderr, flush=True)
+            print(f"{name:32} {seconds[name][-1]:8.2f} s", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -183,7 +196,7 @@ def report(
             }
         )
         share = f", {100 * clock.waiting / values[-1]:.0f} % waiting for images" if clock else ""
-        print(f"{name:24} {count / medians[name]:8.1f} images/s  {best / medians[name]:5.2f}x{share}")
+        print(f"{name:32} {count / medians[name]:8.1f} images/s  {best / medians[name]:5.2f}x{share}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         settings = {key: getattr(args, key) for key in ("size", "batch_size", "threads", "workers", "rounds")}

@@ -83,8 +83,9 @@ class Nets:
     def form(self, name: str, dtype: str) -> Any:
         return self._once(name, dtype, lambda: in_dtype(self.forms[name], dtype))
 
-    def optimized(self, dtype: str) -> Any:
-        return self._once("ours", dtype, lambda: fast.tf.optimize(self.forms["plain"], dtype))
+    def optimized(self, dtype: str, winograd: bool) -> Any:
+        name = "winograd" if winograd else "ours"
+        return self._once(name, dtype, lambda: fast.tf.optimize(self.forms["plain"], dtype, winograd=winograd))
 
     def _once(self, name: str, dtype: str, make: Callable[[], Any]) -> Any:
         if (name, dtype) not in self._made:
@@ -97,14 +98,16 @@ class Ours:
 
     name, package = "inception_fast", "inception-fast"
 
-    def __init__(self, nets: Nets) -> None:
-        self.nets = nets
+    def __init__(self, nets: Nets, winograd: bool = False) -> None:
+        self.nets, self.winograd = nets, winograd
+        if winograd:
+            self.name = "inception_fast+winograd"
 
     def reasons(self, dtype: str) -> list[str]:
         return []
 
     def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
-        fast_model = self.nets.optimized(dtype)
+        fast_model = self.nets.optimized(dtype, self.winograd)
 
         def bind(x: Tensor) -> Callable[[], Any]:
             feed = tensor(x)
@@ -137,7 +140,7 @@ class Keras:
         return Built(lambda x: bind(x, best), as_torch, best)
 
 
-def peers(nets: Nets) -> list[Keras]:
+def peers(nets: Nets, winograd: bool) -> list[Ours | Keras]:
     tf = load_tensorflow()
 
     def inference(model: Any) -> Call:
@@ -148,6 +151,7 @@ def peers(nets: Nets) -> list[Keras]:
         return made
 
     return [
+        *([Ours(nets, winograd=True)] if winograd else []),
         Keras("keras", nets, inference),
         Keras("tf.function", nets, graph),
         Keras("jit_compile", nets, lambda model: graph(model, jit_compile=True)),
@@ -169,6 +173,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(MODELS)}")
     parser.add_argument("--batch", type=lambda text: [int(n) for n in text.split(",")], default=[1, 16])
     parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES))
+    parser.add_argument("--winograd", action="store_true", help="also ours with winograd=True, in rows of their own")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each case, if nine rounds fit")
@@ -218,8 +223,9 @@ def rows_of(name: str, args: argparse.Namespace, work: dict[str, Any]) -> Iterat
         plan = Plan(seconds=1.0, least=3, most=3, warmup=1) if args.quick else plan
         for dtype in args.dtype:
             case = Case(f"{name}{SUFFIX}", batch, dtype)
+            others = peers(nets, args.winograd)
             yield from comparison.compare(
-                case, about, peers(nets), args.threads, plan, args.build_limit, Quiet(), ours=Ours(nets)
+                case, about, others, args.threads, plan, args.build_limit, Quiet(), ours=Ours(nets)
             )
 
 

@@ -28,7 +28,7 @@ from inception_fast.measure.compare import clouds
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json
 
-CASES = (("float32", False), ("float32", True), ("bfloat16", False))
+CASES = tuple(product(("float32", "bfloat16"), (False, True)))
 SIZES = {"inception_v1": 224, "inception_v2": 224, "inception_resnet_v1": 160}
 
 

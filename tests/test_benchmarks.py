@@ -137,7 +137,7 @@ def test_a_study_of_what_threads_share(tmp_path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "shares.json").read_text())["rows"]
     assert [(row["shared_by"], row["dtype"], row["winograd"]) for row in rows] == [
-        (count, *case) for case in (("float32", False), ("float32", True), ("bfloat16", False)) for count in (1, 5)
+        (count, dtype, winograd) for dtype in ("float32", "bfloat16") for winograd in (False, True) for count in (1, 5)
     ]
     for row in rows:
         assert row["balance"] == 1 if row["shared_by"] == 1 else 0.2 <= row["balance"] <= 1

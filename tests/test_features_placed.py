@@ -46,7 +46,7 @@ def test_the_engine_is_asked_for_the_same_bits_in_any_batch(monkeypatch: pytest.
     there = Placed(net(), (3, 9, 9), torch.bfloat16, "meta")
     ((example, options),) = asked
     assert example.device.type == "meta" and example.shape == (1, 3, 9, 9)
-    assert options == {"dtype": torch.bfloat16, "batch_invariant": True}
+    assert options == {"dtype": torch.bfloat16, "winograd": False, "batch_invariant": True}
     y = there(torch.zeros(71, 3, 9, 9))
     assert y.shape == (71, 8) and y.dtype is torch.float32 and y.device.type == "cpu"
     assert [len(part) for part in parts] == [32, 32, 4, 2, 1]
@@ -60,6 +60,17 @@ def test_on_the_cpu_it_is_the_engine() -> None:
     assert numerics.rel_l2(here(x), module(x).flatten(1)) <= numerics.NET_MAX
 
 
+def test_tiles_are_another_sum_in_any_batch() -> None:
+    """So features by them are told apart, and no folder of the others goes on with them."""
+    module, x = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Flatten()).eval(), numerics.random(5, 16, 26, 26)
+    tiles = Placed(module, (16, 26, 26), None, winograd=True)
+    assert tiles.settings == {"winograd": True}
+    assert any(step.winograd for step in tiles.plan.report().steps)
+    assert torch.equal(tiles(x), torch.cat([tiles(x[i : i + 1]) for i in range(5)]))
+    assert not torch.equal(tiles(x), Placed(module, (16, 26, 26), None)(x))
+    assert numerics.rel_l2(tiles(x), module(x)) <= numerics.NET_WINOGRAD_MAX
+
+
 def test_every_gpu_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of features goes on with the GPU that began it, and the CPU's stay what they were."""
     here = Placed(net(), (3, 9, 9), None)
@@ -67,6 +78,13 @@ def test_every_gpu_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     here.device = torch.device("cuda", 1)
     assert here.settings == {"device": "a GPU, cuda:1"}
     assert "device" not in ModelExtractor("inception_v1", None).settings
+
+
+def test_tiles_are_the_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inception_fast.engine.runner._device_of", lambda example: torch.device("cuda"))
+    monkeypatch.setattr("inception_fast.engine.runner._checked_backend", lambda backend, device: ("triton", False))
+    with pytest.raises(ValueError, match="winograd=True on backend 'triton'; allowed: 'cpu'"):
+        Placed(net(), (3, 9, 9), None, winograd=True)
 
 
 @pytest.mark.parametrize("device", ["tpu", "meta", "", "cuda:x", 1.5, None])

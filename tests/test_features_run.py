@@ -177,6 +177,7 @@ def test_a_folder_belongs_to_one_run(photos: Path, tmp_path: Path) -> None:
 
     refused("holds a run with shard_size 10, this one has 11; name another --out", size=11)
     refused("holds a run with weights 'none', this one has 'others'", weights="others")
+    refused("holds a run with device None, this one has 'a GPU'", device="a GPU")
     (photos / "new.jpg").write_bytes(encoded(99))
     refused("holds a run with images 23, this one has 24", source=open_source(str(photos)))
     assert content(out) == before
@@ -184,6 +185,15 @@ def test_a_folder_belongs_to_one_run(photos: Path, tmp_path: Path) -> None:
     refused("holds features without manifest.json")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         extract(source, TinyExtractor(), photos / "new.jpg")
+
+
+def test_what_a_run_does_not_say_of_itself_is_another_setting(photos: Path, tmp_path: Path) -> None:
+    """A run on a GPU names it, and one on the CPU nothing."""
+    source, out, first = open_source(str(photos)), tmp_path / "out", TinyExtractor()
+    first.settings |= {"device": "a GPU"}
+    extract(source, first, out, shard_size=10)
+    with pytest.raises(ValueError, match="holds a run with device 'a GPU', this one has None; name another --out"):
+        extract(source, TinyExtractor(), out, shard_size=10)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "features-00001.parquet"])

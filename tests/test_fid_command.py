@@ -20,7 +20,7 @@ from inception_fast.cli import main
 from inception_fast.features.shards import write_shard
 from inception_fast.fid import inception_score, read_statistics, sides
 from inception_fast.weights import convert
-from numerics import FID_REL, NET_FID_REL
+from numerics import FID_REL, NET_FID_REL, NET_WINOGRAD_MAX
 from pictures import encoded, write_tar
 from test_fid_scores import by_gram, gaussian
 
@@ -131,6 +131,28 @@ def test_bfloat16_says_what_it_does_to_fid(
         main(["fid", str(place / "b"), str(place / "a"), *weights, "--dtype", "bfloat16", "--check-images", "8"]) == 0
     )
     assert "bfloat16   moves FID by " in (printed := capsys.readouterr().out) and "on 16 images" in printed
+
+
+@pytest.mark.parametrize("dtype, least, most", [("float32", 1e-8, NET_WINOGRAD_MAX), ("bfloat16", 1e-4, 0.05)])
+def test_winograd_says_what_it_does_to_fid(
+    dtype: str, least: float, most: float,
+    place: Path, weights: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And features of a folder by tiles are told from others, in a warning beside them."""
+    name, asked = f"{dtype}+winograd", ("--dtype", dtype, "--winograd")
+    exact = run(capsys, place / "a", place / "b", *weights)["fid"]
+    report = run(capsys, place / "a", place / "b", *weights, *asked)
+    effect = report[name]
+    assert effect["fid"] == pytest.approx(report["fid"]) and effect["fid_float32"] == pytest.approx(exact)
+    assert least < effect["feature_error"] < most and report["settings"]["winograd"] is True
+    out = tmp_path / "features"
+    assert main(["features", str(place / "b"), *weights, "--out", str(out), *asked]) == 0
+    capsys.readouterr()
+    assert main(["fid", str(place / "a"), str(out), *weights, "--dtype", dtype]) == 0
+    assert f"was computed in {dtype} and {out} in {name}" in capsys.readouterr().err
+    assert main(["features", str(place / "b"), *weights, "--out", str(out), "--dtype", dtype]) == 2
+    assert main(["fid", str(place / "a"), str(place / "b"), *weights, *asked]) == 0
+    assert f"{name} moves FID by " in capsys.readouterr().out
 
 
 def test_the_effect_of_bfloat16_is_measured_on_readable_images(
@@ -276,7 +298,7 @@ def test_a_file_of_features_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         (["b", "b", "--prdc", "--kid-subsets", "9"], "--kid-subsets without --kid; allowed: with --kid"),
         (["b", "b", "--kid-subset-size", "9"], "--kid-subset-size without --kid; allowed: with --kid"),
         (["b", "b", "--is-splits", "2"], "--is-splits without --is; allowed: with --is"),
-        (["b", "b", "--check-images", "64"], "--check-images without --dtype bfloat16; allowed: with --dtype bfloat16"),
+        (["b", "b", "--check-images", "64"], "--check-images without --dtype bfloat16 or --winograd; allowed: with --"),
         (["b", "b", "--kid", "--kid-subset-size", "10"], "subset size 10; allowed: 2 to 9"),
     ],
 )

@@ -20,7 +20,7 @@ from inception_fast.features.batching import batches
 from inception_fast.fid import InceptionFeatures, register_with_torch_fidelity
 from inception_fast.fid.resize import prepare, resize_like_tensorflow1
 from inception_fast.fid.torch_fidelity import _extractor_class
-from numerics import BF16_FEATURES, FEATURES_MAX, NET_SCORE_REL, rel_l2
+from numerics import BF16_FEATURES, FEATURES_MAX, NET_SCORE_REL, NET_WINOGRAD_MAX, rel_l2
 
 SIZES = [(299, 299), (32, 32), (5, 701), (400, 299), (1, 1)]
 """As is, larger, both ways at once, one way only, and a single pixel."""
@@ -234,6 +234,26 @@ def test_dtypes_under_torch_fidelity() -> None:
     extractor = _extractor_class(Base)
     with pytest.raises(ValueError, match="feature_extractor_internal_dtype='float99'; allowed: float32, bfloat16"):
         extractor("name", ["2048"], "weights.pth", "float99")
+
+
+def test_winograds_tiles(features: InceptionFeatures, weights: Path) -> None:
+    images = pictures(3, 150, 40)
+    tiles = InceptionFeatures(weights, winograd=True)
+    found = tiles(images)
+    assert 0 < references.relative(found, features(images)) <= NET_WINOGRAD_MAX
+    assert torch.equal(found, torch.cat([tiles(images[i : i + 1]) for i in range(3)]))
+    assert torch.equal(pickle.loads(pickle.dumps(tiles))(images), found) and "winograd=True)" in repr(tiles)
+    rounded = InceptionFeatures(weights, torch.bfloat16, winograd=True)(images)
+    assert rel_l2(rounded, features(images)) <= BF16_FEATURES
+
+
+def test_winograds_tiles_under_torch_fidelity(weights: Path) -> None:
+    class Base(nn.Module):
+        def __init__(self, name: str, features: list[str]) -> None:
+            super().__init__()
+
+    assert not _extractor_class(Base)("name", ["2048"], weights).features.winograd
+    assert _extractor_class(Base, winograd=True)("name", ["2048"], weights).features.winograd
 
 
 def test_copies_and_pickles(features: InceptionFeatures) -> None:

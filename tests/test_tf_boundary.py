@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from numerics import NET_MAX, max_error
+from numerics import NET_MAX, NET_WINOGRAD_MAX, max_error, rel_l2
 
 keras = pytest.importorskip("keras", reason="the optimised models are Keras models")
 tensorflow = pytest.importorskip("tensorflow", reason="the tensors are tensorflow's")
@@ -78,6 +78,18 @@ def test_the_policy_of_keras_rounds_no_images(model: Any) -> None:
     exact = np.array(fast_model(tensorflow.constant(x)))
     for y in (fast_model(x), tensorflow.function(fast_model)(x), fast_model.predict(x, verbose=0)):
         np.testing.assert_array_equal(y, exact)
+
+
+def test_optimised_by_winograds_tiles() -> None:
+    image = keras.Input((26, 26, 16))
+    model = keras.Model(image, keras.layers.Conv2D(16, 3, activation="relu")(image))
+    x = np.random.default_rng(0).standard_normal((2, 26, 26, 16), np.float32)
+    tiles = tf.optimize(model, winograd=True)
+    assert any(step.winograd for step in tiles.report().steps)
+    exact = model(x, training=False)
+    assert 0 < rel_l2(as_torch(tiles(x)), as_torch(exact)) <= NET_WINOGRAD_MAX
+    with pytest.raises(TypeError, match="winograd of type str; allowed: bool"):
+        tf.optimize(model, winograd="yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (3, 1, 7, 3), (2, 20, 5, 3)])
@@ -184,8 +196,8 @@ def test_a_gpu_tensor_runs_the_plan_of_its_gpu(monkeypatch: pytest.MonkeyPatch, 
         (result,) = fast_model._eager(SimpleNamespace(device=GPU))
         assert result.name == "copy"
     assert made == [
-        ("cpu", {"dtype": torch.bfloat16}),
-        ("cuda", {"dtype": torch.bfloat16, "backend": "triton"}),
+        ("cpu", {"dtype": torch.bfloat16, "winograd": False}),
+        ("cuda", {"dtype": torch.bfloat16, "backend": "triton", "winograd": False}),
     ]
 
 

@@ -43,6 +43,9 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
     """What `features` and `fid` have in common."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic (default float32)")
     parser.add_argument(
+        "--winograd", action="store_true", help="faster convolutions on the CPU, in float32 with larger rounding errors"
+    )
+    parser.add_argument(
         "--preprocessing",
         choices=("tensorflow", "pytorch-fid", "clean-fid"),
         help="of the FID network: the original graph's, as torch-fidelity (default), pytorch-fid's or clean-fid's",
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         only_with(args, "--engine ray", args.engine == "ray", ray_actors=1, ray_address=None)
         only_with(args, "--engine local", args.engine == "local", workers=None)
         source = open_source(args.source, args.out)
-        recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device)
+        recipe = Recipe(args.model, args.weights, args.dtype, args.preprocessing, args.device, args.winograd)
         if args.weights is None:
             note("warning: no --weights, so the weights are random and the features mean nothing")
         found = _extract(args, source, recipe)

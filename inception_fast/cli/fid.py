@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--check-images",
         type=integer(2, 10**6),
         metavar="N",
-        help="images a side on which the effect of --dtype on FID is measured (default 64)",
+        help="images a side on which the effect of --dtype and --winograd on FID is measured (default 64)",
     )
     add_extraction(parser)
     add_json(parser)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     only_with(args, "--kid", args.kid, kid_subsets=100, kid_subset_size=None)
     only_with(args, "--is", args.score, is_splits=10)
     only_with(args, "--prdc", args.prdc, neighbours=5)
-    only_with(args, "--dtype bfloat16", args.dtype != "float32", check_images=64)
+    only_with(args, "--dtype bfloat16 or --winograd", args.dtype != "float32" or args.winograd, check_images=64)
     with serving("fid"):
         set_threads(args)
         if args.save_stats:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @cache
-def _extractor(weights: str | None, dtype: str, preprocessing: str | None, device: str) -> Any:
+def _extractor(weights: str | None, dtype: str, preprocessing: str | None, device: str, winograd: bool) -> Any:
     import torch
 
     from ..features.extractors import FidExtractor
@@ -77,11 +77,12 @@ def _extractor(weights: str | None, dtype: str, preprocessing: str | None, devic
     if weights is None:
         raise CommandError("--weights is needed for images and for --is; name the weight file of the FID network")
     held = None if dtype == "float32" else getattr(torch, dtype)
-    return FidExtractor(weights, held, preprocessing or "tensorflow", device)
+    return FidExtractor(weights, held, preprocessing or "tensorflow", device, winograd=winograd)
 
 
-def _made(args: argparse.Namespace, dtype: str | None = None) -> Any:
-    return _extractor(args.weights, dtype or args.dtype, args.preprocessing, args.device)
+def _made(args: argparse.Namespace, exact: bool = False) -> Any:
+    dtype, winograd = ("float32", False) if exact else (args.dtype, args.winograd)
+    return _extractor(args.weights, dtype, args.preprocessing, args.device, winograd)
 
 
 def _plan(args: argparse.Namespace, counter: Counter) -> Any:
@@ -125,7 +126,7 @@ def _save(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ..fid import frechet_distance
-    from ..fid.sides import check_comparable
+    from ..fid.sides import arithmetic, check_comparable
 
     with Counter("") as counter:
         plan = _plan(args, counter)
@@ -139,8 +140,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     warnings = check_comparable(a, b)
     others = _others(args, a, b, warnings)
     report: dict[str, Any] = {"fid": frechet_distance(a.gaussian, b.gaussian), **others}
-    if args.dtype != "float32" and (a.images or b.images):
-        report[args.dtype] = _effect(args, a, b)
+    if (used := arithmetic({"dtype": args.dtype, "winograd": args.winograd})) != "float32" and (a.images or b.images):
+        report[used] = _effect(args, a, b)
     for warning in warnings:
         note(f"warning: {warning}")
     return {
@@ -223,10 +224,10 @@ def _others(args: argparse.Namespace, a: Any, b: Any, warnings: list[str]) -> di
 
 
 def _effect(args: argparse.Namespace, a: Any, b: Any) -> dict[str, Any]:
-    from ..fid.sides import effect_of_dtype
+    from ..fid.sides import effect_of_arithmetic
 
     options = {"batch_size": args.batch_size, "workers": workers_of(args)}
-    return effect_of_dtype(a, b, _made(args), _made(args, "float32"), args.check_images, **options)
+    return effect_of_arithmetic(a, b, _made(args), _made(args, exact=True), args.check_images, **options)
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -238,11 +239,11 @@ def _show(report: dict[str, Any]) -> None:
     for key in ("precision", "recall", "density", "coverage"):
         if key in report:
             print(f"{key:<10} {report[key]:.6g}")
-    for dtype in ("bfloat16",):
-        if dtype in report:
-            effect = report[dtype]
+    for name in ("bfloat16", "float32+winograd", "bfloat16+winograd"):
+        if name in report:
+            effect = report[name]
             print(
-                f"{dtype}   moves FID by {effect['shift']:+.3g}, from {effect['fid_float32']:.6g} in float32, on "
+                f"{name:<10} moves FID by {effect['shift']:+.3g}, from {effect['fid_float32']:.6g} in float32, on "
                 f"{effect['images']} images; features by {effect['feature_error']:.2g} relative"
             )
     print(f"images     {report['a']['images'] or 'unknown'} and {report['b']['images'] or 'unknown'}")

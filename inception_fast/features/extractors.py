@@ -76,11 +76,18 @@ class FidExtractor:
     """`InceptionFeatures` on pictures."""
 
     def __init__(
-        self, weights: str, dtype: torch.dtype | None = None, preprocessing: str = "tensorflow", device: str = "cpu"
+        self,
+        weights: str,
+        dtype: torch.dtype | None = None,
+        preprocessing: str = "tensorflow",
+        device: str = "cpu",
+        *,
+        winograd: bool = False,
     ) -> None:
         from ..fid import InceptionFeatures
 
-        self.features = InceptionFeatures(weights, dtype, preprocessing=preprocessing, device=device)
+        options: dict[str, Any] = {"preprocessing": preprocessing, "device": device, "winograd": winograd}
+        self.features = InceptionFeatures(weights, dtype, **options)
         self.prepare: Prepare = FidPrepare(preprocessing)
         self.width = self.features.num_features
         self.settings = {
@@ -99,7 +106,15 @@ class FidExtractor:
 class ModelExtractor:
     """What stands before the classifier of a model, prepared as its data config says."""
 
-    def __init__(self, model: str, weights: str | None, dtype: torch.dtype | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: str,
+        weights: str | None,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        *,
+        winograd: bool = False,
+    ) -> None:
         from ..images import check_channels
         from ..models import create_model
         from .placed import Placed
@@ -110,7 +125,7 @@ class ModelExtractor:
         config = net.data_config
         check_channels(config)
         self.prepare: Prepare = ConfigPrepare(config)
-        self._placed = Placed(net, config.input_size, dtype, device)
+        self._placed = Placed(net, config.input_size, dtype, device, winograd=winograd)
         self.settings = {
             "model": model,
             "form": "model",
@@ -133,6 +148,7 @@ class Recipe(NamedTuple):
     dtype: str = "float32"
     preprocessing: str | None = None
     device: str = "cpu"
+    winograd: bool = False
 
     def make(self) -> Extractor:
         """The extractor. The FID network has its own where the weights are of it, whatever `model` names it.
@@ -149,11 +165,12 @@ class Recipe(NamedTuple):
         source = None if self.weights is None else resolve(self.weights, self.model)
         if source is not None and source.model == "inception_v3" and source.options.get("fid"):
             assert self.weights is not None
-            return FidExtractor(self.weights, dtype, self.preprocessing or "tensorflow", self.device)
+            preprocessing = self.preprocessing or "tensorflow"
+            return FidExtractor(self.weights, dtype, preprocessing, self.device, winograd=self.winograd)
         if self.preprocessing is not None:
             raise ValueError(f"preprocessing {self.preprocessing!r}; allowed: with weights of the FID network only")
         model = self.model or (DEFAULT_MODEL if source is None else source.model)
-        return ModelExtractor(model, self.weights, dtype, self.device)
+        return ModelExtractor(model, self.weights, dtype, self.device, winograd=self.winograd)
 
 
 def _name(dtype: torch.dtype | None) -> str:

@@ -18,17 +18,23 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 class Placed:
     """Calls on the CPU's tensors whose results are there too, wherever the network runs. An image's features have the
-    same bits alone and in any batch.
+    same bits alone and in any batch. `winograd` is `optimize`'s, which has it on the CPU alone.
 
     Raises ValueError for a device that is not here, and what `optimize` raises.
     """
 
     def __init__(
-        self, net: nn.Module, size: Sequence[int], dtype: torch.dtype | None, device: str | torch.device = "cpu"
+        self,
+        net: nn.Module,
+        size: Sequence[int],
+        dtype: torch.dtype | None,
+        device: str | torch.device = "cpu",
+        *,
+        winograd: bool = False,
     ) -> None:
-        self.device = device_of(device)
+        self.device, self.winograd = device_of(device), winograd
         example = torch.zeros(1, *size, device=self.device)
-        self.plan = optimize(net, example, dtype=dtype, batch_invariant=True)
+        self.plan = optimize(net, example, dtype=dtype, winograd=winograd, batch_invariant=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [n, c, h, w] -> float32 [n, width]."""
@@ -39,8 +45,11 @@ class Placed:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What features depend on beside the network and its dtype: no CPU, but every GPU has kernels of its own."""
-        return {} if self.device.type == "cpu" else {"device": torch.cuda.get_device_name(self.device)}
+        """What features depend on beside the network and its dtype: no CPU, but every GPU has kernels of its own, and
+        Winograd's tiles are another sum.
+        """
+        tiles = {"winograd": True} if self.winograd else {}
+        return tiles if self.device.type == "cpu" else {"device": torch.cuda.get_device_name(self.device)}
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -111,11 +111,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     flat = [{**m, **m.get("settings", {})} for m in (held, json.loads(json.dumps(wanted)))]
-    for key, value in flat[1].items():
-        if key != "settings" and flat[0].get(key) != value:
-            raise ValueError(
-                f"{folder} holds a run with {key} {flat[0].get(key)!r}, this one has {value!r}; name another --out"
-            )
+    for key in dict.fromkeys((*flat[1], *flat[0])):  # either may have what the other has not, as a GPU its name
+        there, here = (m.get(key) for m in flat)
+        if key != "settings" and there != here:
+            raise ValueError(f"{folder} holds a run with {key} {there!r}, this one has {here!r}; name another --out")
 
 
 class Collector:

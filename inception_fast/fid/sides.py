@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -150,9 +150,9 @@ def check_comparable(a: Side, b: Side) -> list[str]:
     check_settings(a, b)
     if a.settings is None or b.settings is None:
         return warnings
-    dtypes = [side.settings.get("dtype") for side in (a, b) if side.settings]
-    if dtypes[0] != dtypes[1]:
-        warnings.append(f"{a.name} was computed in {dtypes[0]} and {b.name} in {dtypes[1]}")
+    first, second = arithmetic(a.settings), arithmetic(b.settings)
+    if first != second:
+        warnings.append(f"{a.name} was computed in {first} and {b.name} in {second}")
     if a.settings.get("form") != "fid":
         warnings.append(f"the features are of {a.settings.get('model')}, not of the FID network: not a usual FID")
     return warnings
@@ -168,7 +168,14 @@ def check_settings(a: Side | Opened, b: Side | Opened) -> None:
             )
 
 
-def effect_of_dtype(a: Side, b: Side, used: Extractor, exact: Extractor, count: int, **options: Any) -> dict[str, Any]:
+def arithmetic(settings: Mapping[str, Any]) -> str:
+    """What features were computed in, by an extractor's settings: the dtype, `+winograd` where that was asked for."""
+    return f"{settings.get('dtype')}{'+winograd' if settings.get('winograd') else ''}"
+
+
+def effect_of_arithmetic(
+    a: Side, b: Side, used: Extractor, exact: Extractor, count: int, **options: Any
+) -> dict[str, Any]:
     """What the arithmetic of `used` does to FID, measured: the first `count` readable images of each side in both.
 
     A side without images takes part with its statistics. Keys: `images`, `feature_error` (relative L2), `fid_float32`,

@@ -15,12 +15,13 @@ NAME = "inception-v3-fast"
 PROVIDED = ("2048", "logits_unbiased")
 
 
-def register_with_torch_fidelity(name: str = NAME) -> type:
+def register_with_torch_fidelity(name: str = NAME, *, winograd: bool = False) -> type:
     """Registers a feature extractor with torch-fidelity and returns its class.
 
     It gives the features "2048" and "logits_unbiased", which serve FID, KID, precision and recall, and the Inception
     score. Of torch-fidelity's own options, `feature_extractor_weights_path` names the weights and
-    `feature_extractor_internal_dtype` the arithmetic.
+    `feature_extractor_internal_dtype` the arithmetic; for `winograd`, of which it has no option, see
+    `InceptionFeatures`.
 
     Raises ImportError without torch-fidelity or the torchvision that it needs; torch-fidelity itself refuses a name
     that is taken.
@@ -33,12 +34,12 @@ def register_with_torch_fidelity(name: str = NAME) -> type:
             raise ImportError(f"torch-fidelity is not installed ({error}); pip install torch-fidelity") from error
         needed = f"a torchvision built for torch {torch.__version__}"
         raise ImportError(f"torch-fidelity cannot be imported ({error}); it needs {needed}") from error
-    extractor = _extractor_class(base)
+    extractor = _extractor_class(base, winograd)
     registry.register_feature_extractor(name, extractor)
     return extractor
 
 
-def _extractor_class(base: Any) -> type:
+def _extractor_class(base: Any, winograd: bool = False) -> type:
     class FastInceptionV3(base):  # type: ignore[misc]
         """`InceptionFeatures` behind torch-fidelity's interface."""
 
@@ -56,7 +57,7 @@ def _extractor_class(base: Any) -> type:
             dtype = feature_extractor_internal_dtype or "float32"
             if dtype not in DTYPES:
                 raise ValueError(f"feature_extractor_internal_dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-            self.features = InceptionFeatures(feature_extractor_weights_path, DTYPES[dtype])
+            self.features = InceptionFeatures(feature_extractor_weights_path, DTYPES[dtype], winograd=winograd)
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             """uint8 [n, 3, h, w] -> the features asked for, in their order."""

@@ -164,7 +164,7 @@ class OptimizedModel(keras.Model):
     save = save_weights = load_weights = export = get_config = _refuse
 
 
-def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
+def optimize(keras_model: keras.Model, dtype: Any = None, *, winograd: bool = False) -> OptimizedModel:
     """A model that computes what `keras_model` computes with training=False, as one fused plan on the native engine.
 
     The weights are copied: later changes of `keras_model` do not show. Outputs are float32.
@@ -173,6 +173,7 @@ def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
         keras_model: a functional or built sequential model of images [n, h, w, c], or rows [n, c].
         dtype: None or "float32", or "bfloat16": what weights and activations are kept in. A torch or TensorFlow dtype
             works too.
+        winograd: as `inception_fast.optimize` has it, on the CPU alone: tensors on a GPU are refused then.
 
     Raises ValueError naming a layer that has no native form, TypeError for what is no Keras graph, RuntimeError where
     Keras runs on another backend than TensorFlow or torch.
@@ -190,9 +191,9 @@ def optimize(keras_model: keras.Model, dtype: Any = None) -> OptimizedModel:
 
     def on_gpu(device: torch.device) -> nn.Module:
         there = tuple(x.to(device) for x in example)
-        return engine.optimize(module, there, dtype=wanted, backend="triton")
+        return engine.optimize(module, there, dtype=wanted, backend="triton", winograd=winograd)
 
-    return OptimizedModel(keras_model, engine.optimize(module, example, dtype=wanted), on_gpu)
+    return OptimizedModel(keras_model, engine.optimize(module, example, dtype=wanted, winograd=winograd), on_gpu)
 
 
 def _as_float32(x: Any, whole: str | None) -> Any:
