@@ -23,6 +23,7 @@ def conv_call(
     relu: bool = True,
     residual_scale: float = 1.0,
     backend: str | None = None,
+    winograd: bool = False,
 ) -> Conv:
     check_residual_scale(residual, residual_scale)
     params = (like(weight), like(scale), like(shift))
@@ -56,6 +57,7 @@ def _launch(
     backend: str | None,
     residual: Tensor | None = None,
     residual_scale: float = 1.0,
+    winograd: bool = False,
 ) -> Tensor:
     device = str(x.device) if x.is_cuda else x.device.type
     named = backend if backend is not None else dispatch.current_backend()
@@ -63,10 +65,11 @@ def _launch(
     if named is None and device == "cpu" and x.dtype is torch.float16:
         # Its kernels know no float16, and the bits of torch's convolutions depend on the batch: float32, rounded once.
         wide = None if residual is None else residual.float()
-        y = _launch(dispatch.with_dtype(spec, "float32"), x.float(), params, None, wide, residual_scale)
+        y = _launch(dispatch.with_dtype(spec, "float32"), x.float(), params, None, wide, residual_scale, winograd)
         return laid_out(y.half(), memory_format)
-    kernels = dispatch.adapter(dispatch.choose(spec, device, named))
-    prepared = kernels.prepare(spec, params, x, residual, residual_scale)
+    chosen = dispatch.choose(spec, device, named)
+    kernels, tiles = dispatch.adapter(chosen), {"winograd": True} if winograd and chosen == "cpu" else {}
+    prepared = kernels.prepare(spec, params, x, residual, residual_scale, **tiles)
     return kernels.run(prepared, x, residual, memory_format)
 
 
@@ -81,15 +84,16 @@ def conv_kernel(
     relu: bool = True,
     residual_scale: float = 1.0,
     backend: str | None = None,
+    winograd: bool = False,
 ) -> Tensor:
     call = conv_call(x, weight, scale, shift, residual, stride, padding, relu, residual_scale)
-    return _launch(call.spec(), x, ((weight, scale, shift),), backend, residual, residual_scale)
+    return _launch(call.spec(), x, ((weight, scale, shift),), backend, residual, residual_scale, winograd)
 
 
 def pair_kernel(kind: str) -> Any:
     def kernel(x: Tensor, *rest: Any) -> Tensor:
-        backend = rest[6] if len(rest) == 7 else None
-        return _launch(pair_call(kind, x, *rest).spec(), x, (rest[:3], rest[3:6]), backend)
+        backend, winograd = (*rest[6:], None, False)[:2] if len(rest) < 8 else rest[6:]
+        return _launch(pair_call(kind, x, *rest).spec(), x, (rest[:3], rest[3:6]), backend, winograd=winograd)
 
     return kernel
 

@@ -117,7 +117,7 @@ def _through_relu(grad: Tensor, y: Tensor) -> Tensor:
 
 
 def conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scale, shift, residual, ctx.stride, ctx.padding, ctx.relu, residual_scale, _ = inputs
+    x, weight, scale, shift, residual, ctx.stride, ctx.padding, ctx.relu, residual_scale, *_ = inputs
     ctx.residual_scale = 1.0 if residual is None else residual_scale
     ctx.save_for_backward(x, weight, scale, shift, *((output,) if ctx.relu else ()))
 
@@ -129,7 +129,7 @@ def conv_backward(ctx: Any, grad: Tensor) -> Grads:
     x, weight, scale, shift = _widened(inputs)
     inner = outer.to(x.dtype) if ctx.residual_scale == 1.0 else outer.to(x.dtype) * ctx.residual_scale
     grads = _Conv(x, weight, scale, shift, ctx.stride, ctx.padding).backward(inner, needs[:4])
-    return (*_narrowed(grads, inputs, needs[:4]), outer if needs[4] else None, *(None,) * 5)
+    return (*_narrowed(grads, inputs, needs[:4]), outer if needs[4] else None, *(None,) * 6)
 
 
 def pair_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,7 +146,7 @@ def chain_backward(ctx: Any, grad: Tensor) -> Grads:
     grads1: list[Tensor | None] = [None] * 4
     if dmiddle is not None:
         grads1 = first.backward(_through_relu(dmiddle, middle), needs[:4])
-    return (*_narrowed([*grads1, *grads2], tuple(inputs), needs[:7]), None)
+    return (*_narrowed([*grads1, *grads2], tuple(inputs), needs[:7]), None, None)
 
 
 def split_backward(ctx: Any, grad: Tensor) -> Grads:
@@ -157,7 +157,7 @@ def split_backward(ctx: Any, grad: Tensor) -> Grads:
     dx1, *grads1 = first.backward(left, needs[:4])
     dx2, *grads2 = second.backward(right, (needs[0], *needs[4:7]))
     dx = None if dx1 is None or dx2 is None else dx1 + dx2
-    return (*_narrowed([dx, *grads1, *grads2], tuple(inputs), needs[:7]), None)
+    return (*_narrowed([dx, *grads1, *grads2], tuple(inputs), needs[:7]), None, None)
 
 
 def _pair_convs(inputs: tuple[Tensor, ...]) -> tuple[_Conv, _Conv]:

@@ -11,6 +11,7 @@ is. `torch.export` and `torch.jit.trace` see plain convolutions and batch norms.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +31,7 @@ __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
 
 IntPair: TypeAlias = int | tuple[int, int]
 ORDERS = ("1xn_nx1", "nx1_1xn")
-WINOGRAD = "winograd"  # attribute of a convolution whose training may take every tile: see ops.convolution
+WINOGRAD = "winograd"  # attribute of a convolution that may take every tile of Winograd's: see ops.convolution
 
 
 def conv_problem(conv: nn.Module) -> str | None:
@@ -201,8 +202,13 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
         y, mean, var = ops.conv_batch_norm_relu(x, conv.weight, bn.weight, bn.bias, **window, eps=bn.eps)
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
-    padding: Any = conv.padding
-    return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), stride=conv.stride, padding=padding)
+    window = {"stride": conv.stride, "padding": conv.padding, "winograd": takes_tiles(conv)}
+    return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), **window)
+
+
+def takes_tiles(*convs: nn.Module) -> bool:
+    """Whether Winograd's tiles were asked for, for all of them."""
+    return all(conv.__dict__.get(WINOGRAD, False) for conv in convs)
 
 
 def _check_learning(x: Tensor, conv: nn.Module) -> None:
@@ -222,7 +228,7 @@ def trained(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
         cast = _trained_layer.autocast(x)
         parts = _trained_layer.parts_of(conv, bn)
         if _trained_layer.serves(cast, parts):
-            return _trained_layer.train(cast, parts, conv, bn, getattr(conv, WINOGRAD, False))
+            return _trained_layer.train(cast, parts, conv, bn, takes_tiles(conv))
     return batch_norm_relu(convolve(x, conv), bn)
 
 
@@ -231,8 +237,7 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if not (_plainly_learns(conv) and _batch_norm.is_native(x)):
         return conv(x)
     padding: Any = conv.padding
-    winograd = getattr(conv, WINOGRAD, False)
-    return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding, winograd=winograd)
+    return ops.convolution(x, conv.weight, stride=conv.stride, padding=padding, winograd=takes_tiles(conv))
 
 
 def _plainly_learns(conv: nn.Conv2d) -> bool:
@@ -314,6 +319,12 @@ def fusable_pair(*layers: nn.Module) -> bool:
     ) and are_pair(*(layer.conv for layer in layers))  # type: ignore[arg-type]
 
 
+def run_pair(operator: Callable[..., Tensor], x: Tensor, first: ConvBNReLU, second: ConvBNReLU) -> Tensor:
+    """The two layers as one operation."""
+    winograd = takes_tiles(first.conv, second.conv)
+    return operator(x, *first.fused_arguments(), *second.fused_arguments(), winograd=winograd)
+
+
 class _Two(nn.Module):
     """Two ConvBNReLU children, `first` and `second`, which one operation may run together."""
 
@@ -347,7 +358,7 @@ class AsymmetricPair(_Two):
     def forward(self, x: Tensor) -> Tensor:
         if foreign(x) or not self._fusable():
             return self.second(self.first(x))
-        return ops.asymmetric_pair(x, *self.first.fused_arguments(), *self.second.fused_arguments())
+        return run_pair(ops.asymmetric_pair, x, self.first, self.second)
 
 
 class ParallelSplit(_Two):
@@ -370,7 +381,7 @@ class ParallelSplit(_Two):
     def forward(self, x: Tensor) -> Tensor:
         if foreign(x) or not self._fusable():
             return torch.cat((self.first(x), self.second(x)), 1)
-        return ops.parallel_split(x, *self.first.fused_arguments(), *self.second.fused_arguments())
+        return run_pair(ops.parallel_split, x, self.first, self.second)
 
 
 class MaxPool2d(nn.MaxPool2d):

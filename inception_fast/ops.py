@@ -45,9 +45,9 @@ _CONV = "Tensor x, Tensor weight, Tensor scale, Tensor shift"
 _PAIR = "Tensor x, Tensor w1, Tensor scale1, Tensor shift1, Tensor w2, Tensor scale2, Tensor shift2"
 SCHEMAS = {
     "conv_bn_relu": f"({_CONV}, Tensor? residual, int[] stride, int[] padding, bool relu=True, "
-    "float residual_scale=1.0, str? backend=None) -> Tensor",
-    "asymmetric_pair": f"({_PAIR}, str? backend=None) -> Tensor",
-    "parallel_split": f"({_PAIR}, str? backend=None) -> Tensor",
+    "float residual_scale=1.0, str? backend=None, bool winograd=False) -> Tensor",
+    "asymmetric_pair": f"({_PAIR}, str? backend=None, bool winograd=False) -> Tensor",
+    "parallel_split": f"({_PAIR}, str? backend=None, bool winograd=False) -> Tensor",
     "pool_project": f"({_CONV}, int[] kernel_size, int[] stride, int[] padding, bool count_include_pad=False, "
     "str? backend=None) -> Tensor",
     "conv_batch_norm_relu": _conv_batch_norm.SCHEMA,
@@ -66,6 +66,7 @@ def conv_bn_relu(
     residual: Tensor | None = None,
     residual_scale: float = 1.0,
     backend: str | None = None,
+    winograd: bool = False,
 ) -> Tensor:
     """y = act(residual + residual_scale * (scale * conv(x, weight) + shift)), act = ReLU or the identity.
 
@@ -74,6 +75,7 @@ def conv_bn_relu(
     Args:
         padding: an int, (vertical, horizontal) or (top, bottom, left, right).
         residual_scale: only with a residual.
+        winograd: the native CPU kernels may take Winograd's algorithm, as in `optimize`; no gradient does.
 
     Raises ValueError or TypeError naming what was seen and what is allowed.
     """
@@ -81,7 +83,8 @@ def conv_bn_relu(
     relu, residual_scale = check_flag("relu", relu), check_number("residual_scale", residual_scale)
     dispatch.check_name(backend)
     strides, sides = pair_of(stride, "stride"), four_sided(padding)
-    call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend)
+    winograd = check_flag("winograd", winograd)
+    call = (x, weight, scale, shift, residual, strides, sides, relu, residual_scale, backend, winograd)
     return _run(_ops.conv_bn_relu.default, call)
 
 
@@ -95,15 +98,18 @@ def asymmetric_pair(
     shift2: Tensor,
     *,
     backend: str | None = None,
+    winograd: bool = False,
 ) -> Tensor:
     """y = relu(scale2 * conv(relu(scale1 * conv(x, w1) + shift1), w2) + shift2), SAME padding, stride 1.
 
     w1 [mid, c, 1, n] and w2 [oc, mid, n, 1], or w1 [mid, c, n, 1] and w2 [oc, mid, 1, n]; n is odd. Whether the
-    intermediate of a float16 or bfloat16 pair is rounded once or kept in float32 is the backend's choice.
+    intermediate of a float16 or bfloat16 pair is rounded once or kept in float32 is the backend's choice. `winograd` is
+    that of `conv_bn_relu`.
     """
     tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
     dispatch.check_name(backend)
-    return _run(_ops.asymmetric_pair.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
+    winograd = check_flag("winograd", winograd)
+    return _run(_ops.asymmetric_pair.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend, winograd))
 
 
 def parallel_split(
@@ -116,14 +122,17 @@ def parallel_split(
     shift2: Tensor,
     *,
     backend: str | None = None,
+    winograd: bool = False,
 ) -> Tensor:
     """y = concat(relu(scale1 * conv(x, w1) + shift1), relu(scale2 * conv(x, w2) + shift2)), SAME padding, stride 1.
 
-    w1 [oc1, c, 1, n] and w2 [oc2, c, n, 1], or the other way round; n is odd; y [n, oc1 + oc2, h, w].
+    w1 [oc1, c, 1, n] and w2 [oc2, c, n, 1], or the other way round; n is odd; y [n, oc1 + oc2, h, w]. `winograd` is
+    that of `conv_bn_relu`.
     """
     tensors(x=x, w1=w1, scale1=scale1, shift1=shift1, w2=w2, scale2=scale2, shift2=shift2)
     dispatch.check_name(backend)
-    return _run(_ops.parallel_split.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend))
+    winograd = check_flag("winograd", winograd)
+    return _run(_ops.parallel_split.default, (x, w1, scale1, shift1, w2, scale2, shift2, backend, winograd))
 
 
 def pool_project(

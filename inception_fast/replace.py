@@ -37,6 +37,7 @@ from .layers import (
     conv_problem,
     fusable_pair,
     has_hooks,
+    run_pair,
 )
 
 __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
@@ -78,8 +79,9 @@ def replace_layers(module: nn.Module, *, winograd: bool = False) -> nn.Module:
     block, the layer in its place is returned.
 
     Args:
-        winograd: in training on the CPU, float32 convolutions of these layers at stride 1 may take every tile of
-            Winograd's algorithm where it pays, forward and in both gradients: see `ops.convolution`.
+        winograd: on the CPU, convolutions of these layers at stride 1 may take every tile of Winograd's algorithm where
+            it pays: in inference as `optimize` does, in training in float32, forward and in both gradients, as
+            `ops.convolution` says.
 
     Example:
         model = replace_layers(torchvision.models.inception_v3())
@@ -371,7 +373,7 @@ def _run(run: Run, x: Tensor) -> Tensor:
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
     if run.kind == "pair" and not foreign(x) and fusable_pair(*modules):
-        return ops.asymmetric_pair(x, *modules[0].fused_arguments(), *modules[1].fused_arguments())
+        return run_pair(ops.asymmetric_pair, x, *modules)
     for module in modules:
         x = module(x)
     return x

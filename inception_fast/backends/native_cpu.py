@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,14 +107,17 @@ def reasons(spec: Spec) -> list[str]:
     return cpu.reasons(spec)
 
 
-def prepare(spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float) -> Prepared:
-    """The compiled plan for these weights, from the cache when they have not changed."""
+def prepare(
+    spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float, winograd: bool = False
+) -> Prepared:
+    """The compiled plan for these weights, from the cache when they have not changed. winograd: by tiles that pay."""
     layout = (_is_nhwc(x), residual is None or _is_nhwc(residual))
     tensors = tuple(tensor for triple in params for tensor in triple)
-    key = (spec, layout, residual_scale, *(tensor.data_ptr() for tensor in tensors))
+    key = (spec, layout, residual_scale, winograd, *(tensor.data_ptr() for tensor in tensors))
     prepared = plans.get(key, tensors)
     if prepared is None:
-        plan = _PlanWriter(layout, str(x.dtype).removeprefix("torch.")).write(spec, params, residual_scale)
+        writer = _PlanWriter(layout, str(x.dtype).removeprefix("torch."), winograd)
+        plan = writer.write(spec, params, residual_scale)
         n, oh, ow, oc = _output_shape(spec)
         prepared = Prepared(cpu.compile(plan), (n, oc, oh, ow))
         if all(map(can_stamp, tensors)):
@@ -158,8 +162,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 class _PlanWriter:
     """Writes the plan of a single operation."""
 
-    def __init__(self, layout: Layout, dtype: str) -> None:
-        self._layout, self._dtype = layout, dtype
+    def __init__(self, layout: Layout, dtype: str, winograd: bool = False) -> None:
+        self._layout, self._dtype, self._winograd = layout, dtype, winograd
         self._buffers: list[Buffer] = []
         self._steps: list[Step] = []
         self._inputs: list[tuple[int, int, int, int]] = []
@@ -178,21 +182,21 @@ class _PlanWriter:
         else:
             assert isinstance(spec, ConvSpec)
             residual = self._input(spec.n, spec.oh, spec.ow, spec.oc) if spec.residual else None
-            step = _conv("conv", spec, params[0], x, y, spec.relu)
-            fields = {**vars(step), "residual": residual, "residual_scale": residual_scale}
-            self._steps.append(ConvStep(**fields))
+            step = self._conv("conv", spec, params[0], x, y, spec.relu)
+            self._steps.append(replace(step, residual=residual, residual_scale=residual_scale))
         return Plan(tuple(self._buffers), tuple(self._steps), tuple(self._inputs), self._arena)
 
     def _pair(self, spec: PairSpec, params: Params, x: View, y: View) -> None:
         a = spec.first
         chain = spec.kind == "chain"
-        if cpu.fuses(spec, torch.get_num_threads()):
+        by_tiles = any(any(self._tile(part)) for part in (a, spec.second))
+        if not by_tiles and cpu.fuses(spec, torch.get_num_threads()):
             middle = self._buffer(a.n, a.oh, a.ow, a.oc, "local", 0)
         else:
             middle = self._scratch(a.n, a.oh, a.ow, a.oc) if chain else View(y.buffer, 0, a.oc)
-        first = _conv("first", a, params[0], x, middle, True)
+        first = self._conv("first", a, params[0], x, middle, True)
         y = y if chain else View(y.buffer, a.oc, spec.second.oc)
-        second = _conv("second", spec.second, params[1], middle if chain else x, y, True)
+        second = self._conv("second", spec.second, params[1], middle if chain else x, y, True)
         self._steps.append(PairStep("pair", spec.kind, first, second))
 
     def _pool_project(self, spec: PoolProjectSpec, params: tuple[Tensor, Tensor, Tensor], x: View, y: View) -> None:
@@ -200,12 +204,12 @@ class _PlanWriter:
         if spec.conv_first:
             weight, scale, shift = params
             middle = self._scratch(conv.n, conv.oh, conv.ow, conv.oc, "float32")
-            self._steps.append(_conv("conv", conv, (weight, scale, torch.zeros_like(shift)), x, middle, False))
+            self._steps.append(self._conv("conv", conv, (weight, scale, torch.zeros_like(shift)), x, middle, False))
             self._steps.append(PoolStep("pool", pool, middle, y, shift=_array(shift), relu=True))
         else:
             middle = self._scratch(pool.n, pool.oh, pool.ow, pool.c)
             self._steps.append(PoolStep("pool", pool, x, middle))
-            self._steps.append(_conv("conv", conv, params, middle, y, True))
+            self._steps.append(self._conv("conv", conv, params, middle, y, True))
 
     def _buffer(self, n: int, h: int, w: int, c: int, kind: str, position: int, dtype: str | None = None) -> View:
         self._buffers.append(Buffer(n, h, w, c, kind, position, dtype or self._dtype))
@@ -225,7 +229,11 @@ class _PlanWriter:
         self._steps.append(ImportStep("import", position, view))
         return view
 
+    def _conv(
+        self, name: str, spec: ConvSpec, params: tuple[Tensor, Tensor, Tensor], x: View, y: View, relu: bool
+    ) -> ConvStep:
+        weight, scale, shift = map(_array, params)
+        return ConvStep(name, spec, x, weight, scale, shift, (Output(y, relu),), tile=self._tile(spec))
 
-def _conv(name: str, spec: ConvSpec, params: tuple[Tensor, Tensor, Tensor], x: View, y: View, relu: bool) -> ConvStep:
-    weight, scale, shift = map(_array, params)
-    return ConvStep(name, spec, x, weight, scale, shift, (Output(y, relu),))
+    def _tile(self, spec: ConvSpec) -> tuple[int, int]:
+        return cpu.winograd_tile(spec)[0] if self._winograd else cpu.DIRECT
