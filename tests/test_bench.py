@@ -391,6 +391,20 @@ def test_winograd_is_a_row_beside_the_exact_one(tmp_path, capsys):
     assert rows[0]["rel_error"] != rows[1]["rel_error"]
 
 
+def test_layers_are_rows_beside_the_plan(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    flags = ["--against", "none", "--winograd", "--layers", "--dtype", "float32,bfloat16", "--json"]
+    assert bench(tmp_path, *flags) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = ["inception_fast", "inception_fast+winograd", "layers", "layers+winograd"]
+    assert [row["runtime"] for row in rows] == names * 2 and {row["status"] for row in rows} == {"ok"}
+    assert {row["note"] for row in rows if row["runtime"].startswith("layers")} == {"57 swapped, 0 left"}
+    errors = [row["rel_error"] for row in rows[2:4]]
+    assert (
+        0 < errors[0] <= BUDGET["float32"] and errors[0] != errors[1] <= WINOGRAD_SHARE["float32"] * BUDGET["float32"]
+    )
+
+
 def test_bench_is_red_when_ours_is_wrong(tmp_path, capsys, ours_is):
     ours_is(lambda model: lambda x: model(x) + 1.0)
     assert bench(tmp_path, "--against", "eager") == 1
@@ -429,6 +443,9 @@ def test_quick_leaves_out_only_the_slowest_builder():
     assert chosen("--quick") == ["eager", "onnxruntime", "openvino"]
     assert chosen("--quick", "--against", "compile") == ["compile"] and chosen("--against", "none") == []
     assert chosen("--winograd", "--against", "none") == ["inception_fast+winograd"]
+    assert chosen("--layers", "--against", "none") == ["layers"]
+    both = ["inception_fast+winograd", "layers", "layers+winograd"]
+    assert chosen("--layers", "--winograd", "--against", "none") == both
 
 
 def test_bench_without_a_model_says_so(capsys):

@@ -71,6 +71,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also our plans with optimize(winograd=True), in rows of their own",
     )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="also the models with replace_layers, called without a plan, in rows of their own",
+    )
     parser.add_argument("--image", metavar="PATH", help="an image, or a folder of images (default: two sample photos)")
     parser.add_argument(
         "--out",
@@ -217,7 +222,7 @@ def _output_folder(text: str) -> Path:
 
 
 def _peers(args: argparse.Namespace) -> list[Any]:
-    from ..measure.peers import OursWinograd, named
+    from ..measure.peers import Layers, OursWinograd, named
     from .cpu_suite import AGAINST
 
     against = args.against
@@ -225,7 +230,8 @@ def _peers(args: argparse.Namespace) -> list[Any]:
         against = list(AGAINST) if args.cpu_suite else [p for p in PEERS if not (args.quick and p == "compile")]
     if "none" in against and len(against) > 1:
         raise CommandError("--against none stands alone; drop none or the other names")
-    extra = [OursWinograd()] if args.winograd else []
+    extra: list[Any] = [OursWinograd()] if args.winograd else []
+    extra += [Layers(winograd) for winograd in (False, True)[: 1 + args.winograd]] if args.layers else []
     return [*extra, *named([] if against == ["none"] else against)]
 
 

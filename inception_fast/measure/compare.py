@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .peers import DTYPES, Built, Ours, OursWinograd, Runtime, TimeLimit, limited, quiet
+from .peers import DTYPES, Built, Layers, Ours, OursWinograd, Runtime, TimeLimit, limited, quiet
 from .timer import Plan, contrasts, interleave, summarise
 
 # Largest difference from the float64 network over its largest logit. float32: the parity that the models promise. The
@@ -244,9 +244,9 @@ def _judged(row: Row, built: Built, outputs: list[Tensor], subject: Subject) -> 
         return replace(row, status="wrong", note=str(mismatch)), None
     if not all(math.isfinite(e) for e in errors):
         return replace(row, status="wrong", note="its output is not finite: speed not shown"), None
-    share = {Ours.name: 1.0, OursWinograd.name: WINOGRAD_SHARE.get(row.dtype, 1.0)}.get(
-        row.runtime, PEER_SHARE[row.dtype]
-    )
+    tiles, peer = WINOGRAD_SHARE.get(row.dtype, 1.0), PEER_SHARE[row.dtype]
+    shares = {Ours.name: 1.0, OursWinograd.name: tiles, Layers(winograd=True).name: max(tiles, peer)}
+    share = shares.get(row.runtime, peer)
     worst, budget = max(errors), share * BUDGET[row.dtype]
     if worst > budget:
         budget = max(budget, share * TORCH_SHARE * _torch_error(subject, row.dtype))

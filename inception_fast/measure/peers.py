@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,25 @@ class OursWinograd(Ours):
         counts = fast.report().counts
         note = f"{counts['winograd_convolutions']} of {counts['convolutions']} convolutions"
         return Built(lambda x: lambda: fast(x), _float, note)
+
+
+class Layers(Ours):
+    """The model with this package's layers in it, called as the module that it is, without a plan."""
+
+    def __init__(self, winograd: bool = False) -> None:
+        self.winograd, self.name = winograd, f"layers{'+winograd' if winograd else ''}"
+
+    def build(self, model: nn.Module, x: Tensor, dtype: str, threads: int) -> Built:
+        from .. import replace_layers
+
+        net = replace_layers(_cast(model, dtype, torch.channels_last), winograd=self.winograd)
+        report: Any = net.replacement_report
+
+        def bind(x: Tensor) -> Thunk:
+            x = x.to(DTYPES[dtype], memory_format=torch.channels_last)
+            return lambda: net(x)
+
+        return Built(bind, _float, f"{len(report.swapped)} swapped, {len(report.left)} left")
 
 
 class Eager:

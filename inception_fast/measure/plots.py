@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .compare import Row
-from .peers import Ours, OursWinograd
+from .peers import Layers, Ours, OursWinograd
 from .results import write_atomically
 
 COLOURS = {
     Ours.name: "#1b6ca8",
     OursWinograd.name: "#6fb1dd",
+    Layers().name: "#2e8b74",
+    Layers(winograd=True).name: "#86c5b4",
     "eager": "#b9b4a7",
     "compile": "#8f8a7c",
     "onnxruntime": "#d99b4e",
