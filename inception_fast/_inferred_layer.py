@@ -82,17 +82,16 @@ def remember(memo: Memo | None, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, 
     parts = _parts(conv, bn)
     if not serves(x) or parts[0] is None or not all(part is None or can_stamp(part) for part in parts):
         return memo
+    if memo is None or not memo.fits(conv, bn):
+        memo = Memo(conv, bn)  # ahead of the plan: what is written meanwhile is a change
     params = (parts[0], *fold(conv, bn))
     padding: Any = conv.padding
     spec = _fused.conv_call(x, *params, None, pair_of(conv.stride, "stride"), four_sided(padding)).spec()
     if x.dtype is torch.float16 or dispatch.choose(spec, "cpu", dispatch.current_backend()) != "cpu":
         return memo
     prepared = native_cpu.find(spec, (params,), x, None, 1.0, bool(conv.__dict__.get(WINOGRAD, False)))
-    if prepared is None:
-        return memo
-    if memo is None or not memo.fits(conv, bn):
-        memo = Memo(conv, bn)
-    memo.keep(x, prepared)
+    if prepared is not None:
+        memo.keep(x, prepared)
     return memo
 
 

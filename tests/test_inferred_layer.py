@@ -220,6 +220,39 @@ def test_what_the_operator_refuses_is_refused_after_a_call_too() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("whole", [True, False], ids=["fullgraph", "parts"])
+def test_compiled_after_a_call_it_is_what_a_fresh_one_is(whole: bool) -> None:
+    """Where Dynamo runs a frame in Python that it gave up, it compiles what the frame calls, one by one."""
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = layer(), randomise(fast.ConvBNReLU(24, 16, 1)).eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            if not whole:
+                torch._dynamo.graph_break()
+            y: Tensor = self.second(y)
+            return y
+
+    nets = Broken().eval(), Broken().eval()
+    nets[0](X)
+    said, found = [], []
+    for net in nets:
+        torch._dynamo.reset()
+        compiled = torch.compile(net, fullgraph=whole, backend="aot_eager")
+        for bad in (X[:, :8], X[0], X.double()):
+            with pytest.raises(Exception) as fault:
+                compiled(bad)
+            said.append((type(fault.value), str(fault.value).splitlines()[0]))
+        found.append([compiled(X), compiled(X), compiled(X[:1])])
+    assert said[:3] == said[3:]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@torch.no_grad()
 def test_what_is_kept_dies_with_the_layer_and_with_the_cache() -> None:
     native_cpu.plans.clear()
     block = layer()
