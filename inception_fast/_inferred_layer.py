@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,22 @@ from .backends.stamp import Stamp, can_stamp
 Fold = Callable[[nn.Conv2d, nn.BatchNorm2d], tuple[Tensor, Tensor]]
 SIZES = 8  # of maps, whose calls a layer keeps
 WINOGRAD = "winograd"  # attribute of a convolution that may take every tile of Winograd's: see ops.convolution
+
+
+class Tail(NamedTuple):
+    """What comes behind a convolution: act(residual + scale * y)."""
+
+    residual: Tensor | None = None
+    relu: bool = True
+    scale: float = 1.0
+
+    def key(self) -> tuple[Any, ...]:
+        residual = self.residual
+        place = () if residual is None else (residual.shape, residual.stride(), residual.dtype)
+        return self.relu, self.scale, place
+
+
+PLAIN = Tail()
 
 
 class Memo:
@@ -46,22 +62,26 @@ class Memo:
                 return False
         return True
 
-    def again(self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor | None:
+    def again(self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, tail: Tail = PLAIN) -> Tensor | None:
         """relu(bn(conv(x))) of two modules without hooks, None where it is not known or not to be had this way."""
         if not serves(x):
             return None
-        found = self._calls.get((x.shape, x.stride(), x.dtype))
+        found = self._calls.get(_key(x, tail))
         if found is None or not self.fits(conv, bn):
             return None
         reference, shape, memory_format = found
         compiled = reference()
-        return compiled and native_cpu.run(native_cpu.Prepared(compiled, shape), x, None, memory_format)
+        return compiled and native_cpu.run(native_cpu.Prepared(compiled, shape), x, tail.residual, memory_format)
 
-    def keep(self, x: Tensor, prepared: native_cpu.Prepared) -> None:
+    def keep(self, x: Tensor, tail: Tail, prepared: native_cpu.Prepared) -> None:
         if len(self._calls) >= SIZES:
             self._calls.clear()
-        key = x.shape, x.stride(), x.dtype
-        self._calls[key] = weakref.ref(prepared.compiled), prepared.shape, memory_format(x)
+        self._calls[_key(x, tail)] = weakref.ref(prepared.compiled), prepared.shape, memory_format(x)
+
+
+def _key(x: Tensor, tail: Tail) -> tuple[Any, ...]:
+    place = x.shape, x.stride(), x.dtype
+    return place if tail is PLAIN else (*place, *tail.key())
 
 
 def serves(x: Any) -> bool:
@@ -77,7 +97,9 @@ def serves(x: Any) -> bool:
     )
 
 
-def remember(memo: Memo | None, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Memo | None:
+def remember(
+    memo: Memo | None, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold, tail: Tail = PLAIN
+) -> Memo | None:
     """The layer's memo with what its operator was just called for, a new one where the modules changed."""
     parts = _parts(conv, bn)
     if not serves(x) or parts[0] is None or not all(part is None or can_stamp(part) for part in parts):
@@ -86,12 +108,14 @@ def remember(memo: Memo | None, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, 
         memo = Memo(conv, bn)  # ahead of the plan: what is written meanwhile is a change
     params = (parts[0], *fold(conv, bn))
     padding: Any = conv.padding
-    spec = _fused.conv_call(x, *params, None, pair_of(conv.stride, "stride"), four_sided(padding)).spec()
+    window = pair_of(conv.stride, "stride"), four_sided(padding)
+    spec = _fused.conv_call(x, *params, tail.residual, *window, tail.relu, tail.scale).spec()
     if x.dtype is torch.float16 or dispatch.choose(spec, "cpu", dispatch.current_backend()) != "cpu":
         return memo
-    prepared = native_cpu.find(spec, (params,), x, None, 1.0, bool(conv.__dict__.get(WINOGRAD, False)))
+    tiles = bool(conv.__dict__.get(WINOGRAD, False))
+    prepared = native_cpu.find(spec, (params,), x, tail.residual, tail.scale, tiles)
     if prepared is not None:
-        memo.keep(x, prepared)
+        memo.keep(x, tail, prepared)
     return memo
 
 

@@ -4,25 +4,25 @@ A block is swapped only when its `forward`, traced, is exactly convolution, batc
 `conv` and `bn`: torchvision's, timm's, facenet-pytorch's and our own blocks, and any like them. A run of Conv2d,
 BatchNorm2d, ReLU inside an `nn.Sequential` is swapped too, and so are a 1xn and an nx1 block that follow each other
 there. Blocks that a model chains in its own `forward` stay two layers: only the engine sees that nothing else reads
-what runs between them. Torch's pools become their own subclasses, which train natively and are not listed.
+what runs between them. A residual block stays what it is in training; in inference its 1x1 convolution, its sum and its
+ReLU are one operation (`_residual.py`). Torch's pools become their own subclasses, which train natively and are not listed.
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from . import ops
+from ._block_graph import Shallow, residual_form, step
 from ._checks import check_flag, foreign
+from ._residual import ResidualSum
 from .layers import (
     WINOGRAD,
     AsymmetricPair,
@@ -42,7 +42,7 @@ from .layers import (
 
 __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
 
-RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
+SUMMED = "torch's in training; in inference one operation with the sum of its block"
 POOLS: dict[type[nn.Module], type[nn.Module]] = {nn.MaxPool2d: MaxPool2d, nn.AvgPool2d: AvgPool2d}
 
 
@@ -115,6 +115,9 @@ class _Swap:
     def _swapped(self, name: str, module: nn.Module) -> nn.Module:
         if isinstance(module, (ConvBNReLU, PoolProject, _Two, FusedSequential)):
             return module
+        if isinstance(module, ResidualSum):
+            self.why[f"{name}.{module._form.conv}" if name else module._form.conv] = SUMMED
+            return self._inside(name, module)
         if type(module) in POOLS:
             return module if _own_call(module) else _pool(module)
         block = _block(module)
@@ -122,9 +125,13 @@ class _Swap:
             return self._became(name, module, block)
         if block is not None:
             self.why[name] = block
-        for key, child in list(module._modules.items()):
-            if child is not None:
-                module._modules[key] = self.module(f"{name}.{key}" if name else key, child)
+        self._inside(name, module)
+        form = residual_form(module)
+        if form is not None and _own_call(module) is None:
+            self.why[f"{name}.{form.conv}" if name else form.conv] = SUMMED
+            self.rows.append(Replacement(name, type(module).__name__, ResidualSum.__name__))
+            ResidualSum.take(module, form)
+            return module
         if type(module) is nn.Sequential:
             problem = _own_call(module)
             if problem:
@@ -132,6 +139,12 @@ class _Swap:
             fused = None if problem else _sequential(module)
             if fused is not None:
                 return self._became(name, module, fused)
+        return module
+
+    def _inside(self, name: str, module: nn.Module) -> nn.Module:
+        for key, child in list(module._modules.items()):
+            if child is not None:
+                module._modules[key] = self.module(f"{name}.{key}" if name else key, child)
         return module
 
     def _became(self, name: str, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -158,7 +171,7 @@ def _left_convolutions(model: nn.Module, why: dict[str, str]) -> Iterator[Replac
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd) and module not in taken:
             parent = name.rpartition(".")[0]
-            reason = why.get(parent) or why.get(name) or "no batch norm and ReLU follow in a block or nn.Sequential"
+            reason = why.get(name) or why.get(parent) or "no batch norm and ReLU follow in a block or nn.Sequential"
             yield Replacement(name, type(module).__name__, None, conv_problem(module) or reason)
 
 
@@ -218,13 +231,6 @@ def _norm_problem(bn: nn.BatchNorm2d) -> str | None:
     return None if bn.track_running_stats else "batch norm without running statistics"
 
 
-class _Shallow(fx.Tracer):
-    """Traces a block's own `forward`; every child stays one call."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
 def _forward_problem(block: nn.Module, conv: nn.Module, bn: nn.Module) -> str | None:
     """Why the block is not exactly conv, bn, ReLU in training and in evaluation; None when it is."""
     was_training = block.training
@@ -232,7 +238,7 @@ def _forward_problem(block: nn.Module, conv: nn.Module, bn: nn.Module) -> str | 
         for mode in (True, False):
             block.training = mode
             try:
-                graph = _Shallow().trace(block)
+                graph = Shallow().trace(block)
             except Exception as error:  # whatever the block's own code raises on a proxy: told in the report
                 return f"its forward cannot be traced: {error}"
             expected: list[Any] = [conv, bn] if _is_norm_act(bn) else [conv, bn, "relu"]
@@ -254,18 +260,11 @@ def _chain(block: nn.Module, graph: fx.Graph) -> list[Any] | None:
             return None
         if node.op == "output":
             return chain
-        step = _step(block, node)
-        if step is None:
+        found = step(block, node)
+        if found is None:
             return None
-        chain += [] if type(step) is nn.Identity else ["relu"] if type(step) is nn.ReLU else [step]
+        chain += [] if type(found) is nn.Identity else ["relu"] if type(found) is nn.ReLU else [found]
     return None
-
-
-def _step(block: nn.Module, node: fx.Node) -> Any:
-    if node.op == "call_module" and not node.kwargs:
-        return operator.attrgetter(str(node.target))(block)
-    is_relu = node.target in RELU_FUNCTIONS if node.op == "call_function" else node.target in ("relu", "relu_")
-    return "relu" if node.op in ("call_function", "call_method") and is_relu else None
 
 
 def _plain_norm(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:

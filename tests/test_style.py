@@ -40,7 +40,7 @@ FLOORS = (
         "_gradients",
         "_when_imported",
     ),
-    ("layers", "losses", "_data_config"),
+    ("layers", "losses", "_block_graph", "_data_config", "_residual"),
     ("models", "weights", "replace"),
     ("engine",),
     ("images", "measure", "train", "features", "fid", "claims", "tf"),
