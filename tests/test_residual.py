@@ -157,6 +157,7 @@ def test_compiled_traced_cast_and_copied() -> None:
         assert type(twin) is ResidualSum and torch.equal(twin(X), y)
     exported = torch.export.export(block, (X,)).graph
     assert not any("inception_fast" in str(node.target) for node in exported.nodes)
+    assert numerics.rel_l2(torch.fx.symbolic_trace(block)(X), y) <= 1e-5
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     for other in (compiled, torch.jit.trace(block, X), fast.optimize(block, X), copy.deepcopy(block).double()):
         found = other(X.double()) if other is not compiled and isinstance(other, ResidualSum) else other(X)
