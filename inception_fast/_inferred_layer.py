@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from . import _fused, _trained_layer, dispatch
 from ._batch_norm import memory_format
 from ._checks import four_sided, is_strided, pair_of
-from .backends import native_cpu
 from .backends.stamp import Stamp, can_stamp
+
+if TYPE_CHECKING:
+    from .backends.native_cpu import Prepared
 
 Fold = Callable[[nn.Conv2d, nn.BatchNorm2d], tuple[Tensor, Tensor]]
 SIZES = 8  # of maps, whose calls a layer keeps
@@ -49,6 +51,9 @@ class Memo:
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+        from .backends import native_cpu  # who imports this package may lack the kernels, or never need them
+
+        self.native = native_cpu
         self._form = _form(conv, bn)
         self._stamps = [None if part is None else Stamp(part) for part in _parts(conv, bn)]
         self._calls: dict[Any, tuple[weakref.ref[Any], tuple[int, int, int, int], torch.memory_format]] = {}
@@ -71,9 +76,9 @@ class Memo:
             return None
         reference, shape, memory_format = found
         compiled = reference()
-        return compiled and native_cpu.run(native_cpu.Prepared(compiled, shape), x, tail.residual, memory_format)
+        return compiled and self.native.run(self.native.Prepared(compiled, shape), x, tail.residual, memory_format)
 
-    def keep(self, x: Tensor, tail: Tail, prepared: native_cpu.Prepared) -> None:
+    def keep(self, x: Tensor, tail: Tail, prepared: Prepared) -> None:
         if len(self._calls) >= SIZES:
             self._calls.clear()
         self._calls[_key(x, tail)] = weakref.ref(prepared.compiled), prepared.shape, memory_format(x)
@@ -113,7 +118,7 @@ def remember(
     if x.dtype is torch.float16 or dispatch.choose(spec, "cpu", dispatch.current_backend()) != "cpu":
         return memo
     tiles = bool(conv.__dict__.get(WINOGRAD, False))
-    prepared = native_cpu.find(spec, (params,), x, tail.residual, tail.scale, tiles)
+    prepared = memo.native.find(spec, (params,), x, tail.residual, tail.scale, tiles)
     if prepared is not None:
         memo.keep(x, tail, prepared)
     return memo

@@ -117,7 +117,7 @@ class _Swap:
         if isinstance(module, (ConvBNReLU, PoolProject, _Two, FusedSequential)):
             return module
         if isinstance(module, ResidualSum):
-            self.why[f"{name}.{module._form.conv}" if name else module._form.conv] = SUMMED
+            self.why[_below(name, module._form.conv)] = SUMMED
             return self._inside(name, module)
         if type(module) in POOLS:
             return module if _own_call(module) else _pool(module)
@@ -129,7 +129,7 @@ class _Swap:
         self._inside(name, module)
         form = residual_form(module)
         if form is not None and _own_call(module) is None:
-            self.why[f"{name}.{form.conv}" if name else form.conv] = SUMMED
+            self.why[_below(name, form.conv)] = SUMMED
             self.rows.append(Replacement(name, type(module).__name__, ResidualSum.__name__))
             ResidualSum.take(module, form)
             return module
@@ -145,7 +145,7 @@ class _Swap:
     def _inside(self, name: str, module: nn.Module) -> nn.Module:
         for key, child in list(module._modules.items()):
             if child is not None:
-                module._modules[key] = self.module(f"{name}.{key}" if name else key, child)
+                module._modules[key] = self.module(_below(name, key), child)
         return module
 
     def _became(self, name: str, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -153,6 +153,10 @@ class _Swap:
         became = type(new).__mro__[1] if isinstance(new, (_SequentialBlock, _SequentialPair)) else type(new)
         self.rows.append(Replacement(name, type(old).__name__, became.__name__))
         return new
+
+
+def _below(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
 
 
 def _taken(model: nn.Module) -> set[nn.Module]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import inception_fast as fast
 import numerics
+from checkout import ROOT
 from inception_fast import _inferred_layer, ops
 from inception_fast.backends import native_cpu
 from plain_layers import Plain, randomise
@@ -265,6 +268,22 @@ def test_what_is_kept_dies_with_the_layer_and_with_the_cache() -> None:
     del block, twin
     gc.collect()
     assert len(native_cpu.plans) == 0
+
+
+def test_without_native_kernels_layers_are_torchs() -> None:
+    code = """
+import sys
+sys.modules["inception_fast.kernels.cpu._native"] = None
+import torch
+import inception_fast as fast
+layer, x = fast.ConvBNReLU(4, 8, 3).eval(), torch.rand(1, 4, 9, 9)
+with torch.no_grad():
+    wanted = layer.bn(layer.conv(x)).relu()
+    assert all(torch.allclose(layer(x), wanted, atol=1e-5) for _ in range(3))
+assert layer._fold.memo is None and not fast.backend_status()["cpu"]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @torch.inference_mode()

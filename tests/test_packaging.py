@@ -298,6 +298,7 @@ import inception_fast.models, inception_fast.layers, inception_fast.dispatch
 loaded = {name.partition(".")[0] for name in sys.modules}
 print(json.dumps({
     "seconds": seconds, "threads": tasks() - before, "cuda": torch.cuda.is_initialized(),
+    "native": "inception_fast.kernels.cpu._native" in sys.modules,
     "heavy": sorted(loaded & set("triton tensorflow keras onnx onnxruntime openvino matplotlib timm".split())),
 }))
 """
@@ -305,7 +306,7 @@ print(json.dumps({
     assert statistics.median(run["seconds"] for run in runs) <= IMPORT_SECONDS
     assert [run["heavy"] for run in runs] == [[]] * 3
     assert [run["threads"] for run in runs] == [0] * 3
-    assert not any(run["cuda"] for run in runs)
+    assert not any(run["cuda"] or run["native"] for run in runs)
 
 
 def test_the_build_is_quick(built: Built, record_property: Callable[[str, object], None]) -> None:
