@@ -33,7 +33,7 @@ from inception_fast.images import sample_photos
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.results import write_json
 from inception_fast.measure.timer import summarise
-from numerics import BF16_FEATURES, FEATURES_MAX, NET_WINOGRAD_MAX
+from numerics import BF16_FEATURES, FEATURES_MAX, NET_WINOGRAD_MAX, rel_l2
 
 Job = Callable[[], np.ndarray]
 OURS = {
@@ -113,11 +113,9 @@ def check(found: dict[str, np.ndarray], folder: Path, weights: Path) -> dict[str
     errors["pytorch-fid"] = references.relative(first, found["pytorch-fid"][: len(first)])
     for arithmetic, budget in OURS.items():
         name = f"inception_fast {arithmetic}"
-        values, rounded = found[name], budget == BF16_FEATURES
-        norm = np.linalg.norm(reference)
-        errors[name] = (
-            float(np.linalg.norm(values - reference) / norm) if rounded else references.relative(values, reference)
-        )
+        values, rounded = found[name], arithmetic.startswith("bfloat16")
+        exact = torch.from_numpy(reference)
+        errors[name] = rel_l2(torch.from_numpy(values), exact) if rounded else references.relative(values, reference)
         budgets[name] = budget
     for name, error in errors.items():
         if error > budgets[name]:

@@ -68,9 +68,7 @@ class Memo:
         return True
 
     def again(self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, tail: Tail = PLAIN) -> Tensor | None:
-        """relu(bn(conv(x))) of two modules without hooks, None where it is not known or not to be had this way."""
-        if not serves(x):
-            return None
+        """relu(bn(conv(x))) of two modules without hooks, where `serves` says so; None where it is not known."""
         found = self._calls.get(_key(x, tail))
         if found is None or not self.fits(conv, bn):
             return None
@@ -117,16 +115,20 @@ def remember(
     spec = _fused.conv_call(x, *params, tail.residual, *window, tail.relu, tail.scale).spec()
     if x.dtype is torch.float16 or dispatch.choose(spec, "cpu", dispatch.current_backend()) != "cpu":
         return memo
-    tiles = bool(conv.__dict__.get(WINOGRAD, False))
-    prepared = memo.native.find(spec, (params,), x, tail.residual, tail.scale, tiles)
+    prepared = memo.native.find(spec, (params,), x, tail.residual, tail.scale, takes_tiles(conv))
     if prepared is not None:
         memo.keep(x, tail, prepared)
     return memo
 
 
+def takes_tiles(*convs: nn.Module) -> bool:
+    """Whether Winograd's tiles were asked for, for all of them."""
+    return all(conv.__dict__.get(WINOGRAD, False) for conv in convs)
+
+
 def _form(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
     """What else than tensors decides what is computed."""
-    kinds = type(conv), type(bn), bn.training, bn.eps, conv.__dict__.get(WINOGRAD, False)
+    kinds = type(conv), type(bn), bn.training, bn.eps, takes_tiles(conv)
     return *kinds, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 

@@ -22,7 +22,7 @@ from torch.nn.modules import module as every
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
 from ._gradients import Attached
-from ._inferred_layer import WINOGRAD, Memo, remember
+from ._inferred_layer import Memo, remember, serves, takes_tiles
 from ._numbers import odd_length, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -194,7 +194,7 @@ class ConvBNReLU(nn.Module):
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> Tensor:
     """relu(bn(conv(x))), fused where that is the same."""
     watched = torch.compiler.is_compiling()
-    if not watched and (memo := fold.memo) is not None and not (has_hooks(conv) or has_hooks(bn)):
+    if not watched and (memo := fold.memo) is not None and serves(x) and not (has_hooks(conv) or has_hooks(bn)):
         known = memo.again(x, conv, bn)
         if known is not None:
             return known
@@ -213,11 +213,6 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     if not watched:
         fold.memo = remember(fold.memo, x, conv, bn, fold)
     return y
-
-
-def takes_tiles(*convs: nn.Module) -> bool:
-    """Whether Winograd's tiles were asked for, for all of them."""
-    return all(conv.__dict__.get(WINOGRAD, False) for conv in convs)
 
 
 def _check_learning(x: Tensor, conv: nn.Module) -> None:

@@ -23,9 +23,9 @@ from torch import Tensor, fx, nn
 from . import ops
 from ._block_graph import Shallow, residual_form, step
 from ._checks import check_flag, foreign
+from ._inferred_layer import WINOGRAD
 from ._residual import ResidualSum
 from .layers import (
-    WINOGRAD,
     AsymmetricPair,
     AvgPool2d,
     ConvBNReLU,

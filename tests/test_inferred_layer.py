@@ -14,9 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import inception_fast as fast
 import numerics
@@ -24,6 +22,7 @@ from checkout import ROOT
 from inception_fast import _inferred_layer, ops
 from inception_fast.backends import native_cpu
 from plain_layers import Plain, randomise
+from watching import Watching, WatchingCalls
 
 LAST = torch.channels_last
 X = numerics.random(2, 16, 12, 11).contiguous(memory_format=LAST)
@@ -41,26 +40,6 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ops, "conv_bn_relu", noted)
     return names
-
-
-class Recorded(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-class Named(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def layer() -> fast.ConvBNReLU:
@@ -183,12 +162,10 @@ def test_who_watches_operations_sees_the_operator(called: list[str]) -> None:
     block = layer()
     with torch.no_grad():
         wanted = block(X)
-        with Recorded() as seen_by_mode:
-            assert torch.equal(block(X), wanted)
-        assert "inception_fast.conv_bn_relu.default" in seen_by_mode.names
-        with Named() as seen_by_functions:
-            assert torch.equal(block(X), wanted)
-        assert "inception_fast.conv_bn_relu.default" in seen_by_functions.names
+        for watching in (Watching(), WatchingCalls()):
+            with watching:
+                assert torch.equal(block(X), wanted)
+            assert "inception_fast.conv_bn_relu.default" in watching.seen
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             assert torch.equal(block(X), wanted)
         assert "inception_fast::conv_bn_relu" in {event.name for event in seen.events()}

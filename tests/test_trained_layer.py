@@ -15,18 +15,7 @@ import inception_fast as fast
 import numerics
 from inception_fast import _trained_layer
 from plain_layers import Plain, randomise
-
-
-class Watching(TorchDispatchMode):
-    """Does nothing but be there; notes the operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
+from watching import Watching
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_gradients_are_those_of_direct_sums() -> None:
 
     def gradients(winograd: bool) -> tuple[Tensor, ...]:
         y = ops.conv_bn_relu(*leaves, stride=1, padding=1, relu=False, winograd=winograd)
-        return torch.autograd.grad(y.square().sum() * 0 + (y * y.detach().sign()).sum(), leaves)
+        return torch.autograd.grad(y, leaves, numerics.random(*y.shape, seed=7))
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(a, b)

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace, networks: Networks, threads: int, rounds: Plan
     names = args.models or [*LARGE, *SMALL]
     batches = {name: [1] if args.quick or name in SMALL else [1, 16] for name in names}
     origin = provenance(threads, args.argv)
-    options = ("quick", "repeats", "seconds", "against", "image", "image_size", "weights", "winograd", "build_limit")
-    asked = {key: getattr(args, key) for key in options} | ({"layers": True} if args.layers else {})
+    options = ("quick", "repeats", "seconds", "against", "image", "image_size", "weights", "winograd", "layers")
+    asked = {key: getattr(args, key) for key in (*options, "build_limit")}
     parts = Parts(folder / "parts", conditions(origin) | asked | {"models": names}, args.resume)
     document: dict[str, Any] = {"tier": cpu.default_tier(), "peak_gflops": {}, "models": {}, "rows": [], "seconds": {}}
     total = len(names) + 4
