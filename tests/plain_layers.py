@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,17 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
+
+
+class Siblings(nn.Module):
+    """Four 1x1 convolutions of one input, which become one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(channels, channels // 4, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x).relu() for part in self.parts], 1)
 
 
 def randomise(module: nn.Module) -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -21,17 +21,15 @@ from torch import nn
 
 from cpu_plans import Memory, Scene, argument, call, chain, chain_input, chain_truth, integers, poisoned
 from inception_fast import create_model, optimize
+from plain_layers import Siblings
 
 
-class Siblings(nn.Module):
-    """Four 1x1 convolutions of one input, which become one."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(nn.Conv2d(channels, channels // 4, 1) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([part(x).relu() for part in self.parts], 1)
+def process(script: str, *arguments: str) -> str:
+    """What a script prints in a process of its own: in pytest's, memory moves by what other tests left behind."""
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True).stdout
 
 
 def with_weights(plan: Plan, value: float) -> Plan:
@@ -99,19 +97,30 @@ def test_another_batch_size_costs_no_second_copy() -> None:
     assert psutil.Process().memory_info().rss - before < 3 * 26e6
 
 
+SIZES = """
+import gc, psutil, torch
+from plain_layers import Siblings
+from inception_fast import optimize
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+fast = optimize(Siblings(2048).eval(), torch.randn(1, 2048, 5, 5))
+with torch.no_grad():
+    for side in (4, *range(6, 12)):
+        fast(torch.randn(1, 2048, side, side))
+        gc.collect()
+        if side == 4:
+            before = resident()
+print(len(fast._session._captured), resident() - before)
+"""
+
+
 def test_another_image_size_costs_no_second_copy() -> None:
     """Every size is a capture of its own; 16 MB of siblings' weights are neither packed nor joined again for it."""
-    model = Siblings(2048).eval()
-    fast = optimize(model, torch.randn(1, 2048, 5, 5))
-    with torch.no_grad():
-        fast(torch.randn(1, 2048, 4, 4))
-        gc.collect()  # which comes seldom by itself in a process that holds much
-        before = psutil.Process().memory_info().rss
-        for side in range(6, 12):
-            fast(torch.randn(1, 2048, side, side))
-            gc.collect()
-    assert len(fast._session._captured) == 8
-    assert psutil.Process().memory_info().rss - before < 16e6
+    captured, grew = map(int, process(SIZES).split())
+    assert captured == 8
+    assert grew < 16e6  # six sizes; 7 to 8 MB when nothing is copied
 
 
 def test_siblings_keep_their_parameters() -> None:
@@ -136,16 +145,9 @@ def test_shared_weights_give_every_image_the_same_bits() -> None:
 
 PEAK = """
 import json, sys, torch
+from plain_layers import Siblings
 from torch import nn
 from inception_fast.measure.cpu_suite import first_call
-
-class Siblings(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.parts = nn.ModuleList(nn.Conv2d(channels, channels // 4, 1) for _ in range(4))
-
-    def forward(self, x):
-        return torch.cat([part(x).relu() for part in self.parts], 1)
 
 def net(channels):
     if "siblings" in how:
@@ -178,8 +180,7 @@ def test_a_plan_needs_its_packed_weights_once_and_its_arena(how: str) -> None:
 
     Neither merged siblings nor weights in another order of dimensions are copied on the way.
     """
-    done = subprocess.run([sys.executable, "-c", PEAK, how], capture_output=True, text=True, timeout=200, check=True)
-    found = json.loads(done.stdout)
+    found = json.loads(process(PEAK, how))
     channels = 512 if how == "winograd" else 768
     weights = (2 * 16 if "siblings" in how else 3 * 9) * channels**2 * 4
     least, most = PACKED[how]
@@ -213,8 +214,7 @@ print(before - resident())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back when asked")
 def test_what_capturing_freed_is_given_back_before_weights_are_packed() -> None:
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, timeout=200, check=True)
-    assert int(done.stdout) > 32 * 2**20
+    assert int(process(FREED)) > 32 * 2**20
 
 
 LEFT = """
@@ -238,6 +238,5 @@ def test_a_capture_leaves_neither_stand_ins_of_tensors_nor_a_graph_of_torch() ->
     """The stand-ins go at once, but for the input's, the graph with its cycles. In a process of its own, for pytest
     keeps what torch logs.
     """
-    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=200, check=True)
-    stand_ins, graphs = (list(map(int, done.stdout.split()))[i::2] for i in range(2))
+    stand_ins, graphs = (list(map(int, process(LEFT).split()))[i::2] for i in range(2))
     assert max(stand_ins) <= 1 and graphs == [0, 0]
