@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from . import _fused, _trained_layer, dispatch
 from ._batch_norm import memory_format
 from ._checks import four_sided, is_strided, pair_of
+from .backends import Params
 from .backends.stamp import Stamp, can_stamp
 
 if TYPE_CHECKING:
     from .backends.native_cpu import Prepared
 
+Asked = Callable[[], tuple[dispatch.Spec, Params]]
+Part = tuple[nn.Conv2d, nn.BatchNorm2d]  # relu(bn(conv(x)))
 Fold = Callable[[nn.Conv2d, nn.BatchNorm2d], tuple[Tensor, Tensor]]
 SIZES = 8  # of maps, whose calls a layer keeps
 WINOGRAD = "winograd"  # attribute of a convolution that may take every tile of Winograd's: see ops.convolution
@@ -45,32 +48,33 @@ PLAIN = Tail()
 
 
 class Memo:
-    """What calls of a layer came to, by how the map lies, while its two modules are what they were.
+    """What calls of a layer came to, by how the map lies, while its modules are what they were.
 
     Packed weights are the cache's: a call whose plan was dropped from there is found again by the operator.
     """
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+    def __init__(self, parts: tuple[Part, ...]) -> None:
         from .backends import native_cpu  # who imports this package may lack the kernels, or never need them
 
         self.native = native_cpu
-        self._form = _form(conv, bn)
-        self._stamps = [None if part is None else Stamp(part) for part in _parts(conv, bn)]
+        self._forms = [_form(*part) for part in parts]
+        self._stamps = [[None if t is None else Stamp(t) for t in _tensors(*part)] for part in parts]
         self._calls: dict[Any, tuple[weakref.ref[Any], tuple[int, int, int, int], torch.memory_format]] = {}
 
-    def fits(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
+    def fits(self, parts: tuple[Part, ...]) -> bool:
         """Whether the modules are what they were."""
-        if self._form != _form(conv, bn):
-            return False
-        for stamp, part in zip(self._stamps, _parts(conv, bn), strict=True):
-            if part is not None if stamp is None else part is None or not stamp.holds(part):
+        for form, stamps, part in zip(self._forms, self._stamps, parts, strict=True):
+            if form != _form(*part):
                 return False
+            for stamp, tensor in zip(stamps, _tensors(*part), strict=True):
+                if tensor is not None if stamp is None else tensor is None or not stamp.holds(tensor):
+                    return False
         return True
 
-    def again(self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, tail: Tail = PLAIN) -> Tensor | None:
-        """relu(bn(conv(x))) of two modules without hooks, where `serves` says so; None where it is not known."""
+    def again(self, x: Tensor, parts: tuple[Part, ...], tail: Tail = PLAIN) -> Tensor | None:
+        """The layer's y for modules without hooks, where `serves` says so; None where it is not known."""
         found = self._calls.get(_key(x, tail))
-        if found is None or not self.fits(conv, bn):
+        if found is None or not self.fits(parts):
             return None
         reference, shape, memory_format = found
         compiled = reference()
@@ -100,25 +104,47 @@ def serves(x: Any) -> bool:
     )
 
 
-def remember(
-    memo: Memo | None, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold, tail: Tail = PLAIN
-) -> Memo | None:
-    """The layer's memo with what its operator was just called for, a new one where the modules changed."""
-    parts = _parts(conv, bn)
-    if not serves(x) or parts[0] is None or not all(part is None or can_stamp(part) for part in parts):
+def remember(memo: Memo | None, x: Tensor, parts: tuple[Part, ...], asked: Asked, tail: Tail = PLAIN) -> Memo | None:
+    """The layer's memo with what its operator was just called for, a new one where the modules changed.
+
+    asked: gives spec and parameters of that call.
+    """
+    tensors = [_tensors(*part) for part in parts]
+    if not serves(x) or any(weight is None for weight, *_ in tensors):
         return memo
-    if memo is None or not memo.fits(conv, bn):
-        memo = Memo(conv, bn)  # ahead of the plan: what is written meanwhile is a change
-    params = (parts[0], *fold(conv, bn))
-    padding: Any = conv.padding
-    window = pair_of(conv.stride, "stride"), four_sided(padding)
-    spec = _fused.conv_call(x, *params, tail.residual, *window, tail.relu, tail.scale).spec()
+    if not all(tensor is None or can_stamp(tensor) for those in tensors for tensor in those):
+        return memo
+    if memo is None or not memo.fits(parts):
+        memo = Memo(parts)  # ahead of the plan: what is written meanwhile is a change
+    spec, params = asked()
     if x.dtype is torch.float16 or dispatch.choose(spec, "cpu", dispatch.current_backend()) != "cpu":
         return memo
-    prepared = memo.native.find(spec, (params,), x, tail.residual, tail.scale, takes_tiles(conv))
+    prepared = memo.native.find(spec, params, x, tail.residual, tail.scale, takes_tiles(*(conv for conv, _ in parts)))
     if prepared is not None:
         memo.keep(x, tail, prepared)
     return memo
+
+
+def conv_asked(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold, tail: Tail = PLAIN) -> Asked:
+    """Of `ops.conv_bn_relu`."""
+
+    def asked() -> tuple[dispatch.Spec, Params]:
+        params = (conv.weight, *fold(conv, bn))
+        padding: Any = conv.padding
+        window = pair_of(conv.stride, "stride"), four_sided(padding)
+        return _fused.conv_call(x, *params, tail.residual, *window, tail.relu, tail.scale).spec(), (params,)
+
+    return asked
+
+
+def pair_asked(kind: str, x: Tensor, *layers: Any) -> Asked:
+    """Of `ops.asymmetric_pair` or `ops.parallel_split`, by the kind of spec, for two `ConvBNReLU`."""
+
+    def asked() -> tuple[dispatch.Spec, Params]:
+        params = tuple(layer.fused_arguments() for layer in layers)
+        return _fused.pair_call(kind, x, *params[0], *params[1]).spec(), params
+
+    return asked
 
 
 def takes_tiles(*convs: nn.Module) -> bool:
@@ -132,7 +158,7 @@ def _form(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
     return *kinds, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
-def _parts(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+def _tensors(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
     """All tensors of a convolution and of its batch norm; read where modules keep them, which is twice as fast."""
     own, other, statistics = conv._parameters.get, bn._parameters.get, bn._buffers.get
     means = statistics("running_mean"), statistics("running_var")

@@ -64,10 +64,12 @@ class ResidualSum(nn.Module):
         if conv.stride != (1, 1) or conv.padding != (0, 0):
             return None
         tail = _inferred_layer.Tail(x, relu, float(scale))
-        known = None if fold.memo is None else fold.memo.again(joined, conv, unit, tail)
+        parts = ((conv, unit),)
+        known = None if fold.memo is None else fold.memo.again(joined, parts, tail)
         if known is not None:
             return known
         rest: dict[str, Any] = {"relu": relu, "residual": x, "residual_scale": tail.scale}
         y = ops.conv_bn_relu(joined, weight, *fold(conv, unit), stride=1, padding=0, **rest)
-        fold.memo = _inferred_layer.remember(fold.memo, joined, conv, unit, fold, tail)
+        asked = _inferred_layer.conv_asked(joined, conv, unit, fold, tail)
+        fold.memo = _inferred_layer.remember(fold.memo, joined, parts, asked, tail)
         return y

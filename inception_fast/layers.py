@@ -11,7 +11,6 @@ is. `torch.export` and `torch.jit.trace` see plain convolutions and batch norms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +21,7 @@ from torch.nn.modules import module as every
 from . import _batch_norm, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
 from ._gradients import Attached
-from ._inferred_layer import Memo, remember, serves, takes_tiles
+from ._inferred_layer import Memo, conv_asked, pair_asked, remember, serves, takes_tiles
 from ._numbers import odd_length, plain
 from .backends.stamp import Stamp, can_stamp
 from .backends.streams import Shared, capturing
@@ -195,7 +194,7 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     """relu(bn(conv(x))), fused where that is the same."""
     watched = torch.compiler.is_compiling()
     if not watched and (memo := fold.memo) is not None and serves(x) and not (has_hooks(conv) or has_hooks(bn)):
-        known = memo.again(x, conv, bn)
+        known = memo.again(x, ((conv, bn),))
         if known is not None:
             return known
     if foreign(x):
@@ -211,7 +210,7 @@ def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, fold: Fold) -> 
     window = {"stride": conv.stride, "padding": conv.padding, "winograd": takes_tiles(conv)}
     y = ops.conv_bn_relu(x, conv.weight, *fold(conv, bn), **window)
     if not watched:
-        fold.memo = remember(fold.memo, x, conv, bn, fold)
+        fold.memo = remember(fold.memo, x, ((conv, bn),), conv_asked(x, conv, bn, fold))
     return y
 
 
@@ -316,17 +315,29 @@ def are_pair(a: nn.Conv2d, b: nn.Conv2d) -> bool:
     return all(conv.stride == (1, 1) and conv.padding == tuple(k // 2 for k in conv.kernel_size) for conv in (a, b))
 
 
-def fusable_pair(*layers: nn.Module) -> bool:
-    """Whether two modules may run as one operation: layers of this class, frozen, of a pair's kernels."""
-    return all(
-        type(layer) is ConvBNReLU and fusable(layer.conv, layer.bn) and not has_hooks(layer) for layer in layers
-    ) and are_pair(*(layer.conv for layer in layers))  # type: ignore[arg-type]
+def run_pair(kind: str, x: Tensor, first: nn.Module, second: nn.Module, fold: Fold) -> Tensor | None:
+    """Two layers as one operation, "chain" in a row or "split" side by side; None where that is not the same.
 
-
-def run_pair(operator: Callable[..., Tensor], x: Tensor, first: ConvBNReLU, second: ConvBNReLU) -> Tensor:
-    """The two layers as one operation."""
-    winograd = takes_tiles(first.conv, second.conv)
-    return operator(x, *first.fused_arguments(), *second.fused_arguments(), winograd=winograd)
+    It is for frozen layers of this class with a pair's kernels. `fold` keeps what is known of the calls.
+    """
+    if not (type(first) is ConvBNReLU and type(second) is ConvBNReLU):
+        return None
+    parts = (first.conv, first.bn), (second.conv, second.bn)
+    if any(map(has_hooks, (first, second, *parts[0], *parts[1]))):
+        return None
+    watched = torch.compiler.is_compiling()
+    if not watched and (memo := fold.memo) is not None and serves(x):
+        known = memo.again(x, parts)
+        if known is not None:
+            return known
+    if foreign(x) or not all(fusable(*part) for part in parts) or not are_pair(first.conv, second.conv):
+        return None
+    params = *first.fused_arguments(), *second.fused_arguments()
+    operator = ops.asymmetric_pair if kind == "chain" else ops.parallel_split
+    y = operator(x, *params, winograd=takes_tiles(first.conv, second.conv))
+    if not watched:
+        fold.memo = remember(fold.memo, x, parts, pair_asked(kind, x, first, second))
+    return y
 
 
 class _Two(nn.Module):
@@ -336,8 +347,9 @@ class _Two(nn.Module):
     second: ConvBNReLU
     __prepare_scriptable__ = not_scripted
 
-    def _fusable(self) -> bool:
-        return fusable_pair(self.first, self.second)
+    def __init__(self) -> None:
+        super().__init__()
+        self._fold = Fold()
 
 
 class AsymmetricPair(_Two):
@@ -360,9 +372,8 @@ class AsymmetricPair(_Two):
         self.second = _column(mid, cout, n) if wide else _row(mid, cout, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if foreign(x) or not self._fusable():
-            return self.second(self.first(x))
-        return run_pair(ops.asymmetric_pair, x, self.first, self.second)
+        y = run_pair("chain", x, self.first, self.second, self._fold)
+        return self.second(self.first(x)) if y is None else y
 
 
 class ParallelSplit(_Two):
@@ -383,9 +394,8 @@ class ParallelSplit(_Two):
         self.second = _column(cin, cout2, n)
 
     def forward(self, x: Tensor) -> Tensor:
-        if foreign(x) or not self._fusable():
-            return torch.cat((self.first(x), self.second(x)), 1)
-        return run_pair(ops.parallel_split, x, self.first, self.second)
+        y = run_pair("split", x, self.first, self.second, self._fold)
+        return torch.cat((self.first(x), self.second(x)), 1) if y is None else y
 
 
 class MaxPool2d(nn.MaxPool2d):

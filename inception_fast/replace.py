@@ -20,9 +20,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from . import ops
 from ._block_graph import Shallow, residual_form, step
-from ._checks import check_flag, foreign
+from ._checks import check_flag
 from ._inferred_layer import WINOGRAD
 from ._residual import ResidualSum
 from .layers import (
@@ -36,7 +35,6 @@ from .layers import (
     are_pair,
     conv_bn_relu,
     conv_problem,
-    fusable_pair,
     has_hooks,
     run_pair,
 )
@@ -376,8 +374,8 @@ def _run(run: Run, x: Tensor) -> Tensor:
     modules = run.modules
     if run.kind == "block" and not has_hooks(modules[2]):
         return conv_bn_relu(x, modules[0], modules[1], run.fold)
-    if run.kind == "pair" and not foreign(x) and fusable_pair(*modules):
-        return run_pair(ops.asymmetric_pair, x, *modules)
+    if run.kind == "pair" and (y := run_pair("chain", x, modules[0], modules[1], run.fold)) is not None:
+        return y
     for module in modules:
         x = module(x)
     return x

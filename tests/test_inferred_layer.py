@@ -30,21 +30,45 @@ X = numerics.random(2, 16, 12, 11).contiguous(memory_format=LAST)
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A name for every call of the operator."""
+    """A name for every call of an operator."""
     names: list[str] = []
-    operator = ops.conv_bn_relu
 
-    def noted(*args: Any, **options: Any) -> Tensor:
-        names.append("conv_bn_relu")
-        return operator(*args, **options)
+    def noted(name: str, operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **options: Any) -> Tensor:
+            names.append(name)
+            return operator(*args, **options)
 
-    monkeypatch.setattr(ops, "conv_bn_relu", noted)
+        return call
+
+    for name in ("conv_bn_relu", "asymmetric_pair", "parallel_split"):
+        monkeypatch.setattr(ops, name, noted(name, getattr(ops, name)))
     return names
 
 
 def layer() -> fast.ConvBNReLU:
     made: Any = randomise(fast.ConvBNReLU(16, 24, 3, padding=1)).eval()
     return made  # type: ignore[no-any-return]
+
+
+def in_a_row(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(Plain(16, 20, (1, 3), padding=(0, 1)), Plain(20, 24, (3, 1), padding=(1, 0)), *more)
+
+
+PAIRS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "chain": (lambda: fast.AsymmetricPair(16, 20, 24, 3), "asymmetric_pair"),
+    "split": (lambda: fast.ParallelSplit(16, 20, 24), "parallel_split"),
+    "a sequential": (lambda: fast.replace_layers(in_a_row()), "asymmetric_pair"),
+    "in a sequential": (lambda: fast.replace_layers(in_a_row(nn.ReLU())), "asymmetric_pair"),
+}
+
+
+def pair(kind: str) -> Any:
+    return randomise(PAIRS[kind][0]()).eval()
+
+
+def half(two: Any, place: int) -> Any:
+    """One of a pair's two layers."""
+    return two[place] if isinstance(two, nn.Sequential) else (two.first, two.second)[place]
 
 
 def plainly(module: nn.Module, x: Tensor) -> Tensor:
@@ -114,7 +138,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "mean": lambda b: b.bn.running_mean.add_(1),
     "variance": lambda b: b.bn.running_var.mul_(2),
     "no scale": lambda b: setattr(b.bn, "weight", None),
-    "a bias": lambda b: setattr(b.conv, "bias", nn.Parameter(torch.ones(24))),
+    "a bias": lambda b: setattr(b.conv, "bias", nn.Parameter(torch.ones(b.conv.out_channels))),
     "epsilon": lambda b: setattr(b.bn, "eps", 1.0),
     "stride": lambda b: setattr(b.conv, "stride", (2, 2)),
     "padding": lambda b: setattr(b.conv, "padding", (0, 1)),
@@ -144,6 +168,76 @@ def test_every_change_is_seen(change: str) -> None:
         y = block(x)
         assert torch.equal(y, wanted) and not torch.equal(y, before)
         block.bn.load_state_dict(state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_second_call_of_a_pair_goes_past_its_operator(kind: str, called: list[str]) -> None:
+    two = pair(kind)
+    for x in (X, X.contiguous(), X.bfloat16(), X[..., :9]):
+        two, wanted = two.to(x.dtype), None
+        called.clear()
+        for _ in range(3):
+            y = two(x)
+            assert wanted is None or (torch.equal(y, wanted) and y.stride() == wanted.stride())
+            wanted = y
+        assert called == [PAIRS[kind][1]]
+    for twin in (copy.deepcopy(two), pickle.loads(pickle.dumps(two))):
+        assert torch.equal(twin(x), wanted) and len(called) == 2
+        called.pop()
+
+
+def wider(block: Any) -> None:
+    block.conv.dilation, block.conv.padding = (2, 2), tuple(2 * p for p in block.conv.padding)
+
+
+def twice(self: fast.ConvBNReLU, x: Tensor) -> Tensor:
+    return 2 * fast.ConvBNReLU.forward(self, x)
+
+
+PAIR_CHANGES = {
+    name: change for name, change in CHANGES.items() if name not in ("stride", "padding", "dilation", "tiles")
+} | {
+    "dilation": wider,
+    "another layer": lambda b: setattr(b, "__class__", type("Twice", (fast.ConvBNReLU,), {"forward": twice})),
+    "a hook of a layer": lambda b: b.register_forward_hook(lambda m, a, y: y * 2),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("change", PAIR_CHANGES)
+@pytest.mark.parametrize("kind", ["chain", "split", "in a sequential"])
+def test_every_change_to_a_pair_is_seen(kind: str, change: str, place: int) -> None:
+    two = pair(kind)
+    before = two(X)
+    assert torch.equal(two(X), before)
+    PAIR_CHANGES[change](half(two, place))
+    if change == "padding mode":
+        conv = half(two, place).conv
+        conv._reversed_padding_repeated_twice = [p for p in conv.padding[::-1] for _ in range(2)]
+    wanted = copy.deepcopy(two)(X)
+    for _ in range(2):
+        state = copy.deepcopy(two.state_dict())
+        y = two(X)
+        assert torch.equal(y, wanted) and not torch.equal(y, before)
+        two.load_state_dict(state)
+
+
+@torch.no_grad()
+def test_tiles_that_a_pair_is_asked_for_later_are_taken() -> None:
+    two, x = pair("chain"), numerics.random(2, 16, 26, 25).contiguous(memory_format=LAST)
+    before = two(x), two(x)
+    y = fast.replace_layers(nn.Sequential(two), winograd=True)(x)
+    assert not torch.equal(y, before[1]) and torch.equal(y, copy.deepcopy(two)(x))
+
+
+@torch.no_grad()
+def test_two_layers_in_a_row_and_side_by_side_are_told_apart() -> None:
+    chain, split = fast.AsymmetricPair(16, 16, 16, 3).eval(), fast.ParallelSplit(16, 16).eval()
+    split.first, split.second = chain.first, chain.second
+    for _ in range(3):
+        assert chain(X).shape[1] == 16 and split(X).shape[1] == 32 and chain.first(X).shape[1] == 16
 
 
 @torch.no_grad()
