@@ -279,6 +279,25 @@ def test_who_watches_operations_sees_the_operator(called: list[str]) -> None:
     assert x.grad is not None and block.conv.weight.grad is not None and block.bn.weight.grad is not None
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_who_watches_operations_sees_the_operator_of_a_pair(kind: str) -> None:
+    two, name = pair(kind), PAIRS[kind][1]
+    with torch.no_grad():
+        wanted = two(X)
+        for watching in (Watching(), WatchingCalls()):
+            with watching:
+                assert torch.equal(two(X), wanted)
+            assert f"inception_fast.{name}.default" in watching.seen
+        with torch.autocast("cpu", torch.bfloat16):
+            assert two(X).dtype is torch.bfloat16
+        with fast.use_backend("torch"):
+            other = two(X)
+            assert not torch.equal(other, wanted) and numerics.rel_l2(other, wanted) <= numerics.NET_MAX
+        assert torch.equal(torch.compile(two, fullgraph=True, backend="aot_eager")(X), wanted)
+    two(X).sum().backward()
+    assert all(half(two, place).conv.weight.grad is not None for place in range(2))
+
+
 @torch.no_grad()
 def test_what_the_operator_refuses_is_refused_after_a_call_too() -> None:
     block = layer()
