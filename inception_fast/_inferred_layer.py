@@ -154,12 +154,12 @@ def takes_tiles(*convs: nn.Module) -> bool:
 
 def _form(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
     """What else than tensors decides what is computed."""
-    kinds = type(conv), type(bn), bn.training, bn.eps, takes_tiles(conv)
+    kinds = type(conv), type(bn), bn.training, bn.eps, conv.__dict__.get(WINOGRAD, False)
     return *kinds, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
 def _tensors(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
     """All tensors of a convolution and of its batch norm; read where modules keep them, which is twice as fast."""
-    own, other, statistics = conv._parameters.get, bn._parameters.get, bn._buffers.get
-    means = statistics("running_mean"), statistics("running_var")
-    return own("weight"), own("bias"), other("weight"), other("bias"), *means
+    own, other, statistics = conv._parameters, bn._parameters, bn._buffers
+    learned = own.get("weight"), own.get("bias"), other.get("weight"), other.get("bias")
+    return *learned, statistics.get("running_mean"), statistics.get("running_var")
