@@ -1,4 +1,4 @@
-// Kernels of one tier in the table of another, which has no better ones: `borrowed<avx512_tier, &Tier::winograd>`.
+// Kernels of one tier in the table of another, which has no better ones: `borrowed<avx512_bf16_tier, &Tier::pool>`.
 // Called through the other's table, so nothing of it is compiled a second time.
 #pragma once
 

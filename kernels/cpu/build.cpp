@@ -229,7 +229,7 @@ void Builder::schedule(ConvOp &op, const ConvSpec &s, const std::vector<Range> &
   op.chunks = plan_->chunks_.back().data();
   op.panel_count = static_cast<int32_t>(plan_->panels_.back().size());
   op.chunk_count = static_cast<int32_t>(plan_->chunks_.back().size());
-  auto scratch = op.tile_h > 0 ? tier.winograd_scratch : op.depthwise ? tier.depthwise_scratch : tier.conv_scratch;
+  auto scratch = op.tile_h > 0 ? tier.winograd->scratch : op.depthwise ? tier.depthwise_scratch : tier.conv_scratch;
   plan_->scratch_bytes_ = std::max(plan_->scratch_bytes_, scratch(op));
 }
 

@@ -141,7 +141,7 @@ void run_op(const Tier &tier, const Op &op, const Call &call, const Worker &work
     const Call &call;
     const Worker &worker;
     void operator()(const ConvOp &op) const {
-      auto kernel = op.tile_h > 0 ? tier.winograd : op.depthwise ? tier.depthwise : tier.conv;
+      auto kernel = op.tile_h > 0 ? tier.winograd->conv : op.depthwise ? tier.depthwise : tier.conv;
       kernel(op, call, worker);
     }
     void operator()(const PairOp &op) const { tier.pair(op, call, worker); }

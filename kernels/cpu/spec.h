@@ -134,6 +134,13 @@ struct Worker {
 
 constexpr int32_t IMPORT_PIXELS = 64; // pixels whose channels are written while their cache lines are at hand
 
+// Convolutions by Winograd's tiles, in a translation unit of their own: with their gradient they are most of a tier's
+// code.
+struct WinogradTier {
+  size_t (*scratch)(const ConvOp &);
+  void (*conv)(const ConvOp &, const Call &, const Worker &);
+};
+
 // The kernels of one instruction set. `lanes` floats make a vector, `rows` pixels a tile; an import needs working
 // memory for `import_pixels` pixels of floats. A tier with a tile unit multiplies `k_multiple` of K at a time.
 struct Tier {
@@ -141,8 +148,7 @@ struct Tier {
   int lanes, rows, import_pixels, k_multiple;
   size_t (*conv_scratch)(const ConvOp &);
   void (*conv)(const ConvOp &, const Call &, const Worker &);
-  size_t (*winograd_scratch)(const ConvOp &);
-  void (*winograd)(const ConvOp &, const Call &, const Worker &);
+  const WinogradTier *winograd;
   size_t (*depthwise_scratch)(const ConvOp &);
   void (*depthwise)(const ConvOp &, const Call &, const Worker &);
   void (*pair)(const PairOp &, const Call &, const Worker &);
@@ -154,9 +160,13 @@ struct Tier {
   int64_t (*peak)(Type, int64_t rounds, float *sink);
 };
 
+extern const WinogradTier generic_winograd;
+extern const WinogradTier amx_emulated_winograd;
 extern const Tier generic_tier;
 extern const Tier amx_emulated_tier; // slow: what the tile unit computes, on any processor
 #ifdef INCEPTION_FAST_X86
+extern const WinogradTier avx2_winograd;
+extern const WinogradTier avx512_winograd;
 extern const Tier avx2_tier;
 extern const Tier avx512_tier;
 extern const Tier avx512_bf16_tier;

@@ -15,7 +15,6 @@ using Isa = Generic<16>;
 #include "pointwise.h"
 #include "pool.h"
 #include "train_pairs.h"
-#include "winograd.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -80,8 +79,7 @@ extern const Tier amx_emulated_tier = {
     SLOT,
     tile_scratch,
     conv_or_tiles<Tiles, conv>,
-    winograd_scratch,
-    winograd,
+    &amx_emulated_winograd,
     depthwise_scratch,
     depthwise,
     pair<conv_or_tiles<Tiles, conv>>,

@@ -1,4 +1,4 @@
-// Every kernel, compiled for AVX-512 F.
+// Every kernel but Winograd's tiles and gradients of weights, compiled for AVX-512 F.
 #include "simd_avx512.h"
 
 namespace inception_fast::cpu {
@@ -16,25 +16,31 @@ using Isa = Avx512;
 #include "pool.h"
 #include "train_pairs.h"
 #include "train_pool.h"
-#include "train_weights.h"
-#include "weight_gradient.h"
-#include "winograd.h"
-#include "winograd_gradient.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier avx512_tier = {
-    "avx512",          Isa::lanes, Isa::rows,  IMPORT_PIXELS, 1,       conv_scratch, conv, winograd_scratch, winograd,
-    depthwise_scratch, depthwise,  pair<conv>, pool,          eltwise, import,       lrn,  normalize,        peak,
+    "avx512",
+    Isa::lanes,
+    Isa::rows,
+    IMPORT_PIXELS,
+    1,
+    conv_scratch,
+    conv,
+    &avx512_winograd,
+    depthwise_scratch,
+    depthwise,
+    pair<conv>,
+    pool,
+    eltwise,
+    import,
+    lrn,
+    normalize,
+    peak,
 };
 
 extern const BatchNormTier avx512_batch_norm = {statistics, apply, gradient_sums, gradient};
 extern const TrainPairsTier avx512_train_pairs = {pack_pairs};
 extern const TrainPoolTier avx512_train_pool = {train_pool_forward, train_pool_gradient};
-extern const TrainWeightsTier avx512_train_weights = {pack_weights};
-extern const GradientTilesTier avx512_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,
-                                                        transform_tiles, multiply_points, finish_taps};
-extern const WeightGradientTier avx512_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
-                                                          Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

@@ -8,7 +8,6 @@ using Isa = Avx512Bf16;
 } // namespace inception_fast::cpu
 
 #include "batch_norm.h"
-#include "borrowed.h"
 #include "conv.h"
 #include "depthwise.h"
 #include "pair.h"
@@ -17,7 +16,6 @@ using Isa = Avx512Bf16;
 #include "pool.h"
 #include "train_pairs.h"
 #include "train_pool.h"
-#include "weight_gradient.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -40,8 +38,7 @@ extern const Tier avx512_bf16_tier = {
     1,
     conv_scratch,
     conv_of_either,
-    borrowed_scratch<avx512_tier, &Tier::winograd_scratch>,
-    borrowed<avx512_tier, &Tier::winograd>,
+    &avx512_winograd,
     depthwise_scratch,
     depthwise_of_either,
     pair<conv_of_either>,
@@ -56,7 +53,5 @@ extern const Tier avx512_bf16_tier = {
 extern const BatchNormTier avx512_bf16_batch_norm = {statistics, apply, gradient_sums, gradient};
 extern const TrainPairsTier avx512_bf16_train_pairs = {pack_pairs};
 extern const TrainPoolTier avx512_bf16_train_pool = {train_pool_forward, train_pool_gradient};
-extern const WeightGradientTier avx512_bf16_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
-                                                               Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

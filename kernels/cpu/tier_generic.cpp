@@ -1,4 +1,4 @@
-// Every kernel, compiled for the baseline of the target.
+// Every kernel but Winograd's tiles and gradients of weights, compiled for the baseline of the target.
 #include "simd_generic.h"
 
 namespace inception_fast::cpu {
@@ -16,25 +16,31 @@ using Isa = Generic<4>;
 #include "pool.h"
 #include "train_pairs.h"
 #include "train_pool.h"
-#include "train_weights.h"
-#include "weight_gradient.h"
-#include "winograd.h"
-#include "winograd_gradient.h"
 
 namespace inception_fast::cpu {
 
 extern const Tier generic_tier = {
-    "generic",         Isa::lanes, Isa::rows,  IMPORT_PIXELS, 1,       conv_scratch, conv, winograd_scratch, winograd,
-    depthwise_scratch, depthwise,  pair<conv>, pool,          eltwise, import,       lrn,  normalize,        peak,
+    "generic",
+    Isa::lanes,
+    Isa::rows,
+    IMPORT_PIXELS,
+    1,
+    conv_scratch,
+    conv,
+    &generic_winograd,
+    depthwise_scratch,
+    depthwise,
+    pair<conv>,
+    pool,
+    eltwise,
+    import,
+    lrn,
+    normalize,
+    peak,
 };
 
 extern const BatchNormTier generic_batch_norm = {statistics, apply, gradient_sums, gradient};
 extern const TrainPairsTier generic_train_pairs = {pack_pairs};
 extern const TrainPoolTier generic_train_pool = {train_pool_forward, train_pool_gradient};
-extern const TrainWeightsTier generic_train_weights = {pack_weights};
-extern const GradientTilesTier generic_gradient_tiles = {Isa::rows,       LEAST_ROWS,      Isa::lanes,
-                                                         transform_tiles, multiply_points, finish_taps};
-extern const WeightGradientTier generic_weight_gradient = {Isa::rows, LEAST_ROWS,    WIDE,
-                                                           Isa::dots, pack_gradient, multiply_gradient};
 
 } // namespace inception_fast::cpu

@@ -153,7 +153,7 @@ void schedule(Job &job) {
   op.chunks = job.chunks.data(), op.chunk_count = static_cast<int32_t>(job.chunks.size());
   auto whole = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
   job.packed_bytes = whole(sizeof(float) * packed_size(op, job.panels, tier.lanes));
-  job.scratch_bytes = whole(direct(from) ? tier.conv_scratch(op) : tier.winograd_scratch(op));
+  job.scratch_bytes = whole(direct(from) ? tier.conv_scratch(op) : tier.winograd->scratch(op));
 }
 
 // What of a panel's memory is not weights: scale and shift, and zeros behind rows of taps that a tile unit multiplies.
@@ -193,7 +193,7 @@ void body(void *pointer, const Worker &worker, const Meeting &meet) {
   void *bases[] = {const_cast<void *>(job.from.x), job.from.y};
   Call call{bases, nullptr, nullptr};
   Worker with{worker.index, worker.count, job.memory + job.packed_bytes + worker.index * job.scratch_bytes};
-  auto run = direct(job.from) ? job.tier.conv : job.tier.winograd;
+  auto run = direct(job.from) ? job.tier.conv : job.tier.winograd->conv;
   run(job.op, call, with);
 }
 

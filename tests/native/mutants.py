@@ -41,8 +41,8 @@ def _lines(name: str, old: str, new: str, test: str = "lines", seeds: int = 30) 
     return _tiles(name, "conv_amx.h", old, new, test, seeds)
 
 
-def _winograd(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, "winograd.h", old, new, "winograd")
+def _winograd(name: str, old: str, new: str, seeds: int = 30) -> Mutant:
+    return Mutant(name, "winograd.h", old, new, "winograd", "tier_generic_winograd.cpp", seeds=seeds)
 
 
 def _share(name: str, old: str, new: str, test: str = "shared") -> Mutant:
@@ -172,12 +172,10 @@ MUTANTS = (
     _winograd("rows of inputs are channels apart", "pixel * op.x.pitch : zeros", "pixel * op.c : zeros"),
     _winograd("one point's weights for all", "++p, u += slab)", "++p)"),
     _winograd("every map is of floats", "op.x.type == Type::bfloat16", "op.x.type == Type::uint8"),
-    Mutant(
+    _winograd(
         "a panel's first tile is the block's",
-        "winograd.h",
         "multiply<NV>(op, u, room, low - tile0, high - tile0);",
         "multiply<NV>(op, u, room, 0, high - low);",
-        "winograd",
         seeds=60,
     ),
     Mutant(

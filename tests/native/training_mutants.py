@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from native.mutants import Mutant
 
+UNITS = {"amx_bf16_emulated": "amx_emulated"}
+
 
 def _gradient(name: str, old: str, new: str, file: str = "weight_gradient.h") -> Mutant:
-    unit = file if file.endswith(".cpp") else "tier_generic.cpp"
+    unit = file if file.endswith(".cpp") else "tier_generic_gradient.cpp"
     return Mutant(name, file, old, new, "weight_gradient", unit)
 
 
 def _gradient_tiles(name: str, old: str, new: str, file: str = "winograd_gradient.h") -> Mutant:
-    unit = file if file.endswith(".cpp") else "tier_generic.cpp"
+    unit = file if file.endswith(".cpp") else "tier_generic_gradient.cpp"
     return Mutant(name, file, old, new, "gradient_tiles", unit)
 
 
@@ -20,7 +22,8 @@ def _trained_pool(name: str, old: str, new: str) -> Mutant:
 
 
 def _train(name: str, file: str, old: str, new: str, test: str = "train_conv", tier: str = "generic") -> Mutant:
-    unit = file if file.endswith(".cpp") else {"generic": "tier_generic.cpp"}.get(tier, "tier_amx_emulated.cpp")
+    part = "_winograd" if file == "train_weights.h" else ""
+    unit = file if file.endswith(".cpp") else f"tier_{UNITS.get(tier, tier)}{part}.cpp"
     return Mutant(name, file, old, new, test, unit, tier)
 
 
@@ -191,7 +194,7 @@ TRAINING_MUTANTS = (
         "second = _mm512_maskz_loadu_epi16(mask, b);",
         "second = first;",
         "weight_gradient",
-        "tier_avx512_bf16.cpp",
+        "tier_avx512_bf16_gradient.cpp",
         "avx512_bf16",
     ),
 )
