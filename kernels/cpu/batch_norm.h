@@ -11,7 +11,7 @@
 #pragma once
 
 #include "batch_norm_op.h"
-#include "pool.h"
+#include "some.h"
 
 namespace inception_fast::cpu {
 namespace {

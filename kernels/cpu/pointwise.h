@@ -2,7 +2,7 @@
 #pragma once
 
 #include "as_float.h"
-#include "pool.h"
+#include "some.h"
 #include "spec.h"
 
 #include <math.h>

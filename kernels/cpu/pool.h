@@ -4,7 +4,7 @@
 // case. Work is split over pixels times groups of channels, so that a global average is shared out by channels.
 #pragma once
 
-#include "spec.h"
+#include "some.h"
 
 namespace inception_fast::cpu {
 namespace {
@@ -37,17 +37,6 @@ template <class X> inline Window<X> window_at(const PoolOp &op, const X *x, int6
   }
   win.divisor = count > 0 ? static_cast<float>(count) : 1.0f;
   return win;
-}
-
-template <class T> inline Isa::V read_some(const T *p, int count) {
-  return count < Isa::lanes ? Isa::load_some(p, count) : Isa::load(p);
-}
-
-template <class T> inline void write_some(T *p, Isa::V v, int count) {
-  if (count < Isa::lanes)
-    Isa::store_some(p, v, count);
-  else
-    Isa::store(p, v);
 }
 
 // NV vectors of channels from channel c on; `last` is how many channels the last of them has.

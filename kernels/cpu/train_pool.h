@@ -10,7 +10,7 @@
 // the list; the backward gathers, so that no pixel is written twice and none has to be cleared.
 #pragma once
 
-#include "pool.h"
+#include "some.h"
 #include "train_pool_op.h"
 
 namespace inception_fast::cpu {

@@ -9,7 +9,7 @@
 // the fewest rows too many.
 #pragma once
 
-#include "pool.h"
+#include "some.h"
 #include "weight_gradient_op.h"
 
 namespace inception_fast::cpu {
