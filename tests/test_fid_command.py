@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,15 @@ def weights(place: Path) -> tuple[str, ...]:
     return "--weights", str(place / "weights.pth"), "--workers", "0"
 
 
+@pytest.fixture(scope="module")
+def exact(place: Path, weights: tuple[str, ...]) -> float:
+    """FID of a and b in float32."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["fid", str(place / "a"), str(place / "b"), *weights, "--json"]) == 0
+    found: float = json.loads(printed.getvalue())["fid"]
+    return found
+
+
 def test_all_scores_of_two_folders(
     place: Path, features: dict[str, np.ndarray], weights: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,11 +99,10 @@ def test_all_scores_of_two_folders(
 
 
 def test_every_form_of_a_source_gives_the_same_fid(
-    place: Path, weights: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    place: Path, weights: tuple[str, ...], exact: float, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Statistics written and read, feature shards, tar shards and another batch size."""
-    b = place / "b"
-    wanted = run(capsys, place / "a", b, *weights)["fid"]
+    b, wanted = place / "b", exact
     assert main(["fid", str(place / "a"), str(tmp_path / "a.npz"), "--save-stats", *weights]) == 0
     assert "statistics of 12 images" in capsys.readouterr().out
     assert read_statistics(tmp_path / "a.npz").count == 12
@@ -119,9 +129,8 @@ def test_every_form_of_a_source_gives_the_same_fid(
 
 
 def test_bfloat16_says_what_it_does_to_fid(
-    place: Path, weights: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    place: Path, weights: tuple[str, ...], exact: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact = run(capsys, place / "a", place / "b", *weights)["fid"]
     report = run(capsys, place / "a", place / "b", *weights, "--dtype", "bfloat16")
     effect = report["bfloat16"]
     assert effect["fid"] == pytest.approx(report["fid"]) and effect["fid_float32"] == pytest.approx(exact)
@@ -136,11 +145,10 @@ def test_bfloat16_says_what_it_does_to_fid(
 @pytest.mark.parametrize("dtype, least, most", [("float32", 1e-8, NET_WINOGRAD_MAX), ("bfloat16", 1e-4, 0.05)])
 def test_winograd_says_what_it_does_to_fid(
     dtype: str, least: float, most: float,
-    place: Path, weights: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    place: Path, weights: tuple[str, ...], exact: float, tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """And features of a folder by tiles are told from others, in a warning beside them."""
     name, asked = f"{dtype}+winograd", ("--dtype", dtype, "--winograd")
-    exact = run(capsys, place / "a", place / "b", *weights)["fid"]
     report = run(capsys, place / "a", place / "b", *weights, *asked)
     effect = report[name]
     assert effect["fid"] == pytest.approx(report["fid"]) and effect["fid_float32"] == pytest.approx(exact)
@@ -151,7 +159,7 @@ def test_winograd_says_what_it_does_to_fid(
     assert main(["fid", str(place / "a"), str(out), *weights, "--dtype", dtype]) == 0
     assert f"was computed in {dtype} and {out} in {name}" in capsys.readouterr().err
     assert main(["features", str(place / "b"), *weights, "--out", str(out), "--dtype", dtype]) == 2
-    assert main(["fid", str(place / "a"), str(place / "b"), *weights, *asked]) == 0
+    assert main(["fid", str(place / "a"), str(place / "b"), *weights, *asked, "--check-images", "2"]) == 0
     assert f"{name} moves FID by " in capsys.readouterr().out
 
 
