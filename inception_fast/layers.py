@@ -316,9 +316,10 @@ def are_pair(a: nn.Conv2d, b: nn.Conv2d) -> bool:
 
 
 def run_pair(kind: str, x: Tensor, first: nn.Module, second: nn.Module, fold: Fold) -> Tensor | None:
-    """Two layers as one operation, "chain" in a row or "split" side by side; None where that is not the same.
+    """Two layers as one operation, in a row ("chain") or side by side ("split"); None where that is not the same.
 
-    It is for frozen layers of this class with a pair's kernels. `fold` keeps what is known of the calls.
+    Both have to be a ConvBNReLU without hooks, its statistics frozen, with a pair's kernels. `fold` keeps what its
+    calls came to.
     """
     if not (type(first) is ConvBNReLU and type(second) is ConvBNReLU):
         return None
