@@ -405,6 +405,13 @@ def test_layers_are_rows_beside_the_plan(tmp_path, capsys):
     )
 
 
+@torch.inference_mode()
+def test_the_networks_that_are_timed_have_parameters_that_count_versions():
+    net = peers._cast(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "bfloat16", torch.channels_last)
+    assert not any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers()))
+    assert net[0].weight.dtype is torch.bfloat16 and net[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_bench_is_red_when_ours_is_wrong(tmp_path, capsys, ours_is):
     ours_is(lambda model: lambda x: model(x) + 1.0)
     assert bench(tmp_path, "--against", "eager") == 1

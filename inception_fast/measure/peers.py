@@ -229,8 +229,13 @@ RUNTIMES: dict[str, Runtime] = {r.name: r for r in (Eager(), Compile(), OnnxRunt
 
 
 def _cast(model: nn.Module, dtype: str, layout: torch.memory_format) -> nn.Module:
-    """A copy of the network with its floating-point weights in `dtype` and its 4-D ones in `layout`."""
-    return copy.deepcopy(model).to(dtype=DTYPES[dtype]).to(memory_format=layout)  # type: ignore[call-overload]
+    """A copy of the network with its floating-point weights in `dtype` and its 4-D ones in `layout`.
+
+    They are ordinary parameters, as models have them, in inference mode too: of tensors made there, which count no
+    versions, our layers read every value in each call to see whether it changed.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return copy.deepcopy(model).to(dtype=DTYPES[dtype]).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _onnx(model: nn.Module, x: Tensor) -> bytes:
