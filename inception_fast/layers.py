@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as every
 
-from . import _batch_norm, _trained_layer, _trained_pool, ops
+from . import _batch_norm, _inferred_pool, _trained_layer, _trained_pool, ops
 from ._checks import check_average, check_channels, check_layer, check_learning, foreign, is_strided, not_scripted
 from ._gradients import Attached
 from ._inferred_layer import Memo, conv_asked, pair_asked, remember, serves, takes_tiles
@@ -399,26 +399,33 @@ class ParallelSplit(_Two):
         return torch.cat((self.first(x), self.second(x)), 1) if y is None else y
 
 
+def _pooled(x: Tensor, window: Window | None) -> Tensor | None:
+    """The pool of x by the native kernels, in training or inference; None where torch's has to run."""
+    if window is None or foreign(x):
+        return None
+    if _trained_pool.serves(x, window):
+        return _trained_pool.pool(x, window)
+    return _inferred_pool.pool(x, window) if _inferred_pool.serves(x, window) else None
+
+
 class MaxPool2d(nn.MaxPool2d):
-    """torch's, by the native kernels in training on the CPU for maps in channels_last."""
+    """torch's, by the native kernels in eager calls on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices or foreign(input)):
-            window = _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding)
-            if window is not None and _trained_pool.serves(input, window):
-                return _trained_pool.pool(input, window)
-        return super().forward(input)
+        y = None
+        if self.dilation in (1, (1, 1)) and not (self.ceil_mode or self.return_indices):
+            y = _pooled(input, _trained_pool.window_of("max", self.kernel_size, self.stride, self.padding))
+        return super().forward(input) if y is None else y
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """torch's, by the native kernels in training on the CPU for maps in channels_last."""
+    """torch's, by the native kernels in eager calls on the CPU for maps in channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.ceil_mode and self.divisor_override is None and not foreign(input):
-            window = _average(self.kernel_size, self.stride, self.padding, self.count_include_pad)
-            if window is not None and _trained_pool.serves(input, window):
-                return _trained_pool.pool(input, window)
-        return super().forward(input)
+        y = None
+        if not self.ceil_mode and self.divisor_override is None:
+            y = _pooled(input, _average(self.kernel_size, self.stride, self.padding, self.count_include_pad))
+        return super().forward(input) if y is None else y
 
 
 def _average(kernel_size: Any, stride: Any, padding: Any, count_include_pad: bool) -> Window | None:
@@ -461,10 +468,8 @@ class PoolProject(nn.Module):
             return F.relu(bn(conv(F.avg_pool2d(x, **pool))))
         if not (fusable(conv, bn) and _is_pointwise(conv)):
             _check_learning(x, conv)
-            window = _average(**pool)
-            ours = window is not None and _trained_pool.serves(x, window)
-            pooled = _trained_pool.pool(x, window) if ours and window is not None else F.avg_pool2d(x, **pool)
-            return trained(pooled, conv, bn)
+            pooled = _pooled(x, _average(**pool))
+            return trained(F.avg_pool2d(x, **pool) if pooled is None else pooled, conv, bn)
         return ops.pool_project(x, conv.weight, *self._fold(conv, bn), **pool)
 
     __prepare_scriptable__ = not_scripted

@@ -5,7 +5,7 @@ A block is swapped only when its `forward`, traced, is exactly convolution, batc
 BatchNorm2d, ReLU inside an `nn.Sequential` is swapped too, and so are a 1xn and an nx1 block that follow each other
 there. Blocks that a model chains in its own `forward` stay two layers: only the engine sees that nothing else reads
 what runs between them. A residual block stays what it is in training; in inference its 1x1 convolution, its sum and its
-ReLU are one operation (`_residual.py`). Torch's pools become their own subclasses, which train natively and are not
+ReLU are one operation (`_residual.py`). Torch's pools become their own subclasses, which run natively and are not
 listed.
 """
 

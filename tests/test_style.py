@@ -34,6 +34,7 @@ FLOORS = (
         "_convolution",
         "_fused",
         "_inferred_layer",
+        "_inferred_pool",
         "_trained_layer",
         "_trained_pool",
         "_checks",

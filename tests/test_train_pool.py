@@ -173,10 +173,10 @@ def test_swapped_pools_train_as_torchs(calls: list[str]) -> None:
         assert numerics.rel_l2(mine.grad, theirs.grad) <= numerics.GRAD_REL_L2
 
 
-def test_what_is_watched_or_not_trained_is_torchs(calls: list[str]) -> None:
+def test_what_is_watched_or_not_trained_is_another_ones(calls: list[str]) -> None:
     ours, plain, x = nets()
     with torch.no_grad():
-        assert torch.equal(ours(x), plain(x))
+        numerics.assert_close_budget(ours(x), plain(x).double(), roundings=2)
     with fast.use_backend("torch"):
         assert torch.equal(ours(x), plain(x))
     with FlopCounterMode(display=False):

@@ -6,6 +6,7 @@ written behind torch's back (`Stamp`). Safe from any number of threads.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -29,9 +30,10 @@ from ..kernels.plan import (
     Step,
     View,
 )
-from ..kernels.spec import ConvSpec, PairSpec
+from ..kernels.spec import ConvSpec, PairSpec, PoolSpec
 from . import Params
 from .stamp import Stamp, as_array, can_stamp
+from .window import Window
 
 CACHE_BYTES = 1 << 30  # packed weights kept at most, beside the newest plan
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -152,6 +154,22 @@ def run(prepared: Prepared, x: Tensor, residual: Tensor | None, memory_format: t
     inputs: Any = [(t.data_ptr(), NAMES[t.dtype], t.stride()) for t in (x, residual) if t is not None]
     compiled.run(inputs, [nhwc.data_ptr()], aligned, torch.get_num_threads())
     return out if direct else out.copy_(nhwc)
+
+
+def pool(x: Tensor, window: Window) -> Tensor:
+    """The window's pool of a dense channels_last map."""
+    prepared = _pool_plan(window, NAMES[x.dtype], *x.shape)
+    return run(prepared, x, None, torch.channels_last)
+
+
+@functools.lru_cache(maxsize=256)
+def _pool_plan(window: Window, dtype: str, n: int, c: int, h: int, w: int) -> Prepared:
+    (top, left), kind = window.padding, "max" if window.kind == "max" else "avg"
+    include = window.kind == "mean_with_padding"
+    spec = PoolSpec(n, h, w, c, *window.kernel, window.stride, (top, top, left, left), kind, include, dtype=dtype)
+    x, y = Buffer(n, h, w, c, "input", 0, dtype), Buffer(n, spec.oh, spec.ow, c, "output", 0, dtype)
+    plan = Plan((x, y), (PoolStep("pool", spec, View(0, 0, c), View(1, 0, c)),), ((n, c, h, w),), 0)
+    return Prepared(cpu.compile(plan), (n, c, spec.oh, spec.ow))
 
 
 def _is_nhwc(x: Tensor) -> bool:
