@@ -173,7 +173,7 @@ def test_swapped_pools_train_as_torchs(calls: list[str]) -> None:
         assert numerics.rel_l2(mine.grad, theirs.grad) <= numerics.GRAD_REL_L2
 
 
-def test_what_is_watched_or_not_trained_is_another_ones(calls: list[str]) -> None:
+def test_what_is_watched_is_torchs_and_inference_within_the_budget(calls: list[str]) -> None:
     ours, plain, x = nets()
     with torch.no_grad():
         numerics.assert_close_budget(ours(x), plain(x).double(), roundings=2)
