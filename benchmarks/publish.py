@@ -1,8 +1,8 @@
-"""Files results under benchmarks/results/<machine>/ and writes README's tables from what lies there.
+"""Files results under benchmarks/results/<machine>/ and writes the tables of README and docs/ from what lies there.
 
     python benchmarks/publish.py bench-results/bench.json    files it, then rewrites the tables
     python benchmarks/publish.py                             rewrites the tables
-    python benchmarks/publish.py --check                     exit code 1 where README is not what the files say
+    python benchmarks/publish.py --check                     exit code 1 where a page is not what the files say
 
 Takes what `inception-fast bench`, `bench --cpu-suite`, `claims`, `benchmarks/keras_models.py`, `training_step.py`,
 `shares.py` and `aa.py` write, unchanged, and what `compare --experiment` writes, of its curves the losses alone. The
@@ -15,24 +15,27 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inception_fast.claims.page import number
-from inception_fast.measure.timer import FLOOR, holm
+from headline import draw, drawn, headline_section, kept
+from tables import (
+    Document,
+    Found,
+    aa_section,
+    bench_section,
+    claims_section,
+    shares_section,
+    step_section,
+    suite_section,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = "inception_fast"
-KERAS = " in Keras"  # behind the names of models that benchmarks/keras_models.py times
 KINDS = ("bench", "claims", "cpu-suite", "shares", "aa", "step", "training")
-UNMEASURED = "Not yet measured: no run on an idle machine has been published."
 NEEDED = ("machine", "cpu", "cores", "threads", "versions", "commit", "date", "command")
 BUSY = 0.5  # load a core, above which times are too long
-
-Document = dict[str, Any]
-Case = tuple[str, int, str]  # model, batch, dtype
 
 
 def kind_of(document: Mapping[str, Any]) -> str:
@@ -116,7 +119,7 @@ def slug(text: str) -> str:
 
 
 def read_results(results: Path) -> list[tuple[Path, str, Document]]:
-    """(file, kind, document) of every filed result that README shows, oldest first; other files are not for it."""
+    """(file, kind, document) of every filed result that is shown, oldest first; other files are not for it."""
     found = []
     shown = re.compile(r"\d-(bench|claims|cpu-suite|shares|aa|step)(-\d+)?\.json$")
     for path in (p for p in results.glob("*/*.json") if shown.search(p.name)):
@@ -125,286 +128,71 @@ def read_results(results: Path) -> list[tuple[Path, str, Document]]:
     return sorted(found, key=lambda item: (item[2]["provenance"]["date"], item[0].name))
 
 
-def bench_section(found: Sequence[tuple[Path, str, Document]], root: Path, keras: bool = False) -> str:
-    """A table for each file that still speaks for a case on its machine, the newest file first.
-
-    A newer file takes a case over where it has a time of every runtime that the older one has a time of: none that is
-    ahead is lost, and no failure hides a time. keras: of the models run by Keras, or of the others.
-    """
-    speaks: dict[tuple[object, ...], dict[Path, set[str]]] = {}
-    for path, kind, document in found:
-        if kind == "bench":
-            for case in _cases(document["rows"], keras):
-                timed = {r["runtime"] for r in document["rows"] if _case(r) == case and r["median_ms"] is not None}
-                older = speaks.setdefault(_question(path, document, case), {})
-                for file in [file for file, held in older.items() if held <= timed]:
-                    del older[file]
-                older[path] = timed
-    parts = []
-    for path, kind, document in reversed(found):
-        if kind == "bench":
-            cases = [c for c in _cases(document["rows"], keras) if path in speaks[_question(path, document, c)]]
-            if cases:
-                parts.append(_bench_table(cases, document, path.relative_to(root)))
-    return "\n\n".join(parts) or UNMEASURED
-
-
-def _question(path: Path, document: Document, case: Case) -> tuple[object, ...]:
-    """What two files that answer it have in common: the machine, the threads, the network on images of one size."""
-    return path.parent.name, document["provenance"]["threads"], _image_size(document, case[0]), case
-
-
-def _image_size(document: Document, model: str) -> int | None:
-    return (document.get("models", {}).get(model) or {}).get("image_size")
-
-
-def _case(row: Mapping[str, Any]) -> Case:
-    return row["model"], row["batch"], row["dtype"]
-
-
-def _cases(rows: Iterable[Mapping[str, Any]], keras: bool) -> list[Case]:
-    wanted = (row for row in rows if row["model"].endswith(KERAS) == keras)
-    return list(dict.fromkeys(map(_case, wanted)))
-
-
-def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
-    rows = {(_case(r), r["runtime"]): r for r in document["rows"]}
-    runtimes = [OURS, *dict.fromkeys(r["runtime"] for r in document["rows"] if r["runtime"] != OURS)]
-    head = ["model", "batch", "format", *runtimes, "rel. error"]
-    lines = [_line(head), "|---|--:|---|" + "--:|" * (len(runtimes) + 1)]
-    notes: dict[str, None] = {}
-    resized = any(word.startswith("--image-size") for word in document["provenance"]["command"].split())
-    for case in cases:
-        model, batch, dtype = case
-        side = f" {_image_size(document, model)}x{_image_size(document, model)}" if resized else ""
-        cells = [f"`{model.removesuffix(KERAS)}`{side}", str(batch), dtype]
-        for name in runtimes:
-            row = rows.get((case, name))
-            cells.append(_time(row))
-            notes |= dict.fromkeys(_notes(row))
-        mine = rows.get((case, OURS))
-        error = mine["rel_error"] if mine else None
-        lines.append(_line([*cells, "-" if error is None else f"{error:.1e}"]))
-    remarks = [
-        "Milliseconds a call, the median and in brackets its time over ours; ~: within the noise of the run. The error "
-        "is ours against float64.",
-        _origin(document["provenance"], path),
-    ]
-    return "\n".join([*lines, "", *remarks, *([""] if notes else []), *(f"- {note}" for note in notes)])
-
-
-def _notes(row: Mapping[str, Any] | None) -> list[str]:
-    """What is said of a row that is not ok."""
-    if row is None or row.get("status", "ok") == "ok":
-        return []
-    said = row.get("note") or f"its loss is off by {row.get('loss_error', 0):.1e}"
-    return [f"{row['runtime']}, {row['dtype']}: {row['status']}: {said}"]
-
-
-def _time(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    if row["median_ms"] is None or row.get("status", "ok") != "ok":
-        return str(row["status"])
-    text = f"{row['median_ms']:.2f}" if row["median_ms"] < 100 else f"{row['median_ms']:.1f}"
-    if row["runtime"] == OURS:
-        return f"**{text}**"
-    doubt = "~" if row.get("established") is False else ""
-    return f"{text} ({doubt}{row['ratio']:.2f}x)"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _origin(origin: Mapping[str, Any], path: Path) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    return (
-        f"From [{path.as_posix()}]({path.as_posix()}): {origin['machine']}, threads {origin['threads']}, "
-        f"load {origin.get('load')}, {origin['date'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}; {versions}; "
-        f"`{origin['command']}`.{_judged(origin)}"
-    )
-
-
-def _judged(origin: Mapping[str, Any]) -> str:
-    """What benchmarks/judge.py noted in the file."""
-    if "judged" not in origin:
-        return ""
-    note = origin["judged"]
-    rows = ", ".join(f"`{row}`" for row in note["rows"])
-    return f" Judged again by later rules, {note['date'][:10]}, commit {(note['commit'] or 'unknown')[:10]}: {rows}."
-
-
-def _newest(found: Sequence[tuple[Path, str, Document]], kind: str) -> list[tuple[Path, Document]]:
-    """Of each machine the newest result of one kind."""
-    newest = {path.parent.name: (path, document) for path, k, document in found if k == kind}
-    return list(newest.values())
-
-
-def claims_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """The newest report of claims of each machine, without what is only listed as published."""
-    parts = []
-    for path, document in _newest(found, "claims"):
-        lines = [_line(["claim", "stated", "measured", "unit", "verdict"]), "|---|--:|--:|---|---|"]
-        for row in document["rows"]:
-            if row["verdict"] != "published":
-                figures = [number(row["stated"]), number(row["measured"])]
-                lines.append(_line([_cell(row["claim"]), *figures, _cell(row["unit"]), row["verdict"]]))
-        parts.append("\n".join([*lines, "", _origin(document["provenance"], path.relative_to(root))]))
-    return "\n\n".join(parts) or UNMEASURED
-
-
-def suite_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """The newest CPU suite of each machine: every network with its share of the peak, then what fused pairs save."""
-    return "\n\n".join(_suite(path, document, root) for path, document in _newest(found, "cpu-suite")) or UNMEASURED
-
-
-def _suite(path: Path, document: Document, root: Path) -> str:
-    rows = {(_case(r), r["runtime"]): r for r in document["rows"]}
-    runtimes = [OURS, *dict.fromkeys(r["runtime"] for r in document["rows"] if r["runtime"] != OURS)]
-    lines = [_line(["model", "batch", "format", *runtimes, "of the peak"])]
-    lines.append("|---|--:|---|" + "--:|" * (len(runtimes) + 1))
-    for case in _cases(document["rows"], False):
-        share = (rows.get((case, OURS)) or {}).get("peak_share")
-        cells = [f"`{case[0]}`", str(case[1]), case[2], *(_time(rows.get((case, name))) for name in runtimes)]
-        lines.append(_line([*cells, "-" if share is None else f"{100 * share:.0f} %"]))
-    peaks = " and ".join(f"{gflops:,.0f} in {dtype}" for dtype, gflops in document["peak_gflops"].items())
-    lines += [
-        "",
-        f"As above. The peak is that of arithmetic on registers, GFLOP/s: {peaks}, {document['tier']}.",
-        *_pairs(document["pairs"]),
-        _origin(document["provenance"], path.relative_to(root)),
-    ]
-    return "\n".join(lines)
-
-
-def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What one operator for a pair saves, by batch size and format: worst, middle, best; and the same over oneDNN."""
-    said = []
-    for batch, dtype in dict.fromkeys((p["batch"], p["dtype"]) for p in pairs):
-        some = [p for p in pairs if (p["batch"], p["dtype"]) == (batch, dtype)]
-        gain = sorted(p["separate_us"] / p["fused_us"] for p in some)
-        taken = sorted(p["onednn_us"] / p["fused_us" if p["fused"] else "separate_us"] for p in some)
-        middle = len(some) // 2
-        mixed = sorted(p["mixed_us"] / p["fused_us" if p["fused"] else "separate_us"] for p in some if "mixed_us" in p)
-        said.append(
-            f"- {len(some)} asymmetric pairs, {batch} image{'s' if batch > 1 else ''}, {dtype}: two convolutions take "
-            f"{gain[0]:.2f} to {gain[-1]:.2f} times the fused operator's time, {gain[middle]:.2f} in the middle; "
-            f"oneDNN {taken[0]:.2f} to {taken[-1]:.2f} times that of the form that plans take"
-            + (
-                f", whose first call after one of oneDNN's takes {mixed[0]:.2f} to {mixed[-1]:.2f} times."
-                if mixed
-                else "."
-            )
-        )
-    return ["", *said, ""] if said else []
-
-
-def step_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """The newest training step of each machine: times over ours, and the most bytes that a step's tensors take."""
-    parts = []
-    for path, document in _newest(found, "step"):
-        lines = [_line(["model", "images", "format", "runtime", "time", "peak MB"]), "|---|---|---|---|--:|--:|"]
-        notes = [note for row in document["rows"] for note in _notes(row)]
-        for row in _steps_judged(document["rows"]):
-            side = f"{row['batch']} of {row['size']}x{row['size']}"
-            cells = [f"`{row['model']}`", side, row["dtype"], row["runtime"], _time(row)]
-            lines.append(_line([*cells, f"{row['peak_bytes'] / 1e6:.0f}"]))
-        remark = "Milliseconds a step, the median and in brackets its time over the plain layers'; ~: within the noise."
-        said = [remark, _origin(document["provenance"], path.relative_to(root)), *([""] if notes else [])]
-        parts.append("\n".join([*lines, "", *said, *(f"- {note}" for note in notes)]))
-    return "\n\n".join(parts) or UNMEASURED
-
-
-def _steps_judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of training steps with what `timer.contrasts` would say of each: established, or within the noise."""
-    verdicts: dict[int, bool] = {}
-    for case in dict.fromkeys(map(_case, rows)):
-        own = [row for row in rows if _case(row) == case]
-        ours = max(row["noise"] for row in own if row["runtime"] == OURS)
-        rivals = [row for row in own if row["runtime"] != OURS]
-        for row, beyond in zip(rivals, holm([row["p_value"] for row in rivals]), strict=True):
-            verdicts[id(row)] = beyond and abs(row["ratio"] - 1) > max(FLOOR, ours, row["noise"])
-    return [{**row, "established": verdicts.get(id(row))} for row in rows]
-
-
-def shares_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """How many times one thread's speed others would have on cores of their own, of the newest study of a machine."""
-    parts = []
-    for path, document in _newest(found, "shares"):
-        counts = sorted({row["shared_by"] for row in document["rows"]} - {1})
-        lines = [_line(["model", "images", "format", *(f"{n} threads" for n in counts)])]
-        lines.append("|---|--:|---|" + "--:|" * len(counts))
-        cases: dict[tuple[Any, ...], dict[int, float]] = {}
-        for row in document["rows"]:
-            form = row["dtype"] + (", Winograd" if row["winograd"] else "")
-            cases.setdefault((row["model"], row["batch"], form), {})[row["shared_by"]] = row["speedup"]
-        for (model, batch, form), speedups in cases.items():
-            lines.append(_line([f"`{model}`", str(batch), form, *(f"{speedups[n]:.1f}" for n in counts)]))
-        said = f"Times the speed of one thread; {document['tier']}."
-        parts.append("\n".join([*lines, "", said, _origin(document["provenance"], path.relative_to(root))]))
-    return "\n\n".join(parts) or UNMEASURED
-
-
-def aa_section(found: Sequence[tuple[Path, str, Document]], root: Path) -> str:
-    """What the newest A/A study of each machine says."""
-    said = [
-        f"The same code against itself, {document['runs']} times: {document['false_alarms']} false alarms, where "
-        f"{document['allowed_percent']:g} in 100 are allowed. {_origin(document['provenance'], path.relative_to(root))}"
-        for path, document in _newest(found, "aa")
-    ]
-    return "\n\n".join(said) or UNMEASURED
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def rewritten(readme: str, results: Path, root: Path) -> str:
-    """README with every marked section as the files say; ValueError where a pair of markers is missing or twice."""
-    found = read_results(results)
-    for name, section in SECTIONS.items():
+def rewritten(page: str, text: str, found: Found, root: Path) -> str:
+    """A page with its marked sections as the files say; ValueError where a pair of markers is missing or twice."""
+    up = "../" * page.count("/")
+    for name, section in PAGES[page].items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise ValueError(
-                f"README has {readme.count(begin)} of {begin} and {readme.count(end)} of {end}; allowed: 1"
-            )
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{section(found, root)}\n{end}{rest.split(end)[1]}"
-    return readme
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{page} has {text.count(begin)} of {begin} and {text.count(end)} of {end}; allowed: 1")
+        before, rest = text.split(begin)
+        table = section(found, root).replace("](benchmarks/", f"]({up}benchmarks/")
+        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return text
 
 
-SECTIONS = {
-    "results": bench_section,
-    "keras": partial(bench_section, keras=True),
-    "cpu-suite": suite_section,
-    "shares": shares_section,
-    "step": step_section,
-    "aa": aa_section,
-    "claims": claims_section,
+ARTICLE = (  # of the claims those that README shows, on what the package began with
+    "two_3x3_for_5x5_macs", "two_3x3_for_5x5_time", "asymmetric_3_macs", "asymmetric_3_time", "asymmetric_3_l1_misses",
+    "asymmetric_7_l1_misses", "reduction_parallel_bottleneck", "reduction_pool_conv_time", "batchnorm_rate",
+    "batchnorm_scale", "label_smoothing", "residual", "residual_v4",
+)  # fmt: skip
+PAGES: dict[str, dict[str, Callable[[Found, Path], str]]] = {
+    "README.md": {"headline": headline_section, "article": partial(claims_section, ids=ARTICLE)},
+    "docs/results.md": {
+        "results": bench_section,
+        "cpu-suite": suite_section,
+        "shares": shares_section,
+        "step": step_section,
+        "keras": partial(bench_section, keras=True),
+        "aa": aa_section,
+        "claims": claims_section,
+    },
 }
+PICTURE = "docs/speed.svg"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results to file first")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README has drifted")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a page has drifted")
     args = parser.parse_args(arguments)
-    results, readme = root / "benchmarks" / "results", root / "README.md"
+    results = root / "benchmarks" / "results"
     try:
         if args.check and args.files:
             raise ValueError("--check changes nothing; give no files with it")
         for source in args.files:
             print(f"filed: {file_result(source, results).relative_to(root)}")
-        text = readme.read_text(encoding="utf-8")
-        wanted = rewritten(text, results, root)
+        found = read_results(results)
+        texts = {page: (root / page).read_text(encoding="utf-8") for page in PAGES}
+        wanted = {page: rewritten(page, text, found, root) for page, text in texts.items()}
     except (ValueError, OSError) as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
+    drifted = [page for page in PAGES if texts[page] != wanted[page]]
+    numbers = drawn(found)
+    if (numbers or None) != kept(root / PICTURE):
+        drifted.append(PICTURE)
     if args.check:
-        print("README is what the files say" if text == wanted else "README has drifted; run benchmarks/publish.py")
-        return int(text != wanted)
-    readme.write_text(wanted, encoding="utf-8")
+        print(
+            f"drifted: {', '.join(drifted)}; run benchmarks/publish.py"
+            if drifted
+            else "all pages are what the files say"
+        )
+        return int(bool(drifted))
+    for page, text in wanted.items():
+        (root / page).write_text(text, encoding="utf-8")
+    if numbers and PICTURE in drifted:
+        draw(numbers, root / PICTURE)
     return 0
 
 

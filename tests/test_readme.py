@@ -1,4 +1,4 @@
-"""README does what it says: its Python runs, its commands work, its files are there."""
+"""README and docs/ do what they say: their Python runs, their commands work, their links and files are there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ import inception_fast as fast
 from checkout import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = {ROOT / "README.md": README} | {page: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
+BLOCKS = [
+    block
+    for text in PAGES.values()
+    for block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+]
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 
 
@@ -44,7 +49,7 @@ def python_examples(workplace: Path) -> dict[str, Any]:
     os.chdir(workplace)
     try:
         for number, block in enumerate(block for kind, block in BLOCKS if kind == "python"):
-            exec(compile(block, f"README.md, Python block {number + 1}", "exec"), names)
+            exec(compile(block, f"Python block {number + 1} of README and docs", "exec"), names)
     finally:
         os.chdir(before)
     return names
@@ -75,6 +80,21 @@ def test_the_commands_work(command: str, workplace: Path, python_examples: dict[
         return
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files of the checkout, and to headings as GitHub names them."""
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if not link.startswith("https://")]
+    assert links or page.name == "tensorflow.md"
+    for link in links:
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists() and target.is_relative_to(ROOT.resolve()), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE) if heading else []
+        assert not heading or heading in {
+            re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles
+        }, link
 
 
 def test_the_layout_is_the_checkouts() -> None:

@@ -1,10 +1,11 @@
-"""README's figures are those of the committed files, and the program that writes them there does what it says."""
+"""The figures of README and docs/ are those of the filed results, and what writes them there does what it says."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,11 +23,13 @@ def _load(name: str) -> ModuleType:
 
 
 publish, judge = _load("publish"), _load("judge")
+headline, UNMEASURED = sys.modules["headline"], sys.modules["tables"].UNMEASURED
 ORIGIN = {
     "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
 }  # fmt: skip
-README = (
+README = "# R\n<!-- headline: begin -->\n<!-- headline: end -->\n<!-- article: begin -->\n<!-- article: end -->\n"
+RESULTS = (
     "# A\n<!-- results: begin -->\nold\n<!-- results: end -->\n<!-- cpu-suite: begin -->\n<!-- cpu-suite: end -->\n"
     "B\n<!-- step: begin -->\n<!-- step: end -->\n<!-- aa: begin -->\n<!-- aa: end -->\n"
     "<!-- shares: begin -->\n<!-- shares: end -->\n"
@@ -59,8 +62,14 @@ def claims(**origin: object) -> dict:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "results.md").write_text(RESULTS)
     return tmp_path
+
+
+def shown(house: Path) -> str:
+    return (house / "docs" / "results.md").read_text()
 
 
 def put(house: Path, document: dict, name: str = "in.json") -> Path:
@@ -69,9 +78,8 @@ def put(house: Path, document: dict, name: str = "in.json") -> Path:
     return path
 
 
-def test_readme_is_what_the_files_say() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert publish.rewritten(text, ROOT / "benchmarks" / "results", ROOT) == text, "run python benchmarks/publish.py"
+def test_pages_are_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish.main(["--check"]) == 0, capsys.readouterr().out
 
 
 def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +87,10 @@ def test_a_run_is_filed_and_shown(house: Path, capsys: pytest.CaptureFixture[str
     assert publish.main([str(source)], house) == 0
     filed = house / "benchmarks" / "results" / "chip-r-9-2-cores" / "2026-01-02-bench.json"
     assert filed.read_text() == source.read_text() and str(filed.relative_to(house)) in capsys.readouterr().out
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 2.0e-07 |" in text
     assert "onnxruntime, float32: failed: no such op" in text and "commit 0123456789;" in text
-    assert str(filed.relative_to(house)) in text and text.count(publish.UNMEASURED) == 6 and "old" not in text
+    assert str(filed.relative_to(house)) in text and text.count(UNMEASURED) == 6 and "old" not in text
     assert text.startswith("# A\n") and text.endswith("\nC\n")
     assert publish.main(["--check"], house) == 0
     assert publish.main([str(source)], house) == 0 and len(list(filed.parent.iterdir())) == 1
@@ -92,9 +100,9 @@ def test_drift_is_seen(house: Path) -> None:
     assert publish.main(["--check"], house) == 1
     assert publish.main([str(put(house, bench()))], house) == 0
     assert publish.main(["--check"], house) == 0
-    readme = house / "README.md"
-    readme.write_text(readme.read_text().replace("25.00", "26.00"))
-    assert publish.main(["--check"], house) == 1 and "26.00" in readme.read_text()
+    page = house / "docs" / "results.md"
+    page.write_text(page.read_text().replace("25.00", "26.00"))
+    assert publish.main(["--check"], house) == 1 and "26.00" in page.read_text()
 
 
 def test_the_newest_run_speaks_for_a_case_and_older_ones_for_the_rest(house: Path) -> None:
@@ -105,9 +113,84 @@ def test_the_newest_run_speaks_for_a_case_and_older_ones_for_the_rest(house: Pat
     assert publish.main([str(put(house, old, "a.json")), str(put(house, new, "b.json"))], house) == 0
     names = sorted(p.name for p in (house / "benchmarks" / "results").glob("*/*"))
     assert names == ["2026-01-02-bench-2.json", "2026-01-02-bench.json"]
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "**5.00**" in text and "**10.00**" not in text and "| `m` | 8 | float32 | **77.00** |" in text
     assert text.index("**5.00**") < text.index("**77.00**")
+
+
+def networks(**origin: object) -> dict:
+    """Two networks, one of them with tiles, on one image and eight."""
+    rows = [
+        bench_row("inception_fast", 10.0, model="inception_v3", established=None),
+        bench_row("inception_fast+winograd", 5.0, model="inception_v3"),
+        bench_row("layers", 9.0, model="inception_v3"),
+        bench_row("eager", 25.0, model="inception_v3"),
+        bench_row("openvino", 9.5, model="inception_v3", established=False),
+        bench_row("onnxruntime", None, model="inception_v3", status="failed"),
+        bench_row("inception_fast", 77.0, model="inception_v3", batch=8, established=None),
+        bench_row("eager", 78.0, model="inception_v3", batch=8),
+        bench_row("inception_fast", 4.0, model="inception_v1", established=None),
+        bench_row("eager", 40.0, model="inception_v1"),
+    ]
+    return {"provenance": ORIGIN | origin, "models": {}, "rows": rows}
+
+
+V1, V3 = (
+    "| `inception_v1` | float32 | 4.0 ms | - | eager, 40.0 ms | 4.00 | - |",
+    "| `inception_v3` | float32 | 10.0 ms | 5.0 ms | openvino, 9.5 ms | ~0.95 | 1.90 |",
+)
+
+
+def test_readme_has_one_image_beside_the_fastest_peer(house: Path) -> None:
+    """Layers of ours are no peer, networks stand in the order of their papers, and the picture has their numbers."""
+    assert publish.main([str(put(house, networks()))], house) == 0
+    text = (house / "README.md").read_text()
+    assert f"{V1}\n{V3}\n\nOne image on 2 threads, Chip 9, 2 cores;" in text and "77" not in text
+    link = "(benchmarks/results/chip-r-9-2-cores/2026-01-02-bench.json)"
+    assert link in text and f"(../{link[1:]}" in shown(house) and link not in shown(house)
+    picture = house / "docs" / "speed.svg"
+    numbers = headline.kept(picture)
+    assert numbers == {
+        "inception_v1 float32": {"inception_fast": 10.0, "eager": 1.0},
+        "inception_v3 float32": {
+            "inception_fast": 2.5, "inception_fast+winograd": 5.0, "layers": 2.778, "eager": 1.0, "openvino": 2.632,
+        },
+    }  # fmt: skip
+    assert ">openvino</text>" in picture.read_text() and "2.6" in picture.read_text()
+    assert publish.main(["--check"], house) == 0
+    picture.write_text(picture.read_text().replace("2.632", "2.633"))
+    assert publish.main(["--check"], house) == 1
+    assert publish.main([], house) == 0 and headline.kept(picture) == numbers
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cpu": "Chip(R) 8", "date": "2026-01-01T00:00:00+00:00"},
+        {"command": "inception-fast bench inception_v3 --image-size 96"},
+        {"command": "inception-fast bench inception_v3 --threads=1", "threads": 1},
+        {"date": "2026-01-01T00:00:00+00:00"},
+    ],
+    ids=["another machine, earlier", "another size", "one thread", "earlier"],
+)
+def test_readme_has_the_newest_of_one_machine_as_it_is_used(house: Path, other: dict) -> None:
+    document = networks(**({"date": "2026-01-03T00:00:00+00:00"} | other))
+    document["rows"][0]["median_ms"] = 3.0
+    assert publish.main([str(put(house, networks(), "a.json")), str(put(house, document, "b.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert V1 in text and V3 in text
+
+
+def test_readme_has_no_row_without_a_peer(house: Path) -> None:
+    """A newer run of ours alone leaves the older one's row."""
+    alone = networks(date="2026-01-03T00:00:00+00:00")
+    alone["rows"] = [
+        bench_row("inception_fast", 3.0, model="inception_v3"),
+        bench_row("layers", 4.0, model="inception_v3"),
+    ]
+    assert publish.main([str(put(house, networks(), "a.json")), str(put(house, alone, "b.json"))], house) == 0
+    text = (house / "README.md").read_text()
+    assert V3 in text and "2026-01-03" not in text
 
 
 def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
@@ -120,26 +203,26 @@ def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
         row | {"runtime": "off", "median_ms": 5.0, "ratio": 0.5, "p_value": 0.01, "status": "wrong", "loss_error": 0.7},
     ]
     assert publish.main([str(put(house, {"provenance": ORIGIN, "rows": rows}))], house) == 0
-    shown = (house / "README.md").read_text().split("<!-- step: begin -->")[1].split("<!-- step: end -->")[0]
-    assert "| `m` | 4 of 96x96 | float32 | inception_fast | **10.00** | 2 |" in shown
-    assert "eager | 12.00 (1.20x) | 3 |" in shown and "2026-01-02-step.json" in shown
-    assert "off | wrong | 2 |" in shown and "- off, float32: wrong: its loss is off by 7.0e-01" in shown
-    assert "compile | 10.05 (~1.00x)" in shown and "other | 9.00 (~0.90x)" in shown
+    part = shown(house).split("<!-- step: begin -->")[1].split("<!-- step: end -->")[0]
+    assert "| `m` | 4 of 96x96 | float32 | inception_fast | **10.00** | 2 |" in part
+    assert "eager | 12.00 (1.20x) | 3 |" in part and "2026-01-02-step.json" in part
+    assert "off | wrong | 2 |" in part and "- off, float32: wrong: its loss is off by 7.0e-01" in part
+    assert "compile | 10.05 (~1.00x)" in part and "other | 9.00 (~0.90x)" in part
 
 
 @pytest.mark.parametrize(
-    ("noise", "p_value", "shown"),
+    ("noise", "p_value", "said"),
     [(0.01, 0.015, "1.10x"), (0.119, 0.015, "~1.10x"), (0.01, 0.039, "~1.10x")],
     ids=["beyond both", "ours is noisier", "chance"],
 )
-def test_a_training_step_is_judged_as_every_benchmark(house: Path, noise: float, p_value: float, shown: str) -> None:
+def test_a_training_step_is_judged_as_every_benchmark(house: Path, noise: float, p_value: float, said: str) -> None:
     row = {"model": "m", "batch": 4, "size": 96, "dtype": "float32", "noise": 0.01, "peak_bytes": 2_000_000}
     rows = [
         row | {"runtime": "inception_fast", "median_ms": 10.0, "ratio": 1.0, "p_value": None, "noise": noise},
         row | {"runtime": "eager", "median_ms": 11.0, "ratio": 1.1, "p_value": p_value},
     ]
     assert publish.main([str(put(house, {"provenance": ORIGIN, "rows": rows}))], house) == 0
-    assert f"eager | 11.00 ({shown}) |" in (house / "README.md").read_text()
+    assert f"eager | 11.00 ({said}) |" in shown(house)
 
 
 def test_shares_are_shown_by_the_number_of_threads(house: Path) -> None:
@@ -147,10 +230,10 @@ def test_shares_are_shown_by_the_number_of_threads(house: Path) -> None:
     rows = [row | {"shared_by": n, "speedup": n * 0.75, "critical_ms": 8 / n} for n in (1, 4, 32)]
     rows += [other | {"winograd": True, "speedup": 1.26} for other in rows]
     assert publish.main([str(put(house, {"provenance": ORIGIN, "tier": "avx2", "rows": rows}))], house) == 0
-    shown = (house / "README.md").read_text().split("<!-- shares: begin -->")[1].split("<!-- shares: end -->")[0]
-    assert "| model | images | format | 4 threads | 32 threads |" in shown and "one thread; avx2." in shown
-    assert "| `m` | 4 | float32 | 3.0 | 24.0 |" in shown and "| `m` | 4 | float32, Winograd | 1.3 | 1.3 |" in shown
-    assert "2026-01-02-shares.json" in shown
+    part = shown(house).split("<!-- shares: begin -->")[1].split("<!-- shares: end -->")[0]
+    assert "| model | images | format | 4 threads | 32 threads |" in part and "one thread; avx2." in part
+    assert "| `m` | 4 | float32 | 3.0 | 24.0 |" in part and "| `m` | 4 | float32, Winograd | 1.3 | 1.3 |" in part
+    assert "2026-01-02-shares.json" in part
 
 
 def test_keras_has_a_table_of_its_own(house: Path) -> None:
@@ -160,7 +243,7 @@ def test_keras_has_a_table_of_its_own(house: Path) -> None:
         row["model"] = "m in Keras"
     document["rows"][0]["median_ms"] = 7.0
     assert publish.main([str(put(house, bench())), str(put(house, document, "b.json"))], house) == 0
-    plain, keras = (house / "README.md").read_text().split("<!-- keras: begin -->")
+    plain, keras = shown(house).split("<!-- keras: begin -->")
     assert "| `m` | 1 | float32 | **10.00** |" in plain and "7.00" not in plain and "2026-01-02-bench.json" in plain
     assert "| `m` | 1 | float32 | **7.00** |" in keras and "10.00" not in keras and "2026-01-03-bench.json" in keras
 
@@ -170,12 +253,12 @@ def test_a_run_without_a_peer_hides_no_peer(house: Path) -> None:
     new = bench(date="2026-01-02T09:00:00+00:00")
     new["rows"] = [bench_row("inception_fast", 5.0, established=None), bench_row("eager", 25.0)]
     assert publish.main([str(put(house, bench(), "a.json")), str(put(house, new, "b.json"))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "**5.00**" in text and "9.50 (~0.95x)" in text
     full = bench(date="2026-01-02T10:00:00+00:00")
     full["rows"][0]["median_ms"] = 4.0
     assert publish.main([str(put(house, full, "c.json"))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "**4.00**" in text and "**5.00**" not in text and "**10.00**" not in text
 
 
@@ -187,10 +270,10 @@ def test_a_failure_hides_no_time(house: Path, runtime: str) -> None:
     row.update(median_ms=None, ratio=None, status="failed", note="gone")
     later["rows"][0]["median_ms"] = 4.0
     assert publish.main([str(put(house, bench(), "a.json")), str(put(house, new, "b.json"))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "**10.00** | 25.00 (2.50x) | 9.50 (~0.95x)" in text and f"{runtime}, float32: failed: gone" in text
     assert publish.main([str(put(house, later, "c.json"))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "**4.00** | 25.00 (2.50x) | 9.50 (~0.95x)" in text and "**10.00**" not in text and "gone" not in text
 
 
@@ -201,7 +284,7 @@ def test_other_threads_and_image_sizes_are_other_cases(house: Path) -> None:
     documents = plain, single | {"models": plain["models"]}, small | {"models": {"m": {"image_size": 96}}}
     for number, document in enumerate(documents):
         assert publish.main([str(put(house, document, f"{number}.json"))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert text.count("| `m` | 1 | float32 | **10.00** |") == 2 and "threads 1," in text and "threads 2," in text
     assert text.count("| `m` 96x96 | 1 | float32 | **10.00** |") == 1
 
@@ -225,19 +308,19 @@ def suite(**origin: object) -> dict:
 
 def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
     assert publish.main([str(put(house, suite()))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "| `m` | 1 | float32 | **10.00** | 25.00 (2.50x) | 9.50 (~0.95x) | failed | 80 % |" in text
     assert "500 in float32, avx2" in text and "2026-01-02-cpu-suite.json" in text
     assert "2 asymmetric pairs, 4 images, float32: two convolutions take 0.80 to 1.20 times" in text
     assert "that of the form that plans take.\n" in text, "an older file has no mixed calls"
     assert "form that plans take, whose first call after one of oneDNN's takes 1.08 to 1.30 times.\n" in text
-    assert text.count(publish.UNMEASURED) == 6
+    assert text.count(UNMEASURED) == 6
 
 
 def test_a_study_of_false_alarms_is_shown(house: Path) -> None:
     document = {"provenance": ORIGIN, "runs": 100, "false_alarms": 2, "allowed_percent": 5.0, "rows": [{"ratio": 1.0}]}
     assert publish.main([str(put(house, document))], house) == 0
-    assert "100 times: 2 false alarms, where 5 in 100 are allowed." in (house / "README.md").read_text()
+    assert "100 times: 2 false alarms, where 5 in 100 are allowed." in shown(house)
     busy = document | {"provenance": ORIGIN | {"load": 7.5}}
     assert publish.main([str(put(house, busy))], house) == 2
 
@@ -272,15 +355,25 @@ def test_a_comparison_is_filed_with_its_losses(house: Path) -> None:
 
 def test_claims_are_shown_without_the_published(house: Path) -> None:
     assert publish.main([str(put(house, claims()))], house) == 0
-    text = (house / "README.md").read_text()
+    text = shown(house)
     assert "| x \\| y | 28 | 28 | % | confirmed |" in text and "hidden" not in text
     assert "2026-01-02-claims.json" in text
+
+
+def test_readme_has_the_claims_that_it_began_with(house: Path) -> None:
+    document = claims()
+    document["rows"].append(document["rows"][0] | {"id": publish.ARTICLE[0], "claim": "first"})
+    assert publish.main([str(put(house, document))], house) == 0
+    text = (house / "README.md").read_text()
+    assert "| first | 28 | 28 | % | confirmed |" in text and "x \\| y" not in text
+    rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores/2026-11-29-claims.json").read_text())["rows"]
+    assert set(publish.ARTICLE) <= {row["id"] for row in rows}
 
 
 def test_claims_judged_again_say_so(house: Path) -> None:
     note = {"date": "2026-02-03T04:05:06+00:00", "commit": "fedcba9876543210", "rows": ["a"]}
     assert publish.main([str(put(house, claims(judged=note)))], house) == 0
-    assert "Judged again by later rules, 2026-02-03, commit fedcba9876: `a`." in (house / "README.md").read_text()
+    assert "Judged again by later rules, 2026-02-03, commit fedcba9876: `a`." in shown(house)
 
 
 def test_filed_verdicts_on_trainings_are_those_of_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,11 +421,12 @@ def test_what_proves_nothing_is_not_filed(
 ) -> None:
     assert publish.main([str(put(house, document))], house) == 2
     assert said in capsys.readouterr().err
-    assert (house / "README.md").read_text() == README and not (house / "benchmarks").exists()
+    assert shown(house) == RESULTS and not (house / "benchmarks").exists()
 
 
-def test_markers_must_be_there(house: Path) -> None:
-    (house / "README.md").write_text("nothing")
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_markers_must_be_there(house: Path, page: str) -> None:
+    (house / page).write_text("nothing")
     assert publish.main([], house) == 2
 
 
