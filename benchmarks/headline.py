@@ -1,21 +1,17 @@
-"""What README shows first of the filed benchmarks: one image by each network, as a table and as a picture.
+"""What README shows first of the filed benchmarks: one image by each network.
 
-Both take, of the machine that was timed last, the newest file for each network and number format in which ours and a
-peer have times. The picture keeps the numbers that it was drawn from, so that a test can tell whether they are still
-those of the files.
+Of the machine that was timed last, the newest file for each network and number format in which ours and a peer have
+times.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inception_fast.measure.peers import Layers, Ours, OursWinograd
-from inception_fast.measure.plots import COLOURS
-from inception_fast.measure.results import write_atomically
 from tables import KERAS, UNMEASURED, Case, Found, case_of, line
 
 MODELS = (
@@ -88,69 +84,3 @@ def headline_section(found: Found, root: Path) -> str:
         for path, document in files
     ]
     return "\n".join([*lines, "", remark, *sources])
-
-
-def drawn(found: Found) -> dict[str, dict[str, float]]:
-    """The numbers of the picture: by network and format how many times as fast as eager PyTorch each runtime is."""
-    cases, _ = newest_cases(found)
-    return {
-        f"{model} {dtype}": {
-            name: round(rows["eager"]["median_ms"] / row["median_ms"], 3) for name, row in rows.items()
-        }
-        for (model, _, dtype), rows in cases.items()
-        if "eager" in rows
-    }
-
-
-def kept(path: Path) -> dict[str, dict[str, float]] | None:
-    """The numbers that a picture was drawn from; None where there is none."""
-    held = re.search(r"<dc:description>(.*?)</dc:description>", path.read_text("utf-8")) if path.exists() else None
-    return json.loads(held[1]) if held else None
-
-
-def picture(numbers: Mapping[str, Mapping[str, float]]):  # type: ignore[no-untyped-def]
-    """A figure with a panel for each number format and a group of bars for each network."""
-    from matplotlib.figure import Figure
-
-    formats = list(dict.fromkeys(case.split()[1] for case in numbers))
-    figure = Figure(figsize=(9, 2.3 * len(formats) + 0.4), layout="constrained", facecolor="white")
-    handles: dict[str, Any] = {}
-    for axes, dtype in zip(figure.subplots(len(formats), 1, squeeze=False)[:, 0], formats, strict=True):
-        _panel(axes, {case.split()[0]: own for case, own in numbers.items() if case.split()[1] == dtype})
-        axes.set_title(f"{dtype}, one image: times the speed of eager PyTorch", loc="left", fontsize=10)
-        handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    names = sorted(handles, key=list(COLOURS).index)
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=len(names),
-        fontsize=8,
-        frameon=False,
-    )
-    return figure
-
-
-def draw(numbers: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Writes the picture as an SVG that keeps its numbers."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    described = {"Date": None, "Creator": None, "Description": json.dumps(numbers)}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "headline"}):
-        canvas = FigureCanvasSVG(picture(numbers))
-        write_atomically(path, lambda scratch: canvas.print_svg(scratch, metadata=described))
-
-
-def _panel(axes, networks: Mapping[str, Mapping[str, float]]) -> None:  # type: ignore[no-untyped-def]
-    order = [name for name in COLOURS if name != "eager" and any(name in own for own in networks.values())]
-    for place, (_, own) in enumerate(networks.items()):
-        present = [name for name in order if name in own]
-        for i, name in enumerate(present):
-            x = place + 0.8 * ((i + 0.5) / len(present) - 0.5)
-            bar = axes.bar(x, own[name], 0.8 / len(present), color=COLOURS[name], label=name)
-            axes.bar_label(bar, fmt="%.1f", fontsize=6)
-    axes.axhline(1, color=COLOURS["eager"], linewidth=1)
-    axes.set_xticks(range(len(networks)), list(networks), fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -31,7 +31,7 @@ from inception_fast.measure.flops import layers, totals
 from inception_fast.measure.machine import provenance
 from inception_fast.measure.peers import Built
 from inception_fast.measure.results import write_json
-from inception_fast.measure.timer import CALM, ROUNDS, Plan, interleave, summarise
+from inception_fast.measure.timer import CALM, ROUNDS, WARM, Plan, interleave, summarise
 from inception_fast.weights._tensorflow import load_tensorflow
 
 MODELS = ("inception_v3", "inception_v1", "inception_v2", "inception_resnet_v1")
@@ -219,7 +219,7 @@ def rows_of(name: str, args: argparse.Namespace, work: dict[str, Any]) -> Iterat
         inputs = comparison.batches(images, batch)
         about = Subject(model, inputs, truth(model, images, inputs))
         # A call of a batch takes long enough to bury what the runtime before it left in the caches.
-        plan = Plan(seconds=args.seconds, most=ROUNDS, settle=int(batch == 1), calm=CALM)
+        plan = Plan(seconds=args.seconds, most=ROUNDS, settle=int(batch == 1), calm=CALM, warm=WARM)
         plan = Plan(seconds=1.0, least=3, most=3, warmup=1) if args.quick else plan
         for dtype in args.dtype:
             case = Case(f"{name}{SUFFIX}", batch, dtype)

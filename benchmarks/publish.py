@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headline import draw, drawn, headline_section, kept
+from headline import headline_section
+from pictures import PICTURES, draw, kept
 from tables import (
     Document,
     Found,
@@ -158,7 +159,6 @@ PAGES: dict[str, dict[str, Callable[[Found, Path], str]]] = {
         "claims": claims_section,
     },
 }
-PICTURE = "docs/speed.svg"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -179,20 +179,17 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(f"publish: {error}", file=sys.stderr)
         return 2
     drifted = [page for page in PAGES if texts[page] != wanted[page]]
-    numbers = drawn(found)
-    if (numbers or None) != kept(root / PICTURE):
-        drifted.append(PICTURE)
+    numbers = {name: picture.numbers(found, results) for name, picture in PICTURES.items()}
+    stale = [name for name in PICTURES if numbers[name] != kept(root / name)]
     if args.check:
-        print(
-            f"drifted: {', '.join(drifted)}; run benchmarks/publish.py"
-            if drifted
-            else "all pages are what the files say"
-        )
-        return int(bool(drifted))
+        names = ", ".join([*drifted, *stale])
+        print(f"drifted: {names}; run benchmarks/publish.py" if names else "all pages are what the files say")
+        return int(bool(names))
     for page, text in wanted.items():
         (root / page).write_text(text, encoding="utf-8")
-    if numbers and PICTURE in drifted:
-        draw(numbers, root / PICTURE)
+    for name in stale:
+        if numbers[name] is not None:
+            draw(PICTURES[name].figure(numbers[name]), numbers[name], root / name)
     return 0
 
 

@@ -131,7 +131,7 @@ def _judged(origin: Mapping[str, Any]) -> str:
     return f" Judged again by later rules, {note['date'][:10]}, commit {(note['commit'] or 'unknown')[:10]}: {rows}."
 
 
-def _newest(found: Found, kind: str) -> list[tuple[Path, Document]]:
+def newest(found: Found, kind: str) -> list[tuple[Path, Document]]:
     """Of each machine the newest result of one kind."""
     newest = {path.parent.name: (path, document) for path, k, document in found if k == kind}
     return list(newest.values())
@@ -140,7 +140,7 @@ def _newest(found: Found, kind: str) -> list[tuple[Path, Document]]:
 def claims_section(found: Found, root: Path, ids: Collection[str] | None = None) -> str:
     """The newest report of claims of each machine, of all or some ids, without what is only listed as published."""
     parts = []
-    for path, document in _newest(found, "claims"):
+    for path, document in newest(found, "claims"):
         lines = [line(["claim", "stated", "measured", "unit", "verdict"]), "|---|--:|--:|---|---|"]
         for row in document["rows"]:
             if row["verdict"] != "published" and (ids is None or row["id"] in ids):
@@ -152,7 +152,7 @@ def claims_section(found: Found, root: Path, ids: Collection[str] | None = None)
 
 def suite_section(found: Found, root: Path) -> str:
     """The newest CPU suite of each machine: every network with its share of the peak, then what fused pairs save."""
-    return "\n\n".join(_suite(path, document, root) for path, document in _newest(found, "cpu-suite")) or UNMEASURED
+    return "\n\n".join(_suite(path, document, root) for path, document in newest(found, "cpu-suite")) or UNMEASURED
 
 
 def _suite(path: Path, document: Document, root: Path) -> str:
@@ -199,7 +199,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
 def step_section(found: Found, root: Path) -> str:
     """The newest training step of each machine: times over ours, and the most bytes that a step's tensors take."""
     parts = []
-    for path, document in _newest(found, "step"):
+    for path, document in newest(found, "step"):
         lines = [line(["model", "images", "format", "runtime", "time", "peak MB"]), "|---|---|---|---|--:|--:|"]
         notes = [note for row in document["rows"] for note in _notes(row)]
         for row in _steps_judged(document["rows"]):
@@ -227,7 +227,7 @@ def _steps_judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def shares_section(found: Found, root: Path) -> str:
     """How many times one thread's speed others would have on cores of their own, of the newest study of a machine."""
     parts = []
-    for path, document in _newest(found, "shares"):
+    for path, document in newest(found, "shares"):
         counts = sorted({row["shared_by"] for row in document["rows"]} - {1})
         lines = [line(["model", "images", "format", *(f"{n} threads" for n in counts)])]
         lines.append("|---|--:|---|" + "--:|" * len(counts))
@@ -245,7 +245,7 @@ def shares_section(found: Found, root: Path) -> str:
 def aa_section(found: Found, root: Path) -> str:
     """What the newest A/A study of each machine says."""
     said = []
-    for path, document in _newest(found, "aa"):
+    for path, document in newest(found, "aa"):
         origin = origin_of(document["provenance"], path.relative_to(root))
         said.append(
             f"The same code against itself, {document['runs']} times: {document['false_alarms']} false alarms, where "

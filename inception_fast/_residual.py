@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from . import _inferred_layer, _trained_layer, ops
 from ._block_graph import ResidualForm
-from ._checks import is_strided
-from .layers import Fold, fusable, has_hooks, not_scripted
+from ._checks import is_strided, not_scripted
+from ._fold import Fold
+from ._plain import fusable, has_hooks
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -22,22 +22,12 @@ from torch import Tensor, fx, nn
 
 from ._block_graph import Shallow, residual_form, step
 from ._checks import check_flag
+from ._conv_bn_relu import conv_bn_relu
+from ._fold import Fold
 from ._inferred_layer import WINOGRAD
+from ._plain import are_pair, conv_problem, has_hooks
 from ._residual import ResidualSum
-from .layers import (
-    AsymmetricPair,
-    AvgPool2d,
-    ConvBNReLU,
-    Fold,
-    MaxPool2d,
-    PoolProject,
-    _Two,
-    are_pair,
-    conv_bn_relu,
-    conv_problem,
-    has_hooks,
-    run_pair,
-)
+from .layers import AsymmetricPair, AvgPool2d, ConvBNReLU, MaxPool2d, PoolProject, _Two, run_pair
 
 __all__ = ["Replacement", "ReplacementReport", "replace_layers"]
 

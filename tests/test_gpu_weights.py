@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.gpu_weights import Packs
-from inception_fast.layers import Fold
+from inception_fast._fold import Fold
 
 GPU = torch.device("cuda", 0)
 

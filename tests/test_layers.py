@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 import inception_fast as fast
 import numerics
-from inception_fast import layers, losses, ops
+from inception_fast import _fold, layers, losses, ops
 from inception_fast.backends import native_cpu
 from inception_fast.backends.casts import casts
 from plain_layers import Plain, randomise
@@ -213,8 +213,8 @@ def test_a_change_of_any_statistic_or_parameter_is_seen() -> None:
 def test_scale_and_shift_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = fast.ConvBNReLU(8, 10, 3).eval(), numerics.random(1, 8, 6, 6)
     count: list[int] = []
-    fold = layers.scale_and_shift
-    monkeypatch.setattr(layers, "scale_and_shift", lambda *a: count.append(1) or fold(*a))
+    fold = _fold.scale_and_shift
+    monkeypatch.setattr(_fold, "scale_and_shift", lambda *a: count.append(1) or fold(*a))
     with torch.inference_mode():
         layer(x)
     with torch.no_grad():

@@ -76,6 +76,17 @@ def test_threads_that_spin_are_asleep_before_the_next_runtime_is_timed():
         assert samples == {"a": [cost] * 8, "b": [cost] * 8}
 
 
+@pytest.mark.parametrize("warm, before", [(0.0, 2), (3.0, 2), (10.0, 6)])
+def test_calls_go_on_untimed_until_the_machine_is_awake(warm, before):
+    """Every core of it: the calls are slow until the clock says 10."""
+    world = World(lambda name: 1.0 if world.now >= 10 else 2.0)
+    samples = interleave(
+        {n: world.call(n) for n in "ab"}, Plan(3, 3, 3, settle=0, warm=warm, warmup=1), clock=world.clock
+    )
+    assert [len(times) for times in samples.values()] == [3, 3] and len(world.log) == before + 6
+    assert (samples == {"a": [1.0] * 3, "b": [1.0] * 3}) == (warm == 10.0)
+
+
 def test_the_order_changes_between_rounds():
     world = World(lambda name: 1.0)
     interleave({n: world.call(n) for n in "abc"}, Plan(least=20, most=20, warmup=0, settle=0), clock=world.clock)

@@ -101,6 +101,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "no time": lambda: Plan(seconds=float("nan")),
     "no patience": lambda: Plan(patience=-1),
     "no end of calm": lambda: Plan(calm=float("inf")),
+    "no beginning": lambda: Plan(warm=float("inf")),
     "parts of a round": lambda: Plan(least=1.5),  # type: ignore[arg-type]
     "truth as steps": lambda: Settings("inception_v1", steps=True),
 }

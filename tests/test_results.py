@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 publish, judge = _load("publish"), _load("judge")
-headline, UNMEASURED = sys.modules["headline"], sys.modules["tables"].UNMEASURED
+kept, UNMEASURED = sys.modules["pictures"].kept, sys.modules["tables"].UNMEASURED
 ORIGIN = {
     "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
@@ -149,7 +149,7 @@ def test_readme_has_one_image_beside_the_fastest_peer(house: Path) -> None:
     link = "(benchmarks/results/chip-r-9-2-cores/2026-01-02-bench.json)"
     assert link in text and f"(../{link[1:]}" in shown(house) and link not in shown(house)
     picture = house / "docs" / "speed.svg"
-    numbers = headline.kept(picture)
+    numbers = kept(picture)
     assert numbers == {
         "inception_v1 float32": {"inception_fast": 10.0, "eager": 1.0},
         "inception_v3 float32": {
@@ -160,7 +160,7 @@ def test_readme_has_one_image_beside_the_fastest_peer(house: Path) -> None:
     assert publish.main(["--check"], house) == 0
     picture.write_text(picture.read_text().replace("2.632", "2.633"))
     assert publish.main(["--check"], house) == 1
-    assert publish.main([], house) == 0 and headline.kept(picture) == numbers
+    assert publish.main([], house) == 0 and kept(picture) == numbers
 
 
 @pytest.mark.parametrize(

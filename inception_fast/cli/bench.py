@@ -329,13 +329,15 @@ def _cases(
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from ..measure.timer import CALM, ROUNDS, Plan
+    from ..measure.timer import CALM, ROUNDS, WARM, Plan
 
     if args.quick:
         return Plan(seconds=1.0, least=3, most=3, warmup=1)
     if args.repeats:
-        return Plan(least=args.repeats, most=args.repeats, patience=math.inf, calm=CALM)
-    return Plan(seconds=args.seconds, most=ROUNDS, calm=CALM) if args.seconds else Plan(calm=CALM)
+        return Plan(least=args.repeats, most=args.repeats, patience=math.inf, calm=CALM, warm=WARM)
+    if args.seconds:
+        return Plan(seconds=args.seconds, most=ROUNDS, calm=CALM, warm=WARM)
+    return Plan(calm=CALM, warm=WARM)
 
 
 def _plot(rows: list[Row], origin: dict[str, Any], folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,11 @@ SLOW: dict[str, Any] = {"seconds": 5.0, "warmup": 1, "settle": 0}
 
 def plan_of(args: argparse.Namespace, batch: int, plan: Plan) -> Plan:
     """`plan` where its length was asked for; else one that keeps the whole suite within twelve minutes on two cores."""
-    from ..measure.timer import CALM, Plan
+    from ..measure.timer import CALM, WARM, Plan
 
     if _asked(args):
         return plan
-    return Plan(**SLOW, calm=CALM) if batch > 1 else Plan(seconds=SLOW["seconds"], calm=CALM)
+    return Plan(**(SLOW if batch > 1 else {"seconds": SLOW["seconds"]}), calm=CALM, warm=WARM)
 
 
 def _asked(args: argparse.Namespace) -> bool:
@@ -148,9 +149,11 @@ def _pairs(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterato
 
 def _growth(names: list[str], threads: int, rounds: Plan, quick: bool) -> Iterator[dict[str, Any]]:
     from ..measure.cpu_suite import BATCHES, SIDES, growth
+    from ..measure.timer import WARM
 
     (model,) = _networks([STUDIED])
     batches, sides = (BATCHES[:1], SIDES[:1]) if quick else (BATCHES, SIDES)
+    rounds = rounds if quick else replace(rounds, warm=WARM)
     for dtype in DTYPES:
         yield from growth(model, dtype, sorted({1, threads}), batches, sides, rounds)
 

@@ -13,11 +13,18 @@ COLOURS = {"float32": "#d99b4e", "bfloat16": "#1b6ca8"}
 
 
 def plot_growth(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """A PNG of milliseconds an image over the batch and GFLOP/s over the side, a line a format and count of threads.
+    """Writes `growth_figure` as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(growth_figure(rows, title))
+    write_atomically(path, lambda scratch: canvas.print_png(scratch))
+
+
+def growth_figure(rows: Sequence[dict[str, Any]], title: str) -> Any:
+    """A figure of milliseconds an image over the batch and GFLOP/s over the side, a line a format and count of threads.
 
     Needs matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -43,5 +50,4 @@ def plot_growth(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axes.set_ylabel(up)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4, fontsize=9)
-    canvas = FigureCanvasAgg(figure)
-    write_atomically(path, lambda scratch: canvas.print_png(scratch))
+    return figure

@@ -17,6 +17,7 @@ FEWEST = 3  # rounds, below which a median means nothing
 LEVEL = 0.02  # of false alarms in a family of comparisons
 ROUNDS = 10_000  # at most where seconds were asked for: what takes microseconds must end, too
 CALM = 0.1  # seconds, where runtimes keep threads of their own
+WARM = 2.0  # seconds, where calls have several threads
 FLOOR = 0.02  # two builds of the same code differ by up to 1.5 %, always the same way: memory of theirs lies elsewhere
 
 
@@ -29,7 +30,8 @@ class Plan:
     Fewer than nine rounds cannot establish anything against four peers. Before its timed call each runtime runs
     untimed ones, `settle` of them and for `calm` seconds, because the runtime before it left its own data in the caches
     and its own threads spinning, ONNX Runtime's for 45 ms. A pause in their place would be timed, too: who sleeps first
-    wakes to a slower processor.
+    wakes to a slower processor. Before the first round the calls go on untimed for `warm` seconds: two cores of a
+    virtual machine one of which was idle, as while a model is built, may have one of the host's for a second.
     """
 
     seconds: float = 10.0
@@ -39,6 +41,7 @@ class Plan:
     warmup: int = 2
     settle: int = 1
     calm: float = 0.0
+    warm: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -49,8 +52,9 @@ class Plan:
                 raise ValueError(f"{field.name} {value!r}; allowed: {'an integer' if whole else 'a number'}")
         if not 1 <= self.least <= self.most:
             raise ValueError(f"rounds {self.least} to {self.most}; allowed: 1 <= least <= most")
-        if min(self.seconds, self.patience) <= 0 or min(self.warmup, self.settle) < 0 or not 0 <= self.calm < math.inf:
-            raise ValueError(f"{self}; allowed: seconds and patience > 0, warmup and settle >= 0, calm finite and >= 0")
+        untimed = self.warmup, self.settle, self.calm, self.warm
+        if min(self.seconds, self.patience) <= 0 or not all(0 <= value < math.inf for value in untimed):
+            raise ValueError(f"{self}; allowed: seconds and patience > 0, warmup, settle, calm and warm >= 0, finite")
 
     def share(self, done: int, spent: float) -> float:
         """How much of the measuring is over after `done` rounds in `spent` seconds; from 1 on it ends."""
@@ -120,8 +124,12 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
+    begin = clock()
     for call in calls.values():
         for _ in range(plan.warmup):
+            call()
+    while plan.warm and clock() - begin < plan.warm:
+        for call in calls.values():
             call()
     start = clock()
     for done in range(1, plan.most + 1):

@@ -39,7 +39,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     status = {**dispatch.backend_status(), "triton": dispatch.Available("interpreted")}
     monkeypatch.setattr(dispatch, "backend_status", lambda: status)
     monkeypatch.setattr(_batch_norm, "is_native", lambda x: x.is_contiguous(memory_format=torch.channels_last))
-    monkeypatch.setattr("inception_fast.layers._on_gpu", lambda x: True)
+    monkeypatch.setattr("inception_fast._conv_bn_relu._on_gpu", lambda x: True)
 
 
 def arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
