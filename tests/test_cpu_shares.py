@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +62,45 @@ def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
     scene.steps.append(conv.step(x, (Output(y, True),)))
     spent = shares(scene, 48)
     assert spent.max() < 1.5 * np.median(spent)
+
+
+BESIDE_OTHERS = """
+import os, statistics, subprocess, sys, time
+cores = sorted(os.sched_getaffinity(0))[:2]
+os.sched_setaffinity(0, cores)
+import torch
+import inception_fast as fast
+torch.set_num_threads(2)
+x = torch.zeros(1, 3, 160, 160)
+model = fast.optimize(fast.create_model("inception_v2").eval(), x)
+def middle():
+    times = []
+    for _ in range(60):
+        start = time.perf_counter()
+        model(x)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+middle()
+alone = middle()
+busy = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True)\\nwhile True: pass"
+others = [subprocess.Popen([sys.executable, "-c", busy, str(core)], stdout=subprocess.PIPE) for core in cores]
+try:
+    for other in others:
+        other.stdout.readline()
+    print(middle() / alone)
+finally:
+    for other in others:
+        other.kill()
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_others_on_the_same_cores_get_their_share_and_no_more() -> None:
+    """About half of each core, so a call takes two to three times as long; where threads that wait yield, thirteen."""
+    done = subprocess.run([sys.executable, "-c", BESIDE_OTHERS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 5
 
 
 @pytest.mark.parametrize(

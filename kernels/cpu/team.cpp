@@ -19,8 +19,9 @@ namespace inception_fast::cpu {
 
 namespace {
 
-constexpr int SPINS = 4000; // about 0.1 ms: longer than a step's imbalance, shorter than a scheduler's slice
-constexpr int YIELD = 512;  // spins after which a thread that shares this core gets a turn
+// About 0.1 ms: longer than a step's imbalance, shorter than a scheduler's slice. Who yields meanwhile gives whatever
+// else wants this core a whole slice, at every step; who sleeps comes back when it is woken.
+constexpr int SPINS = 4000;
 
 void pause() {
 #ifdef INCEPTION_FAST_X86
@@ -119,14 +120,11 @@ void Signal::set(uint64_t value) {
 }
 
 uint64_t Signal::wait(uint64_t old, int spins) {
-  for (int i = 1; i <= spins; ++i) {
+  for (int i = 0; i < spins; ++i) {
     uint64_t now = value();
     if (now != old)
       return now;
-    if (i % YIELD == 0)
-      std::this_thread::yield();
-    else
-      pause();
+    pause();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   ++sleepers_;
