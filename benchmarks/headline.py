@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inception_fast.measure.peers import Layers, Ours, OursWinograd
 from tables import KERAS, UNMEASURED, Case, Found, case_of, line
+
+from inception_fast.measure.peers import Layers, Ours, OursWinograd
 
 MODELS = (
     "inception_v1", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from drawings import PICTURES, draw, kept
 from headline import headline_section
-from pictures import PICTURES, draw, kept
 from tables import (
     Document,
     Found,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inception_fast._fold import Fold
 from inception_fast.backends import hopper_gpu
 from inception_fast.backends.gpu_weights import Packs
-from inception_fast._fold import Fold
 
 GPU = torch.device("cuda", 0)
 

@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 publish, judge = _load("publish"), _load("judge")
-kept, UNMEASURED = sys.modules["pictures"].kept, sys.modules["tables"].UNMEASURED
+kept, UNMEASURED = sys.modules["drawings"].kept, sys.modules["tables"].UNMEASURED
 ORIGIN = {
     "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",

@@ -13,11 +13,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from headline import newest_cases
+from tables import Found, newest
+
 from inception_fast.measure.cpu_plots import growth_figure
 from inception_fast.measure.plots import COLOURS
 from inception_fast.measure.results import write_atomically
 from inception_fast.train.charts import smooth
-from tables import Found, newest
 
 EVERY, WINDOW = 10, 10  # steps between two points of a loss, steps that a point is the mean of
 LINES = ("#1b6ca8", "#d9772b")
