@@ -82,19 +82,22 @@ def test_the_commands_work(command: str, workplace: Path, python_examples: dict[
     assert done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LINKING = {
+    ROOT / name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LINKING], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """To files of the checkout, and to headings as GitHub names them."""
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if not link.startswith("https://")]
-    assert links or page.name == "tensorflow.md"
-    for link in links:
+    links = re.findall(r"\]\(([^)\s]+)\)", (PAGES | LINKING)[page])
+    for link in (link for link in links if not link.startswith("https://")):
         name, _, heading = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         assert target.exists() and target.is_relative_to(ROOT.resolve()), link
         titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE) if heading else []
-        assert not heading or heading in {
-            re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles
-        }, link
+        anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+        assert not heading or heading in anchors, link
 
 
 def test_the_layout_is_the_checkouts() -> None:
