@@ -124,11 +124,11 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
-    begin = clock()
+    end = clock() + plan.warm if plan.warm else 0.0
     for call in calls.values():
         for _ in range(plan.warmup):
             call()
-    while plan.warm and clock() - begin < plan.warm:
+    while plan.warm and clock() < end:
         for call in calls.values():
             call()
     start = clock()
