@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 publish, judge = _load("publish"), _load("judge")
-kept, UNMEASURED = sys.modules["drawings"].kept, sys.modules["tables"].UNMEASURED
+drawings, UNMEASURED = sys.modules["drawings"], sys.modules["tables"].UNMEASURED
 ORIGIN = {
     "machine": "Chip 9, 2 cores", "cpu": "Chip(R) 9", "cores": 2, "threads": 2, "load": 0.3, "versions": {"torch": "2"},
     "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00", "command": "inception-fast bench m",
@@ -149,7 +149,7 @@ def test_readme_has_one_image_beside_the_fastest_peer(house: Path) -> None:
     link = "(benchmarks/results/chip-r-9-2-cores/2026-01-02-bench.json)"
     assert link in text and f"(../{link[1:]}" in shown(house) and link not in shown(house)
     picture = house / "docs" / "speed.svg"
-    numbers = kept(picture)
+    numbers = drawings.kept(picture)
     assert numbers == {
         "inception_v1 float32": {"inception_fast": 10.0, "eager": 1.0},
         "inception_v3 float32": {
@@ -160,7 +160,7 @@ def test_readme_has_one_image_beside_the_fastest_peer(house: Path) -> None:
     assert publish.main(["--check"], house) == 0
     picture.write_text(picture.read_text().replace("2.632", "2.633"))
     assert publish.main(["--check"], house) == 1
-    assert publish.main([], house) == 0 and kept(picture) == numbers
+    assert publish.main([], house) == 0 and drawings.kept(picture) == numbers
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,19 @@ def test_readme_has_no_row_without_a_peer(house: Path) -> None:
     assert publish.main([str(put(house, networks(), "a.json")), str(put(house, alone, "b.json"))], house) == 0
     text = (house / "README.md").read_text()
     assert V3 in text and "2026-01-03" not in text
+
+
+@pytest.mark.parametrize("name", drawings.PICTURES)
+def test_a_picture_is_drawn_from_the_numbers_that_it_keeps(name: str, tmp_path: Path) -> None:
+    numbers = drawings.kept(ROOT / name)
+    figure = drawings.PICTURES[name].figure(numbers)
+    drawings.draw(figure, numbers, tmp_path / "again.svg")
+    assert drawings.kept(tmp_path / "again.svg") == numbers
+    shown, again = (
+        (path.read_text().count("<text"), path.read_text().count("<path"))
+        for path in (ROOT / name, tmp_path / "again.svg")
+    )
+    assert shown == again and min(shown) > 10
 
 
 def test_a_training_step_is_shown_with_its_memory(house: Path) -> None:
