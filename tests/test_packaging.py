@@ -176,9 +176,9 @@ def test_the_wheel_names_its_licence_and_takes_ranges(wheel: Path) -> None:
 def test_the_sdist_holds_what_the_build_and_the_tests_need(sdist: Path, copy: Copy) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {
-        file.as_posix() for file in copy.files if file.parts[0] in ("inception_fast", "kernels", "tests", "benchmarks")
-    }
+    folders = ("inception_fast", "kernels", "tests", "benchmarks", "docs")
+    wanted = {file.as_posix() for file in copy.files if file.parts[0] in folders}
+    assert {name.partition("/")[0] for name in wanted} == set(folders)
     wanted |= {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
     assert wanted <= names
     assert not [name for name in names if name.endswith((".so", ".pyc", ".o"))]
