@@ -64,6 +64,18 @@ def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
     assert spent.max() < 1.5 * np.median(spent)
 
 
+@pytest.mark.alone
+def test_threads_share_the_tile_between_them() -> None:
+    """Nine tiles for two threads: of whole tiles one would have five, the other four."""
+    rows = 6 if TIER == "avx2" else 14
+    conv = normals(ConvSpec(1, 9, rows, 256, 256, 1, 1))
+    scene = Scene()
+    x, y = scene.put(conv.x), scene.room(1, 9, rows, 256)
+    scene.steps.append(conv.step(x, (Output(y, True),)))
+    spent = shares(scene, 2)
+    assert spent.min() > 0.88 * spent.max()
+
+
 BESIDE_OTHERS = """
 import os, statistics, subprocess, sys, time
 cores = sorted(os.sched_getaffinity(0))[:2]

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from inception_fast.kernels import cpu
 from inception_fast.kernels.plan import ALIGNMENT, EltwiseStep, ImportStep, NormalizeStep, Plan
 from torch import Tensor, nn
@@ -17,41 +15,11 @@ import engine_nets
 import numerics
 from engine_nets import NETS, Function, images, randomised, relative
 from inception_fast.engine import interpret
-from inception_fast.engine.memory import Lifetime, aligned, place
 from inception_fast.engine.passes import optimise
 from inception_fast.engine.plan import Program, Tap, TorchItem, lower
 from inception_fast.engine.program import ArenaPool, Compiled
 from inception_fast.engine.segment import NativeItem, views
 from plan_oracle import run_plan
-
-LIVES = st.lists(
-    st.tuples(st.integers(0, 5000), st.integers(0, 30), st.integers(0, 8)).map(
-        lambda t: Lifetime(t[0], t[1], t[1] + t[2])
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(LIVES)
-def test_living_buffers_never_overlap(lives: list[Lifetime]) -> None:
-    positions, total = place(lives)
-    for i, (a, at) in enumerate(zip(lives, positions, strict=True)):
-        assert at % ALIGNMENT == 0 and at >= 0 and at + a.bytes <= total
-        for b, bt in list(zip(lives, positions, strict=True))[:i]:
-            assert not a.meets(b) or at + a.bytes <= bt or bt + b.bytes <= at
-
-
-@settings(max_examples=100, deadline=None)
-@given(LIVES)
-def test_memory_is_reused(lives: list[Lifetime]) -> None:
-    """Never more than twice what is alive at the worst step, far below the sum for long chains."""
-    alive = [sum(aligned(a.bytes) for a in lives if a.first <= t <= a.last) for t in range(40)]
-    assert max(alive, default=0) <= place(lives)[1] <= 2 * max(alive, default=0)
-
-
-def test_a_chain_needs_two_buffers() -> None:
-    assert place([Lifetime(640, i, i + 1) for i in range(20)])[1] == 2 * 640
 
 
 def check_lifetimes(plan: Plan) -> None:

@@ -28,7 +28,7 @@ from ..kernels.plan import (
 from ..kernels.spec import ITEM_BYTES, ConvSpec, PairSpec
 from . import graph as ir
 from .interpret import infer_shapes
-from .memory import Lifetime, place
+from .memory import Lifetime, place_by_halves
 from .native import VIEWS, Map, Native, Reasons, conv_spec, pool_spec
 from .segment import NativeItem, segment
 
@@ -447,7 +447,7 @@ class _Lowering:
         arena = [i for i, d in enumerate(self.drafts) if d.output is None and d.touched and not d.local]
         drafts = [self.drafts[i] for i in arena]
         lives = [Lifetime(ITEM_BYTES[d.dtype] * math.prod(d.map), min(d.touched), self._last(d)) for d in drafts]
-        positions, total = place(lives)
+        positions, total = place_by_halves(lives)
         at = dict(zip(arena, positions, strict=True))
         buffers = []
         for i, draft in enumerate(self.drafts):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels.plan import ConvStep, PairStep, Plan, PoolStep, Step
 from ..kernels.spec import ITEM_BYTES, PairSpec
 from . import graph as ir
-from .memory import Lifetime, place
+from .memory import Lifetime, place_by_halves
 from .plan import Program, Tap
 from .program import Compiled, convolutions_of
 from .segment import NativeItem, views
@@ -82,7 +82,7 @@ def in_slices(plan: Plan, images: Sequence[int], fuses: Fuses) -> Plan:
     for i in arena:
         shared = len({images[t] for t in touched[i]}) > 1
         lives.append(Lifetime(buffers[i].bytes, 0 if shared else min(touched[i]), max(touched[i])))
-    positions, total = place(lives)
+    positions, total = place_by_halves(lives)
     for i, position in zip(arena, positions, strict=True):
         buffers[i] = replace(buffers[i], position=position)
     return Plan(tuple(buffers), tuple(steps), plan.inputs, total, tuple(images))

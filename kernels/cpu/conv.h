@@ -258,7 +258,7 @@ inline void run_block(const ConvOp &op, const Call &call, const Part &part, Bloc
 // T: the type of x and of the weights.
 template <class T> inline void conv_of(const ConvOp &op, const Call &call, const Worker &worker) {
   int64_t tiles = tile_count(op);
-  Part part = part_of(op, worker, tiles, direct_groups(op, tiles, worker.count));
+  Part part = direct_part(op, worker, tiles);
   if (part.low >= part.high)
     return;
   Block<Operand<T>> block;
