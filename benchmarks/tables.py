@@ -83,7 +83,7 @@ def _bench_table(cases: Sequence[Case], document: Document, path: Path) -> str:
         lines.append(line([*cells, "-" if error is None else f"{error:.1e}"]))
     remarks = [
         "Milliseconds a call, the median and in brackets its time over ours; ~: within the noise of the run. The error "
-        "is ours against float64.",
+        "is ours against float64." + _apart(document["rows"]),
         origin_of(document["provenance"], path),
     ]
     return "\n".join([*lines, "", *remarks, *([""] if notes else []), *(f"- {note}" for note in notes)])
@@ -111,6 +111,14 @@ def _time(row: Mapping[str, Any] | None) -> str:
 
 def line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _apart(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How far the cores were from each other; nothing of files from before that was measured."""
+    found = sorted(row["handover_ns"] for row in rows if row.get("handover_ns"))
+    if not found:
+        return ""
+    return f" What one core writes, another saw after {found[0]:.0f} to {found[-1]:.0f} ns, by the medians of the rows."
 
 
 def origin_of(origin: Mapping[str, Any], path: Path) -> str:
@@ -167,7 +175,8 @@ def _suite(path: Path, document: Document, root: Path) -> str:
     peaks = " and ".join(f"{gflops:,.0f} in {dtype}" for dtype, gflops in document["peak_gflops"].items())
     lines += [
         "",
-        f"As above. The peak is that of arithmetic on registers, GFLOP/s: {peaks}, {document['tier']}.",
+        f"As above. The peak is that of arithmetic on registers, GFLOP/s: {peaks}, {document['tier']}."
+        + _apart(document["rows"]),
         *_pairs(document["pairs"]),
         origin_of(document["provenance"], path.relative_to(root)),
     ]

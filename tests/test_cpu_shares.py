@@ -76,6 +76,27 @@ def test_threads_share_the_tile_between_them() -> None:
     assert spent.min() > 0.88 * spent.max()
 
 
+ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from inception_fast.kernels import cpu
+print(cpu.handover_ns())
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_how_far_two_cores_are_from_each_other() -> None:
+    """Nearer than a thread could sleep and wake, farther than a core is from its own line."""
+    found = [ns for ns in (cpu.handover_ns() for _ in range(20)) if ns is not None]
+    assert found and 2 < min(found) < 2000
+
+
+def test_one_core_is_not_far_from_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", ON_ONE_CORE], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.strip() == "None"
+
+
 BESIDE_OTHERS = """
 import os, statistics, subprocess, sys, time
 cores = sorted(os.sched_getaffinity(0))[:2]

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -328,6 +329,17 @@ def test_a_suite_is_shown_with_its_share_of_the_peak(house: Path) -> None:
     assert "that of the form that plans take.\n" in text, "an older file has no mixed calls"
     assert "form that plans take, whose first call after one of oneDNN's takes 1.08 to 1.30 times.\n" in text
     assert text.count(UNMEASURED) == 6
+
+
+@pytest.mark.parametrize("make", [bench, suite])
+def test_tables_say_how_far_the_cores_were(house: Path, make: Callable[[], dict]) -> None:
+    document = make()
+    assert publish.main([str(put(house, document))], house) == 0 and "another saw after" not in shown(house)
+    for row, ns in zip(document["rows"], (163.9, 25.2, None), strict=False):
+        row["handover_ns"] = ns
+    document["provenance"]["date"] = "2026-01-03T03:04:05+00:00"
+    assert publish.main([str(put(house, document))], house) == 0
+    assert "What one core writes, another saw after 25 to 164 ns, by the medians of the rows." in shown(house)
 
 
 def test_a_study_of_false_alarms_is_shown(house: Path) -> None:

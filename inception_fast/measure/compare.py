@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..kernels import cpu
 from .peers import DTYPES, Built, Layers, Ours, OursWinograd, Runtime, TimeLimit, limited, quiet
 from .timer import Plan, contrasts, interleave, summarise
 
@@ -48,7 +50,8 @@ class Row:
     """One runtime's answer. `ratio` is its time over ours.
 
     `status` is ok, wrong, failed or unavailable, with `note` the reason. `established` says whether the order of the
-    two is beyond the noise of this run.
+    two is beyond the noise of this run. `handover_ns` is how long a line of the cache took from core to core, the
+    median of all rounds: cores that share no cache make a call a tenth longer.
     """
 
     model: str
@@ -63,6 +66,7 @@ class Row:
     note: str = ""
     rounds: int = 0
     established: bool | None = None
+    handover_ns: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -176,8 +180,14 @@ def compare(
             watch.stage(f"{case}: timing {', '.join(runners)}")
             calls = {name: _named(name, runner.bind(subject.batches[0])) for name, runner in runners.items()}
             try:
-                rounds = interleave(calls, plan, on_round=lambda p: watch.done(BUILD_SHARE + (1 - BUILD_SHARE) * p))
-                return _timed(rows, rounds)
+                apart: list[float] = []
+
+                def after_round(share: float, apart: list[float] = apart) -> None:
+                    apart += filter(None, [cpu.handover_ns() if threads > 1 else None])
+                    watch.done(BUILD_SHARE + (1 - BUILD_SHARE) * share)
+
+                rounds = interleave(calls, plan, on_round=after_round)
+                return _timed(rows, rounds, round(statistics.median(apart), 1) if apart else None)
             except _Failed as failure:
                 del runners[failure.runtime]
                 note = f"while timed: {_said(failure.error)}"
@@ -256,8 +266,8 @@ def _judged(row: Row, built: Built, outputs: list[Tensor], subject: Subject) -> 
     return replace(row, note=built.note, rel_error=worst), built
 
 
-def _timed(rows: list[Row], samples: dict[str, list[float]]) -> list[Row]:
-    """Fills in the times, the ratios and whether they are established."""
+def _timed(rows: list[Row], samples: dict[str, list[float]], apart: float | None = None) -> list[Row]:
+    """Fills in the times, the ratios and whether they are established, and how far the cores were from each other."""
     against = contrasts(samples, Ours.name)
     filled = []
     for row in rows:
@@ -270,6 +280,7 @@ def _timed(rows: list[Row], samples: dict[str, list[float]]) -> list[Row]:
                 ratio=rival.ratio if rival else 1.0,
                 rounds=summary.count,
                 established=rival.established if rival else None,
+                handover_ns=apart,
             )
         filled.append(row)
     return filled

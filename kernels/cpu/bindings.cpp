@@ -2,6 +2,7 @@
 // weights.
 #include "batch_norm_op.h"
 #include "build.h"
+#include "handover.h"
 #include "openmp.h"
 #include "train_conv.h"
 #include "train_pool_op.h"
@@ -153,6 +154,11 @@ double peak(const std::string &tier, const std::string &dtype, double seconds) {
     spent = std::chrono::duration<double>(Clock::now() - start).count();
   } while (spent < seconds);
   return static_cast<double>(rounds * each) / spent;
+}
+
+double handed_over() {
+  Unlocked unlocked;
+  return handover();
 }
 
 Type type_named(const std::string &name, const char *role, bool bytes) {
@@ -415,6 +421,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("tiers", &tiers);
   m.attr("CHUNK") = CHUNK;
   m.def("peak", &peak);
+  m.def("handover", &handed_over);
   m.def("trim", &trim);
   m.def("leave_openmp", &leave_openmp);
   m.def("batch_norm_relu", &batch_norm_forward);
