@@ -108,7 +108,7 @@ def peak_flops(dtype: str = "float32", threads: int = 1, tier: str | None = None
 def handover_ns() -> float | None:
     """Nanoseconds until one core sees what another one wrote into a line of the cache that it waits for.
 
-    Some 40 where both share a cache, a multiple where they do not: a virtual machine's change from minute to minute.
+    Some 40 where both share a cache, 160 where they do not, on a Zen 4 whose host moves them from minute to minute.
     Takes 0.1 ms, 20 at most. None with one core, or where others leave no time for it.
     """
     seconds = _native.handover()
