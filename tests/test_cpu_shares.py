@@ -26,6 +26,16 @@ def shares(scene: Scene, threads: int) -> np.ndarray:
     return np.min(found, axis=0)[:, -1]
 
 
+def of_tiles(count: int) -> Scene:
+    """A 1x1 convolution of 256 channels on so many lines, each as long as a tile."""
+    rows = 6 if TIER == "avx2" else 14
+    conv = normals(ConvSpec(1, count, rows, 256, 256, 1, 1))
+    scene = Scene()
+    x, y = scene.put(conv.x), scene.room(1, count, rows, 256)
+    scene.steps.append(conv.step(x, (Output(y, True),)))
+    return scene
+
+
 @pytest.mark.alone
 def test_threads_share_out_the_lines_of_all_images_of_a_fused_pair() -> None:
     """Two columns each of three images, for six threads: shared out image by image, four would have none."""
@@ -55,24 +65,14 @@ def test_few_tiles_of_winograds_algorithm_are_shared_by_groups_of_threads() -> N
 @pytest.mark.alone
 def test_a_map_of_few_tiles_is_shared_by_groups_of_threads() -> None:
     """66 tiles for 48 threads: alone with their tiles 18 of them would have two and the others one."""
-    rows = 6 if TIER == "avx2" else 14
-    conv = normals(ConvSpec(1, 66, rows, 256, 256, 1, 1))
-    scene = Scene()
-    x, y = scene.put(conv.x), scene.room(1, 66, rows, 256)
-    scene.steps.append(conv.step(x, (Output(y, True),)))
-    spent = shares(scene, 48)
+    spent = shares(of_tiles(66), 48)
     assert spent.max() < 1.5 * np.median(spent)
 
 
 @pytest.mark.alone
 def test_threads_share_the_tile_between_them() -> None:
     """Nine tiles for two threads: of whole tiles one would have five, the other four."""
-    rows = 6 if TIER == "avx2" else 14
-    conv = normals(ConvSpec(1, 9, rows, 256, 256, 1, 1))
-    scene = Scene()
-    x, y = scene.put(conv.x), scene.room(1, 9, rows, 256)
-    scene.steps.append(conv.step(x, (Output(y, True),)))
-    spent = shares(scene, 2)
+    spent = shares(of_tiles(9), 2)
     assert spent.min() > 0.88 * spent.max()
 
 
